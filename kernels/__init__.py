@@ -1,0 +1,32 @@
+"""Every hot operation of diffusion on point clouds, with a plain PyTorch reference for each.
+
+All of them take a leading axis M: M independent models in the same launches. M = 1 is the
+ordinary case.
+"""
+
+from .adamw import AdamWState, adamw_, adamw_state
+from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
+from .q_sample import Draw, q_sample, q_sample_batch
+from .reverse_step import reverse_step
+from .sample_chain import Guide, Network, draw_prior, sample_chain
+from .train_step import TrainingData, train_step
+
+__all__ = [
+    "ACTIVATIONS",
+    "AdamWState",
+    "Draw",
+    "Guide",
+    "MLPParameters",
+    "MLPShape",
+    "Network",
+    "TrainingData",
+    "adamw_",
+    "adamw_state",
+    "draw_prior",
+    "mlp",
+    "q_sample",
+    "q_sample_batch",
+    "reverse_step",
+    "sample_chain",
+    "train_step",
+]

@@ -1,0 +1,55 @@
+"""Checks of arguments: one line that names the argument, what was given and what is allowed."""
+
+from torch import Tensor
+
+BACKENDS = ("torch",)
+
+
+def check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_last_dim(name: str, tensor: Tensor, size: int) -> None:
+    if tensor.dim() == 0 or tensor.shape[-1] != size:
+        raise ValueError(f"{name} must have {size} as its last dimension, got {list(tensor.shape)}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """All tensors that are not None lie on the device of the first."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, *rest = given
+    for name in rest:
+        if given[name].device != given[first].device:
+            raise ValueError(
+                f"{name} must be on {given[first].device} like {first}, got {given[name].device}"
+            )
+
+
+def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Integer values lie in [low, high); looks at the values, so it costs a device sync."""
+    if tensor.is_floating_point():
+        raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
+    if tensor.numel() and (tensor.min() < low or tensor.max() >= high):
+        raise ValueError(
+            f"{name} must be from {low} to {high - 1}, "
+            f"got values from {tensor.min().item()} to {tensor.max().item()}"
+        )
+
+
+def check_positive(name: str, value: int, allow_zero: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < (0 if allow_zero else 1):
+        bound = "0" if allow_zero else "1"
+        raise ValueError(f"{name} must be an integer of at least {bound}, got {value!r}")

@@ -1,0 +1,134 @@
+"""Multi-layer perceptron in plain PyTorch: forward, backward and input gradient.
+
+    h_0 = x,   z_l = h_l W_l^T + b_l,   h_{l+1} = act(z_l),   y = the last z
+
+:func:`mlp` is what autograd differentiates. :func:`forward` and :func:`backward` are the same
+function with its derivative written out, which spares a training step autograd's bookkeeping.
+Everything takes M networks at once: x [M, B, in], weights [M, out, in].
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .shape import MLPParameters, MLPShape
+
+
+def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:
+    """y = MLP(x), differentiable any number of times.
+
+    Args:
+        x: [M, B, in].
+        parameters: of M networks.
+        shape: their shape.
+
+    Returns:
+        [M, B, out].
+    """
+    return forward(x, parameters, shape)[0]
+
+
+def forward(
+    x: Tensor, parameters: MLPParameters, shape: MLPShape
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """y, with the layers' inputs h_l and the hidden pre-activations z_l."""
+    inputs, preactivations = [x], []
+    for layer in range(shape.hidden_layers):
+        z = _linear(inputs[-1], parameters, layer)  # [M, B, width]
+        preactivations.append(z)
+        inputs.append(_activate(z, shape, _slope(parameters, shape, layer)))
+    return _linear(inputs[-1], parameters, shape.hidden_layers), inputs, preactivations
+
+
+def backward(
+    grad_y: Tensor,
+    inputs: list[Tensor],
+    preactivations: list[Tensor],
+    parameters: MLPParameters,
+    shape: MLPShape,
+    grad: MLPParameters,
+) -> None:
+    """Writes the gradients of sum(grad_y * y) with respect to all parameters into ``grad``.
+
+    Args:
+        grad_y: [M, B, out].
+        inputs, preactivations: what :func:`forward` returned.
+        parameters, shape: of the networks.
+        grad: where the gradients go, same shapes as ``parameters``; overwritten.
+    """
+    if grad.slope is not None:
+        grad.slope.zero_()
+    grad_z = grad_y
+    for layer in range(shape.hidden_layers, -1, -1):
+        torch.bmm(grad_z.mT, inputs[layer], out=grad.weights[layer])
+        if grad.biases is not None:
+            torch.sum(grad_z, dim=1, out=grad.biases[layer])
+        if layer > 0:
+            grad_h = torch.bmm(grad_z, parameters.weights[layer])  # [M, B, width]
+            grad_z, grad_slope = _activate_backward(
+                grad_h, preactivations[layer - 1], shape, _slope(parameters, shape, layer - 1)
+            )
+            if grad_slope is not None:
+                grad.slope[:, (layer - 1) % shape.slopes] += grad_slope
+
+
+def input_gradient(
+    grad_y: Tensor, preactivations: list[Tensor], parameters: MLPParameters, shape: MLPShape
+) -> Tensor:
+    """Gradient of sum(grad_y * y) with respect to x alone, [M, B, in]; no weight gradients."""
+    grad_z = grad_y
+    for layer in range(shape.hidden_layers, 0, -1):
+        grad_h = torch.bmm(grad_z, parameters.weights[layer])
+        grad_z, _ = _activate_backward(
+            grad_h, preactivations[layer - 1], shape, _slope(parameters, shape, layer - 1)
+        )
+    return torch.bmm(grad_z, parameters.weights[0])
+
+
+def _linear(h: Tensor, parameters: MLPParameters, layer: int) -> Tensor:
+    weight = parameters.weights[layer].mT
+    if parameters.biases is None:
+        return torch.bmm(h, weight)
+    return torch.baddbmm(parameters.biases[layer].unsqueeze(1), h, weight)
+
+
+def _slope(parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor | float | None:
+    """The slope for z < 0 after hidden layer ``layer``: a number, or [M, 1, 1]."""
+    if shape.activation == "prelu":
+        return parameters.slope[:, layer % shape.slopes, None, None]
+    return shape.negative_slope if shape.activation == "leaky_relu" else None
+
+
+def _activate(z: Tensor, shape: MLPShape, slope: Tensor | float | None) -> Tensor:
+    match shape.activation:
+        case "prelu" if slope.shape[0] == 1:
+            return F.prelu(z, slope.flatten())
+        case "prelu":
+            return z.relu() + slope * z.clamp(max=0)
+        case "leaky_relu":
+            return F.leaky_relu(z, slope)
+        case "none":
+            return z
+    return getattr(F, shape.activation)(z)
+
+
+def _activate_backward(
+    grad_h: Tensor, z: Tensor, shape: MLPShape, slope: Tensor | float | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient with respect to z, and for PReLU with respect to the slope, [M].
+
+    Overwrites ``grad_h``.
+    """
+    match shape.activation:
+        case "prelu" | "leaky_relu":
+            # Two orders of magnitude faster on a CPU than torch.where with a mask.
+            positive = torch.ops.aten.threshold_backward(grad_h, z, 0)  # grad_h where z > 0
+            negative = grad_h.sub_(positive)
+            grad_slope = torch.einsum("mbh,mbh->m", negative, z)
+            grad_z = positive.add_(negative.mul_(slope))
+            return grad_z, grad_slope if shape.activation == "prelu" else None
+        case "none":
+            return grad_h, None
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        return torch.autograd.grad(_activate(leaf, shape, slope), leaf, grad_h)[0], None

@@ -1,0 +1,94 @@
+"""The shape of a multi-layer perceptron and how its parameters lie in one flat buffer."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("prelu", "leaky_relu", "relu", "silu", "gelu", "tanh", "none")
+
+
+class MLPParameters(NamedTuple):
+    """Parameters of M networks of one shape; without the M axis, of one network."""
+
+    weights: tuple[Tensor, ...]  # each [M, out, in]
+    biases: tuple[Tensor, ...] | None  # each [M, out]
+    slope: Tensor | None  # [M, slopes], PReLU only
+
+
+@dataclass(frozen=True)
+class MLPShape:
+    """Widths and activation of a multi-layer perceptron.
+
+    Attributes:
+        widths: (input, hidden ..., output), each at least 1.
+        activation: one of :data:`ACTIVATIONS`, after every layer but the last.
+        slopes: PReLU slopes, 1 shared by all layers or one per hidden layer.
+        negative_slope: the fixed slope of ``leaky_relu``.
+        bias: whether the layers have biases.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    widths: tuple[int, ...]
+    activation: str = "prelu"
+    slopes: int = 1
+    negative_slope: float = 0.01
+    bias: bool = True
+
+    def __post_init__(self):
+        if len(self.widths) < 2 or any(width < 1 for width in self.widths):
+            raise ValueError(
+                f"widths must be (input, hidden ..., output) of at least 1, got {self.widths}"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+            )
+        if self.slopes not in (1, self.hidden_layers):
+            raise ValueError(
+                f"slopes must be 1 or the number of hidden layers ({self.hidden_layers}), "
+                f"got {self.slopes}"
+            )
+
+    @property
+    def hidden_layers(self) -> int:
+        return len(self.widths) - 2
+
+    @property
+    def num_parameters(self) -> int:
+        """Length P of the flat buffer of one network."""
+        layers = sum(o * i + o * self.bias for i, o in pairwise(self.widths))
+        return layers + self.slopes * (self.activation == "prelu")
+
+    def unpack(self, flat: Tensor) -> MLPParameters:
+        """Views of a flat buffer: weight and bias of each layer in order, then the slopes.
+
+        Args:
+            flat: [M, P].
+        """
+        weights, biases, start = [], [], 0
+        for width_in, width_out in pairwise(self.widths):
+            stop = start + width_out * width_in
+            weights.append(flat[:, start:stop].unflatten(1, (width_out, width_in)))
+            start = stop
+            if self.bias:
+                biases.append(flat[:, start : start + width_out])
+                start += width_out
+        slope = flat[:, start:] if self.activation == "prelu" else None
+        return MLPParameters(tuple(weights), tuple(biases) if self.bias else None, slope)
+
+    def pack(self, parameters: MLPParameters) -> Tensor:
+        """The flat buffer [M, P] of parameters with a leading axis M; inverse of :meth:`unpack`."""
+        weights, biases, slope = parameters
+        parts = []
+        for layer, weight in enumerate(weights):
+            parts.append(weight.flatten(1))
+            if biases is not None:
+                parts.append(biases[layer])
+        if slope is not None:
+            parts.append(slope)
+        return torch.cat(parts, dim=1)

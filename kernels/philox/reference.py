@@ -1,0 +1,144 @@
+"""Philox 4x32-10 in plain PyTorch, bit for bit what the Triton kernels draw.
+
+A counter has four 32-bit words::
+
+    word 0, 1   the element (a row of the batch, or a pair of data point and timestep), low and high
+    word 2      the step, epoch or refresh number
+    word 3      the stream (upper 8 bits) and the block of four output words (lower 24 bits)
+
+and the 64-bit seed is the key.
+"""
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_BLOCK_BITS = 24  # of counter word 3; the stream is above them
+
+
+class Stream(IntEnum):
+    """What a random number is for; different streams are independent."""
+
+    DRAW = 0  # index, timestep and noise of a training row
+    NOISE = 1  # noise of a reverse step
+    PRIOR = 2  # x_T
+    ORDER = 3  # round keys of an epoch's permutation
+    SEED = 4  # seeds of the parts of an experiment
+
+
+def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
+    """Ten rounds of Philox 4x32 (Salmon et al. 2011, section 4.2 and table 2).
+
+    Args:
+        counter: int64 [4, ...], each word in [0, 2**32).
+        key: int64 [2, ...], each word in [0, 2**32); trailing dimensions broadcast with the
+            counter's.
+
+    Returns:
+        int64 [4, ...]: four random words in [0, 2**32) for each counter.
+    """
+    key = key.reshape(2, *(1,) * (counter.dim() - key.dim()), *key.shape[1:])
+    multiplier, weyl = (
+        torch.tensor(pair, device=counter.device).view(2, *(1,) * (counter.dim() - 1))
+        for pair in (_MULTIPLIERS, _WEYL)
+    )
+    even, odd = counter[0::2], counter[1::2]  # words (0, 2) and (1, 3)
+    for _ in range(_ROUNDS):
+        # The int64 product wraps, but its 64 bits are those of the unsigned one.
+        product = even * multiplier
+        low, high = product & _MASK32, (product >> 32) & _MASK32
+        even = high.flip(0) ^ odd ^ key
+        odd = low.flip(0)
+        key = (key + weyl) & _MASK32
+    return torch.stack((even, odd), dim=1).flatten(0, 1)
+
+
+def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A seed, or one per model, as int64 [M] on ``device``.
+
+    Raises:
+        ValueError: the seed is negative or not an integer.
+    """
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() > 1:
+            raise ValueError(
+                f"seed must be an int or an int64 tensor [M], got {seed.dtype} {list(seed.shape)}"
+            )
+        return seed.reshape(-1).to(device)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+    return torch.tensor([seed], dtype=torch.int64, device=device)
+
+
+def random_words(
+    seed: Tensor, stream: Stream, step: int | Tensor, element: Tensor, words: int
+) -> Tensor:
+    """Independent 32-bit words for each element.
+
+    Args:
+        seed: int64 [M], one per model.
+        stream: what the numbers are for.
+        step: step, epoch or refresh number in [0, 2**32), an int or int64 [M, 1] or [M, R].
+        element: int64 [R] or [M, R], the 64-bit identity of each row.
+        words: how many words each row gets; rounded up to a multiple of four.
+
+    Returns:
+        int64 [M, R, words rounded up], values in [0, 2**32).
+    """
+    blocks = -(-words // 4)
+    key = torch.stack((seed & _MASK32, (seed >> 32) & _MASK32))[:, :, None, None]  # [2, M, 1, 1]
+    element = element.expand(seed.shape[0], -1)  # [M, R]
+    counter = torch.empty((4, *element.shape, blocks), dtype=torch.int64, device=element.device)
+    counter[0] = (element & _MASK32)[..., None]
+    counter[1] = ((element >> 32) & _MASK32)[..., None]
+    counter[2] = step[..., None] if isinstance(step, Tensor) else step
+    counter[3] = (int(stream) << _BLOCK_BITS) + torch.arange(blocks, device=element.device)
+    return philox4x32(counter, key).permute(1, 2, 3, 0).flatten(2)
+
+
+def uniform_integers(words: Tensor, n: int | Tensor) -> Tensor:
+    """Integers in [0, n) from 32-bit words, by multiplying and keeping the upper half.
+
+    Args:
+        words: int64, values in [0, 2**32).
+        n: bound in [1, 2**31], an int or an int64 tensor that broadcasts. Values are uniform up to
+            n / 2**32.
+
+    Returns:
+        int64, the shape of ``words``.
+    """
+    return (words * n) >> 32
+
+
+def normals(words: Tensor) -> Tensor:
+    """Standard normal numbers from pairs of words (Box and Muller 1958).
+
+    Args:
+        words: int64 [..., 2k], values in [0, 2**32).
+
+    Returns:
+        float32 [..., 2k]; the largest possible magnitude is 5.9.
+    """
+    uniform = (words >> 8).float() * 2.0**-24 + 2.0**-25  # the middle of 2**24 cells of (0, 1)
+    pairs = uniform.unflatten(-1, (-1, 2))
+    radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
+    angle = 2.0 * math.pi * pairs[..., 1]
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)
+
+
+def child_seed(seed: int, part: int) -> int:
+    """The seed of part number ``part`` of an experiment, independent of the other parts' seeds.
+
+    Args:
+        seed: the experiment's seed, from 0 to 2**63 - 1.
+        part: which part, from 0.
+    """
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.tensor([part]), 2)
+    low, high = words[0, 0, :2].tolist()
+    return low | (high & 0x7FFFFFFF) << 32

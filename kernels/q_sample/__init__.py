@@ -1,0 +1,103 @@
+"""The forward process q(x_t | x_0): noising, with or without drawing index, timestep and noise."""
+
+import torch
+from torch import Tensor
+
+from .._validate import (
+    check_backend,
+    check_float,
+    check_last_dim,
+    check_positive,
+    check_range,
+    check_same_device,
+)
+from ..philox import seed_tensor
+from . import reference
+from .reference import Draw
+
+__all__ = ["Draw", "q_sample", "q_sample_batch"]
+
+
+def q_sample(
+    x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020, equation 4).
+
+    Args:
+        x_0: float [B, d], or [M, B, d] for M models.
+        alpha_bar: float [T], or [M, T].
+        t: int64 [B], or [M, B]; 0 is the least noisy timestep.
+        eps: the shape of x_0.
+        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+
+    Returns:
+        x_t, the shape and dtype of x_0.
+
+    Raises:
+        TypeError: x_0 is not floating-point or t is not integer.
+        ValueError: shapes or devices do not fit, or a timestep is outside [0, T).
+    """
+    check_backend(backend)
+    check_float("x_0", x_0)
+    check_same_device(x_0=x_0, alpha_bar=alpha_bar, t=t, eps=eps)
+    if eps.shape != x_0.shape:
+        raise ValueError(
+            f"eps must have the shape of x_0, {list(x_0.shape)}, got {list(eps.shape)}"
+        )
+    if t.shape != x_0.shape[:-1]:
+        raise ValueError(f"t must be {list(x_0.shape[:-1])}, got {list(t.shape)}")
+    check_range("t", t, 0, alpha_bar.shape[-1])
+    many = x_0.dim() == 3
+    models = x_0.shape[0] if many else 1
+    x_t = reference.q_sample(
+        x_0.reshape(models, -1, x_0.shape[-1]),
+        alpha_bar.expand(models, -1).to(x_0.dtype),
+        t.reshape(models, -1),
+        eps.reshape(models, -1, x_0.shape[-1]),
+    )
+    return x_t.reshape(x_0.shape)
+
+
+def q_sample_batch(
+    points: Tensor,
+    alpha_bar: Tensor,
+    batch_size: int,
+    *,
+    seed: int | Tensor,
+    step: int,
+    first_row: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Draw]:
+    """A training batch: data index, timestep and noise drawn by Philox, and x_t made of them.
+
+    Args:
+        points: float32 [N, d], or [M, N, d] for M models.
+        alpha_bar: float32 [T], or [M, T].
+        batch_size: number of rows B, at least 0.
+        seed: one seed, or int64 [M], one per model.
+        step: training step in [0, 2**32).
+        first_row: global number of the first row; ranks of a distributed run share one numbering.
+        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+
+    Returns:
+        x_t float32 [M, B, d], and the :class:`Draw` behind it.
+
+    Raises:
+        TypeError: points are not floating-point.
+        ValueError: shapes or devices do not fit, or a count is negative.
+    """
+    check_backend(backend)
+    check_float("points", points)
+    check_positive("batch_size", batch_size, allow_zero=True)
+    check_positive("step", step, allow_zero=True)
+    check_same_device(points=points, alpha_bar=alpha_bar)
+    points = points if points.dim() == 3 else points[None]
+    models, n_points, dim = points.shape
+    alpha_bar = alpha_bar.expand(models, -1)
+    check_last_dim("alpha_bar", alpha_bar, alpha_bar.shape[-1])
+    seeds = seed_tensor(seed, points.device).expand(models)
+    rows = torch.arange(first_row, first_row + batch_size, device=points.device)
+    counts = torch.tensor([n_points, alpha_bar.shape[1]], device=points.device).expand(models, 2)
+    draw = reference.draw_fresh(seeds, step, rows, counts[:, 0], counts[:, 1], dim)
+    x_0 = reference.gather_points(points, draw.index)
+    return reference.q_sample(x_0, alpha_bar, draw.t, draw.eps), draw

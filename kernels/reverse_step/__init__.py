@@ -1,0 +1,78 @@
+"""One reverse update: DDPM or DDIM, with or without guidance."""
+
+from torch import Tensor
+
+from .._validate import check_backend, check_float, check_last_dim, check_same_device
+from ..philox import Stream, normals, random_words, seed_tensor
+from . import reference
+
+__all__ = ["draw_noise", "reverse_step"]
+
+
+def reverse_step(
+    x_t: Tensor,
+    eps: Tensor,
+    coefficients: Tensor,
+    *,
+    z: Tensor | None = None,
+    grad_log_p: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad_log_p) + c_noise z.
+
+    With the coefficients of DDPM this is line 4 of algorithm 2 of Ho et al. 2020; with those of
+    DDIM, equation 12 of Song et al. 2021; the guidance is equation 14 of Dhariwal and Nichol 2021.
+    ``flashpoint.diffusion.reverse_table`` makes the coefficients from a schedule.
+
+    Args:
+        x_t: float [B, d], or [M, B, d] for M models.
+        eps: the network's noise prediction, the shape of x_t.
+        coefficients: float [4] or [M, 4]: of x_t, of eps, of z, and of the guidance.
+        z: standard normal noise, the shape of x_t; None for none.
+        grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
+            no guidance.
+        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+
+    Returns:
+        x_{t-1}, the shape of x_t.
+
+    Raises:
+        TypeError: x_t is not floating-point.
+        ValueError: shapes or devices do not fit.
+    """
+    check_backend(backend)
+    check_float("x_t", x_t)
+    check_last_dim("coefficients", coefficients, 4)
+    check_same_device(x_t=x_t, eps=eps, coefficients=coefficients, z=z, grad_log_p=grad_log_p)
+    for name, tensor in {"eps": eps, "z": z, "grad_log_p": grad_log_p}.items():
+        if tensor is not None and tensor.shape != x_t.shape:
+            raise ValueError(
+                f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
+            )
+    lifted = [
+        None if a is None else a.reshape(-1, *x_t.shape[-2:]) for a in (x_t, eps, z, grad_log_p)
+    ]
+    x_prev = reference.reverse_step(
+        lifted[0], lifted[1], coefficients.reshape(-1, 4), lifted[2], lifted[3]
+    )
+    return x_prev.reshape(x_t.shape)
+
+
+def draw_noise(seed: int | Tensor, stream: Stream, steps: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Standard normal noise of several reverse steps.
+
+    Args:
+        seed: one seed, or int64 [M].
+        stream: :attr:`Stream.NOISE`, or :attr:`Stream.PRIOR` for x_T.
+        steps: int64 [S], numbers of the steps.
+        rows: int64 [B], global row numbers.
+        dim: dimension d of a point.
+
+    Returns:
+        float32 [S, M, B, d].
+    """
+    seeds = seed_tensor(seed, rows.device)
+    step = steps.repeat_interleave(len(rows))[None]  # [1, S * B]
+    words = random_words(seeds, stream, step, rows.repeat(len(steps)), dim + dim % 2)
+    noise = normals(words[..., : dim + dim % 2])[..., :dim]  # [M, S * B, d]
+    return noise.unflatten(1, (len(steps), len(rows))).transpose(0, 1)

@@ -1,0 +1,95 @@
+"""The whole reverse process of M models, all steps in one call."""
+
+import torch
+from torch import Tensor
+
+from .._validate import check_backend, check_positive, check_range, check_same_device, check_shape
+from ..philox import Stream, seed_tensor
+from ..reverse_step import draw_noise
+from . import reference
+from .reference import Guide, Network
+
+__all__ = ["Guide", "Network", "draw_prior", "sample_chain"]
+
+
+def draw_prior(
+    rows: int,
+    dim: int,
+    *,
+    seed: int | Tensor,
+    first_row: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone."""
+    numbers = torch.arange(first_row, first_row + rows, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    return draw_noise(seed_tensor(seed, device), Stream.PRIOR, zero, numbers, dim)[0]
+
+
+def sample_chain(
+    denoiser: Network,
+    x_T: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    *,
+    seed: int | Tensor,
+    guide: Guide | None = None,
+    first_row: int = 0,
+    keep_every: int = 0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs S reverse steps (Ho et al. 2020, algorithm 2; Song et al. 2021; guided if asked).
+
+    Args:
+        denoiser: M networks that predict the noise; input width d plus the width of the features.
+        x_T: float32 [M, B, d], where the chain starts.
+        table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order in
+            which they are taken.
+        time_features: float32 [M, S, F], what the networks see of each step's t.
+        seed: one seed, or int64 [M]; the noise is a function of (seed, step, row).
+        guide: classifier and labels int64 [M, B]; its strength is in the table.
+        first_row: global number of the first row.
+        keep_every: return x after every so many steps too; 0 for never.
+        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+
+    Returns:
+        samples [M, B, d] and the trajectory [K, M, B, d], which starts with x_T and ends with the
+        samples; K is 0 if ``keep_every`` is 0.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or a label is not one of the classifier's.
+    """
+    check_backend(backend)
+    check_positive("keep_every", keep_every, allow_zero=True)
+    parameters, shape = denoiser
+    models, batch, dim = x_T.shape
+    check_shape("denoiser.parameters", parameters, (models, shape.num_parameters))
+    check_shape("table", table, (models, table.shape[1], 4))
+    check_shape("time_features", time_features, (models, table.shape[1], time_features.shape[-1]))
+    check_same_device(x_T=x_T, parameters=parameters, table=table, time_features=time_features)
+    _check_network("denoiser", denoiser, dim + time_features.shape[-1])
+    if shape.widths[-1] != dim:
+        raise ValueError(f"denoiser must have {dim} outputs, got {shape.widths[-1]}")
+    if guide is not None:
+        _check_network("guide.classifier", guide.classifier, dim + time_features.shape[-1])
+        check_shape("guide.labels", guide.labels, (models, batch))
+        check_range("guide.labels", guide.labels, 0, guide.classifier.shape.widths[-1])
+    with torch.no_grad():
+        return reference.sample_chain(
+            denoiser,
+            x_T,
+            table,
+            time_features,
+            seed_tensor(seed, x_T.device).expand(models),
+            guide,
+            first_row,
+            keep_every,
+        )
+
+
+def _check_network(name: str, network: Network, width: int) -> None:
+    if network.shape.widths[0] != width:
+        raise ValueError(
+            f"{name} must have input width {width} (point and timestep feature), "
+            f"got {network.shape.widths[0]}"
+        )
