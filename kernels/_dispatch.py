@@ -1,0 +1,16 @@
+"""Which backend runs an operation, and on which device."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def device_of(tensor: Tensor):
+    """A context in which launches go to the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; what the interpreter imitates on a CPU is 9.0."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

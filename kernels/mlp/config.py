@@ -1,0 +1,58 @@
+"""Tile sizes of the kernels: a small table, so that nothing is tuned at a first call."""
+
+from dataclasses import dataclass
+
+import torch
+
+PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
+OPERAND_DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+}
+
+# Rows of all row tiles; the buffers are padded to it.
+TILE_ROWS = 64
+# Programs that fill a GPU: what split sums aim at, whatever the device, so that they are
+# summed in the same order on all of them.
+PROGRAMS = 132
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile sizes of one precision on one architecture.
+
+    Attributes:
+        out: columns of a layer's output that are accumulated at once.
+        reduce: columns of a layer's input that are multiplied at once.
+        stages, warps: of the forward and backward kernels.
+        grad_in, grad_out, grad_rows: tile of a weight gradient, and rows multiplied at once.
+        grad_stages, grad_warps: of the weight gradient kernel.
+    """
+
+    out: int
+    reduce: int
+    stages: int
+    warps: int
+    grad_in: int
+    grad_out: int
+    grad_rows: int
+    grad_stages: int
+    grad_warps: int
+
+
+_HOPPER_HALF = Config(256, 64, 3, 8, 128, 128, 64, 3, 8)
+_AMPERE_HALF = Config(256, 32, 3, 8, 128, 128, 32, 3, 8)
+_TF32 = Config(128, 32, 3, 8, 64, 128, 32, 3, 8)
+_FP32 = Config(64, 16, 2, 8, 64, 64, 16, 2, 8)
+
+
+def config_for(precision: str, capability: tuple[int, int]) -> Config:
+    """The configuration for a precision on a GPU of this compute capability."""
+    if precision == "fp32":
+        return _FP32
+    if precision == "tf32":
+        return _TF32
+    large_shared_memory = capability[0] in (9, 10)
+    return _HOPPER_HALF if large_shared_memory else _AMPERE_HALF

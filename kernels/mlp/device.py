@@ -1,0 +1,111 @@
+"""Device functions of the fused multi-layer perceptron: activations, operands, scaling."""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def divisor(width, limit):
+    """The largest power of two that divides ``width``, at most ``limit`` (a power of two)."""
+    return min(width & -width, limit)
+
+
+@triton.jit
+def activate(z, slope, ACTIVATION: tl.constexpr):
+    """act(z) in fp32; NaN stays NaN, so that an overflow reaches the output."""
+    z = z.to(tl.float32)
+    if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
+        z = tl.where(z > 0, z, z * slope)
+    elif ACTIVATION == "relu":
+        z = tl.where(z < 0, 0.0, z)
+    elif ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == "tanh":
+        z = 2 * tl.sigmoid(2 * z) - 1
+    return z
+
+
+@triton.jit
+def activate_backward(grad_h, z, slope, ACTIVATION: tl.constexpr):
+    """The gradient with respect to z of what has gradient ``grad_h`` with respect to act(z)."""
+    z = z.to(tl.float32)
+    if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
+        grad_h = tl.where(z > 0, grad_h, grad_h * slope)
+    elif ACTIVATION == "relu":
+        grad_h = tl.where(z > 0, grad_h, 0.0)
+    elif ACTIVATION == "silu":
+        s = tl.sigmoid(z)
+        grad_h = grad_h * s * (1 + z * (1 - s))
+    elif ACTIVATION == "gelu":
+        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        grad_h = grad_h * (0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * density)
+    elif ACTIVATION == "tanh":
+        h = 2 * tl.sigmoid(2 * z) - 1
+        grad_h = grad_h * (1 - h * h)
+    return grad_h
+
+
+@triton.jit
+def slope_of(slope_ptr, hidden_layer, SHAPE: tl.constexpr):
+    """The slope for z < 0 after a hidden layer."""
+    if SHAPE.activation == "prelu":
+        return tl.load(slope_ptr + hidden_layer % SHAPE.slopes)
+    else:
+        return SHAPE.negative_slope
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """x as the tensor cores will see it, in fp32."""
+    if PRECISION == "tf32":
+        # tf32 has the upper 10 of the 23 bits of a mantissa.
+        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    else:
+        return x.to(DTYPE).to(tl.float32)
+
+
+@triton.jit
+def power_of_two_scale(abs_max):
+    """s = 2^k that brings ``abs_max`` to [16, 32), and 1 / s; both are normal fp32 numbers.
+
+    fp16 then has ten bits for a gradient a hundred thousand times smaller than the largest, and
+    room for it to grow a thousandfold on its way to the first layer.
+    """
+    exponent = (abs_max.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    biased = tl.minimum(tl.maximum(258 - exponent, 1), 253)
+    scale = (biased << 23).to(tl.float32, bitcast=True)
+    inverse = ((254 - biased) << 23).to(tl.float32, bitcast=True)
+    return scale, inverse
+
+
+@triton.jit
+def linear(
+    a_ptrs,
+    w_ptrs,
+    slope,
+    WIDTH: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    REDUCE: tl.constexpr,
+    STAGES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """act(A) W of a tile, fp32.
+
+    Args:
+        a_ptrs: [rows, REDUCE], the first columns of A.
+        w_ptrs: [REDUCE, out], the first rows of W.
+        slope: of the activation.
+        WIDTH: columns of A, a multiple of REDUCE.
+        W_STRIDE: between the rows of W.
+    """
+    acc = tl.zeros((a_ptrs.shape[0], w_ptrs.shape[1]), tl.float32)
+    for k in tl.range(0, WIDTH, REDUCE, num_stages=STAGES):
+        a = tl.load(a_ptrs + k)
+        w = tl.load(w_ptrs + k * W_STRIDE)
+        if ACTIVATION != "none":
+            a = activate(a, slope, ACTIVATION).to(w.dtype)
+        acc = tl.dot(a, w, acc, input_precision=INPUT_PRECISION)
+    return acc
