@@ -11,8 +11,9 @@ def divisor(width, limit):
 
 
 @triton.jit
-def activate(z, slope, ACTIVATION: tl.constexpr):
+def activate(z, slope, NET: tl.constexpr):
     """act(z) in fp32; NaN stays NaN, so that an overflow reaches the output."""
+    ACTIVATION: tl.constexpr = NET.shape.activation
     z = z.to(tl.float32)
     if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
         z = tl.where(z > 0, z, z * slope)
@@ -28,8 +29,9 @@ def activate(z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def activate_backward(grad_h, z, slope, ACTIVATION: tl.constexpr):
+def activate_backward(grad_h, z, slope, NET: tl.constexpr):
     """The gradient with respect to z of what has gradient ``grad_h`` with respect to act(z)."""
+    ACTIVATION: tl.constexpr = NET.shape.activation
     z = z.to(tl.float32)
     if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
         grad_h = tl.where(z > 0, grad_h, grad_h * slope)
@@ -48,18 +50,18 @@ def activate_backward(grad_h, z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope_of(slope_ptr, hidden_layer, SHAPE: tl.constexpr):
+def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
     """The slope for z < 0 after a hidden layer."""
-    if SHAPE.activation == "prelu":
-        return tl.load(slope_ptr + hidden_layer % SHAPE.slopes)
+    if NET.shape.activation == "prelu":
+        return tl.load(slope_ptr + hidden_layer % NET.shape.slopes)
     else:
-        return SHAPE.negative_slope
+        return NET.shape.negative_slope
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+def rounded(x, DTYPE: tl.constexpr, NET: tl.constexpr):
     """x as the tensor cores will see it, in fp32."""
-    if PRECISION == "tf32":
+    if NET.precision == "tf32":
         # tf32 has the upper 10 of the 23 bits of a mantissa.
         return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     else:
@@ -81,31 +83,42 @@ def power_of_two_scale(abs_max):
 
 
 @triton.jit
+def gradient_scale(abs_max_ptr, NET: tl.constexpr):
+    """What the gradients are multiplied by on their way through the network, and its inverse."""
+    if NET.precision == "fp16":
+        scale, inverse = power_of_two_scale(tl.load(abs_max_ptr))
+    else:
+        scale, inverse = 1.0, 1.0
+    return scale, inverse
+
+
+@triton.jit
 def linear(
     a_ptrs,
     w_ptrs,
     slope,
     WIDTH: tl.constexpr,
     W_STRIDE: tl.constexpr,
-    REDUCE: tl.constexpr,
-    STAGES: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+    NET: tl.constexpr,
+    CONFIG: tl.constexpr,
 ):
-    """act(A) W of a tile, fp32.
+    """A W of a tile, or act(A) W, fp32.
 
     Args:
-        a_ptrs: [rows, REDUCE], the first columns of A.
-        w_ptrs: [REDUCE, out], the first rows of W.
+        a_ptrs: [rows, k], the first columns of A.
+        w_ptrs: [k, out], the first rows of W.
         slope: of the activation.
-        WIDTH: columns of A, a multiple of REDUCE.
+        WIDTH: columns of A, a multiple of k.
         W_STRIDE: between the rows of W.
+        ACTIVATE: whether the activation comes before the product.
     """
+    REDUCE: tl.constexpr = w_ptrs.shape[0]
     acc = tl.zeros((a_ptrs.shape[0], w_ptrs.shape[1]), tl.float32)
-    for k in tl.range(0, WIDTH, REDUCE, num_stages=STAGES):
+    for k in tl.range(0, WIDTH, REDUCE, num_stages=CONFIG.stages):
         a = tl.load(a_ptrs + k)
         w = tl.load(w_ptrs + k * W_STRIDE)
-        if ACTIVATION != "none":
-            a = activate(a, slope, ACTIVATION).to(w.dtype)
-        acc = tl.dot(a, w, acc, input_precision=INPUT_PRECISION)
+        if ACTIVATE and NET.shape.activation != "none":
+            a = activate(a, slope, NET).to(w.dtype)
+        acc = tl.dot(a, w, acc, input_precision=NET.input_precision)
     return acc

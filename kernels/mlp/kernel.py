@@ -27,8 +27,8 @@ from .device import (
     activate,
     activate_backward,
     divisor,
+    gradient_scale,
     linear,
-    power_of_two_scale,
     rounded,
     slope_of,
 )
@@ -121,7 +121,7 @@ def _store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, RO
         pointers = x + row * stride_row + source.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
         if NET.split:
-            high = rounded(value, acts.dtype.element_ty, NET.precision)
+            high = rounded(value, acts.dtype.element_ty, NET)
             value = tl.where(column < WIDTH, high, value - high)
         tl.store(acts + row * NET.activation_columns + column, value.to(acts.dtype.element_ty))
 
@@ -174,16 +174,15 @@ def _layer_columns(
     PADDED_IN: tl.constexpr = NET.padded[FIRST]
     PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
     REDUCE: tl.constexpr = divisor(PADDED_IN, CONFIG.reduce)
-    ACTIVATION: tl.constexpr = "none" if FIRST == 0 else NET.shape.activation
     row = tl.arange(0, ROWS)[:, None]
     k = tl.arange(0, REDUCE)
     source = acts + NET.columns[FIRST] + i * PADDED_IN
     weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET.shape) if FIRST > 0 else 0.0
+    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET) if FIRST > 0 else 0.0
     z = linear(
         source + row * NET.activation_columns + k[None, :],
         weight + column[None, :] * PADDED_IN + k[:, None],
-        slope, PADDED_IN, 1, REDUCE, CONFIG.stages, ACTIVATION, NET.input_precision,
+        slope, PADDED_IN, 1, FIRST > 0, NET, CONFIG,
     )  # fmt: skip
     if NET.shape.bias:
         bias = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
@@ -212,7 +211,7 @@ def backward_kernel(
     tiles = tl.cdiv(rows, ROWS)
     flat = flat_ptr + model * flat_stride
     packed = packed_ptr + model * NET.packed[LAYERS]
-    scale, inverse = gradient_scale(abs_max_ptr + model, NET.precision)
+    scale, inverse = gradient_scale(abs_max_ptr + model, NET)
     for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=1):
         first = tile * ROWS
         slot = first if SAVE else program * ROWS
@@ -237,16 +236,6 @@ def backward_kernel(
             grad_x = grad_x_ptr + (model * rows + first) * NET.shape.widths[0]
             _store_grad_x(grads, packed, grad_x, live, inverse, NET, CONFIG, ROWS)
         tl.debug_barrier()
-
-
-@triton.jit
-def gradient_scale(abs_max_ptr, PRECISION: tl.constexpr):
-    """What the gradients are multiplied by on their way through the network, and its inverse."""
-    if PRECISION == "fp16":
-        scale, inverse = power_of_two_scale(tl.load(abs_max_ptr))
-    else:
-        scale, inverse = 1.0, 1.0
-    return scale, inverse
 
 
 @triton.jit
@@ -297,7 +286,7 @@ def _layer_backward(
     row = tl.arange(0, ROWS)[:, None]
     source = acts + NET.columns[FIRST] + i * PADDED
     target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET.shape)
+    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
     part = 0.0
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
@@ -305,7 +294,7 @@ def _layer_backward(
         z = tl.load(source + row * NET.activation_columns + column[None, :]).to(tl.float32)
         if NET.shape.activation == "prelu":
             part += tl.sum(tl.where(z > 0, 0.0, grad_h * z))
-        grad_z = activate_backward(grad_h, z, slope, NET.shape.activation)
+        grad_z = activate_backward(grad_h, z, slope, NET)
         pointers = target + row * NET.gradient_columns + column[None, :]
         tl.store(pointers, grad_z.to(grads.dtype.element_ty))
     return part
@@ -327,7 +316,7 @@ def _layer_columns_backward(
     return linear(
         source + row * NET.gradient_columns + k[None, :],
         weight + k[:, None] * PADDED_IN + column[None, :],
-        0.0, PADDED_OUT, PADDED_IN, REDUCE, CONFIG.stages, "none", NET.input_precision,
+        0.0, PADDED_OUT, PADDED_IN, False, NET, CONFIG,
     )  # fmt: skip
 
 
@@ -443,15 +432,15 @@ def _outer_product(
     ROWS: tl.constexpr = CONFIG.grad_rows
     HIDDEN: tl.constexpr = NET.layers > 1
     row = tl.arange(0, ROWS)[:, None]
-    slope = slope_of(slopes, tl.maximum(layer - 1, 0), NET.shape) if HIDDEN else 0.0
+    slope = slope_of(slopes, tl.maximum(layer - 1, 0), NET) if HIDDEN else 0.0
     z_ptrs = source + row * NET.activation_columns + column_in[None, :]
     grad_ptrs = target + row * NET.gradient_columns + column_out[None, :]
-    acc = tl.zeros((CONFIG.grad_in, CONFIG.grad_out), tl.float32)
+    acc = tl.zeros((column_in.shape[0], column_out.shape[0]), tl.float32)
     for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
         z = tl.load(z_ptrs, mask=(column_in < padded_in)[None, :], other=0.0)
         grad_z = tl.load(grad_ptrs, mask=(column_out < padded_out)[None, :], other=0.0)
         if HIDDEN and NET.shape.activation != "none":
-            h = activate(z, slope, NET.shape.activation).to(z.dtype)
+            h = activate(z, slope, NET).to(z.dtype)
             z = tl.where(layer > 0, h, z)
         acc = tl.dot(tl.trans(z), grad_z, acc, input_precision=NET.input_precision)
         z_ptrs += ROWS * NET.activation_columns
@@ -492,7 +481,7 @@ def reduce_kernel(
     SIZE: tl.constexpr = NET.flat[LAYERS]
     model = tl.program_id(1).to(tl.int64)
     grad = grad_ptr + model * grad_stride
-    inverse = gradient_scale(abs_max_ptr + model, NET.precision)[1]
+    inverse = gradient_scale(abs_max_ptr + model, NET)[1]
     if tl.program_id(0) < tl.cdiv(SIZE, BLOCK):
         element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         parts = parts_ptr + model * splits * NET.shape.num_parameters + element
