@@ -65,6 +65,7 @@ def q_sample_batch(
     *,
     seed: int | Tensor,
     step: int,
+    t_table: Tensor | None = None,
     first_row: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, Draw]:
@@ -76,6 +77,8 @@ def q_sample_batch(
         batch_size: number of rows B, at least 0.
         seed: one seed, or int64 [M], one per model.
         step: training step in [0, 2**32).
+        t_table: int64 [K] or [M, K], timesteps to draw from, every entry as likely; None for
+            0 ... T - 1.
         first_row: global number of the first row; ranks of a distributed run share one numbering.
         backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
 
@@ -97,7 +100,10 @@ def q_sample_batch(
     check_last_dim("alpha_bar", alpha_bar, alpha_bar.shape[-1])
     seeds = seed_tensor(seed, points.device).expand(models)
     rows = torch.arange(first_row, first_row + batch_size, device=points.device)
-    counts = torch.tensor([n_points, alpha_bar.shape[1]], device=points.device).expand(models, 2)
-    draw = reference.draw_fresh(seeds, step, rows, counts[:, 0], counts[:, 1], dim)
+    if t_table is None:
+        t_table = torch.arange(alpha_bar.shape[1], device=points.device)
+    check_range("t_table", t_table, 0, alpha_bar.shape[1])
+    counts = torch.full((models,), n_points, device=points.device)
+    draw = reference.draw_fresh(seeds, step, rows, counts, t_table.expand(models, -1), dim)
     x_0 = reference.gather_points(points, draw.index)
     return reference.q_sample(x_0, alpha_bar, draw.t, draw.eps), draw

@@ -28,20 +28,23 @@ def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     return alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
 
 
-def draw_fresh(seed: Tensor, step: int, rows: Tensor, n_points: Tensor, n_steps: Tensor, dim: int):
+def draw_fresh(seed: Tensor, step: int, rows: Tensor, n_points: Tensor, t_table: Tensor, dim: int):
     """Index, timestep and noise drawn anew in every step.
 
     Args:
         seed: int64 [M].
         step: training step in [0, 2**32).
         rows: int64 [B], global row numbers of this batch.
-        n_points, n_steps: int64 [M], how many points and timesteps each model has.
+        n_points: int64 [M], how many points each model has.
+        t_table: int64 [M, K], timesteps to draw from, each entry as likely as any other; a
+            timestep that should come more often stands in it more often.
         dim: dimension d of a point.
     """
     words = random_words(seed, Stream.DRAW, step, rows, _NOISE + dim)  # [M, B, words]
+    entry = uniform_integers(words[..., _TIMESTEP], t_table.shape[1])
     return Draw(
         uniform_integers(words[..., _INDEX], n_points[:, None]),
-        uniform_integers(words[..., _TIMESTEP], n_steps[:, None]),
+        t_table.expand(len(entry), -1).gather(1, entry),
         _noise(words, dim),
     )
 
@@ -51,7 +54,7 @@ def draw_epoch(
 ):
     """Rows of an epoch over all pairs of point and timestep, each exactly once, in keyed order.
 
-    The noise belongs to the pair and stays the same until ``refresh`` changes. No table of the
+    Pair number t * n_points + index; its noise stays the same until ``refresh`` changes. No table of the
     n_points * n_steps pairs exists anywhere.
 
     Args:
@@ -64,7 +67,7 @@ def draw_epoch(
     """
     pair = permute(rows, n_points * n_steps, seed, epoch)  # [M, B]
     words = random_words(seed, Stream.DRAW, refresh, pair, _NOISE + dim)
-    return Draw(pair // n_steps, pair % n_steps, _noise(words, dim))
+    return Draw(pair % n_points, pair // n_points, _noise(words, dim))
 
 
 def _noise(words: Tensor, dim: int) -> Tensor:

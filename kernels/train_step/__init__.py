@@ -90,7 +90,7 @@ def _draw(
     device, dim = data.points.device, data.points.shape[-1]
     rows = torch.arange(first_row, first_row + batch_size, device=device)
     if epoch is None:
-        return draw_fresh(seed, step, rows, data.n_points, data.n_steps, dim)
+        return draw_fresh(seed, step, rows, data.n_points, data.t_table, dim)
     n_points, n_steps = data.points.shape[1], data.alpha_bar.shape[1]
     rows = rows + step * batch_size
     return draw_epoch(seed, epoch, refresh, rows[rows < n_points * n_steps], n_points, n_steps, dim)

@@ -27,7 +27,7 @@ class TrainingData(NamedTuple):
     time_features: Tensor  # float32 [M, T, F], what the network sees of t
     labels: Tensor | None  # int64 [M, N], what a classifier predicts
     n_points: Tensor  # int64 [M], how many of the N points each model has
-    n_steps: Tensor  # int64 [M], how many of the T timesteps each model has
+    t_table: Tensor  # int64 [M, K], timesteps that fresh rows are drawn from, each entry as likely
 
 
 def noisy_inputs(data: TrainingData, draw: Draw) -> Tensor:

@@ -1,0 +1,29 @@
+"""One clear line for every wrong input."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message says what and what would be."""
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raises :class:`UserError` that suggests the nearest allowed value.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        allowed: what may be given.
+    """
+    if value in allowed:
+        return
+    near = get_close_matches(str(value), allowed, n=1, cutoff=0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises :class:`UserError` if the number is smaller than ``least``."""
+    if not value >= least:
+        raise UserError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,92 @@
+"""Files that are either whole or absent, and checkpoints that any PyTorch code can read."""
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+from .models import MLP
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces the file in one step: a reader sees the old content or the new, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save(path: Path, content) -> None:
+    """``torch.save``, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Indented JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def load(path: Path):
+    """``torch.load`` of tensors and plain containers alone, onto the CPU.
+
+    Raises:
+        ValueError: the file is missing, truncated or foreign.
+    """
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"file {path} is no checkpoint, or damaged") from error
+
+
+def load_mlp(path: Path) -> MLP:
+    """An MLP with the widths and weights of a saved ``state_dict``.
+
+    Raises:
+        ValueError: the file cannot be read or holds another architecture.
+    """
+    state = load(path)
+    is_state = isinstance(state, dict) and all(
+        isinstance(value, Tensor) for value in state.values()
+    )
+    weights = {key: value for key, value in state.items() if value.dim() == 2} if is_state else {}
+    if not weights:
+        raise UserError(f"file {path} holds no state_dict of an MLP")
+    shapes = [value.shape for value in weights.values()]
+    model = MLP(shapes[0][1], shapes[-1][0], [shape[0] for shape in shapes[:-1]])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"file {path} holds another architecture: {reason}") from error
+    return model
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if need be, and proved to be writable.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"folder {path} cannot be written to: {error.strerror}") from error
+    return path

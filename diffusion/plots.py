@@ -1,0 +1,146 @@
+"""Figures. Every function returns a matplotlib Figure and writes it where ``save_to`` says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .models import MLP
+from .points import Points
+from .schedules import Schedule
+
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_INK = "#444444"
+
+
+def scatter(
+    samples,
+    labels: Tensor | None = None,
+    points: Points | None = None,
+    title: str = "",
+    save_to=None,
+) -> Figure:
+    """Samples [n, d], coloured by label if there are labels, over the true outlines if known.
+
+    One dimension is drawn as a histogram; of more than two, the first two.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    _draw(figure.subplots(), samples, labels, points, title)
+    return _finish(figure, save_to)
+
+
+def panels(
+    parts: Sequence[tuple[str, Tensor, Tensor | None]], points: Points, save_to=None
+) -> Figure:
+    """(title, samples [n, d], labels or None) side by side, all in the data's frame."""
+    figure = Figure(figsize=(4 * len(parts), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axis, (title, samples, labels) in zip(axes, parts, strict=True):
+        _draw(axis, samples, labels, points, title)
+    return _finish(figure, save_to)
+
+
+def conditional(samples: Sequence[Tensor], points: Points, save_to=None) -> Figure:
+    """Guided samples [n, d] of each class, each over the whole data in grey."""
+    figure = Figure(figsize=(4 * len(samples), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(samples), squeeze=False)[0]
+    for label, (axis, x) in enumerate(zip(axes, samples, strict=True)):
+        _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
+        _draw(axis, x, torch.full((len(x),), label), points, points.class_name(label))
+    return _finish(figure, save_to)
+
+
+def training_curves(
+    losses: dict[str, Tensor],
+    validation: Sequence[tuple[int, float]],
+    nll_data: float,
+    save_to=None,
+) -> Figure:
+    """Loss of each network against the step, and the validation NLL beside the data's own."""
+    figure = Figure(figsize=(5 * (len(losses) + 1), 4), layout="constrained")
+    axes = figure.subplots(1, len(losses) + 1)
+    for axis, (name, loss) in zip(axes, losses.items(), strict=False):
+        loss = loss.cpu().numpy()
+        width = max(1, len(loss) // 100)
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        axis.plot(loss, color=COLORS[5], linewidth=0.4, alpha=0.6, label="each step")
+        axis.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[0], label=f"mean of {width}")
+        axis.set(title=f"{name} loss", xlabel="step", yscale="log")
+        axis.legend(frameon=False)
+    if validation:
+        axes[-1].plot(*zip(*validation, strict=True), "o-", color=COLORS[0], label="samples")
+    axes[-1].axhline(nll_data, color=COLORS[1], linestyle="--", label="the data itself")
+    axes[-1].set(title="validation NLL", xlabel="step", ylabel="nats")
+    axes[-1].legend(frameon=False)
+    return _finish(figure, save_to)
+
+
+def classifier_map(
+    classifier: MLP, schedule: Schedule, points: Points, steps: Sequence[int], save_to=None
+) -> Figure:
+    """What a classifier of 2-D noisy points answers over the plane at each of the timesteps.
+
+    Colour is the likeliest class, paler where it is less sure.
+    """
+    figure = Figure(figsize=(5 * len(steps), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(steps), squeeze=False)[0]
+    low, high = points.data.amin(0) - 0.5, points.data.amax(0) + 0.5
+    x, y = (torch.linspace(low[i].item(), high[i].item(), 300) for i in range(2))
+    grid = torch.cartesian_prod(x, y)
+    palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
+    for axis, t in zip(axes, steps, strict=True):
+        feature = schedule.time_features[t].float().expand(len(grid), -1)
+        with torch.no_grad():
+            p = classifier(torch.cat((grid, feature), dim=1)).softmax(dim=1)
+        best, label = p.max(dim=1)
+        sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55
+        image = 1 - sure * (1 - palette[label % len(COLORS)])
+        axis.imshow(
+            image.reshape(300, 300, 3).transpose(0, 1).numpy(), origin="lower",
+            extent=(x[0], x[-1], y[0], y[-1]),
+        )  # fmt: skip
+        _draw(axis, points.data, points.labels, points, f"t = {t}", legend=t == steps[0])
+        axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    return _finish(figure, save_to)
+
+
+def _draw(
+    axis: Axes, samples, labels, points: Points | None, title: str, alpha=0.6, legend=False
+) -> None:
+    samples = np.asarray(torch.as_tensor(samples).cpu())
+    if samples.shape[1] == 1:
+        axis.hist(samples[:, 0], bins=100, density=True, color=COLORS[0], alpha=alpha)
+        axis.set(title=title, xlabel="x")
+        return
+    groups = [(None, slice(None))]
+    if labels is not None:
+        labels = labels.cpu().numpy()
+        groups = [(label, labels == label) for label in np.unique(labels)]
+    for label, rows in groups:
+        name = points.class_name(int(label)) if legend and label is not None else None
+        color = COLORS[(label or 0) % len(COLORS)]
+        axis.scatter(*samples[rows, :2].T, s=2, linewidths=0, alpha=alpha, color=color, label=name)
+    if points is not None and points.outlines:
+        rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
+        axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))
+    if points is not None:
+        low, high = points.data[:, :2].amin(0) - 0.3, points.data[:, :2].amax(0) + 0.3
+        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    axis.set(title=title, aspect="equal")
+    if legend:
+        axis.legend(markerscale=5, frameon=False, fontsize="small", loc="upper right")
+
+
+def _finish(figure: Figure, save_to: str | Path | None) -> Figure:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    if save_to is not None:
+        figure.savefig(save_to, dpi=130)
+    return figure

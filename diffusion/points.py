@@ -1,0 +1,148 @@
+"""Point clouds: what the experiments train on, and reading them from a user's file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import UserError, check_choice
+
+FILE_TYPES = (".pt", ".npy", ".npz", ".csv")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A data set of points.
+
+    Attributes:
+        data: float32 [N, d].
+        labels: int64 [N] with values 0 ... C - 1, or None.
+        class_names: C names, or empty.
+        name: of the data set.
+        redraw: ``redraw(n, seed, label=None) -> (data, labels)`` draws n new points from the
+            distribution that the data came from, of one class if a label is given; None where
+            that distribution is not known.
+        outlines: the true curves that the points scatter around, [K, 2] each, for figures.
+
+    Raises:
+        ValueError: the points or labels are empty, not finite or of the wrong shape.
+    """
+
+    data: Tensor
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    name: str = "points"
+    redraw: Callable[..., tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    outlines: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    def __post_init__(self):
+        if self.data.dim() != 2 or 0 in self.data.shape:
+            raise UserError(
+                f"{self.name}: points must be [N, d] with at least one row and one column, "
+                f"got {list(self.data.shape)}"
+            )
+        if not self.data.isfinite().all():
+            bad = (~self.data.isfinite().all(dim=1)).nonzero()[0].item()
+            raise UserError(f"{self.name}: points must be finite, got NaN or infinity in row {bad}")
+        if self.labels is None:
+            return
+        if self.labels.shape != self.data.shape[:1]:
+            raise UserError(
+                f"{self.name}: labels must be [{len(self.data)}], one per point, "
+                f"got {list(self.labels.shape)}"
+            )
+        present = self.labels.unique().tolist()
+        if present != list(range(len(present))):
+            raise UserError(
+                f"{self.name}: labels must be 0, 1, ... without gaps, got {present[:10]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def dim(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def class_name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names else f"class {label}"
+
+    def of_class(self, label: int) -> Tensor:
+        """The points [n, d] with this label."""
+        return self.data[self.labels == label]
+
+
+def load_points(path: str | Path) -> Points:
+    """Reads a point cloud from a file.
+
+    ``.pt`` holds ``{"data": [N, d], "labels": [N]}`` or a tensor; ``.npz`` arrays of these names;
+    ``.npy`` an array [N, d]; ``.csv`` numbers, one point per line, and if there is a header whose
+    last column is called ``label`` or ``labels``, that column holds the labels. Labels are optional
+    everywhere.
+
+    Raises:
+        ValueError: the file is missing, of another type, unreadable, or its content is no point
+            cloud (see :class:`Points`).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"data file {path} does not exist")
+    check_choice(f"type of data file {path.name}", path.suffix.lower(), FILE_TYPES)
+    reader = {".pt": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
+    try:
+        data, labels = reader[path.suffix.lower()](path)
+        data = torch.as_tensor(np.asarray(data, dtype=np.float32))
+        if labels is not None:
+            labels = np.asarray(labels)
+            if not np.array_equal(labels, labels.astype(np.int64)):
+                raise UserError(f"{path.name}: labels must be whole numbers")
+            labels = torch.as_tensor(labels.astype(np.int64))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"data file {path} cannot be read: {reason}") from error
+    return Points(data, labels, name=path.stem)
+
+
+def _read_pt(path: Path):
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        return content, None
+    return _data_and_labels(path, content)
+
+
+def _read_npy(path: Path):
+    return np.load(path, allow_pickle=False), None
+
+
+def _read_npz(path: Path):
+    with np.load(path, allow_pickle=False) as arrays:
+        return _data_and_labels(path, {name: arrays[name] for name in arrays.files})
+
+
+def _data_and_labels(path: Path, content):
+    if not isinstance(content, dict) or "data" not in content:
+        raise UserError(f"{path.name} must hold 'data' and may hold 'labels'")
+    return content["data"], content.get("labels")
+
+
+def _read_csv(path: Path):
+    with path.open() as file:
+        header = [name.strip().lower() for name in file.readline().split(",")]
+    try:
+        [float(name) for name in header]
+        skip = 0
+    except ValueError:
+        skip = 1
+    table = np.loadtxt(path, delimiter=",", skiprows=skip, ndmin=2)
+    if skip and header[-1] in ("label", "labels"):
+        return table[:, :-1], table[:, -1]
+    return table, None
