@@ -1,0 +1,32 @@
+"""Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
+
+from .errors import UserError
+from .metrics import evaluate, kde_nll, nearest_distances, sliced_wasserstein
+from .models import MLP
+from .points import Points, load_points
+from .sampling import Samples, recommended_guidance, reverse_table, sample
+from .schedules import Schedule, sinusoidal_embedding
+from .states import STATE_NAMES, States, states_points
+from .training import Recipe, Trainer
+
+__all__ = [
+    "MLP",
+    "STATE_NAMES",
+    "Points",
+    "Recipe",
+    "Samples",
+    "Schedule",
+    "States",
+    "Trainer",
+    "UserError",
+    "evaluate",
+    "kde_nll",
+    "load_points",
+    "nearest_distances",
+    "recommended_guidance",
+    "reverse_table",
+    "sample",
+    "sinusoidal_embedding",
+    "sliced_wasserstein",
+    "states_points",
+]

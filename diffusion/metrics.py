@@ -185,9 +185,11 @@ def evaluate(
         spread = norm.ppf(0.995) * math.sqrt(1 + 1 / repeats) * logs.std().item()
         low = 0.0 if name == "sliced_wasserstein" else math.exp(logs.mean().item() - spread)
         scores[name] = Score(
-            distance(compared, real), logs.exp().mean().item(), low,
+            distance(compared, real),
+            logs.exp().mean().item(),
+            low,
             math.exp(logs.mean().item() + spread),
-        )  # fmt: skip
+        )
     return Evaluation(kde_nll(samples, data), kde_nll(data, data), scores, purity)
 
 

@@ -47,11 +47,14 @@ def panels(
     return _finish(figure, save_to)
 
 
-def conditional(samples: Sequence[Tensor], points: Points, save_to=None) -> Figure:
-    """Guided samples [n, d] of each class, each over the whole data in grey."""
+def conditional(
+    samples: Sequence[Tensor], points: Points, save_to=None, labels: Sequence[int] | None = None
+) -> Figure:
+    """Guided samples [n, d] of each class (or of ``labels``), each over the whole data in grey."""
+    labels = range(len(samples)) if labels is None else labels
     figure = Figure(figsize=(4 * len(samples), 4.2), layout="constrained")
     axes = figure.subplots(1, len(samples), squeeze=False)[0]
-    for label, (axis, x) in enumerate(zip(axes, samples, strict=True)):
+    for label, axis, x in zip(labels, axes, samples, strict=True):
         _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
         _draw(axis, x, torch.full((len(x),), label), points, points.class_name(label))
     return _finish(figure, save_to)
@@ -103,9 +106,10 @@ def classifier_map(
         sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55
         image = 1 - sure * (1 - palette[label % len(COLORS)])
         axis.imshow(
-            image.reshape(300, 300, 3).transpose(0, 1).numpy(), origin="lower",
+            image.reshape(300, 300, 3).transpose(0, 1).numpy(),
+            origin="lower",
             extent=(x[0], x[-1], y[0], y[-1]),
-        )  # fmt: skip
+        )
         _draw(axis, points.data, points.labels, points, f"t = {t}", legend=t == steps[0])
         axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     return _finish(figure, save_to)

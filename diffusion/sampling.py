@@ -158,9 +158,13 @@ def sample(
     method = method or ("ddpm" if classifier is None else "ddim")
     steps = timesteps(schedule, num_steps)
     table = reverse_table(
-        schedule, steps, method=method, variance=variance, eta=eta,
+        schedule,
+        steps,
+        method=method,
+        variance=variance,
+        eta=eta,
         scale=0.0 if classifier is None else scale,
-    )  # fmt: skip
+    )
     table = table[None].float().to(device)
     features = schedule.time_features[steps][None].float().to(device)
     denoiser = _network(model, device)
@@ -173,8 +177,9 @@ def sample(
         stop = min(start + batch_size, n)
         rows = slice(start, stop)
         if x_T is None:
-            x = draw_prior(stop - start, model.shape.widths[-1], seed=seed, first_row=start,
-                           device=device)  # fmt: skip
+            x = draw_prior(
+                stop - start, model.shape.widths[-1], seed=seed, first_row=start, device=device
+            )
         else:
             x = x_T[None, rows].to(device)
         part = None if guide is None else guide._replace(labels=guide.labels[:, rows])
@@ -188,7 +193,7 @@ def sample(
                 guide=part,
                 first_row=start,
                 keep_every=keep_every,
-            )  # fmt: skip
+            )
         )
         if progress is not None:
             progress(stop)

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from ..kernels.philox import (
     Stream,
-    child_seed,
     normals,
     permute,
     random_words,

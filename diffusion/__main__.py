@@ -1,0 +1,5 @@
+"""``python -m flashpoint.diffusion`` is the ``flashpoint`` command."""
+
+from .cli import main
+
+main()

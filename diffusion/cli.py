@@ -1,0 +1,228 @@
+"""The ``flashpoint`` command."""
+
+import json
+import platform
+import sys
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+import torch
+
+from . import files, plots
+from .device import choose_device
+from .errors import UserError
+from .experiment import Run, Settings, summary
+from .metrics import Evaluation, evaluate
+from .points import Points, load_points
+from .sampling import METHODS, sample
+from .schedules import Schedule
+from .states import states_points
+
+
+class _Commands(click.Group):
+    """Turns a user's error into one line and exit code 2, an interrupt into 130."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flashpoint")
+def main() -> None:
+    """Train and sample small diffusion models of point clouds.
+
+    Start with:  flashpoint states --quick
+    """
+
+
+def _options(*options):
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_data = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Your own points: .pt ({data, labels}), .npy, .npz or .csv. Default: the STATES data.",
+)
+_device = click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+_seed = click.option("--seed", default=0, show_default=True, help="Of everything random.")
+_run_options = _options(
+    _data,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=None,
+        help="Folder of the run. Default: runs/<name of the data>.",
+    ),
+    click.option("--quick", is_flag=True, help="Reduced to about a minute on two CPU cores."),
+    click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped."),
+    click.option("--steps", type=int, default=None, help="Training steps of the denoiser."),
+    click.option("--samples", type=int, default=None, help="Samples of each kind."),
+    _seed,
+    _device,
+)
+
+
+@main.command()
+@_run_options
+def states(**options) -> None:
+    """The whole experiment: train, sample, measure, draw.
+
+    Trains a denoiser and a classifier, draws samples without guidance and guided to every class,
+    measures them against the data and writes numbers, files and figures into the run's folder.
+    """
+    run = _start(**options)
+    _train(run)
+    made = run.generate()
+    click.echo("measuring the samples against real draws of the data ...")
+    results = run.measure(made)
+    run.draw(made)
+    click.echo(summary(results))
+    click.echo(f"{sum(run.seconds.values()):.0f} s; everything is in {run.folder}")
+
+
+@main.command()
+@_run_options
+def train(**options) -> None:
+    """Train a denoiser, and a classifier if the data has labels."""
+    run = _start(**options)
+    _train(run)
+    click.echo(f"checkpoints are in {run.checkpoints}")
+
+
+@main.command(name="sample")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-n", "--samples", default=5000, show_default=True, help="How many.")
+@click.option("--label", type=int, default=None, help="Class to guide towards. Default: none.")
+@click.option("--scale", type=float, default=None, help="Guidance scale. Default: 1 rising to 2.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=None,
+    help="Default: ddpm, and ddim with guidance.",
+)
+@click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
+@click.option("--steps", type=int, default=None, help="Reverse steps. Default: all.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File for the samples, .pt; a figure goes beside it.",
+)
+@_options(_seed, _device)
+def sample_command(run, samples, label, scale, method, eta, steps, out, seed, device) -> None:
+    """Draw samples from the networks of a run's folder."""
+    config_file = run / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"{run} is no folder of a run: it has no config.json")
+    config = json.loads(config_file.read_text())
+    guidance = {}
+    if label is not None:
+        classifier = files.load_mlp(run / "checkpoints" / "classifier.pt")
+        guidance = {"classifier": classifier, "label": label}
+        if scale is not None:
+            guidance["scale"] = scale
+    x = sample(
+        files.load_mlp(run / "checkpoints" / "denoiser.pt"),
+        Schedule(**config["schedule"]),
+        samples,
+        seed=seed,
+        method=method,
+        eta=eta,
+        num_steps=steps,
+        device=device,
+        **guidance,
+    ).x.cpu()
+    out = out or run / "outputs" / ("samples.pt" if label is None else f"samples_{label}.pt")
+    files.make_folder(out.parent)
+    files.save(out, x)
+    plots.scatter(x, save_to=out.with_suffix(".png"))
+    click.echo(f"{samples} samples are in {out}, their picture in {out.with_suffix('.png')}")
+
+
+@main.command(name="evaluate")
+@click.argument("samples", type=click.Path(path_type=Path))
+@click.option("--label", type=int, default=None, help="The class the samples should be of.")
+@_options(_data, _seed)
+def evaluate_command(samples, label, data, seed) -> None:
+    """Measure a file of samples against the data, each number beside what real data scores."""
+    points = _points(data)
+    if label is not None and not 0 <= label < points.num_classes:
+        raise UserError(f"label must be from 0 to {points.num_classes - 1}, got {label}")
+    x = load_points(samples).data
+    if x.shape[1] != points.dim:
+        raise UserError(f"samples must have dimension {points.dim} like the data, got {x.shape[1]}")
+    result: Evaluation = evaluate(x, points, label=label, seed=seed)
+    click.echo(summary({samples.name: result}))
+    click.echo(json.dumps(result.to_dict(), indent=2))
+
+
+@main.command()
+def info() -> None:
+    """Versions and devices, for a bug report."""
+    click.echo(f"python       {platform.python_version()} on {platform.platform()}")
+    for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
+        try:
+            click.echo(f"{package:<12} {version(package)}")
+        except PackageNotFoundError:
+            click.echo(f"{package:<12} not installed")
+    click.echo(
+        f"cpu          {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    click.echo(f"cuda         {torch.version.cuda or 'not in this build of torch'}")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        click.echo(
+            f"cuda:{index}       {device.name}, compute capability {device.major}.{device.minor}, "
+            f"{memory:.0f} GiB, {device.multi_processor_count} multiprocessors"
+        )
+
+
+def _points(data: Path | None) -> Points:
+    return states_points() if data is None else load_points(data)
+
+
+def _start(data, out, quick, resume, steps, samples, seed, device) -> Run:
+    chosen = choose_device(device)
+    points = _points(data)
+    settings = Settings(seed=seed)
+    if quick:
+        settings = settings.quick()
+    if steps is not None:
+        settings = replace(settings, denoiser=replace(settings.denoiser, steps=steps))
+    if samples is not None:
+        settings = replace(settings, n_samples=samples)
+    folder = out or Path("runs") / points.name.lower()
+    run = Run(points, settings, folder, device=chosen, resume=resume, say=click.echo)
+    click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
+    if quick:
+        click.echo(
+            f"quick: {settings.denoiser.steps} training steps, "
+            f"{settings.classifier.steps} of the classifier, "
+            f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
+        )
+    return run
+
+
+def _train(run: Run) -> None:
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        click.echo(
+            f"\ninterrupted at step {run.denoiser.step}; the same command with --resume goes on",
+            err=True,
+        )
+        sys.exit(130)

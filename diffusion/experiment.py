@@ -1,0 +1,339 @@
+"""The whole experiment: train a denoiser and a classifier, sample, measure, draw.
+
+A run is a folder::
+
+    config.json                         what was asked for
+    checkpoints/denoiser.pt             state_dict of the denoiser's averaged weights
+    checkpoints/classifier.pt           the same of the classifier, if the data has labels
+    checkpoints/training.pt             where training stands, for ``--resume``
+    outputs/uncond_gen_samples.pt       float32 [n, d]
+    outputs/cond_gen_samples_<c>.pt     float32 [n, d], guided to class c
+    metrics.json                        every number, beside what real data scores
+    figures/*.png
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..kernels.philox import child_seed
+from . import files, plots
+from .errors import UserError, check_at_least
+from .metrics import Evaluation, evaluate, kde_nll
+from .models import MLP
+from .points import Points
+from .sampling import recommended_guidance, sample
+from .schedules import Schedule
+from .training import Recipe, Trainer
+
+# Parts of an experiment that draw random numbers of their own.
+_DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
+
+_VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
+_CHECKPOINT_EVERY = 500
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides an experiment's outcome.
+
+    Args:
+        seed: of everything.
+        schedule: of the forward process.
+        denoiser, classifier: how each is trained.
+        n_samples: samples of each kind.
+        sampling_steps: reverse steps per sample; None for all T.
+        validate_every: training steps between two validations of the denoiser.
+        real_draws: draws of real data behind the bands that samples are measured against.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    denoiser: Recipe = field(default_factory=Recipe)
+    classifier: Recipe = field(
+        default_factory=lambda: Recipe(steps=1500, hidden_layers=(100, 200, 500), lr=2e-3)
+    )
+    n_samples: int = 5000
+    sampling_steps: int | None = None
+    validate_every: int = 1000
+    real_draws: int = 100
+
+    def __post_init__(self):
+        check_at_least("seed", self.seed, 0)
+        check_at_least("n_samples", self.n_samples, 2)
+        check_at_least("validate_every", self.validate_every, 1)
+        check_at_least("real_draws", self.real_draws, 2)
+
+    def quick(self) -> "Settings":
+        """Reduced to what takes about a minute on two CPU cores."""
+        return replace(
+            self,
+            denoiser=replace(self.denoiser, steps=1500),
+            classifier=replace(self.classifier, steps=400),
+            sampling_steps=50,
+            validate_every=1500,
+            real_draws=20,
+        )
+
+
+class Run:
+    """One experiment in one folder.
+
+    Args:
+        points: the data set.
+        settings: what to do.
+        folder: where the results go.
+        device: where the work runs.
+        resume: go on with the training state in the folder, if there is one.
+        say: takes a line of text about what is going on.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds a run with other settings.
+    """
+
+    def __init__(
+        self,
+        points: Points,
+        settings: Settings,
+        folder: str | Path,
+        *,
+        device: torch.device,
+        resume: bool = False,
+        say: Callable[[str], None] = print,
+    ):
+        self.points, self.settings, self.device, self.say = points, settings, device, say
+        self.folder = files.make_folder(Path(folder))
+        self.checkpoints, self.outputs, self.figures = (
+            files.make_folder(self.folder / name) for name in ("checkpoints", "outputs", "figures")
+        )
+        self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
+        self.classifier = None
+        if points.labels is not None and points.num_classes > 1:
+            self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
+        self.validation: list[tuple[int, float]] = []
+        self.seconds: dict[str, float] = {}
+        config = json.loads(json.dumps({"data": points.name, **asdict(settings)}))
+        if resume:
+            self._resume(config)
+        files.save_json(self.folder / "config.json", config)
+
+    def _trainer(self, part: int, recipe: Recipe, classify: bool) -> Trainer:
+        seed = child_seed(self.settings.seed, part)
+        return Trainer(
+            self.points,
+            self.settings.schedule,
+            recipe,
+            classify=classify,
+            seed=seed,
+            device=self.device,
+        )
+
+    @property
+    def trainers(self) -> dict[str, Trainer]:
+        trainers = {"denoiser": self.denoiser, "classifier": self.classifier}
+        return {name: trainer for name, trainer in trainers.items() if trainer is not None}
+
+    def _resume(self, config: dict) -> None:
+        path = self.checkpoints / "training.pt"
+        if not path.is_file():
+            self.say(f"nothing to resume in {self.folder}, starting anew")
+            return
+        before = json.loads((self.folder / "config.json").read_text())
+        changed = [key for key in config if before.get(key) != config[key]]
+        if changed:
+            raise UserError(
+                f"run {self.folder} was made with other settings ({', '.join(changed)}); "
+                "give the same ones, or another --out"
+            )
+        state = files.load(path)
+        for name, trainer in self.trainers.items():
+            trainer.load_state_dict(state[name])
+        self.validation = [tuple(pair) for pair in state["validation"]]
+        self.say(f"resumed {self.folder} at denoiser step {self.denoiser.step}")
+
+    def save_training(self) -> None:
+        """Writes where training stands and the networks so far."""
+        state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
+        files.save(self.checkpoints / "training.pt", {**state, "validation": self.validation})
+        for name, trainer in self.trainers.items():
+            files.save(self.checkpoints / f"{name}.pt", trainer.model().state_dict())
+
+    def train(self) -> None:
+        """Trains both networks; what is left of them after :meth:`resume`.
+
+        An interrupt saves before it goes on up.
+        """
+        try:
+            for name, trainer in self.trainers.items():
+                start = time.perf_counter()
+                self._train(name, trainer)
+                self.seconds[f"train {name}"] = time.perf_counter() - start
+        finally:
+            self.save_training()
+        losses = {name: trainer.losses for name, trainer in self.trainers.items()}
+        nll_data = kde_nll(self.points.data, self.points.data)
+        plots.training_curves(
+            losses, self.validation, nll_data, self.figures / "training_curves.png"
+        )
+
+    def _train(self, name: str, trainer: Trainer) -> None:
+        recipe = trainer.recipe
+        with _progress(recipe.steps * recipe.batch_size, f"train {name}", "rows") as bar:
+            bar.update(trainer.step * recipe.batch_size)
+            while trainer.step < recipe.steps:
+                until = min(
+                    _next_multiple(trainer.step, every, recipe.steps)
+                    for every in (50, _CHECKPOINT_EVERY, self.settings.validate_every)
+                )
+                trainer.run(until - trainer.step, lambda _: bar.update(recipe.batch_size))
+                bar.set_postfix(self._postfix(trainer))
+                if trainer is self.denoiser and (
+                    until % self.settings.validate_every == 0 or until == recipe.steps
+                ):
+                    self._validate()
+                if until % _CHECKPOINT_EVERY == 0:
+                    self.save_training()
+
+    def _postfix(self, trainer: Trainer) -> dict[str, str]:
+        recent = trainer.losses[max(0, trainer.step - 50) : trainer.step]
+        shown = {"loss": f"{recent.mean().item():.4f}"}
+        if trainer is self.denoiser and self.validation:
+            shown["NLL"] = f"{self.validation[-1][1]:.3f}"
+        return shown
+
+    def _validate(self) -> None:
+        schedule = self.settings.schedule
+        x = sample(
+            self.denoiser.model(),
+            schedule,
+            _VALIDATION_SAMPLES,
+            method="ddim",
+            num_steps=min(_VALIDATION_STEPS, schedule.num_steps),
+            seed=child_seed(self.settings.seed, _VALIDATION),
+            device=self.device,
+        ).x
+        self.validation.append((self.denoiser.step, kde_nll(x, self.points.data)))
+
+    def generate(self) -> dict[str, Tensor]:
+        """Samples without guidance and of every class, written to ``outputs``; by file name."""
+        made = {"uncond_gen_samples": self._sample("sample", _UNCONDITIONAL)}
+        if self.classifier is not None:
+            start = time.perf_counter()
+            classifier = self.classifier.model()
+            classes, each = self.points.num_classes, self.settings.n_samples
+            labels = torch.arange(classes).repeat_interleave(each)
+            x = self._sample("sample guided", _CONDITIONAL, classifier, labels)
+            for label in range(classes):
+                made[f"cond_gen_samples_{label}"] = x[labels == label].clone()
+            self.seconds["sample guided"] = time.perf_counter() - start
+        for name, x in made.items():
+            files.save(self.outputs / f"{name}.pt", x)
+        return made
+
+    def _sample(self, title: str, part: int, classifier: MLP | None = None, labels=None) -> Tensor:
+        start = time.perf_counter()
+        n = self.settings.n_samples if labels is None else len(labels)
+        batch = 1000 if self.device.type == "cpu" else n  # small ones show progress
+        with _progress(n, title, "samples") as bar:
+            x = sample(
+                self.denoiser.model(),
+                self.settings.schedule,
+                n,
+                classifier=classifier,
+                label=labels,
+                scale=recommended_guidance,
+                num_steps=self.settings.sampling_steps,
+                variance="posterior",
+                seed=child_seed(self.settings.seed, part),
+                batch_size=batch,
+                device=self.device,
+                progress=lambda done: bar.update(done - bar.n),
+            ).x.cpu()
+        self.seconds[title] = time.perf_counter() - start
+        return x
+
+    def measure(self, made: dict[str, Tensor]) -> dict[str, Evaluation]:
+        """Every metric of the samples that :meth:`generate` returned, written to metrics.json."""
+        start = time.perf_counter()
+        judge = partial(
+            evaluate,
+            points=self.points,
+            repeats=self.settings.real_draws,
+            seed=child_seed(self.settings.seed, _REAL),
+        )
+        results = {"unconditional": judge(made["uncond_gen_samples"])}
+        for label in range(len(made) - 1):
+            name = self.points.class_name(label)
+            results[name] = judge(made[f"cond_gen_samples_{label}"], label=label)
+        self.seconds["measure"] = time.perf_counter() - start
+        files.save_json(
+            self.folder / "metrics.json",
+            {
+                "metrics": {name: result.to_dict() for name, result in results.items()},
+                "validation": [{"step": step, "nll": nll} for step, nll in self.validation],
+                "seconds": self.seconds,
+            },
+        )
+        return results
+
+    def draw(self, made: dict[str, Tensor]) -> None:
+        """The figures of data, samples and classifier."""
+        points, schedule = self.points, self.settings.schedule
+        plots.scatter(points.data, points.labels, points, points.name, self.figures / "data.png")
+        plots.panels(
+            [
+                (f"{points.name}: data", points.data, None),
+                ("samples", made["uncond_gen_samples"], None),
+            ],
+            points,
+            self.figures / "unconditional.png",
+        )
+        if self.classifier is None:
+            return
+        guided = [made[f"cond_gen_samples_{label}"] for label in range(points.num_classes)]
+        plots.conditional(guided, points, self.figures / "conditional.png")
+        for label, x in enumerate(guided):
+            plots.conditional([x], points, self.figures / f"conditional_{label}.png", [label])
+        if points.dim == 2:
+            steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
+            plots.classifier_map(
+                self.classifier.model(), schedule, points, steps, self.figures / "classifier.png"
+            )
+
+
+def _next_multiple(step: int, every: int, last: int) -> int:
+    return min((step // every + 1) * every, last)
+
+
+def _progress(total: int, title: str, unit: str) -> tqdm:
+    return tqdm(total=total, desc=title.ljust(16), unit=f" {unit}", unit_scale=True, ncols=100)
+
+
+def summary(results: dict[str, Evaluation]) -> str:
+    """The metrics as a table in Markdown, each beside what real data scores."""
+    lines = [
+        "| samples | NLL | data's own | difference | in the class asked for "
+        "| to nearest datum (real: 99% band) | to nearest sample (real: 99% band) "
+        "| sliced Wasserstein (real: 99% below) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        purity = "" if result.purity is None else f"{result.purity:.2%}"
+        near, back, sliced = result.scores.values()
+        lines.append(
+            f"| {name} | {result.nll:.3f} | {result.nll_data:.3f} | {result.delta_nll:+.3f} "
+            f"| {purity} | {near.value:.4f} ({near.low:.4f} to {near.high:.4f}) "
+            f"| {back.value:.4f} ({back.low:.4f} to {back.high:.4f}) "
+            f"| {sliced.value:.4f} ({sliced.high:.4f}) |"
+        )
+    return "\n".join(lines)
