@@ -14,3 +14,8 @@ def device_of(tensor: Tensor):
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Compute capability of a CUDA device; what the interpreter imitates on a CPU is 9.0."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def model_stride(tensor: Tensor) -> int:
+    """Elements between models along the first axis, 0 if they share one."""
+    return tensor.stride(0) if tensor.shape[0] > 1 else 0

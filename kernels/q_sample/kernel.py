@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of
-from ..philox.kernel import DRAW, normals, permute, random_words, uniform_integers
+from .._dispatch import device_of, model_stride
+from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform_integers
 from .reference import Draw
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+_VARYING = ["entries", "step", "refresh", "first_row", "rows", "points", "pairs", "bits"]
 
 
 class Source(NamedTuple):
@@ -26,75 +28,68 @@ class Source(NamedTuple):
     alpha_bar: Tensor  # float32 [M, T]
     time_features: Tensor  # float32 [M, T, F]
     n_points: Tensor  # int64 [M], how many of the N points each model has
-    n_steps: Tensor  # int64 [M], how many of the T timesteps each model has
+    t_table: Tensor  # int64 [M, K], timesteps that fresh rows are drawn from
 
 
-@triton.jit(do_not_specialize=["step", "refresh", "first_row", "rows", "pairs", "bits"])
+@triton.jit(do_not_specialize=_VARYING)
 def draw_kernel(
     points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
-    n_points_ptr, n_steps_ptr, seed_ptr, step, refresh, first_row, rows, pairs, bits,
-    inputs_ptr, eps_ptr, t_ptr, index_ptr,
+    n_points_ptr, t_table_ptr, t_table_stride, entries, seed_ptr, step, refresh, first_row, rows,
+    points, pairs, bits, inputs_ptr, eps_ptr, t_ptr, index_ptr,
     DIM: tl.constexpr, FEATURES: tl.constexpr, EPOCH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Inputs [M, rows, DIM + FEATURES] of the network, eps, t and index of ``rows`` rows.
 
-    Grid (row tiles, groups of four columns, M). The first groups make the coordinates, from the
-    two words of a row that index and t leave of the first four, and then four words each; the
-    other groups copy the features.
+    Grid (row tiles, pairs of columns, M): first the pairs of coordinates, then those of features.
 
     Without EPOCH the draw is a function of (seed, step, row). With it, ``step`` is the epoch, the
-    row is a position in the order of the ``pairs`` of point and timestep, which need ``bits``
-    bits, and the noise is a function of the pair and ``refresh``.
+    row is a position in the order of the ``pairs`` of timestep and one of ``points`` points, whose
+    numbers have ``bits`` bits, and the noise is a function of the pair and ``refresh``.
     """
-    NOISE_GROUPS: tl.constexpr = (DIM + 5) // 4
-    group = tl.program_id(1)
+    PAIRS: tl.constexpr = (DIM + 1) // 2
+    pair = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     seed = tl.load(seed_ptr + model)
-    n_points = tl.load(n_points_ptr + model)
-    n_steps = tl.load(n_steps_ptr + model)
     element = first_row + row.to(tl.int64)
     if EPOCH:
         element = permute(tl.where(live, element, 0), pairs, bits, seed, step)
-        index, t = element % n_points, element // n_points
+        index, t = element % points, element // points
         step = refresh
-    word_0, word_1, word_2, word_3 = random_words(seed, DRAW, step, element, group * 0)
-    if not EPOCH:
-        index, t = uniform_integers(word_0, n_points), uniform_integers(word_1, n_steps)
+    else:
+        word_0, word_1, _, _ = random_words(seed, DRAW, step, element, pair * 0)
+        index = uniform_integers(word_0, tl.load(n_points_ptr + model))
+        t_table = t_table_ptr + model * t_table_stride
+        t = tl.load(t_table + uniform_integers(word_1, entries))
     position = model * rows + row
     inputs = inputs_ptr + position * (DIM + FEATURES)
-    if group < NOISE_GROUPS:
-        if group > 0:
-            word_0, word_1, word_2, word_3 = random_words(seed, DRAW, step, element, group)
-        else:
-            tl.store(index_ptr + position, index, mask=live)
-            tl.store(t_ptr + position, t, mask=live)
+    if pair == 0:
+        tl.store(index_ptr + position, index, mask=live)
+        tl.store(t_ptr + position, t, mask=live)
+    if pair < PAIRS:
+        # The first pair of a row's words made index and t.
+        eps_0, eps_1 = normal_pair(seed, DRAW, step, element, pair + 1)
         alpha_bar = tl.load(alpha_bar_ptr + model * alpha_bar_stride + t, mask=live, other=1.0)
-        points = points_ptr + model * points_stride + index * DIM
+        x_0 = points_ptr + model * points_stride + index * DIM
         eps = eps_ptr + position * DIM
-        column = group * 4 - 2
-        eps_0, eps_1 = normals(word_0, word_1)
-        eps_2, eps_3 = normals(word_2, word_3)
-        _noise(points, eps, inputs, column, eps_0, alpha_bar, live, DIM)
-        _noise(points, eps, inputs, column + 1, eps_1, alpha_bar, live, DIM)
-        _noise(points, eps, inputs, column + 2, eps_2, alpha_bar, live, DIM)
-        _noise(points, eps, inputs, column + 3, eps_3, alpha_bar, live, DIM)
+        _noise(x_0, eps, inputs, pair * 2, eps_0, alpha_bar, live)
+        if pair * 2 + 1 < DIM:
+            _noise(x_0, eps, inputs, pair * 2 + 1, eps_1, alpha_bar, live)
     else:
-        first = (group - NOISE_GROUPS) * 4
+        first = (pair - PAIRS) * 2
         features = features_ptr + model * features_stride + t * FEATURES
-        for column in range(first, tl.minimum(first + 4, FEATURES)):
+        for column in range(first, tl.minimum(first + 2, FEATURES)):
             tl.store(inputs + DIM + column, tl.load(features + column, mask=live), mask=live)
 
 
 @triton.jit
-def _noise(points, eps, inputs, column, value, alpha_bar, live, DIM: tl.constexpr):
-    """Writes one coordinate of eps and of x_t, if there is such a coordinate."""
-    if (column >= 0) & (column < DIM):
-        x_0 = tl.load(points + column, mask=live, other=0.0)
-        x_t = tl.sqrt_rn(alpha_bar) * x_0 + tl.sqrt_rn(1 - alpha_bar) * value
-        tl.store(eps + column, value, mask=live)
-        tl.store(inputs + column, x_t, mask=live)
+def _noise(x_0, eps, inputs, column, value, alpha_bar, live):
+    """Writes one coordinate of eps and of x_t."""
+    x_t = tl.sqrt_rn(alpha_bar) * tl.load(x_0 + column, mask=live, other=0.0)
+    x_t += tl.sqrt_rn(1 - alpha_bar) * value
+    tl.store(eps + column, value, mask=live)
+    tl.store(inputs + column, x_t, mask=live)
 
 
 @triton.jit
@@ -123,7 +118,7 @@ def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     if x_t.numel():
         with device_of(x_0):
             noise_kernel[triton.cdiv(rows * dim, _ELEMENTS), models](
-                x_0.contiguous(), alpha_bar, _model_stride(alpha_bar), t.contiguous(),
+                x_0.contiguous(), alpha_bar, model_stride(alpha_bar), t.contiguous(),
                 eps.contiguous(), x_t, rows * dim, dim, _ELEMENTS,
             )  # fmt: skip
     return x_t
@@ -171,22 +166,18 @@ def _draw(
     source: Source, seed: Tensor, step: int, refresh: int, first_row: int, rows: int, pairs: int
 ) -> tuple[Tensor, Draw]:
     models, dim, width = len(seed), source.points.shape[-1], source.time_features.shape[-1]
-    points, alpha_bar, features, n_points, n_steps = (part.contiguous() for part in source)
+    points, alpha_bar, features, n_points, t_table = (part.contiguous() for part in source)
     inputs = points.new_empty((models, rows, dim + width))
     eps = points.new_empty((models, rows, dim))
     t, index = (seed.new_empty((models, rows)) for _ in range(2))
-    groups = (dim + 5) // 4 + triton.cdiv(width, 4)
+    pairs_of_columns = triton.cdiv(dim, 2) + triton.cdiv(width, 2)
     if rows and models:
         with device_of(points):
-            draw_kernel[triton.cdiv(rows, _ROWS), groups, models](
-                points, _model_stride(points), alpha_bar, _model_stride(alpha_bar),
-                features, _model_stride(features), n_points, n_steps, seed.contiguous(),
-                step, refresh, first_row, rows, pairs, max(0, pairs - 1).bit_length(),
+            draw_kernel[triton.cdiv(rows, _ROWS), pairs_of_columns, models](
+                points, model_stride(points), alpha_bar, model_stride(alpha_bar),
+                features, model_stride(features), n_points, t_table, model_stride(t_table),
+                t_table.shape[1], seed.contiguous(), step, refresh, first_row, rows,
+                points.shape[1], pairs, max(0, pairs - 1).bit_length(),
                 inputs, eps, t, index, dim, width, pairs > 0, _ROWS,
             )  # fmt: skip
     return inputs, Draw(index, t, eps)
-
-
-def _model_stride(tensor: Tensor) -> int:
-    """Elements between models, 0 if they share one."""
-    return tensor.stride(0) if tensor.shape[0] > 1 else 0

@@ -1,0 +1,116 @@
+"""Philox 4x32-10 as device functions: the integers of :mod:`.reference`, drawn inside a kernel.
+
+``tl.philox`` is Philox 4x32 only with 32-bit counters; with 64-bit ones it becomes 4x64.
+"""
+
+import triton
+import triton.language as tl
+
+from .permutation import _FEISTEL_ROUNDS
+from .reference import _BLOCK_BITS, Stream
+
+# Values of :class:`Stream` that kernels use.
+DRAW = tl.constexpr(int(Stream.DRAW))
+NOISE = tl.constexpr(int(Stream.NOISE))
+ORDER = tl.constexpr(int(Stream.ORDER))
+
+_STREAM_SHIFT = tl.constexpr(_BLOCK_BITS)
+_KEY_BLOCKS = tl.constexpr(_FEISTEL_ROUNDS // 4)
+
+
+@triton.jit
+def random_words(seed, STREAM: tl.constexpr, step, element, block):
+    """Words 4 block ... 4 block + 3 of each element.
+
+    Args:
+        seed: int64 scalar.
+        STREAM: what the numbers are for.
+        step: step, epoch or refresh number, a scalar below 2**32.
+        element: int64, the identity of each row.
+        block: which four words, a scalar.
+
+    Returns:
+        Four uint32 tensors of the shape of ``element``.
+    """
+    low = element.to(tl.uint32)
+    high = (element >> 32).to(tl.uint32)
+    zero = low * 0
+    stream_and_block = (STREAM << _STREAM_SHIFT) + block
+    return tl.philox(
+        seed, low, high, zero + step.to(tl.uint32), zero + stream_and_block.to(tl.uint32)
+    )
+
+
+@triton.jit
+def uniform_integers(word, n):
+    """Integers in [0, n), int64, from uint32 words; n at most 2**31."""
+    return tl.umulhi(word, word * 0 + n.to(tl.uint32)).to(tl.int64)
+
+
+@triton.jit
+def uniform(word):
+    """The middle of one of 2**24 cells of (0, 1), fp32."""
+    return (word >> 8).to(tl.float32) * 5.9604644775390625e-08 + 2.98023223876953125e-08
+
+
+@triton.jit
+def normals(word_0, word_1):
+    """Two standard normal numbers from two words (Box and Muller 1958), fp32."""
+    radius = tl.sqrt_rn(-2.0 * tl.log(uniform(word_0)))
+    angle = 6.283185307179586 * uniform(word_1)
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def normal_pair(seed, STREAM: tl.constexpr, step, element, pair):
+    """The two normal numbers that words 2 pair and 2 pair + 1 of each element make."""
+    word_0, word_1, word_2, word_3 = random_words(seed, STREAM, step, element, pair // 2)
+    second = pair % 2 == 1
+    return normals(tl.where(second, word_2, word_0), tl.where(second, word_3, word_1))
+
+
+@triton.jit
+def permute(index, n, bits, seed, epoch):
+    """Where each position of an epoch's order points to.
+
+    Args:
+        index: int64, positions in [0, n).
+        n: size of the domain, a scalar up to 2**62.
+        bits: how many bits n - 1 has, a scalar.
+        seed: int64 scalar.
+        epoch: epoch number, a scalar below 2**32.
+
+    Returns:
+        int64, values in [0, n), the same as :func:`~.permutation.permute`.
+    """
+    value = _feistel(index, bits, seed, epoch)
+    while tl.max((value >= n).to(tl.int32), axis=0) > 0:
+        value = tl.where(value >= n, _feistel(value, bits, seed, epoch), value)
+    return value
+
+
+@triton.jit
+def _feistel(value, bits, seed, epoch):
+    """One pass of the network over [0, 2**bits); the halves have at most 31 bits."""
+    low_bits = bits // 2
+    one = tl.full((), 1, tl.int64)
+    low_mask = ((one << low_bits) - 1).to(tl.uint32)
+    high_mask = ((one << (bits - low_bits)) - 1).to(tl.uint32)
+    high = (value >> low_bits).to(tl.uint32)
+    low = value.to(tl.uint32) & low_mask
+    for block in tl.static_range(_KEY_BLOCKS):
+        key_0, key_1, key_2, key_3 = random_words(seed, ORDER, epoch, one * block, one * 0)
+        high = high ^ (_mix(low, key_0) & high_mask)
+        low = low ^ (_mix(high, key_1) & low_mask)
+        high = high ^ (_mix(low, key_2) & high_mask)
+        low = low ^ (_mix(high, key_3) & low_mask)
+    return (high.to(tl.int64) << low_bits) | low.to(tl.int64)
+
+
+@triton.jit
+def _mix(x, key):
+    """A 32-bit integer hash whose every output bit depends on every input bit."""
+    x = x + key
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
