@@ -1,0 +1,277 @@
+"""The reference operations against autograd, torch.optim and themselves with other batching."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flashpoint.kernels import (
+    ACTIVATIONS,
+    Guide,
+    MLPShape,
+    Network,
+    TrainingData,
+    adamw_,
+    adamw_state,
+    draw_prior,
+    mlp,
+    q_sample,
+    q_sample_batch,
+    reverse_step,
+    sample_chain,
+    train_step,
+)
+from flashpoint.kernels.mlp import reference as mlp_reference
+from flashpoint.kernels.train_step.reference import noisy_inputs
+
+T, N = 20, 50
+
+
+def shape_of(activation="prelu", widths=(3, 8, 16, 2), slopes=1, bias=True):
+    return MLPShape(widths, activation, slopes=slopes, bias=bias)
+
+
+def parameters_of(shape, models=1, dtype=torch.float64):
+    return torch.randn(models, shape.num_parameters, dtype=dtype) * 0.4
+
+
+def training_data(models=1, labels=False, dim=2):
+    beta = torch.linspace(1e-3, 0.2, T)
+    return TrainingData(
+        points=torch.randn(models, N, dim),
+        alpha_bar=(1 - beta * torch.rand(models, 1)).cumprod(1),
+        time_features=torch.linspace(-1, 1, T).expand(models, T)[..., None],
+        labels=torch.randint(0, 5, (models, N)) if labels else None,
+        n_points=torch.full((models,), N),
+        t_table=torch.arange(T).expand(models, T),
+    )
+
+
+def one_model(data, model):
+    return TrainingData(*(None if part is None else part[model : model + 1] for part in data))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_written_out_backward_is_that_of_autograd(activation, models, bias):
+    shape = shape_of(activation, slopes=2 if activation == "prelu" else 1, bias=bias)
+    flat = parameters_of(shape, models).requires_grad_()
+    x = torch.randn(models, 7, 3, dtype=torch.float64, requires_grad=True)
+    y = mlp_reference.mlp(x, shape.unpack(flat), shape)
+    grad_y = torch.randn_like(y)
+    want_flat, want_x = torch.autograd.grad(y, (flat, x), grad_y)
+    with torch.no_grad():
+        networks = shape.unpack(flat)
+        _, inputs, preactivations = mlp_reference.forward(x, networks, shape)
+        grad = torch.full_like(flat, torch.nan)
+        mlp_reference.backward(grad_y, inputs, preactivations, networks, shape, shape.unpack(grad))
+        grad_x = mlp_reference.input_gradient(grad_y, preactivations, networks, shape)
+    torch.testing.assert_close(grad, want_flat)
+    torch.testing.assert_close(grad_x, want_x)
+
+
+def test_mlp_is_that_of_torch_modules():
+    linears = [torch.nn.Linear(3, 8), torch.nn.Linear(8, 4), torch.nn.Linear(4, 2)]
+    act = torch.nn.PReLU(init=-0.3)
+    module = torch.nn.Sequential(linears[0], act, linears[1], act, linears[2])
+    x = torch.randn(2, 5, 3)
+    y = mlp(x, [layer.weight for layer in linears], [layer.bias for layer in linears], act.weight)
+    torch.testing.assert_close(y, module(x))
+
+
+def test_packing_and_unpacking_are_inverse():
+    shape = shape_of(slopes=2)
+    flat = parameters_of(shape, models=3)
+    assert torch.equal(shape.pack(shape.unpack(flat)), flat)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_train_step_gradient_is_that_of_autograd(labels):
+    shape = shape_of(widths=(3, 8, 16, 5 if labels else 2))
+    parameters, data = parameters_of(shape, dtype=torch.float32), training_data(labels=labels)
+    grad = torch.full_like(parameters, torch.nan)
+    loss, _ = train_step(parameters, shape, data, batch_size=64, seed=3, step=9, grad=grad)
+    _, draw = q_sample_batch(data.points, data.alpha_bar, 64, seed=3, step=9)
+    leaf = parameters.clone().requires_grad_()
+    y = mlp_reference.mlp(noisy_inputs(data, draw), shape.unpack(leaf), shape)
+    if labels:
+        want = F.cross_entropy(y[0], data.labels[0, draw.index[0]])
+    else:
+        want = F.mse_loss(y, draw.eps)
+    torch.testing.assert_close(loss[0], want.detach())
+    torch.testing.assert_close(grad, torch.autograd.grad(want, leaf)[0])
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_three_models_train_as_three_runs_do(labels):
+    shape = shape_of(widths=(3, 8, 16, 5 if labels else 2))
+    data, start = training_data(3, labels), parameters_of(shape, 3, torch.float32)
+    seeds, lr = torch.tensor([1, 2, 2**40]), torch.tensor([1e-2, 3e-3, 1e-3])
+
+    def train(parameters, data, seed, lr):
+        state = adamw_state(parameters)
+        for step in range(20):
+            loss, grad = train_step(parameters, shape, data, batch_size=33, seed=seed, step=step)
+            adamw_(parameters, grad, state, lr=lr, step=step + 1)
+        return torch.cat((parameters, state.ema, loss[:, None]), dim=1)
+
+    together = train(start.clone(), data, seeds, lr)
+    for model in range(3):
+        alone = train(
+            start[model : model + 1].clone(), one_model(data, model),
+            seeds[model : model + 1], lr[model : model + 1],
+        )  # fmt: skip
+        torch.testing.assert_close(together[model], alone[0], rtol=1e-5, atol=1e-6)
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
+def test_timesteps_come_as_often_as_they_stand_in_the_table():
+    data = training_data()
+    table = torch.tensor([[3, 3, 3, 7]])
+    _, draw = q_sample_batch(data.points, data.alpha_bar, 8000, seed=0, step=0, t_table=table)
+    assert set(draw.t.unique().tolist()) == {3, 7}
+    assert abs((draw.t == 3).double().mean() - 0.75) < 5 * (0.75 * 0.25 / 8000) ** 0.5
+
+
+def test_a_batch_split_over_ranks_is_the_same_batch():
+    data = training_data()
+    whole = q_sample_batch(data.points, data.alpha_bar, 10, seed=1, step=2)
+    parts = [
+        q_sample_batch(data.points, data.alpha_bar, rows, seed=1, step=2, first_row=first)
+        for first, rows in ((0, 3), (3, 7))
+    ]
+    assert torch.equal(whole[0], torch.cat([x_t for x_t, _ in parts], dim=1))
+
+
+def test_an_epoch_sees_every_pair_once_and_keeps_its_noise_until_refreshed(monkeypatch):
+    data, shape = training_data(), shape_of()
+    parameters = parameters_of(shape, dtype=torch.float32)
+    seen = []
+    step_module = __import__("sys").modules["flashpoint.kernels.train_step"]
+    run = step_module.reference.train_step
+    monkeypatch.setattr(
+        step_module.reference, "train_step",
+        lambda p, s, d, draw, g: seen.append(draw) or run(p, s, d, draw, g),
+    )  # fmt: skip
+
+    def epoch(number, refresh):
+        seen.clear()
+        for step in range(-(-N * T // 64)):
+            train_step(parameters, shape, data, batch_size=64, seed=5, step=step, epoch=number,
+                       refresh=refresh)  # fmt: skip
+        index, t, eps = (torch.cat(parts, dim=1)[0] for parts in zip(*seen, strict=True))
+        pair = t * N + index
+        assert torch.equal(pair.sort().values, torch.arange(N * T))
+        return pair, eps[pair.argsort()]
+
+    (order_0, noise_0), (order_1, noise_1), (_, fresh) = epoch(0, 0), epoch(1, 0), epoch(1, 1)
+    assert not torch.equal(order_0, order_1)
+    assert torch.equal(noise_0, noise_1)
+    assert not torch.equal(noise_1, fresh)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_is_that_of_torch(weight_decay):
+    start = torch.randn(2, 40, dtype=torch.float64)
+    ours, theirs = start.clone(), start.clone().requires_grad_()
+    state = adamw_state(ours)
+    optimizer = torch.optim.AdamW([theirs], weight_decay=weight_decay)
+    average = start.clone()
+    for step in range(1, 30):
+        grad = torch.randn_like(ours)
+        lr = 1e-2 / step
+        adamw_(ours, grad, state, lr=lr, step=step, weight_decay=weight_decay, ema_decay=0.9)
+        optimizer.param_groups[0]["lr"] = lr
+        theirs.grad = grad
+        optimizer.step()
+        average = 0.9 * average + 0.1 * theirs.detach()
+    torch.testing.assert_close(ours, theirs.detach())
+    torch.testing.assert_close(state.ema, average)
+
+
+def chain(models=1, rows=7, steps=6, guided=False, rows_from=0, keep_every=0, seed=1):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size):
+        return torch.randn(size, generator=generator)
+
+    shape, judge = shape_of(), shape_of(widths=(3, 8, 5))
+    table = torch.stack((1 + 0.1 * random(models, steps), *random(3, models, steps) * 0.1), dim=-1)
+    guide = None
+    if guided:
+        labels = torch.arange(100).expand(models, 100)[:, rows_from : rows_from + rows] % 5
+        guide = Guide(Network(random(models, judge.num_parameters), judge), labels)
+    seeds = torch.arange(models) + seed
+    x_T = draw_prior(rows, 2, seed=seeds, first_row=rows_from)
+    return sample_chain(
+        Network(random(models, shape.num_parameters) * 0.3, shape), x_T, table,
+        random(models, steps, 1), seed=seeds, guide=guide, first_row=rows_from,
+        keep_every=keep_every,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_sample_depends_on_its_row_alone(guided):
+    whole = chain(rows=10, guided=guided)[0]
+    parts = [chain(rows=rows, rows_from=first, guided=guided)[0] for first, rows in ((0, 4), (4, 6))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_long_chains_and_many_rows_cross_the_blocks_of_rows_and_noise():
+    whole = chain(rows=2100, steps=103)[0]
+    part = chain(rows=30, rows_from=990, steps=103)[0]
+    torch.testing.assert_close(whole[:, 990:1020], part)
+
+
+def test_three_chains_are_three_single_ones():
+    whole = chain(models=3, guided=True)[0]
+    assert whole.shape == (3, 7, 2)
+    assert not torch.allclose(whole[0], whole[1])
+
+
+def test_trajectory_starts_with_noise_and_ends_with_the_samples():
+    samples, trajectory = chain(steps=7, keep_every=3)
+    assert trajectory.shape == (4, 1, 7, 2)  # x_T, after 3, after 6, the end
+    assert torch.equal(trajectory[0], draw_prior(7, 2, seed=1))
+    assert torch.equal(trajectory[-1], samples)
+    assert chain(steps=7)[1].shape == (0, 1, 7, 2)
+
+
+def test_guidance_gradient_is_that_of_autograd():
+    from flashpoint.kernels.sample_chain.reference import grad_log_p
+
+    shape = shape_of(widths=(3, 8, 16, 5))
+    parameters, labels = parameters_of(shape), torch.tensor([[0, 4, 2]])
+    x = torch.randn(1, 3, 3, dtype=torch.float64, requires_grad=True)
+    log_p = mlp_reference.mlp(x, shape.unpack(parameters), shape).log_softmax(-1)
+    want = torch.autograd.grad(log_p.gather(-1, labels[..., None]).sum(), x)[0]
+    got = grad_log_p(Guide(Network(parameters, shape), labels), x.detach())
+    torch.testing.assert_close(got, want)
+
+
+ERRORS = [
+    (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 2)]), ValueError, "x must have 2"),
+    (lambda: mlp(torch.zeros(2, 3, dtype=torch.int64), [torch.zeros(4, 3)]), TypeError, "x must"),
+    (lambda: mlp(torch.zeros(2, 3), []), ValueError, "weights must hold"),
+    (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 3), torch.zeros(2, 5)], slope=torch.ones(1)),
+     ValueError, r"weights\[1\] must be"),
+    (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 3), torch.zeros(2, 4)]), ValueError, "slope"),
+    (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 3)], backend="cuda"), ValueError, "backend"),
+    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 5]), torch.zeros(2, 3)),
+     ValueError, "t must be from 0 to 4"),
+    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 1]), torch.zeros(2, 2)),
+     ValueError, "eps must have the shape"),
+    (lambda: q_sample_batch(torch.zeros(4, 2), torch.ones(5), -1, seed=0, step=0),
+     ValueError, "batch_size must be"),
+    (lambda: reverse_step(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(3)),
+     ValueError, "coefficients must have 4"),
+    (lambda: MLPShape((3,)), ValueError, "widths must be"),
+    (lambda: MLPShape((3, 4, 2), "swish"), ValueError, "activation must be one of"),
+    (lambda: MLPShape((3, 4, 4, 2), slopes=3), ValueError, "slopes must be"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
+def test_a_wrong_argument_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
