@@ -4,8 +4,10 @@ All of them take a leading axis M: M independent models in the same launches. M 
 ordinary case.
 """
 
+from .accelerate import Acceleration, accelerate
 from .adamw import AdamWState, adamw_, adamw_state
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
+from .modules import FusedMLP
 from .q_sample import Draw, q_sample, q_sample_batch
 from .reverse_step import reverse_step
 from .sample_chain import Guide, Network, draw_prior, sample_chain
@@ -13,13 +15,16 @@ from .train_step import TrainingData, train_step
 
 __all__ = [
     "ACTIVATIONS",
+    "Acceleration",
     "AdamWState",
     "Draw",
+    "FusedMLP",
     "Guide",
     "MLPParameters",
     "MLPShape",
     "Network",
     "TrainingData",
+    "accelerate",
     "adamw_",
     "adamw_state",
     "draw_prior",

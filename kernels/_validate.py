@@ -1,8 +1,9 @@
 """Checks of arguments: one line that names the argument, what was given and what is allowed."""
 
+import torch
 from torch import Tensor
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "triton")
 
 
 def check_backend(backend: str | None) -> None:
@@ -36,6 +37,14 @@ def check_same_device(**tensors: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must be on {given[first].device} like {first}, got {given[name].device}"
             )
+
+
+def check_like(name: str, tensor: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    """On the device of x, and of this dtype."""
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} like the other tensors, got {tensor.dtype}")
 
 
 def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .._validate import check_backend, check_float, check_last_dim, check_same_device
+from .._validate import check_backend, check_float, check_last_dim, check_like
 from . import reference
 from .shape import ACTIVATIONS, MLPParameters, MLPShape
 
@@ -19,6 +20,7 @@ def mlp(
     *,
     activation: str = "prelu",
     negative_slope: float = 0.01,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """y = W_n act(... act(W_0 x + b_0) ...) + b_n, differentiable in every tensor.
@@ -31,14 +33,19 @@ def mlp(
             model axis [M, 1] or [M, layers].
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
         negative_slope: the fixed slope of ``leaky_relu``.
+        precision: of the kernels' matrix products, ``fp16``, ``bf16``, ``tf32`` or ``fp32``; None for what
+            PyTorch would use: the autocast dtype, that of a half-precision x, else what
+            ``torch.get_float32_matmul_precision()`` says. The reference always does what PyTorch
+            would.
         backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
 
     Returns:
-        [..., out] or [M, B, out], the dtype of x.
+        [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
 
     Raises:
-        TypeError: x is no floating-point tensor.
-        ValueError: shapes or devices do not fit, or an unknown activation or backend.
+        TypeError: x is no floating-point tensor, or another tensor has another dtype (under
+            autocast x may differ).
+        ValueError: shapes or devices do not fit, or an unknown activation, precision or backend.
     """
     check_backend(backend)
     check_float("x", x)
@@ -48,7 +55,7 @@ def mlp(
     parameters = _with_model_axis(weights, biases, slope, activation, many)
     shape = _shape_of(parameters, activation, negative_slope)
     check_last_dim("x", x, shape.widths[0])
-    check_same_device(x=x, weights=weights[0])
+    _check_tensors(x, parameters)
     if many:
         if x.dim() != 3 or x.shape[0] != weights[0].shape[0]:
             raise ValueError(
@@ -58,6 +65,22 @@ def mlp(
         return reference.mlp(x, parameters, shape)
     y = reference.mlp(x.reshape(1, -1, x.shape[-1]), parameters, shape)
     return y.reshape(*x.shape[:-1], shape.widths[-1])
+
+
+def _autocasts(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def _check_tensors(x: Tensor, parameters: MLPParameters) -> None:
+    """All are on one device and of one dtype, but for x under autocast."""
+    weights, biases, slope = parameters
+    dtype = weights[0].dtype if _autocasts(x) else x.dtype
+    for layer, weight in enumerate(weights):
+        check_like(f"weights[{layer}]", weight, x, dtype)
+        if biases is not None:
+            check_like(f"biases[{layer}]", biases[layer], x, dtype)
+    if slope is not None:
+        check_like("slope", slope, x, dtype)
 
 
 def _with_model_axis(weights, biases, slope, activation, many) -> MLPParameters:

@@ -129,6 +129,8 @@ def _activate_backward(
             return grad_z, grad_slope if shape.activation == "prelu" else None
         case "none":
             return grad_h, None
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        return torch.autograd.grad(_activate(leaf, shape, slope), leaf, grad_h)[0], None
+        case "relu":
+            return torch.ops.aten.threshold_backward(grad_h, z, 0), None
+        case "tanh":
+            return torch.ops.aten.tanh_backward(grad_h, z.tanh()), None
+    return getattr(torch.ops.aten, f"{shape.activation}_backward")(grad_h, z), None

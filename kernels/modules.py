@@ -1,0 +1,108 @@
+"""A multi-layer perceptron as an ``nn.Module``, interchangeable with plain PyTorch ones."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from ._layers import ACTIVATIONS, read_layers, run_layers
+
+
+class FusedMLP(nn.Module):
+    """Linear layers with one activation between them, run by :func:`~flashpoint.kernels.mlp`.
+
+    The ``state_dict`` is that of the plain layout with one shared activation: ``act.weight``,
+    ``model.0.weight``, ``model.0.bias``, ``model.1.weight`` (the slope again), and so on.
+
+    Args:
+        input_dim: width of x.
+        output_dim: width of y.
+        hidden_layers: widths of the hidden layers, none or more.
+        activation: ``prelu`` (one slope shared by all layers), ``leaky_relu``, ``relu``,
+            ``silu``, ``gelu`` or ``tanh``.
+        bias: whether the layers have biases.
+        precision: of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for what
+            PyTorch itself would use.
+
+    Raises:
+        ValueError: unknown activation.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden_layers: Iterable[int],
+        *,
+        activation: str = "prelu",
+        bias: bool = True,
+        precision: str | None = None,
+    ):
+        super().__init__()
+        modules = {name: module for module, name in ACTIVATIONS.items()}
+        if activation not in modules:
+            raise ValueError(f"activation must be one of {', '.join(modules)}, got {activation!r}")
+        self.act = modules[activation]()
+        widths = [input_dim, *hidden_layers]
+        layers = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out, bias=bias), self.act]
+        self.model = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim, bias=bias))
+        self.precision = precision
+        self._plain = (self.model,)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, *, precision: str | None = None) -> "FusedMLP":
+        """A fused module made of the layers of another; the Parameters are shared, not copied.
+
+        Args:
+            module: an ``nn.Sequential`` of Linear layers with one kind of activation between
+                them, or a module that does nothing but pass its input through such a
+                ``module.model``.
+            precision: as for the class.
+
+        Raises:
+            ValueError: the module is no perceptron that can be fused; says why.
+        """
+        layers = module if isinstance(module, nn.Sequential) else _inner_layers(module)
+        network = read_layers(layers)
+        if isinstance(network, str):
+            raise ValueError(f"module must be a multi-layer perceptron, but {network}")
+        fused = cls.__new__(cls)
+        nn.Module.__init__(fused)
+        activations = list(layers)[1::2]
+        if activations and all(each is activations[0] for each in activations):
+            fused.act = activations[0]
+        fused.model = layers
+        fused.precision = precision
+        fused._plain = (module,)
+        fused.training = module.training
+        return fused
+
+    def to_module(self) -> nn.Module:
+        """The plain module with the same Parameters.
+
+        What :meth:`from_module` was given, or else the ``nn.Sequential`` of the layers.
+        """
+        return self._plain[0]  # in a tuple, so that it is not a child of this module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [..., output_dim] of x [..., input_dim]."""
+        return run_layers(self.model, x, self.precision)
+
+
+def _inner_layers(module: nn.Module) -> nn.Sequential:
+    """``module.model``, if that holds all that the module has."""
+    layers = getattr(module, "model", None)
+    if not isinstance(layers, nn.Sequential):
+        raise ValueError(
+            f"module must be an nn.Sequential or have one as .model, got {type(module).__name__}"
+        )
+    inside = {id(each) for each in (module, *layers.modules())}
+    outside = [name for name, each in module.named_modules() if id(each) not in inside]
+    if outside or module._parameters:
+        raise ValueError(
+            "module must have all its layers and parameters in .model, "
+            f"got {', '.join((*outside, *module._parameters))} outside it"
+        )
+    return layers

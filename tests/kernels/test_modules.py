@@ -1,0 +1,138 @@
+"""FusedMLP against the plain module it stands for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from flashpoint.kernels import FusedMLP
+
+ACTIVATIONS = [nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh]
+
+
+class MLP(nn.Module):
+    """The plain layout: one shared activation."""
+
+    def __init__(self, input_dim, output_dim, hidden_layers):
+        super().__init__()
+        self.act = nn.PReLU()
+        layers = []
+        for width in hidden_layers:
+            layers += [nn.Linear(input_dim, width), self.act]
+            input_dim = width
+        self.model = nn.Sequential(*layers, nn.Linear(input_dim, output_dim))
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def gradients(module, x):
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    module(x).square().sum().backward()
+    return [x.grad, *(parameter.grad for parameter in module.parameters())]
+
+
+def test_checkpoints_of_the_plain_module_load_and_save_unchanged():
+    plain = MLP(3, 2, [16, 8])
+    fused = FusedMLP(3, 2, [16, 8])
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert "act.weight" in fused.state_dict()
+    assert "model.3.weight" in fused.state_dict()
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    for name, tensor in fused.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name])
+
+
+def test_same_seed_same_initial_weights_as_the_plain_module():
+    torch.manual_seed(0)
+    plain = MLP(3, 2, [16, 8])
+    torch.manual_seed(0)
+    fused = FusedMLP(3, 2, [16, 8])
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def test_from_module_shares_the_parameters_both_ways():
+    plain = MLP(3, 2, [16, 8])
+    fused = FusedMLP.from_module(plain)
+    assert fused.to_module() is plain
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        assert ours is theirs
+    fused.load_state_dict(MLP(3, 2, [16, 8]).state_dict(), assign=True)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (2, 3)])
+def test_values_and_gradients_of_a_sequential(activation, shape):
+    plain = nn.Sequential(
+        nn.Linear(3, 16), activation(), nn.Linear(16, 8), activation(), nn.Linear(8, 2)
+    )
+    fused = FusedMLP.from_module(plain)
+    x = torch.randn(*shape, 3)
+    torch.testing.assert_close(fused(x), plain(x))
+    for ours, theirs in zip(gradients(fused, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_without_bias_and_without_hidden_layers():
+    x = torch.randn(4, 3)
+    for fused in (FusedMLP(3, 2, [8], bias=False), FusedMLP(3, 2, [])):
+        torch.testing.assert_close(fused(x), fused.to_module()(x))
+
+
+def test_deepcopy_keeps_the_plain_module_joined_to_the_copy():
+    fused = FusedMLP.from_module(MLP(3, 2, [16]))
+    twin = copy.deepcopy(fused)
+    with torch.no_grad():
+        twin.act.weight.fill_(-0.5)
+    assert fused.act.weight.item() == 0.25
+    assert twin.to_module().act.weight.item() == -0.5
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(twin(x), twin.to_module()(x))
+
+
+def test_autocast_gives_the_dtype_that_plain_layers_would():
+    plain = MLP(3, 2, [16, 8])
+    fused = FusedMLP.from_module(plain)
+    x = torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused(x).dtype == torch.bfloat16
+        torch.testing.assert_close(fused(x), plain(x))
+        torch.testing.assert_close(fused(x.bfloat16()), plain(x.bfloat16()))
+
+
+def test_half_precision_module():
+    plain = MLP(3, 2, [16, 8]).half()
+    x = torch.randn(5, 3).half()
+    torch.testing.assert_close(FusedMLP.from_module(plain)(x), plain(x), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (nn.Linear(3, 2), "must be an nn.Sequential or have one as .model, got Linear"),
+        (nn.Sequential(), "there are no layers"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)), r"layer 1 \(Dropout\)"),
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU()), "the last layer is no Linear layer"),
+    ],
+)
+def test_from_module_says_why_not(module, why):
+    with pytest.raises(ValueError, match=why):
+        FusedMLP.from_module(module)
+
+
+def test_from_module_refuses_parameters_that_it_would_ignore():
+    module = MLP(3, 2, [8])
+    module.head = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="got head outside it"):
+        FusedMLP.from_module(module)
+
+
+def test_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="activation must be one of .*, got 'swish'"):
+        FusedMLP(3, 2, [8], activation="swish")
