@@ -1,9 +1,74 @@
-"""Which backend runs an operation, and on which device."""
+"""Which backend runs an operation; nothing here needs triton or a GPU to be there."""
 
 import contextlib
+import logging
+import os
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+_MIN_CAPABILITY = (8, 0)
+_logger = logging.getLogger("flashpoint")
+
+
+def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None = None) -> bool:
+    """Whether the Triton kernels run an operation, or else the reference.
+
+    CUDA tensors go to Triton, all others to the reference; ``TRITON_INTERPRET=1`` lets the
+    kernels run on a CPU when they are asked for.
+
+    Args:
+        backend: what the caller asked for: None, "torch" or "triton".
+        name, tensor: the argument that decides.
+        gap: what the kernels do not cover, if anything; the reference then does it, and it is
+            logged once.
+
+    Raises:
+        RuntimeError: "triton" was asked for and cannot run.
+    """
+    if backend == "torch" or (backend is None and not tensor.is_cuda):
+        return False
+    problem = _problem(tensor.device)
+    if problem is not None:
+        if backend == "triton":
+            raise RuntimeError(f"backend 'triton' {problem} ({name} is on {tensor.device})")
+        gap = problem
+    if gap is not None:
+        _log_once(f"plain PyTorch instead of Triton kernels: {gap}")
+        return False
+    return True
+
+
+def elementwise_gap(*tensors: Tensor | None) -> str | None:
+    """What element-wise kernels do not cover: they compute in float32 and record no gradients."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.dtype == torch.float64 for tensor in given):
+        return "float64"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return "gradients with respect to the points"
+    return None
+
+
+@lru_cache
+def _problem(device: torch.device) -> str | None:
+    """Why kernels cannot run on a device."""
+    if find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if device.type != "cuda":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return "needs CUDA tensors, or TRITON_INTERPRET=1 in the environment"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        return f"needs compute capability 8.0 or more, got {capability[0]}.{capability[1]}"
+    return None
+
+
+@lru_cache
+def _log_once(message: str) -> None:
+    _logger.info(message)
 
 
 def device_of(tensor: Tensor):

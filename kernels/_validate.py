@@ -4,11 +4,17 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("torch", "triton")
+PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 
 
 def check_backend(backend: str | None) -> None:
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def check_float(name: str, tensor: Tensor) -> None:

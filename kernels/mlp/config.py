@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 OPERAND_DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,

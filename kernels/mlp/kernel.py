@@ -36,6 +36,8 @@ from .layout import Layout, layout_of
 from .shape import MLPParameters, MLPShape
 
 _BLOCK = 1024  # elements of an element-wise program
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+_VARYING = ["rows", "chunk", "splits", "tiles"]
 
 
 @triton.jit
@@ -70,7 +72,7 @@ def _pack_layer(flat, packed, NET: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def forward_kernel(
     x_ptr, x_stride_model, x_stride_row, x_stride_column,
     flat_ptr, flat_stride, packed_ptr, acts_ptr, acts_rows, y_ptr, rows,
@@ -190,7 +192,7 @@ def _layer_columns(
     return z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def backward_kernel(
     grad_y_ptr, grad_y_stride_model, grad_y_stride_row, grad_y_stride_column, abs_max_ptr,
     flat_ptr, flat_stride, packed_ptr, acts_ptr, acts_rows,
@@ -361,7 +363,7 @@ def bias_tiles(net, config, layer):
     return sum(-(-o // config.grad_out) for o in widths)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def weight_gradient_kernel(
     acts_ptr, grads_ptr, buffer_rows, flat_ptr, flat_stride, parts_ptr, chunk,
     NET: tl.constexpr, CONFIG: tl.constexpr,
@@ -471,7 +473,7 @@ def _bias_gradient(grads, count, parts, task, NET: tl.constexpr, CONFIG: tl.cons
     tl.store(parts + flat_start + column, tl.sum(acc, axis=0), mask=column < outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def reduce_kernel(
     parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, grad_ptr, grad_stride,
     NET: tl.constexpr, BLOCK: tl.constexpr,
@@ -524,7 +526,7 @@ def forward(
         x: float [M, B, in], any strides.
         parameters: of M networks.
         shape: their shape.
-        precision: of the matrix products, one of :data:`~.config.PRECISIONS`.
+        precision: of the matrix products, one of ``fp16``, ``bf16``, ``tf32`` and ``fp32``.
         save: False if no backward pass will follow; the buffer is then as small as the GPU.
 
     Returns:
@@ -534,27 +536,45 @@ def forward(
 
 
 def forward_flat(
-    x: Tensor, flat: Tensor, shape: MLPShape, precision: str, *, save: bool = True
+    x: Tensor,
+    flat: Tensor,
+    shape: MLPShape,
+    precision: str,
+    *,
+    packed: Tensor | None = None,
+    save: bool = True,
 ) -> tuple[Tensor, Saved]:
-    """:func:`forward` of flat parameters [M, P]."""
-    net, config = layout_of(shape, precision), config_for(precision, capability_of(x.device))
+    """:func:`forward` of flat parameters [M, P]; ``packed`` is what :func:`pack` made of them."""
+    net = layout_of(shape, precision)
+    config = config_for(precision, capability_of(x.device))
     models, rows, _ = x.shape
     flat = flat.float().contiguous()
+    if packed is None:
+        packed = pack(flat, shape, precision)
     tiles = triton.cdiv(rows, TILE_ROWS)
     programs = tiles if save else min(tiles, _slots(models))
-    dtype = OPERAND_DTYPES[precision]
-    acts = x.new_empty((models, programs * TILE_ROWS, net.activation_columns), dtype=dtype)
-    packed = x.new_empty((models, net.packed[-1]), dtype=dtype)
+    acts = packed.new_empty((models, programs * TILE_ROWS, net.activation_columns))
     y = x.new_empty((models, rows, shape.widths[-1]))
     if y.numel():
         with device_of(x):
-            blocks = triton.cdiv(max(i * o for i, o in pairwise(net.padded)), _BLOCK)
-            pack_kernel[blocks, net.layers, models](flat, packed, flat.stride(0), net, _BLOCK)
             forward_kernel[programs, models](
                 x, *x.stride(), flat, flat.stride(0), packed, acts, acts.shape[1], y, rows,
                 net, config, TILE_ROWS, save, num_warps=config.warps,
             )  # fmt: skip
     return y, Saved(acts, packed, flat)
+
+
+def pack(flat: Tensor, shape: MLPShape, precision: str) -> Tensor:
+    """The weights of flat parameters [M, P] as the kernels multiply them, [M, size]."""
+    net = layout_of(shape, precision)
+    flat = flat.float().contiguous()
+    models = len(flat)
+    packed = flat.new_empty((models, net.packed[-1]), dtype=OPERAND_DTYPES[precision])
+    if models:
+        blocks = triton.cdiv(max(i * o for i, o in pairwise(net.padded)), _BLOCK)
+        with device_of(flat):
+            pack_kernel[blocks, net.layers, models](flat, packed, flat.stride(0), net, _BLOCK)
+    return packed
 
 
 def backward(
@@ -580,7 +600,8 @@ def backward(
         grad_x [M, B, in] of the dtype of grad_y, and float32 gradients (views of one flat buffer);
         None for what is not needed.
     """
-    net, config = layout_of(shape, precision), config_for(precision, capability_of(grad_y.device))
+    net = layout_of(shape, precision)
+    config = config_for(precision, capability_of(grad_y.device))
     models, rows, _ = grad_y.shape
     flat = saved.flat
     tiles = triton.cdiv(rows, TILE_ROWS)

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
+import torch
+
 from .shape import MLPShape
 
 # An input up to this wide is carried as a rounded part and the rest, so that coordinates keep the
 # accuracy of fp32; beyond it the second half of the first layer would cost more than it gives.
 _SPLIT_WIDTH = 64
+
+# The widest hidden layers that the kernels do well.
+_MAX_HIDDEN = 512
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Layout:
 
     Attributes:
         shape: what is computed.
-        precision: one of :data:`~.config.PRECISIONS`, of the matrix products.
+        precision: one of ``fp16``, ``bf16``, ``tf32`` and ``fp32``, of the matrix products.
         split: whether the input is carried in two parts, the rounded values and the rest.
         padded: rounded-up widths; the first holds both parts of the input.
         columns: where each of these widths starts in a row, and where the last one ends.
@@ -86,6 +91,16 @@ def layout_of(shape: MLPShape, precision: str) -> Layout:
         run_starts=run_starts,
         run_lengths=run_lengths,
     )
+
+
+def gap_of(shape: MLPShape, dtype: torch.dtype) -> str | None:
+    """What the kernels do not cover of networks of ``shape`` and data of ``dtype``, if anything."""
+    if dtype == torch.float64:
+        return "float64"
+    widest = max(shape.widths[1:-1], default=0)
+    if widest > _MAX_HIDDEN:
+        return f"a hidden layer of {widest}, wider than {_MAX_HIDDEN}"
+    return None
 
 
 def _round_up(width: int) -> int:

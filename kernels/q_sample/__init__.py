@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._dispatch import elementwise_gap, use_triton
 from .._validate import (
     check_backend,
     check_float,
@@ -28,7 +29,8 @@ def q_sample(
         alpha_bar: float [T], or [M, T].
         t: int64 [B], or [M, B]; 0 is the least noisy timestep.
         eps: the shape of x_0.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         x_t, the shape and dtype of x_0.
@@ -49,13 +51,17 @@ def q_sample(
     check_range("t", t, 0, alpha_bar.shape[-1])
     many = x_0.dim() == 3
     models = x_0.shape[0] if many else 1
-    x_t = reference.q_sample(
+    arguments = (
         x_0.reshape(models, -1, x_0.shape[-1]),
         alpha_bar.expand(models, -1).to(x_0.dtype),
         t.reshape(models, -1),
         eps.reshape(models, -1, x_0.shape[-1]),
     )
-    return x_t.reshape(x_0.shape)
+    if use_triton(backend, "x_0", x_0, elementwise_gap(x_0, eps)):
+        from . import kernel
+
+        return kernel.q_sample(*arguments).reshape(x_0.shape)
+    return reference.q_sample(*arguments).reshape(x_0.shape)
 
 
 def q_sample_batch(
@@ -80,7 +86,8 @@ def q_sample_batch(
         t_table: int64 [K] or [M, K], timesteps to draw from, every entry as likely; None for
             0 ... T - 1.
         first_row: global number of the first row; ranks of a distributed run share one numbering.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         x_t float32 [M, B, d], and the :class:`Draw` behind it.
@@ -99,11 +106,18 @@ def q_sample_batch(
     alpha_bar = alpha_bar.expand(models, -1)
     check_last_dim("alpha_bar", alpha_bar, alpha_bar.shape[-1])
     seeds = seed_tensor(seed, points.device).expand(models)
-    rows = torch.arange(first_row, first_row + batch_size, device=points.device)
     if t_table is None:
         t_table = torch.arange(alpha_bar.shape[1], device=points.device)
     check_range("t_table", t_table, 0, alpha_bar.shape[1])
+    t_table = t_table.expand(models, -1)
     counts = torch.full((models,), n_points, device=points.device)
-    draw = reference.draw_fresh(seeds, step, rows, counts, t_table.expand(models, -1), dim)
+    if use_triton(backend, "points", points, elementwise_gap(points)):
+        from . import kernel
+
+        no_features = points.new_empty((1, alpha_bar.shape[1], 0))
+        source = kernel.Source(points, alpha_bar, no_features, counts, t_table)
+        return kernel.draw_fresh(source, seeds, step, first_row, batch_size)
+    rows = torch.arange(first_row, first_row + batch_size, device=points.device)
+    draw = reference.draw_fresh(seeds, step, rows, counts, t_table, dim)
     x_0 = reference.gather_points(points, draw.index)
     return reference.q_sample(x_0, alpha_bar, draw.t, draw.eps), draw

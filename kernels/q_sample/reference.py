@@ -54,8 +54,8 @@ def draw_epoch(
 ):
     """Rows of an epoch over all pairs of point and timestep, each exactly once, in keyed order.
 
-    Pair number t * n_points + index; its noise stays the same until ``refresh`` changes. No table of the
-    n_points * n_steps pairs exists anywhere.
+    Pair number t * n_points + index; its noise stays the same until ``refresh`` changes. No table
+    of the n_points * n_steps pairs exists anywhere.
 
     Args:
         seed: int64 [M].

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .._dispatch import elementwise_gap, use_triton
 from .._validate import check_backend, check_float, check_last_dim, check_same_device
 from ..philox import Stream, normals, random_words, seed_tensor
 from . import reference
@@ -31,7 +32,8 @@ def reverse_step(
         z: standard normal noise, the shape of x_t; None for none.
         grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
             no guidance.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         x_{t-1}, the shape of x_t.
@@ -52,10 +54,12 @@ def reverse_step(
     lifted = [
         None if a is None else a.reshape(-1, *x_t.shape[-2:]) for a in (x_t, eps, z, grad_log_p)
     ]
-    x_prev = reference.reverse_step(
-        lifted[0], lifted[1], coefficients.reshape(-1, 4), lifted[2], lifted[3]
-    )
-    return x_prev.reshape(x_t.shape)
+    lifted.insert(2, coefficients.reshape(-1, 4))
+    if use_triton(backend, "x_t", x_t, elementwise_gap(x_t, eps, z, grad_log_p)):
+        from . import kernel
+
+        return kernel.reverse_step(*lifted).reshape(x_t.shape)
+    return reference.reverse_step(*lifted).reshape(x_t.shape)
 
 
 def draw_noise(seed: int | Tensor, stream: Stream, steps: Tensor, rows: Tensor, dim: int) -> Tensor:

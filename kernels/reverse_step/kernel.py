@@ -105,7 +105,6 @@ def reverse_step_(
     seed: Tensor,
     step: int,
     first_row: int,
-    noisy: bool,
     grad: Tensor | None,
 ) -> None:
     """A step of a chain: the inputs of the network become those of the next step, in place.
@@ -113,16 +112,15 @@ def reverse_step_(
     Args:
         inputs: float32 [M, B, d + F], x_t and the feature of t.
         eps: float32 [M, B, d].
-        coefficients: float32 [M, 4].
-        features: float32 [M, F], of the next step.
+        coefficients: float32 [M, 4], rows contiguous.
+        features: float32 [M, F], of the next step, rows contiguous.
         seed: int64 [M]; z is a function of (seed, step, row).
         step, first_row: number of the step and of the first row.
-        noisy: False if z is not needed.
         grad: float32 [M, B, d + F], gradient of log p(y | inputs), or None.
     """
     _launch(
-        inputs, eps, coefficients.contiguous(), inputs, grad=grad, features=features.contiguous(),
-        seed=seed.contiguous() if noisy else None, step=step, first_row=first_row,
+        inputs, eps, coefficients, inputs, grad=grad, features=features,
+        seed=seed.contiguous(), step=step, first_row=first_row,
     )  # fmt: skip
 
 

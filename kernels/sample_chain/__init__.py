@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._validate import check_backend, check_positive, check_range, check_same_device, check_shape
+from .._dispatch import use_triton
+from .._validate import (
+    check_backend,
+    check_positive,
+    check_precision,
+    check_range,
+    check_same_device,
+    check_shape,
+)
+from ..mlp.layout import gap_of
 from ..philox import Stream, seed_tensor
 from ..reverse_step import draw_noise
 from . import reference
@@ -36,6 +45,7 @@ def sample_chain(
     guide: Guide | None = None,
     first_row: int = 0,
     keep_every: int = 0,
+    precision: str = "fp16",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs S reverse steps (Ho et al. 2020, algorithm 2; Song et al. 2021; guided if asked).
@@ -50,7 +60,10 @@ def sample_chain(
         guide: classifier and labels int64 [M, B]; its strength is in the table.
         first_row: global number of the first row.
         keep_every: return x after every so many steps too; 0 for never.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
+            the reference works in float32 always.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         samples [M, B, d] and the trajectory [K, M, B, d], which starts with x_T and ends with the
@@ -60,6 +73,7 @@ def sample_chain(
         ValueError: shapes or devices do not fit, or a label is not one of the classifier's.
     """
     check_backend(backend)
+    check_precision(precision)
     check_positive("keep_every", keep_every, allow_zero=True)
     parameters, shape = denoiser
     models, batch, dim = x_T.shape
@@ -74,17 +88,24 @@ def sample_chain(
         _check_network("guide.classifier", guide.classifier, dim + time_features.shape[-1])
         check_shape("guide.labels", guide.labels, (models, batch))
         check_range("guide.labels", guide.labels, 0, guide.classifier.shape.widths[-1])
+    arguments = (
+        denoiser,
+        x_T,
+        table,
+        time_features,
+        seed_tensor(seed, x_T.device).expand(models),
+        guide,
+        first_row,
+        keep_every,
+    )
+    networks = [denoiser] if guide is None else [denoiser, guide.classifier]
+    gaps = [gap for net in networks if (gap := gap_of(net.shape, x_T.dtype)) is not None]
     with torch.no_grad():
-        return reference.sample_chain(
-            denoiser,
-            x_T,
-            table,
-            time_features,
-            seed_tensor(seed, x_T.device).expand(models),
-            guide,
-            first_row,
-            keep_every,
-        )
+        if use_triton(backend, "x_T", x_T, next(iter(gaps), None)):
+            from . import kernel
+
+            return kernel.sample_chain(*arguments, precision)
+        return reference.sample_chain(*arguments)
 
 
 def _check_network(name: str, network: Network, width: int) -> None:

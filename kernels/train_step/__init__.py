@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._validate import check_backend, check_positive, check_same_device, check_shape
+from .._dispatch import use_triton
+from .._validate import (
+    check_backend,
+    check_positive,
+    check_precision,
+    check_same_device,
+    check_shape,
+)
 from ..mlp import MLPShape
+from ..mlp.layout import gap_of
 from ..philox import seed_tensor
 from ..q_sample.reference import Draw, draw_epoch, draw_fresh
 from . import reference
@@ -25,6 +33,7 @@ def train_step(
     refresh: int = 0,
     first_row: int = 0,
     grad: Tensor | None = None,
+    precision: str = "fp16",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws a batch, noises it, returns the loss and its gradient (Ho et al. 2020, algorithm 1).
@@ -44,7 +53,10 @@ def train_step(
         refresh: with ``epoch``, which noise; a pair keeps its noise until this changes.
         first_row: global number of the first row.
         grad: where the gradient goes, [M, P]; None allocates it.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
+            the reference works in float32 always.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         loss float32 [M] and gradient float32 [M, P].
@@ -53,6 +65,7 @@ def train_step(
         ValueError: shapes or devices do not fit, or a count is out of range.
     """
     check_backend(backend)
+    check_precision(precision)
     check_positive("batch_size", batch_size)
     check_positive("step", step, allow_zero=True)
     check_same_device(parameters=parameters, points=data.points, alpha_bar=data.alpha_bar)
@@ -66,16 +79,27 @@ def train_step(
             f"shape must have input width {width} (point and timestep feature), "
             f"got {shape.widths[0]}"
         )
-    draw = _draw(
-        data,
-        seed_tensor(seed, parameters.device).expand(models),
-        batch_size,
-        step,
-        epoch,
-        refresh,
-        first_row,
-    )
-    return reference.train_step(parameters, shape, data, draw, grad), grad
+    seeds = seed_tensor(seed, parameters.device).expand(models)
+    if use_triton(backend, "parameters", parameters, gap_of(shape, parameters.dtype)):
+        from . import kernel
+
+        loss = kernel.train_step(
+            parameters,
+            shape,
+            data,
+            grad,
+            precision,
+            batch_size=batch_size,
+            seed=seeds,
+            step=step,
+            epoch=epoch,
+            refresh=refresh,
+            first_row=first_row,
+        )
+    else:
+        draw = _draw(data, seeds, batch_size, step, epoch, refresh, first_row)
+        loss = reference.train_step(parameters, shape, data, draw, grad)
+    return loss, grad
 
 
 def _draw(
