@@ -1,15 +1,27 @@
 """Multi-layer perceptrons of any width and depth, M of them at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .._validate import check_backend, check_float, check_last_dim, check_like
-from . import reference
+from .._dispatch import use_triton
+from .._validate import (
+    PRECISIONS,
+    check_backend,
+    check_float,
+    check_last_dim,
+    check_like,
+    check_precision,
+)
+from . import operator, reference
+from .layout import gap_of
 from .shape import ACTIVATIONS, MLPParameters, MLPShape
 
-__all__ = ["ACTIVATIONS", "MLPParameters", "MLPShape", "mlp"]
+__all__ = ["ACTIVATIONS", "PRECISIONS", "MLPParameters", "MLPShape", "mlp"]
+
+_AUTOCAST_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def mlp(
@@ -33,11 +45,12 @@ def mlp(
             model axis [M, 1] or [M, layers].
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
         negative_slope: the fixed slope of ``leaky_relu``.
-        precision: of the kernels' matrix products, ``fp16``, ``bf16``, ``tf32`` or ``fp32``; None for what
+        precision: of the kernels' matrix products, one of :data:`PRECISIONS`; None for what
             PyTorch would use: the autocast dtype, that of a half-precision x, else what
             ``torch.get_float32_matmul_precision()`` says. The reference always does what PyTorch
             would.
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
+            chooses.
 
     Returns:
         [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
@@ -49,26 +62,61 @@ def mlp(
     """
     check_backend(backend)
     check_float("x", x)
+    if precision is not None:
+        check_precision(precision)
     if not weights:
         raise ValueError("weights must hold at least one layer, got none")
-    many = weights[0].dim() == 3
-    parameters = _with_model_axis(weights, biases, slope, activation, many)
+    parameters = MLPParameters(
+        tuple(weights),
+        None if biases is None else tuple(biases),
+        slope if activation == "prelu" and len(weights) > 1 else None,
+    )
     shape = _shape_of(parameters, activation, negative_slope)
-    check_last_dim("x", x, shape.widths[0])
+    _check_x(x, parameters, shape)
     _check_tensors(x, parameters)
-    if many:
-        if x.dim() != 3 or x.shape[0] != weights[0].shape[0]:
-            raise ValueError(
-                f"x must be [{weights[0].shape[0]}, B, {shape.widths[0]}] for weights with a "
-                f"model axis, got {list(x.shape)}"
-            )
-        return reference.mlp(x, parameters, shape)
-    y = reference.mlp(x.reshape(1, -1, x.shape[-1]), parameters, shape)
-    return y.reshape(*x.shape[:-1], shape.widths[-1])
+    if not use_triton(backend, "x", x, _gap(x, shape)):
+        return _run_reference(x, parameters, shape)
+    if precision is None:
+        precision = _pytorch_precision(x)
+    if not _autocasts(x):
+        return operator.mlp(x, parameters, shape, precision)
+    y = operator.mlp(x.to(weights[0].dtype), parameters, shape, precision)
+    return y.to(torch.get_autocast_dtype(x.device.type))
+
+
+def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:
+    rows, parameters = operator.with_model_axis(x, parameters)
+    return reference.mlp(rows, parameters, shape).reshape(*x.shape[:-1], shape.widths[-1])
+
+
+def _gap(x: Tensor, shape: MLPShape) -> str | None:
+    """What the operator does not cover, if anything."""
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms"
+    return gap_of(shape, x.dtype)
 
 
 def _autocasts(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def _pytorch_precision(x: Tensor) -> str:
+    """The precision in which PyTorch itself would multiply matrices now."""
+    dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+    if dtype in _AUTOCAST_PRECISIONS:
+        return _AUTOCAST_PRECISIONS[dtype]
+    # Unlike torch.get_float32_matmul_precision() this can be read whichever way it was set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+
+
+def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
+    check_last_dim("x", x, shape.widths[0])
+    first = parameters.weights[0]
+    if first.dim() == 3 and (x.dim() != 3 or x.shape[0] != first.shape[0]):
+        raise ValueError(
+            f"x must be [{first.shape[0]}, B, {shape.widths[0]}] for weights with a "
+            f"model axis, got {list(x.shape)}"
+        )
 
 
 def _check_tensors(x: Tensor, parameters: MLPParameters) -> None:
@@ -83,42 +131,37 @@ def _check_tensors(x: Tensor, parameters: MLPParameters) -> None:
         check_like("slope", slope, x, dtype)
 
 
-def _with_model_axis(weights, biases, slope, activation, many) -> MLPParameters:
-    if activation == "prelu" and slope is None and len(weights) > 1:
-        raise ValueError("slope must be given for activation 'prelu', got None")
-    if activation != "prelu":
-        slope = None
-    if biases is not None and len(biases) != len(weights):
-        raise ValueError(f"biases must be {len(weights)}, one per layer, got {len(biases)}")
-
-    def lift(tensor):
-        return tensor if many else tensor.unsqueeze(0)
-
-    return MLPParameters(
-        tuple(map(lift, weights)),
-        None if biases is None else tuple(map(lift, biases)),
-        None if slope is None else lift(slope),
-    )
-
-
 def _shape_of(parameters: MLPParameters, activation: str, negative_slope: float) -> MLPShape:
     weights, biases, slope = parameters
-    widths = [weights[0].shape[2]]
+    if activation == "prelu" and slope is None and len(weights) > 1:
+        raise ValueError("slope must be given for activation 'prelu', got None")
+    if biases is not None and len(biases) != len(weights):
+        raise ValueError(f"biases must be {len(weights)}, one per layer, got {len(biases)}")
+    axis = weights[0].shape[:-2]  # [] or [M]
+    if slope is not None and slope.shape[:-1] != axis:
+        raise ValueError(f"slope must be {[*axis, 'slopes']}, got {list(slope.shape)}")
+    widths = [weights[0].shape[-1]]
     for layer, weight in enumerate(weights):
-        if weight.dim() != 3 or weight.shape[2] != widths[-1]:
+        if (
+            weight.dim() not in (2, 3)
+            or weight.shape[:-2] != axis
+            or weight.shape[-1] != widths[-1]
+        ):
             raise ValueError(
-                f"weights[{layer}] must be [out, {widths[-1]}] to follow the layer before it, "
-                f"got {list(weight.shape[1:])}"
+                f"weights[{layer}] must be {[*axis, 'out', widths[-1]]} to follow the layer before "
+                f"it, got {list(weight.shape)}"
             )
-        widths.append(weight.shape[1])
-        if biases is not None and biases[layer].shape != weight.shape[:2]:
+        widths.append(weight.shape[-2])
+        if biases is not None and biases[layer].shape != weight.shape[:-1]:
             raise ValueError(
-                f"biases[{layer}] must be [{weight.shape[1]}], got {list(biases[layer].shape[1:])}"
+                f"biases[{layer}] must be {list(weight.shape[:-1])}, "
+                f"got {list(biases[layer].shape)}"
             )
-    return MLPShape(
+    shape = MLPShape(
         widths=tuple(widths),
         activation=activation,
-        slopes=1 if slope is None else slope.shape[1],
+        slopes=1 if slope is None else slope.shape[-1],
         negative_slope=negative_slope,
         bias=biases is not None,
     )
+    return shape if shape.hidden_layers else replace(shape, activation="none")

@@ -1,0 +1,341 @@
+"""The perceptron as PyTorch operators, so that autograd, `torch.compile` and CUDA graphs see it.
+
+    flashpoint::mlp                  y, and what the backward pass needs
+    flashpoint::mlp_backward         gradients with respect to x and to all parameters
+    flashpoint::mlp_input_gradient   gradient with respect to x alone
+
+Each has a fake implementation (shapes only) and its derivative registered under the autograd key.
+The last two are differentiated through the reference, so that double backward works, at any order.
+
+The autograd key is filled by hand because at these sizes dispatch is what a call costs:
+``torch.library.register_autograd`` takes three times as long.
+
+Everywhere below, x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in];
+all tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,
+biases, slope, activation, negative_slope and precision. A precision of None runs the reference.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .config import OPERAND_DTYPES, TILE_ROWS
+from .layout import layout_of
+from .shape import MLPParameters, MLPShape
+
+_NETWORK = (
+    "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? slope, "
+    "str activation, float negative_slope, str? precision"
+)
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+
+_library = torch.library.Library("flashpoint", "FRAGMENT")
+_library.define(f"mlp({_NETWORK}, *, bool save=False) -> (Tensor, Tensor[])")
+_library.define(
+    f"mlp_backward(Tensor grad_y, Tensor[] saved, bool needs_x, {_NETWORK}) -> (Tensor, Tensor)"
+)
+_library.define(f"mlp_input_gradient(Tensor grad_y, Tensor[] saved, {_NETWORK}) -> Tensor")
+_mlp = torch.ops.flashpoint.mlp.default
+_mlp_backward = torch.ops.flashpoint.mlp_backward.default
+_mlp_input_gradient = torch.ops.flashpoint.mlp_input_gradient.default
+
+
+def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None) -> Tensor:
+    """y [..., out] in the dtype of x."""
+    weights, biases, slope = parameters
+    return _mlp(x, weights, biases or (), slope, shape.activation, shape.negative_slope, precision)[
+        0
+    ]
+
+
+def with_model_axis(x: Tensor, parameters: MLPParameters) -> tuple[Tensor, MLPParameters]:
+    """x as [M, B, in] and parameters with their leading M, which is 1 if there was none."""
+    weights, biases, slope = parameters
+    if weights[0].dim() == 3:
+        return x, parameters
+    return x.reshape(1, -1, x.shape[-1]), MLPParameters(
+        tuple(weight.unsqueeze(0) for weight in weights),
+        None if biases is None else tuple(bias.unsqueeze(0) for bias in biases),
+        None if slope is None else slope.unsqueeze(0),
+    )
+
+
+class _Call(NamedTuple):
+    """A call with its model axis."""
+
+    x: Tensor  # [M, B, in]
+    parameters: MLPParameters
+    shape: MLPShape
+    precision: str | None
+
+    def rows_of(self, grad_y: Tensor) -> Tensor:
+        """grad_y as [M, B, out]."""
+        return grad_y.reshape(*self.x.shape[:-1], self.shape.widths[-1])
+
+
+def _call(x, weights, biases, slope, activation, negative_slope, precision) -> _Call:
+    shape = MLPShape(
+        widths=(x.shape[-1], *(weight.shape[-2] for weight in weights)),
+        activation=activation,
+        slopes=1 if slope is None else slope.shape[-1],
+        negative_slope=negative_slope,
+        bias=bool(biases),
+    )
+    parameters = MLPParameters(tuple(weights), tuple(biases) or None, slope)
+    return _Call(*with_model_axis(x, parameters), shape, precision)
+
+
+# Implementations, below autograd.
+
+
+def _forward(*network, save=False):
+    call = _call(*network)
+    if call.precision is None:
+        with _no_autocast(call.x):
+            y, saved = reference.mlp(call.x, call.parameters, call.shape), ()
+    else:
+        y, saved = _kernel().forward(*call, save=save)
+    return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), list(saved) if save else []
+
+
+def _backward(grad_y, saved, needs_x, *network):
+    call = _call(*network)
+    grad_y, shape = call.rows_of(grad_y), call.shape
+    dtype = call.x.dtype if call.precision is None else torch.float32
+    grad = call.x.new_empty((len(call.x), shape.num_parameters), dtype=dtype)
+    if call.precision is None:
+        with _no_autocast(call.x):
+            _, inputs, z = reference.forward(call.x, call.parameters, shape)
+            reference.backward(grad_y, inputs, z, call.parameters, shape, shape.unpack(grad))
+            grad_x = reference.input_gradient(grad_y, z, call.parameters, shape)
+    else:
+        kernel = _kernel()
+        grad_x, _ = kernel.backward(
+            grad_y, kernel.Saved(*saved), shape, call.precision, need_x=needs_x, grad=grad
+        )
+    grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
+    return grad_x, grad.to(call.x.dtype)
+
+
+def _input_gradient(grad_y, saved, *network):
+    call = _call(*network)
+    grad_y = call.rows_of(grad_y)
+    if call.precision is None:
+        with _no_autocast(call.x):
+            _, _, z = reference.forward(call.x, call.parameters, call.shape)
+            grad_x = reference.input_gradient(grad_y, z, call.parameters, call.shape)
+    else:
+        kernel = _kernel()
+        grad_x = kernel.input_gradient(grad_y, kernel.Saved(*saved), call.shape, call.precision)
+    return grad_x.reshape(network[0].shape)
+
+
+def _no_autocast(x: Tensor):
+    """Autocast is for the caller, who chooses the precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _kernel():
+    """The kernels, loaded when they first run: they need triton."""
+    from . import kernel
+
+    return kernel
+
+
+# Fake implementations: only shapes, which may be symbolic.
+
+
+def _fake_forward(*network, save=False):
+    x, weights, *_, precision = network
+    y = x.new_empty((*x.shape[:-1], weights[-1].shape[-2]))
+    if not save or precision is None:
+        return y, []
+    call = _call(*network)
+    net = layout_of(_concrete(call.shape), precision)
+    models, rows = len(call.x), -(-call.x.shape[1] // TILE_ROWS) * TILE_ROWS
+    dtype = OPERAND_DTYPES[precision]
+    return y, [
+        x.new_empty((models, rows, net.activation_columns), dtype=dtype),
+        x.new_empty((models, net.packed[-1]), dtype=dtype),
+        x.new_empty((models, net.shape.num_parameters), dtype=torch.float32),
+    ]
+
+
+def _concrete(shape: MLPShape) -> MLPShape:
+    """The shape without symbolic widths: kernels are compiled for each shape anyway."""
+    return replace(shape, widths=tuple(map(int, shape.widths)), slopes=int(shape.slopes))
+
+
+def _fake_backward(grad_y, saved, needs_x, *network):  # noqa: ARG001
+    x = network[0]
+    call = _call(*network)
+    grad = x.new_empty((call.x.shape[0], call.shape.num_parameters))
+    return x.new_empty(x.shape if needs_x else 0), grad
+
+
+def _fake_input_gradient(grad_y, saved, x, *network):  # noqa: ARG001
+    return x.new_empty(x.shape)
+
+
+# Derivatives. A Function takes its tensors one by one, so the network is flattened.
+
+
+class _Flat(NamedTuple):
+    """What, besides tensors, puts a flattened network together again."""
+
+    layers: int
+    options: tuple[str, float, str | None]
+
+    def network(self, x: Tensor, slope: Tensor | None, *layers: Tensor) -> tuple:
+        return (x, layers[: self.layers], layers[self.layers :], slope, *self.options)
+
+
+def _flatten(x, weights, biases, slope, *options):
+    return _Flat(len(weights), options), (x, slope, *weights, *biases)
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keyset, flat, *tensors):
+        y, saved = _mlp.redispatch(keyset, *flat.network(*tensors), save=True)
+        ctx.flat, ctx.tensors = flat, len(tensors)
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.mark_non_differentiable(*saved)
+        return y, *saved
+
+    @staticmethod
+    def backward(ctx, grad_y, *_):
+        tensors, saved = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
+        network = ctx.flat.network(*tensors)
+        _, _, needs_x, *needs_parameters = ctx.needs_input_grad
+        if not any(needs_parameters):
+            grad_x = _mlp_input_gradient(grad_y, saved, *network)
+            return None, None, grad_x, *(None for _ in needs_parameters)
+        grad_x, grad = _mlp_backward(grad_y, saved, needs_x, *network)
+        return None, None, grad_x if needs_x else None, *_unpack(grad, *network[1:4])
+
+
+def _unpack(grad, weights, biases, slope):
+    """Gradients of slope, weights and biases, in their shapes, out of the flat [M, P]."""
+    if biases:
+        order = [tensor for layer in zip(weights, biases, strict=True) for tensor in layer]
+    else:
+        order = list(weights)
+    if slope is not None:
+        order.append(slope)
+    sizes = [tensor.numel() // grad.shape[0] for tensor in order]
+    parts = [
+        part.view(tensor.shape)
+        for part, tensor in zip(grad.split_with_sizes(sizes, dim=1), order, strict=True)
+    ]
+    grad_slope = None if slope is None else parts.pop()
+    if biases:
+        return grad_slope, *parts[0::2], *parts[1::2]
+    return grad_slope, *parts
+
+
+class _Gradient(torch.autograd.Function):
+    """Either gradient operator, and as its derivative autograd's of the reference's gradient."""
+
+    @staticmethod
+    def forward(ctx, run, flat, grad_y, *tensors):
+        ctx.flat = flat
+        ctx.save_for_backward(grad_y, *tensors)
+        ctx.set_materialize_grads(False)
+        return run()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaves = [None if t is None else _differentiable(t) for t in ctx.saved_tensors]
+            outputs = _reference_gradient(leaves[0], ctx.flat.network(*leaves[1:]))
+            pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=False) if g is not None]
+            found = iter(
+                torch.autograd.grad(
+                    [output for output, _ in pairs],
+                    [leaf for leaf in leaves if leaf is not None],
+                    [grad for _, grad in pairs],
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            )
+        return None, None, *(None if leaf is None else next(found) for leaf in leaves)
+
+
+def _differentiable(tensor: Tensor) -> Tensor:
+    """The same values as a tensor to differentiate by, joined to the graph that made them."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _reference_gradient(grad_y, network):
+    """The outputs of the backward operator, grad_x and the flat [M, P], in differentiable steps."""
+    x, parameters, shape, _ = _call(*network)
+    weights, biases, slope = parameters
+    y = reference.mlp(x, parameters, shape)
+    leaves = [x, *weights, *(biases or ()), *(() if slope is None else (slope,))]
+    grad_x, *grads = torch.autograd.grad(
+        y, leaves, grad_y.reshape(y.shape), create_graph=True, materialize_grads=True
+    )
+    layers = len(weights)
+    packed = MLPParameters(
+        tuple(grads[:layers]),
+        tuple(grads[layers : 2 * layers]) if biases else None,
+        None if slope is None else grads[-1],
+    )
+    return grad_x.reshape(network[0].shape), shape.pack(packed)
+
+
+# Registration. Without gradients to record, the autograd key only passes the call on.
+
+
+def _records(*network) -> bool:
+    x, weights, biases, slope = network[:4]
+    return torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(weight.requires_grad for weight in weights)
+        or any(bias.requires_grad for bias in biases)
+        or (slope is not None and slope.requires_grad)
+    )
+
+
+def _autograd_forward(keyset, *network, save=False):
+    keyset = keyset & _BELOW_AUTOGRAD
+    if not _records(*network):
+        return _mlp.redispatch(keyset, *network, save=save)
+    flat, tensors = _flatten(*network)
+    y, *saved = _Forward.apply(keyset, flat, *tensors)
+    return y, saved
+
+
+def _autograd_backward(keyset, grad_y, saved, needs_x, *network):
+    def run():
+        return _mlp_backward.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, needs_x, *network)
+
+    if not (_records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)):
+        return run()
+    flat, tensors = _flatten(*network)
+    return _Gradient.apply(run, flat, grad_y, *tensors)
+
+
+def _autograd_input_gradient(keyset, grad_y, saved, *network):
+    def run():
+        return _mlp_input_gradient.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, *network)
+
+    if not (_records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)):
+        return run()
+    flat, tensors = _flatten(*network)
+    return _Gradient.apply(run, flat, grad_y, *tensors)
+
+
+for _name, _implementation, _fake, _autograd in (
+    ("mlp", _forward, _fake_forward, _autograd_forward),
+    ("mlp_backward", _backward, _fake_backward, _autograd_backward),
+    ("mlp_input_gradient", _input_gradient, _fake_input_gradient, _autograd_input_gradient),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    _library.impl(_name, _autograd, "Autograd", with_keyset=True)
+    torch.library.register_fake(f"flashpoint::{_name}", _fake, lib=_library)
