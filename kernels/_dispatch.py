@@ -51,9 +51,28 @@ def elementwise_gap(*tensors: Tensor | None) -> str | None:
     return None
 
 
-@lru_cache
+def run_by_compiler(function):
+    """``torch.compile`` runs the function instead of tracing it, and keeps the result.
+
+    This is ``torch.compiler.assume_constant_result``, which would load the compiler now.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@run_by_compiler
 def _problem(device: torch.device) -> str | None:
     """Why kernels cannot run on a device."""
+    return _find_problem(device)
+
+
+@run_by_compiler
+def _log_once(message: str) -> None:
+    _log(message)
+
+
+@lru_cache
+def _find_problem(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if device.type != "cuda":
@@ -67,7 +86,7 @@ def _problem(device: torch.device) -> str | None:
 
 
 @lru_cache
-def _log_once(message: str) -> None:
+def _log(message: str) -> None:
     _logger.info(message)
 
 

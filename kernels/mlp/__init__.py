@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._dispatch import use_triton
+from .._dispatch import run_by_compiler, use_triton
 from .._validate import (
     PRECISIONS,
     check_backend,
@@ -105,6 +105,11 @@ def _pytorch_precision(x: Tensor) -> str:
     dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
     if dtype in _AUTOCAST_PRECISIONS:
         return _AUTOCAST_PRECISIONS[dtype]
+    return _float32_precision()
+
+
+@run_by_compiler  # compiled code is guarded by this setting anyway
+def _float32_precision() -> str:
     # Unlike torch.get_float32_matmul_precision() this can be read whichever way it was set.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
 

@@ -97,7 +97,7 @@ def gap_of(shape: MLPShape, dtype: torch.dtype) -> str | None:
     """What the kernels do not cover of networks of ``shape`` and data of ``dtype``, if anything."""
     if dtype == torch.float64:
         return "float64"
-    widest = max(shape.widths[1:-1], default=0)
+    widest = max((0, *shape.widths[1:-1]))
     if widest > _MAX_HIDDEN:
         return f"a hidden layer of {widest}, wider than {_MAX_HIDDEN}"
     return None

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from flashpoint.kernels import mlp
+from flashpoint.kernels.mlp import operator, reference
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from flashpoint.kernels.mlp import operator, reference
 
 WIDTHS = (3, 5, 4, 2)
 CASES = [
@@ -64,14 +64,16 @@ class Network:
 
 
 class Recorder(TorchDispatchMode):
-    """The names of the operators that run."""
+    """The names of the operators that run, and the precisions of flashpoint::mlp."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.precisions = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func._schema.name)
+        if func is torch.ops.flashpoint.mlp.default:
+            self.precisions.append(args[6])
         return func(*args, **(kwargs or {}))
 
 
@@ -165,3 +167,178 @@ def test_autocast_does_not_reach_into_the_operator():
     with torch.autocast("cpu", torch.bfloat16):
         y = network.run(*network.tensors)
     torch.testing.assert_close(y, network.expected())
+
+
+# The kernels behind the operator, and the public function in front of it.
+
+
+class Tensors:
+    """A float32 network on the device under test, for the public function."""
+
+    def __init__(self, device, rows=6):
+        generator = torch.Generator().manual_seed(1)
+
+        def random(*shape):
+            return torch.randn(*shape, generator=generator).to(device).requires_grad_()
+
+        self.weights = [random(o, i) for i, o in itertools.pairwise(WIDTHS)]
+        self.biases = [random(o) for o in WIDTHS[1:]]
+        self.slope, self.x, self.grad_y = random(1), random(rows, 3), random(rows, 2)
+        self.all = (self.x, *self.weights, *self.biases, self.slope)
+
+    def run(self, x=None, **options):
+        x = self.x if x is None else x
+        return mlp(x, self.weights, self.biases, self.slope, **options)
+
+    def gradients(self, y, **options):
+        return torch.autograd.grad(y, self.all, self.grad_y, **options)
+
+
+def test_opcheck_of_the_kernels(device):
+    tensors, ops = Tensors(device), torch.ops.flashpoint
+    network = (tensors.x, tensors.weights, tensors.biases, tensors.slope, "prelu", 0.01, "fp32")
+    torch.library.opcheck(ops.mlp.default, network)
+    saved = [tensor.detach() for tensor in ops.mlp(*network)[1]]
+    gradient = (tensors.grad_y, saved)
+    torch.library.opcheck(ops.mlp_backward.default, (*gradient, True, *network))
+    torch.library.opcheck(ops.mlp_input_gradient.default, (*gradient, *network))
+
+
+def test_double_backward_of_the_kernels_is_the_references(device):
+    tensors = Tensors(device)
+    second = []
+    for options in ({"backend": "triton", "precision": "fp32"}, {"backend": "torch"}):
+        first = tensors.gradients(tensors.run(**options), create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in first)
+        leaves = (*tensors.all, tensors.grad_y)
+        second.append(torch.autograd.grad(penalty, leaves, materialize_grads=True))
+    torch.testing.assert_close(*second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_public_function_compiles_into_one_graph(device, backend, dynamic):
+    tensors = Tensors(device)
+    compiled = torch.compile(
+        lambda x: tensors.run(x, backend=backend), fullgraph=True, backend="aot_eager",
+        dynamic=dynamic,
+    )  # fmt: skip
+    expected = tensors.run(backend=backend)
+    torch.testing.assert_close(compiled(tensors.x), expected)
+    torch.testing.assert_close(tensors.gradients(compiled(tensors.x)), tensors.gradients(expected))
+
+
+def test_what_the_kernels_do_not_cover_compiles_too(device):
+    x, weight = torch.randn(2, 3, dtype=torch.float64, device=device).split((1, 1))
+    compiled = torch.compile(
+        lambda x: mlp(x, [weight], backend="triton"), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(x), x @ weight.T)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16])
+def test_autocast_gives_its_dtype_and_float32_gradients(device, backend, x_dtype):
+    tensors = Tensors(device)
+    with torch.autocast(device.type, torch.float16):
+        y = tensors.run(tensors.x.to(x_dtype), backend=backend)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), tensors.run(backend="torch"), rtol=2e-2, atol=2e-2)
+    gradients = torch.autograd.grad(y, tensors.all, tensors.grad_y.half())
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+PRECISIONS_OF_PYTORCH = [
+    ("highest", None, "fp32"),
+    ("high", None, "tf32"),
+    ("medium", None, "tf32"),
+    ("highest", torch.float16, "fp16"),
+    ("high", torch.bfloat16, "bf16"),
+]
+
+
+@pytest.mark.parametrize(("setting", "autocast", "expected"), PRECISIONS_OF_PYTORCH)
+def test_precision_is_what_pytorch_would_use(device, setting, autocast, expected):
+    tensors = Tensors(device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        with Recorder() as recorder, torch.autocast(device.type, autocast, autocast is not None):
+            tensors.run(backend="triton")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert recorder.precisions == [expected]
+
+
+def test_half_precision_network_is_run_in_its_precision(device):
+    tensors = Tensors(device)
+    halves = [tensor.detach().half() for tensor in tensors.all]
+    with Recorder() as recorder:
+        y = mlp(halves[0], halves[1:4], halves[4:7], halves[7], backend="triton")
+    assert y.dtype == torch.float16
+    assert recorder.precisions == ["fp16"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_func_transforms_go_through_the_reference(device, backend):
+    tensors = Tensors(device)
+
+    def run(x):  # PyTorch's own prelu fails under vmap of jacrev
+        return tensors.run(x, backend=backend, activation="tanh")
+
+    for row, matrix in zip(tensors.x, torch.vmap(torch.func.jacrev(run))(tensors.x), strict=True):
+        expected = torch.autograd.functional.jacobian(run, row)
+        torch.testing.assert_close(matrix, expected)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph(device):
+    tensors = Tensors(device, rows=1000)
+    for _ in range(3):
+        tensors.gradients(tensors.run())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = tensors.gradients(tensors.run())
+    with torch.no_grad():
+        tensors.x.copy_(torch.randn_like(tensors.x))
+    graph.replay()
+    torch.testing.assert_close(captured, tensors.gradients(tensors.run()))
+
+
+@pytest.mark.gpu
+def test_runs_on_the_device_of_its_tensors():
+    device = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, if it can
+    tensors = Tensors(device)
+    y = tensors.run()
+    assert y.device == device
+    torch.testing.assert_close(y, tensors.run(backend="torch"), rtol=2e-2, atol=2e-2)
+
+
+NAMED = [
+    ({"x": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "x must be a floating-point tensor"),
+    ({"x": torch.ones(2, 4)}, ValueError, "x must have 3 as its last dimension"),
+    ({"x": torch.ones(2, 3).double()}, TypeError, r"weights\[0\] must be torch.float64"),
+    ({"x": torch.ones(2, 3, device="meta")}, ValueError, r"weights\[0\] must be on meta like x"),
+    ({"weights": []}, ValueError, "weights must hold at least one layer"),
+    (
+        {"weights": [torch.ones(5, 3), torch.ones(2, 4)], "activation": "relu"},
+        ValueError,
+        r"weights\[1\] must be",
+    ),
+    ({"weights": [torch.ones(5, 3), torch.ones(2, 5)]}, ValueError, "slope must be given"),
+    ({"weights": [torch.ones(2, 3).half()]}, TypeError, r"weights\[0\] must be torch.float32"),
+    ({"biases": [torch.ones(2)]}, ValueError, r"biases\[0\] must be \[5\]"),
+    ({"biases": [torch.ones(5)] * 2}, ValueError, "biases must be 1, one per layer, got 2"),
+    ({"precision": "fp8"}, ValueError, "precision must be one of"),
+    ({"backend": "cuda"}, ValueError, "backend must be"),
+    ({"activation": "swish"}, ValueError, "activation must be one of"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), NAMED)
+def test_errors_name_the_argument_in_one_line(wrong, error, message):
+    arguments = {"x": torch.ones(2, 3), "weights": [torch.ones(5, 3)], **wrong}
+    with pytest.raises(error, match=message) as caught:
+        mlp(**arguments)
+    assert "\n" not in str(caught.value)

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-
 from flashpoint.kernels import FusedMLP
+from torch import nn
 
 ACTIVATIONS = [nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh]
 
@@ -134,5 +133,5 @@ def test_from_module_refuses_parameters_that_it_would_ignore():
 
 
 def test_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="activation must be one of .*, got 'swish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*, got 'swish'"):
         FusedMLP(3, 2, [8], activation="swish")
