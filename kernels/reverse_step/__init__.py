@@ -51,9 +51,7 @@ def reverse_step(
             raise ValueError(
                 f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
             )
-    lifted = [
-        None if a is None else a.reshape(-1, *x_t.shape[-2:]) for a in (x_t, eps, z, grad_log_p)
-    ]
+    lifted = [a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, eps, z, grad_log_p)]
     lifted.insert(2, coefficients.reshape(-1, 4))
     if use_triton(backend, "x_t", x_t, elementwise_gap(x_t, eps, z, grad_log_p)):
         from . import kernel

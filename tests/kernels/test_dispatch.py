@@ -1,0 +1,81 @@
+"""Which backend runs, and what is said when the one asked for cannot."""
+
+import logging
+
+import pytest
+import torch
+from flashpoint.kernels import MLPShape, _dispatch, q_sample, reverse_step, train_step
+from flashpoint.kernels._dispatch import elementwise_gap, use_triton
+from flashpoint.kernels.mlp.layout import gap_of
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    """What is known of devices and has been logged."""
+    _dispatch._find_problem.cache_clear()
+    _dispatch._log.cache_clear()
+    yield
+    _dispatch._find_problem.cache_clear()
+
+
+def test_device_chooses(device):
+    assert use_triton(None, "x", torch.ones(1, device=device)) == (device.type == "cuda")
+    assert use_triton("triton", "x", torch.ones(1, device=device))
+    assert not use_triton("torch", "x", torch.ones(1, device=device))
+
+
+def test_cpu_tensor_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.ones(2, 2)
+    with pytest.raises(
+        RuntimeError, match=r"^backend 'triton' needs CUDA tensors, .*x_t is on cpu"
+    ):
+        reverse_step(x, x, torch.ones(4), backend="triton")
+
+
+def test_no_triton(monkeypatch):
+    monkeypatch.setattr(_dispatch, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match=r"^backend 'triton' needs the package triton"):
+        use_triton("triton", "x", torch.ones(1))
+
+
+def test_old_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert _dispatch._problem(torch.device("cuda:0")) == (
+        "needs compute capability 8.0 or more, got 7.5"
+    )
+
+
+def test_what_kernels_do_not_cover_goes_to_the_reference_with_one_line(device, caplog):
+    x = torch.ones(5, 2, dtype=torch.float64, device=device)
+    t = torch.zeros(5, dtype=torch.int64, device=device)
+    alpha_bar = torch.full((3,), 0.25, dtype=torch.float64, device=device)
+    with caplog.at_level(logging.INFO, logger="flashpoint"):
+        for _ in range(2):
+            x_t = q_sample(x, alpha_bar, t, x, backend="triton")
+    assert x_t.dtype == torch.float64
+    assert [record.message for record in caplog.records] == [
+        "plain PyTorch instead of Triton kernels: float64"
+    ]
+
+
+def test_gradients_through_elementwise_operations(device):
+    x = torch.ones(5, 2, device=device, requires_grad=True)
+    assert elementwise_gap(x) is not None
+    reverse_step(x, x, torch.ones(4, device=device), backend="triton").sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2))
+
+
+def test_gaps_of_networks():
+    assert gap_of(MLPShape((784, 512, 784)), torch.float32) is None
+    assert gap_of(MLPShape((3, 513, 2)), torch.float32) == "a hidden layer of 513, wider than 512"
+    assert gap_of(MLPShape((3, 2)), torch.float64) == "float64"
+
+
+def test_unknown_precision():
+    with pytest.raises(
+        ValueError, match=r"^precision must be one of fp16, bf16, tf32, fp32, got 'fp8'"
+    ):
+        train_step(
+            torch.ones(1, 8), MLPShape((3, 2)), None, batch_size=1, seed=0, step=0, precision="fp8"
+        )

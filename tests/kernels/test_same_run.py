@@ -1,0 +1,134 @@
+"""Same seed, same run: training and sampling on the kernels follow the reference."""
+
+import pytest
+import torch
+from flashpoint.kernels import (
+    Guide,
+    MLPShape,
+    Network,
+    TrainingData,
+    adamw_,
+    adamw_state,
+    draw_prior,
+    sample_chain,
+    train_step,
+)
+
+POINTS, STEPS = 200, 30
+# Relative difference of losses and of samples that rounding is allowed.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
+PRECISIONS = tuple(TOLERANCE)
+
+
+def make_data(device, models=1, labels=None):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(models, POINTS, 2, generator=generator).cumsum(dim=1)
+    points = (points - points.mean(1, keepdim=True)) / points.std(1, keepdim=True)
+    classes = torch.randint(0, labels, (models, POINTS), generator=generator) if labels else None
+    return TrainingData(
+        points.to(device),
+        torch.linspace(0.99, 0.02, STEPS, device=device).expand(models, -1),
+        torch.linspace(-1, 1, STEPS, device=device).view(1, -1, 1).expand(models, -1, -1),
+        None if classes is None else classes.to(device),
+        torch.full((models,), POINTS, device=device),
+        torch.arange(STEPS, device=device).expand(models, -1),
+    )
+
+
+def make_parameters(shape, models, device):
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.rand(models, shape.num_parameters, generator=generator) * 2 - 1
+    for weight in shape.unpack(flat).weights:
+        weight *= weight.shape[2] ** -0.5
+    return flat.to(device)
+
+
+def relative_difference(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def train(data, shape, parameters, steps, **options):
+    """The losses of a run [steps, M]; trains ``parameters`` in place."""
+    state, losses = adamw_state(parameters), []
+    for step in range(steps):
+        loss, grad = train_step(parameters, shape, data, seed=3, step=step, **options)
+        adamw_(parameters, grad, state, lr=3e-3, step=step + 1)
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_loss_curves(device, precision):
+    shape, data = MLPShape((3, 32, 32, 2)), make_data(device)
+    runs = [
+        train(
+            data, shape, make_parameters(shape, 1, device), 50,
+            batch_size=64, backend=backend, precision=precision,
+        )
+        for backend in ("triton", "torch")
+    ]  # fmt: skip
+    assert runs[1][-10:].mean() < runs[1][:10].mean()
+    assert ((runs[0] - runs[1]).abs() / runs[1]).max() <= TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "options",
+    [{"step": 7}, {"step": 7, "first_row": 1000}, {"step": 59, "epoch": 2, "refresh": 1}],
+)
+@pytest.mark.parametrize("labels", [None, 5])
+@pytest.mark.usefixtures("poisoned")
+def test_one_step(device, precision, options, labels):
+    data = make_data(device, models=2, labels=labels)
+    shape = MLPShape((3, 20, 40, labels or 2))
+    parameters = make_parameters(shape, 2, device)
+    seed = torch.tensor([5, 2**40], device=device)
+    options = {"batch_size": 101, "seed": seed, **options}
+    loss, grad = train_step(
+        parameters, shape, data, backend="triton", precision=precision, **options
+    )
+    expected_loss, expected_grad = train_step(parameters, shape, data, backend="torch", **options)
+    assert relative_difference(loss, expected_loss) <= TOLERANCE[precision]
+    assert relative_difference(grad, expected_grad) <= {"fp32": 1e-5, "fp16": 2e-2}[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.usefixtures("poisoned")
+def test_sample_chain(device, precision, guided):
+    models, rows, steps, classes = 2, 70, 12, 5
+    shape, classifier = MLPShape((3, 32, 32, 2)), MLPShape((3, 20, 40, classes))
+    denoiser = Network(make_parameters(shape, models, device), shape)
+    generator = torch.Generator().manual_seed(2)
+    table = torch.tensor([1.01, -0.1, 0.1, 0.5], device=device).expand(models, steps, 4)
+    features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
+    labels = torch.randint(0, classes, (models, rows), generator=generator).to(device)
+    network = Network(make_parameters(classifier, models, device), classifier)
+    seed = torch.tensor([1, 2], device=device)
+    options = {
+        "seed": seed,
+        "guide": Guide(network, labels) if guided else None,
+        "first_row": 10,
+        "keep_every": 5,
+    }
+    x_T = draw_prior(rows, 2, seed=seed, device=device)
+    samples, trajectory = sample_chain(
+        denoiser, x_T, table, features, backend="triton", precision=precision, **options
+    )
+    expected = sample_chain(denoiser, x_T, table, features, backend="torch", **options)
+    assert trajectory.shape == (4, models, rows, 2)
+    assert torch.equal(trajectory[-1], samples)
+    assert relative_difference(samples, expected[0]) <= TOLERANCE[precision]
+    assert relative_difference(trajectory, expected[1]) <= TOLERANCE[precision]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_full_size(device, precision):
+    shape, data = MLPShape((3, 256, 256, 256, 256, 2)), make_data(device)
+    parameters = [make_parameters(shape, 1, device) for _ in range(2)]
+    runs = [
+        train(data, shape, flat, 50, batch_size=2048, backend=backend, precision=precision)
+        for flat, backend in zip(parameters, ("triton", "torch"), strict=True)
+    ]
+    assert ((runs[0] - runs[1]).abs() / runs[1]).max() <= TOLERANCE[precision]
