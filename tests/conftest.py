@@ -24,6 +24,11 @@ def device():
     return torch.device("cuda" if CUDA else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def poisoned():
     """New tensors hold NaN, or the largest integer, until something is written to them."""

@@ -51,17 +51,14 @@ def q_sample(
     check_range("t", t, 0, alpha_bar.shape[-1])
     many = x_0.dim() == 3
     models = x_0.shape[0] if many else 1
-    arguments = (
-        x_0.reshape(models, -1, x_0.shape[-1]),
-        alpha_bar.expand(models, -1).to(x_0.dtype),
-        t.reshape(models, -1),
-        eps.reshape(models, -1, x_0.shape[-1]),
-    )
+    lifted = x_0.reshape(models, -1, x_0.shape[-1])
+    alpha_bar, t = alpha_bar.expand(models, -1), t.reshape(models, -1)
+    eps = eps.reshape(lifted.shape)
     if use_triton(backend, "x_0", x_0, elementwise_gap(x_0, eps)):
         from . import kernel
 
-        return kernel.q_sample(*arguments).reshape(x_0.shape)
-    return reference.q_sample(*arguments).reshape(x_0.shape)
+        return kernel.q_sample(lifted, alpha_bar, t, eps).reshape(x_0.shape)
+    return reference.q_sample(lifted, alpha_bar.to(x_0.dtype), t, eps).reshape(x_0.shape)
 
 
 def q_sample_batch(
