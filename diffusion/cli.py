@@ -69,6 +69,8 @@ _run_options = _options(
     click.option("--quick", is_flag=True, help="Reduced to about a minute on two CPU cores."),
     click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped."),
     click.option("--steps", type=int, default=None, help="Training steps of the denoiser."),
+    click.option("--classifier-steps", type=int, default=None, help="And of the classifier."),
+    click.option("--batch-size", type=int, default=None, help="Rows per training step."),
     click.option("--samples", type=int, default=None, help="Samples of each kind."),
     _seed,
     _device,
@@ -195,16 +197,20 @@ def _points(data: Path | None) -> Points:
     return states_points() if data is None else load_points(data)
 
 
-def _start(data, out, quick, resume, steps, samples, seed, device) -> Run:
+def _start(
+    data, out, quick, resume, steps, classifier_steps, batch_size, samples, seed, device
+) -> Run:
     chosen = choose_device(device)
     points = _points(data)
     settings = Settings(seed=seed)
     if quick:
         settings = settings.quick()
-    if steps is not None:
-        settings = replace(settings, denoiser=replace(settings.denoiser, steps=steps))
-    if samples is not None:
-        settings = replace(settings, n_samples=samples)
+    settings = replace(
+        settings,
+        denoiser=_with(settings.denoiser, steps=steps, batch_size=batch_size),
+        classifier=_with(settings.classifier, steps=classifier_steps, batch_size=batch_size),
+    )
+    settings = _with(settings, n_samples=samples)
     folder = out or Path("runs") / points.name.lower()
     run = Run(points, settings, folder, device=chosen, resume=resume, say=click.echo)
     click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
@@ -215,6 +221,11 @@ def _start(data, out, quick, resume, steps, samples, seed, device) -> Run:
             f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
         )
     return run
+
+
+def _with(settings, **changes):
+    """A copy with the changes that are not None."""
+    return replace(settings, **{name: to for name, to in changes.items() if to is not None})
 
 
 def _train(run: Run) -> None:

@@ -61,7 +61,9 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     denoiser: Recipe = field(default_factory=Recipe)
     classifier: Recipe = field(
-        default_factory=lambda: Recipe(steps=1500, hidden_layers=(100, 200, 500), lr=2e-3)
+        default_factory=lambda: Recipe(
+            steps=1500, hidden_layers=(100, 200, 500), lr=2e-3, low_noise=0.0
+        )
     )
     n_samples: int = 5000
     sampling_steps: int | None = None

@@ -120,8 +120,8 @@ class Evaluation:
     """Samples compared with data.
 
     Attributes:
-        nll: KDE negative log-likelihood of the samples under the data.
-        nll_data: of the data itself.
+        nll: negative log-likelihood of the samples under a KDE of the whole data.
+        nll_data: of the data itself, or of its points of the class asked for.
         scores: median distance to the nearest data point, of data points to the nearest sample,
             and the sliced Wasserstein distance, by name.
         purity: fraction of samples whose nearest data point has the class asked for; None where
@@ -190,7 +190,7 @@ def evaluate(
             low,
             math.exp(logs.mean().item() + spread),
         )
-    return Evaluation(kde_nll(samples, data), kde_nll(data, data), scores, purity)
+    return Evaluation(kde_nll(samples, points.data), kde_nll(data, points.data), scores, purity)
 
 
 def real_pairs(

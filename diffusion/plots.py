@@ -94,8 +94,8 @@ def classifier_map(
     """
     figure = Figure(figsize=(5 * len(steps), 5.2), layout="constrained")
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
-    low, high = points.data.amin(0) - 0.5, points.data.amax(0) + 0.5
-    x, y = (torch.linspace(low[i].item(), high[i].item(), 300) for i in range(2))
+    low, high = (points.data.amin(0) - 0.5).tolist(), (points.data.amax(0) + 0.5).tolist()
+    x, y = (torch.linspace(low[axis], high[axis], 300) for axis in range(2))
     grid = torch.cartesian_prod(x, y)
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
@@ -108,10 +108,10 @@ def classifier_map(
         axis.imshow(
             image.reshape(300, 300, 3).transpose(0, 1).numpy(),
             origin="lower",
-            extent=(x[0], x[-1], y[0], y[-1]),
+            extent=(low[0], high[0], low[1], high[1]),
         )
         _draw(axis, points.data, points.labels, points, f"t = {t}", legend=t == steps[0])
-        axis.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return _finish(figure, save_to)
 
 
@@ -135,7 +135,8 @@ def _draw(
         rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
         axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))
     if points is not None:
-        low, high = points.data[:, :2].amin(0) - 0.3, points.data[:, :2].amax(0) + 0.3
+        low = (points.data[:, :2].amin(0) - 0.3).tolist()
+        high = (points.data[:, :2].amax(0) + 0.3).tolist()
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     axis.set(title=title, aspect="equal")
     if legend:

@@ -137,6 +137,8 @@ def _data_and_labels(path: Path, content):
 def _read_csv(path: Path):
     with path.open() as file:
         header = [name.strip().lower() for name in file.readline().split(",")]
+    if header == [""]:
+        raise UserError(f"{path.name} is empty or starts with an empty line")
     try:
         [float(name) for name in header]
         skip = 0

@@ -171,6 +171,12 @@ def sample(
     guide = None
     if classifier is not None:
         labels = torch.as_tensor(label, device=device).expand(n)[None]
+        classes = classifier.shape.widths[-1]
+        if not 0 <= labels.min() <= labels.max() < classes:
+            raise UserError(
+                f"label must be from 0 to {classes - 1}, "
+                f"got {labels.min().item()} to {labels.max().item()}"
+            )
         guide = Guide(_network(classifier, device), labels)
     parts = []
     for start in range(0, n, batch_size):

@@ -15,6 +15,8 @@ from .models import MLP, seeded_mlp
 from .points import Points
 from .schedules import Schedule
 
+_TABLE_SIZE = 2**14
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,18 +31,23 @@ class Recipe:
         warmup: fraction of the steps.
         weight_decay: of AdamW.
         ema_decay: of the averaged weights, which are the result.
+        low_noise: fraction of the rows whose timestep is drawn uniformly in the logarithm of the
+            noise level sqrt((1 - alpha_bar) / alpha_bar) rather than uniformly in t. The finest
+            detail of the samples is decided in the few least noisy timesteps, which a uniform draw
+            visits too rarely (compare Karras et al. 2022, section 5).
 
     Raises:
         ValueError: a count or rate is out of range.
     """
 
-    steps: int = 4000
+    steps: int = 5000
     hidden_layers: tuple[int, ...] = (256, 256, 256, 256)
     batch_size: int = 2048
-    lr: float = 3e-3
+    lr: float = 6e-3
     warmup: float = 0.1
     weight_decay: float = 0.01
     ema_decay: float = 0.998
+    low_noise: float = 0.75
 
     def __post_init__(self):
         check_at_least("steps", self.steps, 1)
@@ -51,6 +58,8 @@ class Recipe:
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.low_noise <= 1:
+            raise UserError(f"low_noise must be from 0 to 1, got {self.low_noise}")
 
     def learning_rate(self, step: int) -> float:
         """Of step 0 ... steps - 1."""
@@ -58,6 +67,19 @@ class Recipe:
         if step < rise:
             return self.lr * (step + 1) / (rise + 1)
         return self.lr * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise))) / 2
+
+
+def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
+    """int64 [K]: timesteps as often as a recipe with this ``low_noise`` draws them."""
+    uniform = torch.arange(schedule.num_steps)
+    if low_noise == 0:
+        return uniform
+    log_sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2
+    first = (log_sigma[1] - log_sigma[0]) if schedule.num_steps > 1 else 1.0
+    weight = log_sigma.diff(prepend=log_sigma[:1] - first)
+    weight = low_noise * weight / weight.sum() + (1 - low_noise) / schedule.num_steps
+    quantile = (torch.arange(_TABLE_SIZE, dtype=torch.float64) + 0.5) / _TABLE_SIZE
+    return torch.searchsorted(weight.cumsum(0), quantile).clamp(max=schedule.num_steps - 1)
 
 
 class Trainer:
@@ -115,7 +137,7 @@ class Trainer:
             time_features=resident(features),
             labels=points.labels[None].to(self.device) if classify else None,
             n_points=torch.tensor([len(points)], device=self.device),
-            t_table=torch.arange(schedule.num_steps, device=self.device)[None],
+            t_table=timestep_table(schedule, recipe.low_noise)[None].to(self.device),
         )
 
     @torch.no_grad()

@@ -1,0 +1,167 @@
+"""The command line as a user meets it: every command, its files, and wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flashpoint.diffusion import MLP
+from flashpoint.diffusion.cli import main
+
+SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
+         "--samples", "200", "--device", "cpu"]  # fmt: skip
+
+
+def flashpoint(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    result = flashpoint("states", *SMALL, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_states_leaves_every_file(run):
+    folder, output = run
+    state = torch.load(folder / "checkpoints/denoiser.pt", weights_only=True)
+    MLP(3, 2, [256] * 4).load_state_dict(state, strict=True)
+    state = torch.load(folder / "checkpoints/classifier.pt", weights_only=True)
+    MLP(3, 5, [100, 200, 500]).load_state_dict(state, strict=True)
+    names = ["uncond_gen_samples", *(f"cond_gen_samples_{label}" for label in range(5))]
+    for name in names:
+        x = torch.load(folder / f"outputs/{name}.pt", weights_only=True)
+        assert x.shape == (200, 2)
+        assert x.isfinite().all()
+    figures = ["data", "unconditional", "conditional", "training_curves", "classifier"]
+    for name in [*figures, *(f"conditional_{label}" for label in range(5))]:
+        assert (folder / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    assert list(metrics) == ["unconditional", "Michigan", "Idaho", "Ohio", "Oklahoma", "Wisconsin"]
+    for name, numbers in metrics.items():
+        assert f"| {name} | {numbers['nll']:.3f} |" in output
+    config = json.loads((folder / "config.json").read_text())
+    assert config["denoiser"]["steps"] == 60
+    assert config["schedule"]["num_steps"] == 500
+
+
+def test_quick_says_what_it_reduces(run):
+    assert "quick: 60 training steps" in run[1]
+    assert "50 of 500 reverse steps" in run[1]
+
+
+def test_sample_and_evaluate(run, tmp_path):
+    folder, _ = run
+    out = tmp_path / "new" / "x.pt"
+    result = flashpoint("sample", folder, "-n", 50, "--label", 2, "--steps", 10, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert torch.load(out, weights_only=True).shape == (50, 2)
+    assert out.with_suffix(".png").exists()
+    result = flashpoint("evaluate", out, "--label", 2)
+    assert result.exit_code == 0, result.output
+    assert "purity" in result.output
+
+
+def test_a_finished_run_resumes_to_the_same_samples(run):
+    folder, _ = run
+    before = torch.load(folder / "outputs/uncond_gen_samples.pt", weights_only=True)
+    result = flashpoint("states", *SMALL, "--out", folder, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "resumed" in result.output
+    after = torch.load(folder / "outputs/uncond_gen_samples.pt", weights_only=True)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(("dim", "labels"), [(1, False), (3, True), (64, False)])
+def test_own_data_of_any_dimension(tmp_path, dim, labels):
+    content = {"data": np.random.default_rng(0).normal(size=(300, dim))}
+    if labels:
+        content["labels"] = np.arange(300) % 2
+    np.savez(tmp_path / "own.npz", **content)
+    result = flashpoint("states", *SMALL, "--data", tmp_path / "own.npz", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    made = {path.name for path in (tmp_path / "r/outputs").iterdir()}
+    guided = {"cond_gen_samples_0.pt", "cond_gen_samples_1.pt"} if labels else set()
+    assert made == {"uncond_gen_samples.pt", *guided}
+
+
+def test_train_alone(tmp_path):
+    result = flashpoint("train", *SMALL, "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "r/checkpoints/denoiser.pt").exists()
+    assert not (tmp_path / "r/metrics.json").exists()
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
+    from flashpoint.diffusion import training
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert flashpoint("train", *SMALL, "--out", whole).exit_code == 0
+    real, calls = training.train_step, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 31:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    result = flashpoint("train", *SMALL, "--out", cut)
+    monkeypatch.undo()
+    assert result.exit_code == 130
+    assert "interrupted at step 30" in result.output
+    assert "--resume" in result.output
+    result = flashpoint("train", *SMALL, "--out", cut, "--resume")
+    assert "resumed" in result.output
+    for name in ("denoiser", "classifier"):
+        a, b = (torch.load(folder / f"checkpoints/{name}.pt", weights_only=True)
+                for folder in (whole, cut))  # fmt: skip
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_info_and_help():
+    result = flashpoint("info")
+    for word in ("python", "torch", "triton", "cuda", "cpu"):
+        assert word in result.output
+    for command in ([], ["states"], ["train"], ["sample"], ["evaluate"], ["info"]):
+        assert flashpoint(*command, "--help").exit_code == 0
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "foreign.pt").write_bytes(b"hello")
+    (tmp_path / "file").write_text("")
+    np.save(tmp_path / "3d.npy", np.zeros((9, 3)))
+    np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
+    broken = tmp_path / "broken"
+    (broken / "checkpoints").mkdir(parents=True)
+    (broken / "config.json").write_text((folder / "config.json").read_text())
+    torch.save({"a": torch.zeros(3)}, broken / "checkpoints/denoiser.pt")
+    cases = [
+        (["states", "--data", tmp_path / "missing.pt"], "does not exist"),
+        (["states", "--data", tmp_path / "foreign.pt"], "cannot be read"),
+        (["states", "--data", tmp_path / "nan.npy"], "must be finite"),
+        (["states", "--steps", 0], "steps must be at least 1"),
+        (["states", "--samples", -1], "n_samples must be at least 2"),
+        (["states", "--seed", -1], "seed must be at least 0"),
+        (["states", "--device", "cuda:7"], "does not exist"),
+        (["states", "--device", "gpu"], "device must be cpu"),
+        (["states", "--out", tmp_path / "file" / "run"], "cannot be written"),
+        (["train", *SMALL, "--steps", 50, "--resume", "--out", folder], "other settings"),
+        (["sample", tmp_path], "no config.json"),
+        (["sample", broken], "no state_dict of an MLP"),
+        (["sample", folder, "--steps", 501], "num_steps must be from 1 to 500"),
+        (["sample", folder, "--label", 9, "-n", 3], "label must be from 0 to 4"),
+        (["evaluate", tmp_path / "3d.npy"], "must have dimension 2"),
+        (["evaluate", tmp_path / "3d.npy", "--label", 7], "label must be from 0 to 4"),
+    ]
+    for arguments, message in cases:
+        result = flashpoint(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.output
+        assert result.output.startswith("error: "), result.output
+        assert result.output.count("\n") == 1, result.output

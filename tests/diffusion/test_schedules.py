@@ -1,0 +1,82 @@
+"""Schedules against diffusers and against their definitions."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from flashpoint.diffusion import Schedule, UserError, sinusoidal_embedding
+from flashpoint.diffusion.schedules import SCHEDULES
+
+DIFFUSERS_NAMES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+    "sigmoid": "sigmoid",
+}
+
+
+@pytest.mark.parametrize("steps", [10, 500])
+@pytest.mark.parametrize("name", DIFFUSERS_NAMES)
+def test_beta_is_that_of_diffusers(name, steps):
+    theirs = DDPMScheduler(steps, beta_schedule=DIFFUSERS_NAMES[name]).betas.double()
+    ours = Schedule(steps, name).beta
+    torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 500])
+def test_every_schedule_adds_noise_at_every_step(name, steps):
+    schedule = Schedule(steps, name)
+    assert schedule.beta.shape == (steps,)
+    assert ((schedule.beta > 0) & (schedule.beta < 1)).all()
+    assert (schedule.alpha_bar.diff() < 0).all()
+    assert (schedule.posterior_variance <= schedule.beta).all()
+    assert schedule.posterior_variance[0] == 0
+
+
+def test_sech_rises_from_start_to_end_along_a_hyperbolic_secant():
+    beta = Schedule(101, "sech", 0.01, 0.2).beta
+    assert torch.allclose(beta[[0, -1]], torch.tensor([0.01, 0.2], dtype=torch.float64))
+    sech = 1 / torch.linspace(-4, 0, 101, dtype=torch.float64).cosh()
+    assert torch.corrcoef(torch.stack((beta, sech)))[0, 1] > 1 - 1e-12
+
+
+def test_posterior_variance_is_that_of_the_gaussian_posterior():
+    s = Schedule(50)
+    t = 20
+    # Product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0): precisions add.
+    precision = s.alpha[t] / s.beta[t] + 1 / (1 - s.alpha_bar[t - 1])
+    torch.testing.assert_close(s.posterior_variance[t], 1 / precision)
+
+
+def test_time_features():
+    assert torch.equal(
+        Schedule(5).time_features[:, 0], torch.linspace(-1, 1, 5, dtype=torch.float64)
+    )
+    centered = Schedule(4, time_feature="centered").time_features[:, 0]
+    assert centered.tolist() == [-1, -0.5, 0, 0.5]
+
+
+def test_sinusoidal_embedding():
+    embedding = sinusoidal_embedding(torch.tensor([0, 3]), 4)
+    angles = torch.tensor([3.0, 3.0 / 100], dtype=torch.float64)
+    assert embedding[0].tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(embedding[1], torch.cat((angles.sin(), angles.cos())))
+    with pytest.raises(ValueError, match="dim must be"):
+        sinusoidal_embedding(torch.tensor([0]), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"beta_start": 0.0}, "beta_start must be between"),
+        ({"beta_end": 1.0}, "beta_end must be between"),
+        ({"beta_end": float("nan")}, "beta_end must be between"),
+        ({"name": "cosin"}, "did you mean 'cosine'"),
+        ({"time_feature": "center"}, "did you mean 'centered'"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Schedule(**arguments)
