@@ -55,7 +55,7 @@ def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
     if NET.shape.activation == "prelu":
         return tl.load(slope_ptr + hidden_layer % NET.shape.slopes)
     else:
-        return NET.shape.negative_slope
+        return tl.full((), NET.shape.negative_slope, tl.float32)
 
 
 @triton.jit
