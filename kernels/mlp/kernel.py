@@ -23,17 +23,17 @@ from torch import Tensor
 
 from .._dispatch import capability_of, device_of
 from .config import OPERAND_DTYPES, PROGRAMS, TILE_ROWS, Config, config_for
-from .device import (
-    activate,
-    activate_backward,
-    divisor,
-    gradient_scale,
-    linear,
-    rounded,
-    slope_of,
-)
+from .device import activate, gradient_scale, slope_of
 from .layout import Layout, layout_of
 from .shape import MLPParameters, MLPShape
+from .tile import (
+    backward_hidden,
+    forward_hidden,
+    last_layer,
+    store_grad_x,
+    store_grad_y,
+    store_input,
+)
 
 _BLOCK = 1024  # elements of an element-wise program
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
@@ -84,8 +84,6 @@ def forward_kernel(
     own rows of it over and over.
     """
     LAYERS: tl.constexpr = NET.layers
-    RUNS: tl.constexpr = len(NET.run_starts)
-    OUT: tl.constexpr = NET.shape.widths[LAYERS]
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     flat = flat_ptr + model * flat_stride
@@ -96,100 +94,12 @@ def forward_kernel(
         acts = acts_ptr + (model * acts_rows + slot) * NET.activation_columns
         live = first + tl.arange(0, ROWS) < rows
         x = x_ptr + model * x_stride_model + first * x_stride_row
-        _store_input(x, x_stride_row, x_stride_column, live, acts, NET, ROWS)
+        store_input(x, x_stride_row, x_stride_column, live, acts, NET, ROWS)
         tl.debug_barrier()
-        if LAYERS > 1:
-            _hidden_layer(acts, packed, flat, 0, 0, NET, CONFIG, ROWS)
-            tl.debug_barrier()
-        for run in tl.static_range(RUNS):
-            for i in tl.range(0, NET.run_lengths[run], num_stages=1):
-                _hidden_layer(acts, packed, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
-                tl.debug_barrier()
-        y = y_ptr + (model * rows + first) * OUT
-        _last_layer(acts, packed, flat, y, live, NET, CONFIG, ROWS)
+        forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+        y = y_ptr + (model * rows + first) * NET.shape.widths[LAYERS]
+        last_layer(acts, packed, flat, y, live, NET, CONFIG, ROWS)
         tl.debug_barrier()
-
-
-@triton.jit
-def _store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr):
-    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros."""
-    WIDTH: tl.constexpr = NET.shape.widths[0]
-    PADDED: tl.constexpr = NET.padded[0]
-    CHUNK: tl.constexpr = divisor(PADDED, 64)
-    row = tl.arange(0, ROWS)[:, None]
-    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)[None, :]
-        source = tl.where(NET.split & (column >= WIDTH), column - WIDTH, column)
-        pointers = x + row * stride_row + source.to(tl.int64) * stride_column
-        value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
-        if NET.split:
-            high = rounded(value, acts.dtype.element_ty, NET)
-            value = tl.where(column < WIDTH, high, value - high)
-        tl.store(acts + row * NET.activation_columns + column, value.to(acts.dtype.element_ty))
-
-
-@triton.jit
-def _hidden_layer(
-    acts, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Writes the pre-activations of hidden layer FIRST + i, the i-th of its run, for a tile."""
-    PADDED: tl.constexpr = NET.padded[FIRST + 1]
-    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
-    target = acts + NET.columns[FIRST + 1] + i * PADDED
-    row = tl.arange(0, ROWS)[:, None]
-    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)
-        z = _layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
-        pointers = target + row * NET.activation_columns + column[None, :]
-        tl.store(pointers, z.to(acts.dtype.element_ty))
-
-
-@triton.jit
-def _last_layer(
-    acts, packed, flat, y, live, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
-):
-    """Writes the output of a tile."""
-    LAST: tl.constexpr = NET.layers - 1
-    WIDTH: tl.constexpr = NET.shape.widths[LAST + 1]
-    PADDED: tl.constexpr = NET.padded[LAST + 1]
-    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
-    row = tl.arange(0, ROWS)[:, None]
-    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)
-        z = _layer_columns(acts, packed, flat, 0, column, LAST, NET, CONFIG, ROWS)
-        tl.store(
-            y + row * WIDTH + column[None, :],
-            z.to(y.dtype.element_ty),
-            mask=live[:, None] & (column < WIDTH)[None, :],
-        )
-
-
-@triton.jit
-def _layer_columns(
-    acts, packed, flat, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """act(z) W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
-    IN: tl.constexpr = NET.shape.widths[FIRST]
-    OUT: tl.constexpr = NET.shape.widths[FIRST + 1]
-    PADDED_IN: tl.constexpr = NET.padded[FIRST]
-    PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
-    REDUCE: tl.constexpr = divisor(PADDED_IN, CONFIG.reduce)
-    row = tl.arange(0, ROWS)[:, None]
-    k = tl.arange(0, REDUCE)
-    source = acts + NET.columns[FIRST] + i * PADDED_IN
-    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET) if FIRST > 0 else 0.0
-    z = linear(
-        source + row * NET.activation_columns + k[None, :],
-        weight + column[None, :] * PADDED_IN + k[:, None],
-        slope, PADDED_IN, 1, FIRST > 0, NET, CONFIG,
-    )  # fmt: skip
-    if NET.shape.bias:
-        bias = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
-        z += tl.load(bias, mask=column < OUT, other=0.0)[None, :]
-    return z
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -207,7 +117,6 @@ def backward_kernel(
     each program uses its own rows over and over. With NEED_X grad_x is written, not scaled.
     """
     LAYERS: tl.constexpr = NET.layers
-    RUNS: tl.constexpr = len(NET.run_starts)
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(rows, ROWS)
@@ -221,130 +130,14 @@ def backward_kernel(
         grads = grads_ptr + (model * grads_rows + slot) * NET.gradient_columns
         live = first + tl.arange(0, ROWS) < rows
         grad_y = grad_y_ptr + model * grad_y_stride_model + first * grad_y_stride_row
-        _store_grad_y(
-            grad_y, grad_y_stride_row, grad_y_stride_column, live, scale, grads, NET, ROWS
-        )
+        store_grad_y(grad_y, grad_y_stride_row, grad_y_stride_column, live, scale, grads, NET, ROWS)
         tl.debug_barrier()
         parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tile
-        if LAYERS > 1:
-            part = _layer_backward(acts, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
-            _store_slope_part(part, parts + (LAYERS - 2) * tiles, NET, SAVE)
-            tl.debug_barrier()
-        for r in tl.static_range(RUNS):
-            _run_backward(
-                acts, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS, SAVE
-            )
+        backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS, SAVE)
         if NEED_X:
             grad_x = grad_x_ptr + (model * rows + first) * NET.shape.widths[0]
-            _store_grad_x(grads, packed, grad_x, live, inverse, NET, CONFIG, ROWS)
+            store_grad_x(grads, packed, grad_x, live, inverse, NET, CONFIG, ROWS)
         tl.debug_barrier()
-
-
-@triton.jit
-def _store_grad_y(
-    grad_y, stride_row, stride_column, live, scale, grads, NET: tl.constexpr, ROWS: tl.constexpr
-):
-    """Writes a tile of the scaled grad_y, its padding zero."""
-    LAYERS: tl.constexpr = NET.layers
-    WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
-    PADDED: tl.constexpr = NET.padded[LAYERS]
-    CHUNK: tl.constexpr = divisor(PADDED, 64)
-    target = grads + NET.columns[LAYERS] - NET.columns[1]
-    row = tl.arange(0, ROWS)[:, None]
-    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)[None, :]
-        pointers = grad_y + row * stride_row + column.to(tl.int64) * stride_column
-        value = tl.load(pointers, mask=live[:, None] & (column < WIDTH), other=0.0)
-        value = (value.to(tl.float32) * scale).to(grads.dtype.element_ty)
-        tl.store(target + row * NET.gradient_columns + column, value)
-
-
-@triton.jit
-def _run_backward(
-    acts, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
-    CONFIG: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr,
-):  # fmt: skip
-    """Takes a tile back through a run of equal layers, the last one first."""
-    FIRST: tl.constexpr = NET.run_starts[RUN]
-    LENGTH: tl.constexpr = NET.run_lengths[RUN]
-    for step in tl.range(0, LENGTH, num_stages=1):
-        i = LENGTH - 1 - step
-        part = _layer_backward(acts, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
-        _store_slope_part(part, parts + (FIRST + i - 1) * tiles, NET, SAVE)
-        tl.debug_barrier()
-
-
-@triton.jit
-def _layer_backward(
-    acts, grads, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradient of the pre-activations that layer FIRST + i reads, for a tile.
-
-    Returns the tile's part of the gradient of the slope, sum of grad_h z where z <= 0.
-    """
-    PADDED: tl.constexpr = NET.padded[FIRST]
-    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
-    row = tl.arange(0, ROWS)[:, None]
-    source = acts + NET.columns[FIRST] + i * PADDED
-    target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
-    part = 0.0
-    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)
-        grad_h = _layer_columns_backward(grads, packed, i, column, FIRST, NET, CONFIG, ROWS)
-        z = tl.load(source + row * NET.activation_columns + column[None, :]).to(tl.float32)
-        if NET.shape.activation == "prelu":
-            part += tl.sum(tl.where(z > 0, 0.0, grad_h * z))
-        grad_z = activate_backward(grad_h, z, slope, NET)
-        pointers = target + row * NET.gradient_columns + column[None, :]
-        tl.store(pointers, grad_z.to(grads.dtype.element_ty))
-    return part
-
-
-@triton.jit
-def _layer_columns_backward(
-    grads, packed, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """grad_z W of layer FIRST + i for a tile of rows and some columns, fp32."""
-    PADDED_IN: tl.constexpr = NET.padded[FIRST]
-    PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
-    REDUCE: tl.constexpr = divisor(PADDED_OUT, CONFIG.reduce)
-    row = tl.arange(0, ROWS)[:, None]
-    k = tl.arange(0, REDUCE)
-    source = grads + (NET.columns[FIRST + 1] - NET.columns[1]) + i * PADDED_OUT
-    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
-    return linear(
-        source + row * NET.gradient_columns + k[None, :],
-        weight + k[:, None] * PADDED_IN + column[None, :],
-        0.0, PADDED_OUT, PADDED_IN, False, NET, CONFIG,
-    )  # fmt: skip
-
-
-@triton.jit
-def _store_slope_part(part, pointer, NET: tl.constexpr, SAVE: tl.constexpr):
-    if SAVE and NET.shape.activation == "prelu":
-        tl.store(pointer, part)
-
-
-@triton.jit
-def _store_grad_x(
-    grads, packed, grad_x, live, inverse, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradient of a tile of x; the second half of a split input is the same again."""
-    WIDTH: tl.constexpr = NET.shape.widths[0]
-    CHUNK: tl.constexpr = divisor(NET.padded[0], CONFIG.out)
-    row = tl.arange(0, ROWS)[:, None]
-    for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
-        column = start + tl.arange(0, CHUNK)
-        value = _layer_columns_backward(grads, packed, 0, column, 0, NET, CONFIG, ROWS) * inverse
-        tl.store(
-            grad_x + row * WIDTH + column[None, :],
-            value.to(grad_x.dtype.element_ty),
-            mask=live[:, None] & (column < WIDTH)[None, :],
-        )
 
 
 @triton.constexpr_function
@@ -481,6 +274,7 @@ def reduce_kernel(
     """grad [M, P] from the parts, in a fixed order; grid (blocks, M), the slopes in the last."""
     LAYERS: tl.constexpr = NET.layers
     SIZE: tl.constexpr = NET.flat[LAYERS]
+    SLOPES: tl.constexpr = NET.shape.slopes
     model = tl.program_id(1).to(tl.int64)
     grad = grad_ptr + model * grad_stride
     inverse = gradient_scale(abs_max_ptr + model, NET)[1]
@@ -493,9 +287,9 @@ def reduce_kernel(
             parts += NET.shape.num_parameters
         tl.store(grad + element, acc * inverse, mask=element < SIZE)
     elif NET.shape.activation == "prelu":
-        length = tiles * (LAYERS - 1) // NET.shape.slopes
-        for slope in tl.static_range(NET.shape.slopes):
-            first = (model * NET.shape.slopes + slope) * length
+        length = tiles * (LAYERS - 1) // SLOPES
+        for slope in tl.static_range(SLOPES):
+            first = (model * SLOPES + slope) * length
             total = _sum(slope_parts_ptr + first, length, BLOCK)
             tl.store(grad + SIZE + slope, total * inverse)
 

@@ -1,0 +1,234 @@
+"""Device functions that take one tile of rows through a network, forwards and backwards.
+
+A tile has its own rows of the activation and gradient buffers. What one function has written there
+the next may read only after a barrier.
+"""
+
+import triton
+import triton.language as tl
+
+from .device import activate_backward, divisor, linear, rounded, slope_of
+
+
+@triton.jit
+def store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr):
+    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros."""
+    WIDTH: tl.constexpr = NET.shape.widths[0]
+    PADDED: tl.constexpr = NET.padded[0]
+    CHUNK: tl.constexpr = divisor(PADDED, 64)
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)[None, :]
+        source = tl.where(NET.split & (column >= WIDTH), column - WIDTH, column)
+        pointers = x + row * stride_row + source.to(tl.int64) * stride_column
+        value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
+        if NET.split:
+            high = rounded(value, acts.dtype.element_ty, NET)
+            value = tl.where(column < WIDTH, high, value - high)
+        tl.store(acts + row * NET.activation_columns + column, value.to(acts.dtype.element_ty))
+
+
+@triton.jit
+def forward_hidden(acts, packed, flat, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr):
+    """Writes all hidden pre-activations of a tile, with a barrier after each layer."""
+    RUNS: tl.constexpr = len(NET.run_starts)
+    if NET.layers > 1:
+        _hidden_layer(acts, packed, flat, 0, 0, NET, CONFIG, ROWS)
+        tl.debug_barrier()
+    for run in tl.static_range(RUNS):
+        for i in tl.range(0, NET.run_lengths[run], num_stages=1):
+            _hidden_layer(acts, packed, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
+            tl.debug_barrier()
+
+
+@triton.jit
+def _hidden_layer(
+    acts, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes the pre-activations of hidden layer FIRST + i, the i-th of its run, for a tile."""
+    PADDED: tl.constexpr = NET.padded[FIRST + 1]
+    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
+    target = acts + NET.columns[FIRST + 1] + i * PADDED
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)
+        z = layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
+        pointers = target + row * NET.activation_columns + column[None, :]
+        tl.store(pointers, z.to(acts.dtype.element_ty))
+
+
+@triton.jit
+def last_layer(
+    acts, packed, flat, y, live, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+):
+    """Writes the output of a tile."""
+    LAST: tl.constexpr = NET.layers - 1
+    WIDTH: tl.constexpr = NET.shape.widths[LAST + 1]
+    PADDED: tl.constexpr = NET.padded[LAST + 1]
+    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)
+        z = layer_columns(acts, packed, flat, 0, column, LAST, NET, CONFIG, ROWS)
+        tl.store(
+            y + row * WIDTH + column[None, :],
+            z.to(y.dtype.element_ty),
+            mask=live[:, None] & (column < WIDTH)[None, :],
+        )
+
+
+@triton.jit
+def layer_columns(
+    acts, packed, flat, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """act(z) W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
+    IN: tl.constexpr = NET.shape.widths[FIRST]
+    OUT: tl.constexpr = NET.shape.widths[FIRST + 1]
+    PADDED_IN: tl.constexpr = NET.padded[FIRST]
+    PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
+    REDUCE: tl.constexpr = divisor(PADDED_IN, CONFIG.reduce)
+    row = tl.arange(0, ROWS)[:, None]
+    k = tl.arange(0, REDUCE)
+    source = acts + NET.columns[FIRST] + i * PADDED_IN
+    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
+    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET) if FIRST > 0 else 0.0
+    z = linear(
+        source + row * NET.activation_columns + k[None, :],
+        weight + column[None, :] * PADDED_IN + k[:, None],
+        slope, PADDED_IN, 1, FIRST > 0, NET, CONFIG,
+    )  # fmt: skip
+    if NET.shape.bias:
+        bias = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
+        z += tl.load(bias, mask=column < OUT, other=0.0)[None, :]
+    return z
+
+
+@triton.jit
+def store_grad_y(
+    grad_y, stride_row, stride_column, live, scale, grads, NET: tl.constexpr, ROWS: tl.constexpr
+):
+    """Writes a tile of the scaled grad_y, its padding zero."""
+    LAYERS: tl.constexpr = NET.layers
+    WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
+    PADDED: tl.constexpr = NET.padded[LAYERS]
+    CHUNK: tl.constexpr = divisor(PADDED, 64)
+    target = grads + NET.columns[LAYERS] - NET.columns[1]
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)[None, :]
+        pointers = grad_y + row * stride_row + column.to(tl.int64) * stride_column
+        value = tl.load(pointers, mask=live[:, None] & (column < WIDTH), other=0.0)
+        value = (value.to(tl.float32) * scale).to(grads.dtype.element_ty)
+        tl.store(target + row * NET.gradient_columns + column, value)
+
+
+@triton.jit
+def backward_hidden(
+    acts, grads, packed, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr, SAVE: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients of all hidden pre-activations of a tile, given that of y.
+
+    With SAVE the tile's parts of the slope gradients go to ``parts``, ``tiles`` apart. There is a
+    barrier after each layer.
+    """
+    LAYERS: tl.constexpr = NET.layers
+    RUNS: tl.constexpr = len(NET.run_starts)
+    if LAYERS > 1:
+        part = _layer_backward(acts, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
+        _store_slope_part(part, parts + (LAYERS - 2) * tiles, NET, SAVE)
+        tl.debug_barrier()
+    for r in tl.static_range(RUNS):
+        _run_backward(
+            acts, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS, SAVE
+        )
+
+
+@triton.jit
+def _run_backward(
+    acts, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
+    CONFIG: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr,
+):  # fmt: skip
+    """Takes a tile back through a run of equal layers, the last one first."""
+    FIRST: tl.constexpr = NET.run_starts[RUN]
+    LENGTH: tl.constexpr = NET.run_lengths[RUN]
+    for step in tl.range(0, LENGTH, num_stages=1):
+        i = LENGTH - 1 - step
+        part = _layer_backward(acts, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
+        _store_slope_part(part, parts + (FIRST + i - 1) * tiles, NET, SAVE)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _layer_backward(
+    acts, grads, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of the pre-activations that layer FIRST + i reads, for a tile.
+
+    Returns the tile's part of the gradient of the slope, sum of grad_h z where z <= 0.
+    """
+    PADDED: tl.constexpr = NET.padded[FIRST]
+    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
+    row = tl.arange(0, ROWS)[:, None]
+    source = acts + NET.columns[FIRST] + i * PADDED
+    target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
+    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
+    part = 0.0
+    for start in tl.range(0, PADDED, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)
+        grad_h = _layer_columns_backward(grads, packed, i, column, FIRST, NET, CONFIG, ROWS)
+        z = tl.load(source + row * NET.activation_columns + column[None, :]).to(tl.float32)
+        if NET.shape.activation == "prelu":
+            part += tl.sum(tl.where(z > 0, 0.0, grad_h * z))
+        grad_z = activate_backward(grad_h, z, slope, NET)
+        pointers = target + row * NET.gradient_columns + column[None, :]
+        tl.store(pointers, grad_z.to(grads.dtype.element_ty))
+    return part
+
+
+@triton.jit
+def _layer_columns_backward(
+    grads, packed, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """grad_z W of layer FIRST + i for a tile of rows and some columns, fp32."""
+    PADDED_IN: tl.constexpr = NET.padded[FIRST]
+    PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
+    REDUCE: tl.constexpr = divisor(PADDED_OUT, CONFIG.reduce)
+    row = tl.arange(0, ROWS)[:, None]
+    k = tl.arange(0, REDUCE)
+    source = grads + (NET.columns[FIRST + 1] - NET.columns[1]) + i * PADDED_OUT
+    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
+    return linear(
+        source + row * NET.gradient_columns + k[None, :],
+        weight + k[:, None] * PADDED_IN + column[None, :],
+        0.0, PADDED_OUT, PADDED_IN, False, NET, CONFIG,
+    )  # fmt: skip
+
+
+@triton.jit
+def _store_slope_part(part, pointer, NET: tl.constexpr, SAVE: tl.constexpr):
+    if SAVE and NET.shape.activation == "prelu":
+        tl.store(pointer, part)
+
+
+@triton.jit
+def store_grad_x(
+    grads, packed, grad_x, live, inverse, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of a tile of x; the second half of a split input is the same again."""
+    WIDTH: tl.constexpr = NET.shape.widths[0]
+    CHUNK: tl.constexpr = divisor(NET.padded[0], CONFIG.out)
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
+        column = start + tl.arange(0, CHUNK)
+        value = _layer_columns_backward(grads, packed, 0, column, 0, NET, CONFIG, ROWS) * inverse
+        tl.store(
+            grad_x + row * WIDTH + column[None, :],
+            value.to(grad_x.dtype.element_ty),
+            mask=live[:, None] & (column < WIDTH)[None, :],
+        )
