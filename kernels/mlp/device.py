@@ -83,10 +83,10 @@ def power_of_two_scale(abs_max):
 
 
 @triton.jit
-def gradient_scale(abs_max_ptr, NET: tl.constexpr):
-    """What the gradients are multiplied by on their way through the network, and its inverse."""
-    if NET.precision == "fp16":
-        scale, inverse = power_of_two_scale(tl.load(abs_max_ptr))
+def gradient_scale(abs_max_ptr, model, NET: tl.constexpr):
+    """What a model's gradients are multiplied by on their way through it, and the inverse."""
+    if NET.precision == "fp16" and abs_max_ptr is not None:
+        scale, inverse = power_of_two_scale(tl.load(abs_max_ptr + model))
     else:
         scale, inverse = 1.0, 1.0
     return scale, inverse

@@ -122,7 +122,7 @@ def backward_kernel(
     tiles = tl.cdiv(rows, ROWS)
     flat = flat_ptr + model * flat_stride
     packed = packed_ptr + model * NET.packed[LAYERS]
-    scale, inverse = gradient_scale(abs_max_ptr + model, NET)
+    scale, inverse = gradient_scale(abs_max_ptr, model, NET)
     for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=1):
         first = tile * ROWS
         slot = first if SAVE else program * ROWS
@@ -268,16 +268,19 @@ def _bias_gradient(grads, count, parts, task, NET: tl.constexpr, CONFIG: tl.cons
 
 @triton.jit(do_not_specialize=_VARYING)
 def reduce_kernel(
-    parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, grad_ptr, grad_stride,
+    parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, factor, grad_ptr, grad_stride,
     NET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad [M, P] from the parts, in a fixed order; grid (blocks, M), the slopes in the last."""
+    """grad [M, P] is ``factor`` times the sum of the parts, without the scale of grad_y.
+
+    Always in the same order. Grid (blocks, M); the last block has the slopes.
+    """
     LAYERS: tl.constexpr = NET.layers
     SIZE: tl.constexpr = NET.flat[LAYERS]
     SLOPES: tl.constexpr = NET.shape.slopes
     model = tl.program_id(1).to(tl.int64)
     grad = grad_ptr + model * grad_stride
-    inverse = gradient_scale(abs_max_ptr + model, NET)[1]
+    factor *= gradient_scale(abs_max_ptr, model, NET)[1]
     if tl.program_id(0) < tl.cdiv(SIZE, BLOCK):
         element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         parts = parts_ptr + model * splits * NET.shape.num_parameters + element
@@ -285,13 +288,13 @@ def reduce_kernel(
         for _ in range(splits):
             acc += tl.load(parts, mask=element < SIZE, other=0.0)
             parts += NET.shape.num_parameters
-        tl.store(grad + element, acc * inverse, mask=element < SIZE)
+        tl.store(grad + element, acc * factor, mask=element < SIZE)
     elif NET.shape.activation == "prelu":
         length = tiles * (LAYERS - 1) // SLOPES
         for slope in tl.static_range(SLOPES):
             first = (model * SLOPES + slope) * length
             total = _sum(slope_parts_ptr + first, length, BLOCK)
-            tl.store(grad + SIZE + slope, total * inverse)
+            tl.store(grad + SIZE + slope, total * factor)
 
 
 @triton.jit
@@ -406,16 +409,16 @@ def backward(
     if need_weights and grad is None:
         grad = torch.empty_like(flat)
     if rows and models:
-        abs_max = _abs_max(grad_y) if precision == "fp16" else flat
+        abs_max = _abs_max(grad_y) if precision == "fp16" else None
         with device_of(grad_y):
             backward_kernel[programs, models](
                 grad_y, *grad_y.stride(), abs_max, flat, flat.stride(0), saved.packed,
                 saved.activations, saved.activations.shape[1], grads, grads.shape[1], slope_parts,
-                grad_x if need_x else flat, rows, net, config, TILE_ROWS, need_weights, need_x,
+                grad_x, rows, net, config, TILE_ROWS, need_weights, need_x,
                 num_warps=config.warps,
             )  # fmt: skip
             if need_weights:
-                _weight_gradients(saved, grads, slope_parts, abs_max, grad, net, config)
+                weight_gradients(saved, grads, slope_parts, grad, net, config, abs_max=abs_max)
     elif need_weights:
         grad.zero_()
     return grad_x, shape.unpack(grad) if need_weights else None
@@ -426,16 +429,28 @@ def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str
     return backward(grad_y, saved, shape, precision, need_weights=False)[0]
 
 
-def _weight_gradients(
+def weight_gradients(
     saved: Saved,
     grads: Tensor,
     slope_parts: Tensor,
-    abs_max: Tensor,
     grad: Tensor,
     net: Layout,
     config: Config,
+    *,
+    abs_max: Tensor | None = None,
+    factor: float = 1.0,
 ) -> None:
-    """Writes grad [M, P] from the activations, the gradients of them and the slopes' parts."""
+    """Writes ``factor`` times the parameter gradients into grad [M, P].
+
+    Args:
+        saved: what the forward pass saved.
+        grads: gradients of all pre-activations and of y, [M, rows rounded up, columns].
+        slope_parts: each tile's part of the slope gradients, float32 [M, hidden layers, tiles].
+        grad: float32 [M, P], overwritten.
+        net, config: layout and tile sizes.
+        abs_max: float32 [M], which grads were scaled by; None if they were not.
+        factor: to multiply with.
+    """
     models, rows, _ = grads.shape
     flat, size = saved.flat, net.shape.num_parameters
     tiles = weight_tiles(net, config, net.layers)
@@ -447,7 +462,16 @@ def _weight_gradients(
     )  # fmt: skip
     prelu = net.shape.activation == "prelu"
     reduce_kernel[triton.cdiv(net.flat[-1], _BLOCK) + prelu, models](
-        parts, splits, slope_parts, slope_parts.shape[2], abs_max, grad, grad.stride(0), net, _BLOCK
+        parts,
+        splits,
+        slope_parts,
+        slope_parts.shape[2],
+        abs_max,
+        factor,
+        grad,
+        grad.stride(0),
+        net,
+        _BLOCK,
     )
 
 
