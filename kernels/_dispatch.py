@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -95,9 +96,15 @@ def device_of(tensor: Tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+# The compute capability that launches on a CPU are made for: interpreted, or compiled offline.
+imitated_capability = ContextVar("imitated_capability", default=(9, 0))
+
+
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device; what the interpreter imitates on a CPU is 9.0."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    """Compute capability of a CUDA device, or on a CPU the imitated one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)
+    return imitated_capability.get()
 
 
 def model_stride(tensor: Tensor) -> int:
