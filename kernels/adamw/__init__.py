@@ -27,6 +27,7 @@ def adamw_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
+    decoupled: bool = True,
     ema_decay: float = 0.998,
     backend: str | None = None,
 ) -> None:
@@ -39,6 +40,8 @@ def adamw_(
         lr: learning rate, a number or float32 [M].
         step: number of this update, from 1.
         betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+        decoupled: False adds the weight decay to the gradient, as ``torch.optim.Adam`` does
+            (Kingma and Ba 2015).
         ema_decay: d above, in [0, 1).
         backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
 
@@ -51,4 +54,4 @@ def adamw_(
     check_shape("state.exp_avg", state.exp_avg, parameters.shape)
     check_same_device(parameters=parameters, grad=grad, exp_avg=state.exp_avg)
     lr = torch.as_tensor(lr, dtype=parameters.dtype, device=parameters.device).reshape(-1, 1)
-    reference.adamw_(parameters, grad, state, lr, step, betas, eps, weight_decay, ema_decay)
+    reference.adamw_(parameters, grad, state, lr, step, betas, eps, weight_decay, decoupled, ema_decay)

@@ -1,4 +1,4 @@
-"""AdamW with an exponential moving average of the weights, in plain PyTorch."""
+"""AdamW or Adam, with an exponential moving average of the weights, in plain PyTorch."""
 
 from typing import NamedTuple
 
@@ -22,13 +22,17 @@ def adamw_(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    decoupled: bool,
     ema_decay: float,
 ) -> None:
     """In place, step counted from 1; lr [M, 1]."""
     beta1, beta2 = betas
+    if not decoupled:
+        grad = grad + weight_decay * parameters
     state.exp_avg.lerp_(grad, 1 - beta1)
     state.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     denominator = (state.exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    parameters.mul_(1 - lr * weight_decay)
+    if decoupled:
+        parameters.mul_(1 - lr * weight_decay)
     parameters.sub_(state.exp_avg / denominator * (lr / (1 - beta1**step)))
     state.ema.lerp_(parameters, 1 - ema_decay)

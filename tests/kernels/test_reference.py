@@ -170,17 +170,22 @@ def test_an_epoch_sees_every_pair_once_and_keeps_its_noise_until_refreshed(monke
     assert not torch.equal(noise_1, fresh)
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw_is_that_of_torch(weight_decay):
+def test_adamw_is_that_of_torch(weight_decay, decoupled):
     start = torch.randn(2, 40, dtype=torch.float64)
     ours, theirs = start.clone(), start.clone().requires_grad_()
     state = adamw_state(ours)
-    optimizer = torch.optim.AdamW([theirs], weight_decay=weight_decay)
+    optimizer_class = torch.optim.AdamW if decoupled else torch.optim.Adam
+    optimizer = optimizer_class([theirs], weight_decay=weight_decay)
     average = start.clone()
     for step in range(1, 30):
         grad = torch.randn_like(ours)
         lr = 1e-2 / step
-        adamw_(ours, grad, state, lr=lr, step=step, weight_decay=weight_decay, ema_decay=0.9)
+        adamw_(
+            ours, grad, state, lr=lr, step=step, weight_decay=weight_decay, decoupled=decoupled,
+            ema_decay=0.9,
+        )  # fmt: skip
         optimizer.param_groups[0]["lr"] = lr
         theirs.grad = grad
         optimizer.step()
