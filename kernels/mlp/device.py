@@ -50,6 +50,16 @@ def activate_backward(grad_h, z, slope, NET: tl.constexpr):
 
 
 @triton.jit
+def softmax(y, column, WIDTH: tl.constexpr):
+    """Probabilities and their logarithms of the first WIDTH columns, 0 in the others."""
+    y = tl.where((column < WIDTH)[None, :], y, -1e30)
+    y -= tl.max(y, axis=1)[:, None]
+    exponential = tl.exp(y)
+    total = tl.sum(exponential, axis=1)[:, None]
+    return exponential / total, y - tl.log(total)
+
+
+@triton.jit
 def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
     """The slope for z < 0 after a hidden layer."""
     if NET.shape.activation == "prelu":

@@ -132,8 +132,8 @@ def backward_kernel(
         grad_y = grad_y_ptr + model * grad_y_stride_model + first * grad_y_stride_row
         store_grad_y(grad_y, grad_y_stride_row, grad_y_stride_column, live, scale, grads, NET, ROWS)
         tl.debug_barrier()
-        parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tile
-        backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS, SAVE)
+        parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tile if SAVE else None
+        backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
         if NEED_X:
             grad_x = grad_x_ptr + (model * rows + first) * NET.shape.widths[0]
             store_grad_x(grads, packed, grad_x, live, inverse, NET, CONFIG, ROWS)

@@ -22,8 +22,9 @@ from .shape import MLPShape
 # accuracy of fp32; beyond it the second half of the first layer would cost more than it gives.
 _SPLIT_WIDTH = 64
 
-# The widest hidden layers that the kernels do well.
+# The widest hidden layers that the kernels do well, and the most classes of a softmax.
 _MAX_HIDDEN = 512
+_MAX_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,15 @@ def layout_of(shape: MLPShape, precision: str) -> Layout:
     )
 
 
-def gap_of(shape: MLPShape, dtype: torch.dtype) -> str | None:
+def gap_of(shape: MLPShape, dtype: torch.dtype, classifier: bool = False) -> str | None:
     """What the kernels do not cover of networks of ``shape`` and data of ``dtype``, if anything."""
     if dtype == torch.float64:
         return "float64"
     widest = max((0, *shape.widths[1:-1]))
     if widest > _MAX_HIDDEN:
         return f"a hidden layer of {widest}, wider than {_MAX_HIDDEN}"
+    if classifier and shape.widths[-1] > _MAX_CLASSES:
+        return f"{shape.widths[-1]} classes, more than {_MAX_CLASSES}"
     return None
 
 

@@ -127,29 +127,27 @@ def store_grad_y(
 @triton.jit
 def backward_hidden(
     acts, grads, packed, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr, SAVE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of all hidden pre-activations of a tile, given that of y.
 
-    With SAVE the tile's parts of the slope gradients go to ``parts``, ``tiles`` apart. There is a
-    barrier after each layer.
+    The tile's parts of the slope gradients go to ``parts``, ``tiles`` apart, unless it is None.
+    There is a barrier after each layer.
     """
     LAYERS: tl.constexpr = NET.layers
     RUNS: tl.constexpr = len(NET.run_starts)
     if LAYERS > 1:
         part = _layer_backward(acts, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
-        _store_slope_part(part, parts + (LAYERS - 2) * tiles, NET, SAVE)
+        _store_slope_part(part, parts, (LAYERS - 2) * tiles, NET)
         tl.debug_barrier()
     for r in tl.static_range(RUNS):
-        _run_backward(
-            acts, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS, SAVE
-        )
+        _run_backward(acts, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS)
 
 
 @triton.jit
 def _run_backward(
     acts, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
-    CONFIG: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr,
+    CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Takes a tile back through a run of equal layers, the last one first."""
     FIRST: tl.constexpr = NET.run_starts[RUN]
@@ -157,7 +155,7 @@ def _run_backward(
     for step in tl.range(0, LENGTH, num_stages=1):
         i = LENGTH - 1 - step
         part = _layer_backward(acts, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
-        _store_slope_part(part, parts + (FIRST + i - 1) * tiles, NET, SAVE)
+        _store_slope_part(part, parts, (FIRST + i - 1) * tiles, NET)
         tl.debug_barrier()
 
 
@@ -210,9 +208,9 @@ def _layer_columns_backward(
 
 
 @triton.jit
-def _store_slope_part(part, pointer, NET: tl.constexpr, SAVE: tl.constexpr):
-    if SAVE and NET.shape.activation == "prelu":
-        tl.store(pointer, part)
+def _store_slope_part(part, parts, offset, NET: tl.constexpr):
+    if parts is not None and NET.shape.activation == "prelu":
+        tl.store(parts + offset, part)
 
 
 @triton.jit

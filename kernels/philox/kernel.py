@@ -35,10 +35,9 @@ def random_words(seed, STREAM: tl.constexpr, step, element, block):
     low = element.to(tl.uint32)
     high = (element >> 32).to(tl.uint32)
     zero = low * 0
-    stream_and_block = (STREAM << _STREAM_SHIFT) + block
-    return tl.philox(
-        seed, low, high, zero + step.to(tl.uint32), zero + stream_and_block.to(tl.uint32)
-    )
+    step = (zero + step).to(tl.uint32)
+    stream_and_block = (zero + ((STREAM << _STREAM_SHIFT) + block)).to(tl.uint32)
+    return tl.philox(seed, low, high, step, stream_and_block)
 
 
 @triton.jit
@@ -99,7 +98,7 @@ def _feistel(value, bits, seed, epoch):
     high = (value >> low_bits).to(tl.uint32)
     low = value.to(tl.uint32) & low_mask
     for block in tl.static_range(_KEY_BLOCKS):
-        key_0, key_1, key_2, key_3 = random_words(seed, ORDER, epoch, one * block, one * 0)
+        key_0, key_1, key_2, key_3 = random_words(seed, ORDER, epoch, one * block, 0)
         high = high ^ (_mix(low, key_0) & high_mask)
         low = low ^ (_mix(high, key_1) & low_mask)
         high = high ^ (_mix(low, key_2) & high_mask)

@@ -58,7 +58,7 @@ def draw_kernel(
         index, t = element % points, element // points
         step = refresh
     else:
-        word_0, word_1, _, _ = random_words(seed, DRAW, step, element, pair * 0)
+        word_0, word_1, _, _ = random_words(seed, DRAW, step, element, 0)
         index = uniform_integers(word_0, tl.load(n_points_ptr + model))
         t_table = t_table_ptr + model * t_table_stride
         t = tl.load(t_table + uniform_integers(word_1, entries))

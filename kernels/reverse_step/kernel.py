@@ -54,9 +54,9 @@ def reverse_kernel(
             seed = tl.load(seed_ptr + model)
             element = first_row + row.to(tl.int64)
             drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, pair)
-        _update(x, eps, grad, z, drawn_0, coefficients, out + column, live, 0)
+        update(x, eps, grad, z, drawn_0, coefficients, out + column, live, 0)
         if column + 1 < DIM:
-            _update(x, eps, grad, z, drawn_1, coefficients, out + column, live, 1)
+            update(x, eps, grad, z, drawn_1, coefficients, out + column, live, 1)
     elif FEATURES > 0:
         first = (pair - PAIRS) * 2
         features = features_ptr + model * features_stride
@@ -66,8 +66,8 @@ def reverse_kernel(
 
 
 @triton.jit
-def _update(x, eps, grad, z, drawn, coefficients, out, live, column):
-    """One coordinate of a tile of rows."""
+def update(x, eps, grad, z, drawn, coefficients, out, live, column):
+    """One coordinate of a tile of rows; the noise is read from z, or else it is ``drawn``."""
     eps_hat = tl.load(eps + column, mask=live, other=0.0).to(tl.float32)
     if grad is not None:
         guidance = tl.load(grad + column, mask=live, other=0.0).to(tl.float32)
@@ -94,34 +94,6 @@ def reverse_step(
     )
     _launch(x_t, eps, coefficients.contiguous(), x_prev, grad=grad_log_p, z=z)
     return x_prev
-
-
-def reverse_step_(
-    inputs: Tensor,
-    eps: Tensor,
-    coefficients: Tensor,
-    features: Tensor,
-    *,
-    seed: Tensor,
-    step: int,
-    first_row: int,
-    grad: Tensor | None,
-) -> None:
-    """A step of a chain: the inputs of the network become those of the next step, in place.
-
-    Args:
-        inputs: float32 [M, B, d + F], x_t and the feature of t.
-        eps: float32 [M, B, d].
-        coefficients: float32 [M, 4], rows contiguous.
-        features: float32 [M, F], of the next step, rows contiguous.
-        seed: int64 [M]; z is a function of (seed, step, row).
-        step, first_row: number of the step and of the first row.
-        grad: float32 [M, B, d + F], gradient of log p(y | inputs), or None.
-    """
-    _launch(
-        inputs, eps, coefficients, inputs, grad=grad, features=features,
-        seed=seed.contiguous(), step=step, first_row=first_row,
-    )  # fmt: skip
 
 
 def _launch(

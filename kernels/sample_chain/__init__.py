@@ -98,10 +98,11 @@ def sample_chain(
         first_row,
         keep_every,
     )
-    networks = [denoiser] if guide is None else [denoiser, guide.classifier]
-    gaps = [gap for net in networks if (gap := gap_of(net.shape, x_T.dtype)) is not None]
+    gap = gap_of(shape, x_T.dtype)
+    if guide is not None:
+        gap = gap or gap_of(guide.classifier.shape, x_T.dtype, classifier=True)
     with torch.no_grad():
-        if use_triton(backend, "x_T", x_T, next(iter(gaps), None)):
+        if use_triton(backend, "x_T", x_T, gap):
             from . import kernel
 
             return kernel.sample_chain(*arguments, precision)

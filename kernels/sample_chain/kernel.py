@@ -1,11 +1,147 @@
-"""The whole reverse process on the Triton kernels: the same algorithm as :mod:`.reference`."""
+"""The whole reverse process in one launch: the same algorithm as :mod:`.reference`.
+
+A program takes 64 rows through all steps; nothing but the weights is shared between rows, and
+what a step leaves for the next one stays in cache.
+"""
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
-from ..reverse_step.kernel import reverse_step_
+from ..mlp.config import PROGRAMS, TILE_ROWS, config_for
+from ..mlp.device import softmax
+from ..mlp.layout import Layout, layout_of
+from ..mlp.tile import (
+    backward_hidden,
+    forward_hidden,
+    last_layer,
+    layer_columns,
+    store_grad_x,
+    store_input,
+)
+from ..philox.kernel import NOISE, normal_pair
+from ..reverse_step.kernel import update
 from .reference import Guide, Network
+
+# A label's gradient is of the order of 1; fp16 has more room above than below.
+_SCALE = tl.constexpr(16.0)
+_UNSCALE = tl.constexpr(1 / 16.0)
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+_VARYING = ["first_row", "rows", "steps", "keep_every"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def chain_kernel(
+    inputs_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
+    flat_ptr, flat_stride, packed_ptr, acts_ptr, eps_ptr,
+    labels_ptr, guide_flat_ptr, guide_flat_stride, guide_packed_ptr, guide_acts_ptr,
+    guide_grads_ptr, grad_ptr,
+    NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Takes inputs [M, rows, d + F], x_T and the first feature, to x_0; grid (programs, M).
+
+    NET is the denoiser's layout and GUIDE the classifier's, or None. Every ``keep_every`` steps x
+    is written to kept [K, M, rows, d], if there is such a buffer.
+    """
+    LAYERS: tl.constexpr = NET.layers
+    IN: tl.constexpr = NET.shape.widths[0]
+    DIM: tl.constexpr = NET.shape.widths[LAYERS]
+    FEATURES: tl.constexpr = IN - DIM
+    program = tl.program_id(0).to(tl.int64)
+    model = tl.program_id(1).to(tl.int64)
+    slot = (model * tl.num_programs(0) + program) * ROWS
+    acts = acts_ptr + slot * NET.activation_columns
+    flat = flat_ptr + model * flat_stride
+    packed = packed_ptr + model * NET.packed[LAYERS]
+    seed = tl.load(seed_ptr + model)
+    for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        live = row < rows
+        first = model * rows + tile * ROWS
+        inputs = inputs_ptr + first * IN
+        eps = eps_ptr + first * DIM
+        # Hoisting out of the loop over time what can be computed before it would only spill.
+        for step in tl.range(0, steps, num_stages=1, disable_licm=True):
+            store_input(inputs, IN, 1, live, acts, NET, ROWS)
+            tl.debug_barrier()
+            forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+            last_layer(acts, packed, flat, eps, live, NET, CONFIG, ROWS)
+            if GUIDE is not None:
+                _guidance(
+                    inputs, grad_ptr + first * IN, labels_ptr + first, live, model, slot,
+                    guide_flat_ptr, guide_flat_stride, guide_packed_ptr, guide_acts_ptr,
+                    guide_grads_ptr, GUIDE, CONFIG, ROWS,
+                )  # fmt: skip
+            tl.debug_barrier()
+            coefficients = table_ptr + (model * steps + step) * 4
+            x = inputs + tl.arange(0, ROWS) * IN
+            grad = None if GUIDE is None else grad_ptr + (first + tl.arange(0, ROWS)) * IN
+            _advance(
+                x, eps + tl.arange(0, ROWS) * DIM, grad, coefficients, seed, step, first_row + row,
+                live, DIM,
+            )  # fmt: skip
+            next_step = tl.minimum(step + 1, steps - 1)
+            features = features_ptr + (model * steps + next_step) * FEATURES
+            for column in range(FEATURES):
+                feature = tl.where(live, tl.load(features + column), 0.0)
+                tl.store(x + DIM + column, feature, mask=live)
+            if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
+                number = tl.cdiv(step + 1, keep_every) * tl.num_programs(1)
+                kept = kept_ptr + (number * rows + first + tl.arange(0, ROWS)) * DIM
+                for column in range(DIM):
+                    tl.store(kept + column, tl.load(x + column, mask=live), mask=live)
+            tl.debug_barrier()
+
+
+@triton.jit
+def _advance(x, eps, grad, coefficients, seed, step, row, live, DIM: tl.constexpr):
+    """One reverse step of a tile, in place."""
+    for pair in range((DIM + 1) // 2):
+        z_0, z_1 = normal_pair(seed, NOISE, step, row, pair)
+        update(x, eps, grad, None, z_0, coefficients, x, live, pair * 2)
+        if pair * 2 + 1 < DIM:
+            update(x, eps, grad, None, z_1, coefficients, x, live, pair * 2 + 1)
+
+
+@triton.jit
+def _guidance(
+    inputs, grad, labels, live, model, slot, flat_ptr, flat_stride, packed_ptr, acts_ptr, grads_ptr,
+    GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
+    LAYERS: tl.constexpr = GUIDE.layers
+    flat = flat_ptr + model * flat_stride
+    packed = packed_ptr + model * GUIDE.packed[LAYERS]
+    acts = acts_ptr + slot * GUIDE.activation_columns
+    grads = grads_ptr + slot * GUIDE.gradient_columns
+    store_input(inputs, GUIDE.shape.widths[0], 1, live, acts, GUIDE, ROWS)
+    tl.debug_barrier()
+    forward_hidden(acts, packed, flat, GUIDE, CONFIG, ROWS)
+    label = tl.load(labels + tl.arange(0, ROWS), mask=live, other=0)
+    _label_gradient(acts, packed, flat, grads, label, GUIDE, CONFIG, ROWS)
+    tl.debug_barrier()
+    backward_hidden(acts, grads, packed, flat, None, 0, GUIDE, CONFIG, ROWS)
+    store_grad_x(grads, packed, grad, live, _UNSCALE, GUIDE, CONFIG, ROWS)
+
+
+@triton.jit
+def _label_gradient(
+    acts, packed, flat, grads, label, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+):
+    """Writes the gradient of log softmax(y)[label] with respect to y."""
+    LAYERS: tl.constexpr = GUIDE.layers
+    WIDTH: tl.constexpr = GUIDE.shape.widths[LAYERS]
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, GUIDE.padded[LAYERS])
+    y = layer_columns(acts, packed, flat, 0, column, LAYERS - 1, GUIDE, CONFIG, ROWS)
+    p, _ = softmax(y, column, WIDTH)
+    chosen = column[None, :] == label[:, None]
+    target = grads + (GUIDE.columns[LAYERS] - GUIDE.columns[1])
+    grad = ((chosen - p) * _SCALE).to(grads.dtype.element_ty)
+    tl.store(target + row * GUIDE.gradient_columns + column[None, :], grad)
 
 
 def sample_chain(
@@ -22,46 +158,42 @@ def sample_chain(
     """Samples [M, B, d] and the trajectory [K, M, B, d], from x_T [M, B, d]."""
     models, rows, dim = x.shape
     steps = table.shape[1]
-    table, time_features = table.contiguous(), time_features.contiguous()
-    packed = mlp.pack(denoiser.parameters, denoiser.shape, precision)
-    guidance = None if guide is None else _Guidance(guide, precision)
+    kept = x.new_empty((1 + triton.cdiv(steps, keep_every) if keep_every else 0, *x.shape))
+    if keep_every:
+        kept[0] = x
+    if not (x.numel() and steps):
+        return x.clone(), kept
     inputs = x.new_empty((models, rows, dim + time_features.shape[2]))  # x_t and the feature of t
     inputs[..., :dim] = x
     inputs[..., dim:] = time_features[:, :1]
-    kept = [x] if keep_every else []
-    for step in range(steps):
-        eps, _ = mlp.forward_flat(
-            inputs, denoiser.parameters, denoiser.shape, precision, packed=packed, save=False
-        )
-        reverse_step_(
-            inputs,
-            eps,
-            table[:, step],
-            time_features[:, min(step + 1, steps - 1)],
-            seed=seed,
-            step=step,
-            first_row=first_row,
-            grad=None if guidance is None else guidance.grad_log_p(inputs),
-        )
-        if keep_every and ((step + 1) % keep_every == 0 or step + 1 == steps):
-            kept.append(inputs[..., :dim].clone())
-    samples = inputs[..., :dim].contiguous()
-    return samples, torch.stack(kept) if kept else x.new_empty((0, *x.shape))
+    net = layout_of(denoiser.shape, precision)
+    config = config_for(precision, capability_of(x.device))
+    programs = min(triton.cdiv(rows, TILE_ROWS), max(1, triton.cdiv(PROGRAMS, models)))
+    flat, packed, acts = _buffers(denoiser, net, programs)
+    eps = x.new_empty(x.shape)
+    if guide is None:
+        guide_net, guidance = None, (None, None, 0, None, None, None, None)
+    else:
+        guide_net = layout_of(guide.classifier.shape, precision)
+        guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
+        guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
+        guidance = (
+            guide.labels.contiguous(), guide_flat, guide_flat.stride(0), guide_packed, guide_acts,
+            guide_grads, torch.empty_like(inputs),
+        )  # fmt: skip
+    with device_of(x):
+        chain_kernel[programs, models](
+            inputs, table.contiguous(), time_features.contiguous(), seed.contiguous(),
+            first_row, rows, steps, kept if keep_every else None, keep_every,
+            flat, flat.stride(0), packed, acts, eps, *guidance,
+            net, guide_net, config, TILE_ROWS, num_warps=config.warps,
+        )  # fmt: skip
+    return inputs[..., :dim].contiguous(), kept
 
 
-class _Guidance:
-    """A classifier whose weights are packed once."""
-
-    def __init__(self, guide: Guide, precision: str):
-        (self._flat, self._shape), self._labels = guide
-        self._precision = precision
-        self._packed = mlp.pack(self._flat, self._shape, precision)
-
-    def grad_log_p(self, inputs: Tensor) -> Tensor:
-        """Gradient of log p(label | inputs) with respect to the inputs, [M, B, d + F]."""
-        logits, saved = mlp.forward_flat(
-            inputs, self._flat, self._shape, self._precision, packed=self._packed
-        )
-        grad_logits = -logits.softmax(dim=-1)
-        grad_logits.scatter_add_(-1, self._labels[..., None], torch.ones_like(logits[..., :1]))
-        return mlp.input_gradient(grad_logits, saved, self._shape, self._precision)
+def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat parameters, packed weights, and activations of as many tiles as there are programs."""
+    flat = network.parameters.float().contiguous()
+    packed = mlp.pack(flat, network.shape, net.precision)
+    acts = packed.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))
+    return flat, packed, acts

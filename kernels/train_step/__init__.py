@@ -80,7 +80,8 @@ def train_step(
             f"got {shape.widths[0]}"
         )
     seeds = seed_tensor(seed, parameters.device).expand(models)
-    if use_triton(backend, "parameters", parameters, gap_of(shape, parameters.dtype)):
+    gap = gap_of(shape, parameters.dtype, classifier=data.labels is not None)
+    if use_triton(backend, "parameters", parameters, gap):
         from . import kernel
 
         loss = kernel.train_step(

@@ -12,13 +12,13 @@ from torch import Tensor
 from .._dispatch import capability_of, device_of, model_stride
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
-from ..mlp.config import TILE_ROWS, Config, config_for
-from ..mlp.device import divisor
+from ..mlp.config import TILE_ROWS, config_for
+from ..mlp.device import divisor, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
 from ..q_sample.kernel import Source, draw_epoch, draw_fresh
 from ..q_sample.reference import Draw
-from .reference import TrainingData, label_loss
+from .reference import TrainingData
 
 # A row's gradient of y is of the order of 1; fp16 has more room above than below.
 _SCALE = 16.0
@@ -61,7 +61,7 @@ def train_kernel(
     tl.store(loss_parts_ptr + model * tiles + tl.program_id(0), loss)
     tl.debug_barrier()
     parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tl.program_id(0)
-    backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS, True)
+    backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
 
 
 @triton.jit
@@ -110,16 +110,6 @@ def _label_loss(
     return -tl.sum(tl.where(chosen, log_p, 0.0))
 
 
-@triton.jit
-def softmax(y, column, WIDTH: tl.constexpr):
-    """Probabilities and their logarithms of the first WIDTH columns, 0 in the others."""
-    y = tl.where((column < WIDTH)[None, :], y, -1e30)
-    y -= tl.max(y, axis=1)[:, None]
-    exponential = tl.exp(y)
-    total = tl.sum(exponential, axis=1)[:, None]
-    return exponential / total, y - tl.log(total)
-
-
 def train_step(
     parameters: Tensor,
     shape: MLPShape,
@@ -147,11 +137,7 @@ def train_step(
     else:
         first_row += step * batch_size
         inputs, draw = draw_epoch(source, seed, epoch, refresh, first_row, batch_size)
-    net = layout_of(shape, precision)
-    config = config_for(precision, capability_of(inputs.device))
-    if data.labels is not None and net.padded[-1] > config.out:
-        return _many_labels(inputs, draw, parameters, data.labels, grad, shape, precision)
-    return _fused(inputs, draw, parameters, data.labels, grad, net, config)
+    return _fused(inputs, draw, parameters, data.labels, grad, layout_of(shape, precision))
 
 
 def _fused(
@@ -161,9 +147,9 @@ def _fused(
     labels: Tensor | None,
     grad: Tensor,
     net: Layout,
-    config: Config,
 ) -> Tensor:
-    """Loss [M] and gradient of rows whose output fits one tile."""
+    """Loss [M] of the drawn rows; writes the gradient."""
+    config = config_for(net.precision, capability_of(inputs.device))
     models, rows, _ = inputs.shape
     if not rows:
         grad.zero_()
@@ -190,19 +176,3 @@ def _fused(
             factor=derivative / count,
         )  # fmt: skip
     return loss_parts.sum(dim=1) / count
-
-
-def _many_labels(
-    inputs: Tensor,
-    draw: Draw,
-    parameters: Tensor,
-    labels: Tensor,
-    grad: Tensor,
-    shape: MLPShape,
-    precision: str,
-) -> Tensor:
-    """Loss [M] and gradient of a classifier with more labels than a tile has columns."""
-    y, saved = mlp.forward_flat(inputs, parameters, shape, precision)
-    loss, grad_y = label_loss(y, labels.expand(len(y), -1).gather(1, draw.index))
-    mlp.backward(grad_y, saved, shape, precision, need_x=False, grad=grad)
-    return loss
