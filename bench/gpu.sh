@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under nine minutes, the most valuable first.
+#
+#   bench/gpu.sh            on a machine with a CUDA device, offline, nothing installed beforehand
+#   bench/gpu.sh --smoke    the same stages at toy size on a CPU, to see that the script works
+#
+# Results go to $OUT if that is set, else to bench/records/<date>-<gpu>/: record.json, which is
+# written anew as each stage ends, and log.txt. Exit status 1 if a stage failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+smoke=${1:-}
+python=${PYTHON:-python3}
+has_cuda='import sys, torch; sys.exit(not torch.cuda.is_available())'
+if [[ $smoke != --smoke ]] && ! "$python" -c "$has_cuda"; then
+  echo "bench/gpu.sh: no CUDA device; --smoke runs the stages at toy size on a CPU" >&2
+  exit 2
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+install=("$python" -m pip install --quiet --no-deps --no-build-isolation -e .)
+if ! "${install[@]}" >"$work/install.txt" 2>&1; then
+  # An old setuptools or a read-only environment: the folders under one namespace do as well.
+  mkdir -p "$work/path/flashpoint"
+  ln -s "$PWD/kernels" "$PWD/diffusion" "$PWD/bench" "$work/path/flashpoint/"
+  export PYTHONPATH="$work/path${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+folder=${OUT:-bench/records/$(date +%F)-$("$python" -m flashpoint.bench.record name)}
+mkdir -p "$folder"
+log=$folder/log.txt
+cat "$work/install.txt" >"$log"
+"$python" -m flashpoint.bench.record start "$folder"
+failed=0
+
+# stage NAME SECONDS COMMAND...: runs with a time limit, logs, records status and last line.
+stage() {
+  local name=$1 limit=$2 start=$SECONDS status
+  shift 2
+  printf '\n=== %s: %s\n' "$name" "$*" >>"$log"
+  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$work/stage.txt" >>"$log"
+  status=${PIPESTATUS[0]}
+  [[ $status == 0 ]] || failed=1
+  "$python" -m flashpoint.bench.record stage "$folder" "$name" "$status" $((SECONDS - start)) \
+    "$limit" "$work/stage.txt" "$work/results.json"
+  rm -f "$work/results.json"
+}
+
+# sanitize TOOL SECONDS: compute-sanitizer over every kernel at small size, if there is one.
+sanitize() {
+  local sanitizer
+  sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
+  if [[ -z $sanitizer ]]; then
+    "$python" -m flashpoint.bench.record unavailable "$folder" "$1" "no compute-sanitizer"
+    return
+  fi
+  # Without the caching allocator each tensor is an allocation of its own, whose end is guarded.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$1" "$2" "$sanitizer" --tool "$1" --error-exitcode 9 \
+    "$python" -m flashpoint.bench.operations --small --rounds 0
+}
+
+operations=("$python" -m flashpoint.bench.operations --out "$work/results.json")
+if [[ $smoke == --smoke ]]; then
+  stage tests 120 "$python" -m pytest -q tests/kernels/test_philox_reference.py
+  sanitize memcheck 120
+  stage operations 120 "${operations[@]}" --device cpu --small --rounds 3
+else
+  stage tests 200 "$python" -m pytest -q -p no:cacheprovider -m "not slow" tests/kernels \
+    --ignore tests/kernels/test_offline_compile.py
+  sanitize memcheck 50
+  sanitize racecheck 50
+  stage operations 170 "${operations[@]}" --budget 130
+fi
+echo "$folder"
+exit $failed

@@ -1,0 +1,398 @@
+"""The operations on their kernels against PyTorch, eager and compiled.
+
+    python -m flashpoint.bench.operations [--device cuda] [--rounds 30] [--out FILE]
+
+For each operation and size, the kernels' answer is first compared with the float64 reference; where
+that fails no time is printed. Then ours and each peer do the same work in turn, A B B A: warm, on
+random data, between two CUDA events. What counts is the median of the paired ratios with its
+bootstrap 95% interval.
+
+Ours runs from a CUDA graph. Its peers are ``eager``, PyTorch as people write it, launch by launch;
+``graph``, the same captured in a CUDA graph; and ``compiled``, ``torch.compile`` in a CUDA graph.
+
+On a CPU the kernels do not run: there the reference stands in for them, and the numbers only show
+that the benchmark works.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..diffusion import MLP
+from ..kernels import FusedMLP, TrainingData, q_sample_batch, reverse_step, train_step
+
+Work = Callable[[], object]
+HIDDEN = (256, 256, 256, 256)
+POINTS, TIMESTEPS = 5000, 500
+TOLERANCE = {"fp16": 2e-2, "bf16": 5e-2, "tf32": 2e-2, "fp32": 1e-4}
+# Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
+# the resolution of an event matters.
+GRAPH_WORKS = 20
+ROUND_SECONDS = 2e-3
+
+
+@dataclass
+class Comparison:
+    """One operation at one size.
+
+    Attributes:
+        name, rows, precision: what is done.
+        ours: does it once, on the kernels.
+        peers: the same in PyTorch, each doing it once.
+        error: the largest relative error of ours, against float64.
+        tolerance: how large that may be.
+    """
+
+    name: str
+    rows: int
+    precision: str
+    ours: Work
+    peers: dict[str, Work]
+    error: Callable[[], float]
+    tolerance: float
+
+
+@dataclass
+class Timing:
+    """Microseconds of both, and how many times as fast ours is, with its 95% interval."""
+
+    ours_us: float
+    peer_us: float
+    speedup: float
+    low: float
+    high: float
+
+
+@dataclass
+class Result:
+    """What became of a comparison; without timings if ours is wrong."""
+
+    name: str
+    rows: int
+    precision: str
+    error: float
+    tolerance: float
+    correct: bool
+    from_graph: bool = False  # whether ours ran from a CUDA graph
+    timings: dict[str, Timing] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)  # peers that did not run, and why
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of the expected."""
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+# What is compared.
+
+
+def comparisons(device: torch.device, small: bool) -> Iterator[Comparison]:
+    """All comparisons, the most telling first; ``small`` for a look at correctness alone."""
+    precisions = ("fp16", "tf32", "bf16", "fp32") if device.type == "cuda" else ("fp32",)
+    for precision in precisions:
+        for rows in (200,) if small else (10_000, 2048):
+            yield training_step(device, rows, precision)
+            yield perceptron(device, rows, precision, training=True)
+        yield perceptron(device, 200 if small else 5000, precision, training=False)
+        if precision == precisions[0]:
+            yield noising(device, 200 if small else 10_000)
+            yield reverse_update(device, 200 if small else 5000)
+    if not small:
+        yield training_step(device, 131_072, precisions[0])
+        yield perceptron(device, 131_072, precisions[0], training=True)
+        yield noising(device, 1_000_000)
+        yield reverse_update(device, 1_000_000)
+
+
+def perceptron(device: torch.device, rows: int, precision: str, training: bool) -> Comparison:
+    """The denoiser as a drop-in: forward, and with training also backward."""
+    plain = MLP(3, 2, HIDDEN).to(device)
+    fused, compiled = FusedMLP.from_module(plain, precision=precision), torch.compile(plain)
+    x, target = torch.randn(rows, 3, device=device), torch.randn(rows, 2, device=device)
+    parameters = list(plain.parameters())
+
+    def run(module: nn.Module) -> object:
+        with pytorch_precision(precision, device):
+            if not training:
+                with torch.no_grad():
+                    return module(x)
+            loss = F.mse_loss(module(x).float(), target)
+        return torch.autograd.grad(loss, parameters)
+
+    def error() -> float:
+        exact = MLP(3, 2, HIDDEN).to(device).double()
+        exact.load_state_dict(plain.state_dict())
+        y = exact(x.double())
+        if not training:
+            return relative_error(run(fused), y.detach())
+        expected = torch.autograd.grad(F.mse_loss(y, target.double()), list(exact.parameters()))
+        return max(map(relative_error, run(fused), expected))
+
+    return Comparison(
+        name="mlp forward and backward" if training else "mlp forward",
+        rows=rows,
+        precision=precision,
+        ours=partial(run, fused),
+        peers={"eager": partial(run, plain), "compiled": partial(run, compiled)},
+        error=error,
+        tolerance=TOLERANCE[precision],
+    )
+
+
+def training_step(device: torch.device, rows: int, precision: str) -> Comparison:
+    """Draw, noise, forward, loss and all gradients."""
+    model = MLP(3, 2, HIDDEN).to(device)
+    shape, seed = model.shape, torch.tensor([0], device=device)
+    parameters = model.network().parameters.detach()
+    data = TrainingData(
+        points=torch.randn(1, POINTS, 2, device=device),
+        alpha_bar=torch.linspace(1, 1e-3, TIMESTEPS, device=device)[None],
+        time_features=torch.linspace(-1, 1, TIMESTEPS, device=device)[None, :, None],
+        labels=None,
+        n_points=torch.tensor([POINTS], device=device),
+        t_table=torch.arange(TIMESTEPS, device=device)[None],
+    )
+    grad = torch.empty_like(parameters)
+
+    def ours() -> Tensor:
+        train_step(parameters, shape, data, batch_size=rows, seed=seed, step=0, grad=grad,
+                   precision=precision)  # fmt: skip
+        return grad
+
+    def loss(module: nn.Module) -> object:
+        index = torch.randint(POINTS, (rows,), device=device)
+        t = torch.randint(TIMESTEPS, (rows,), device=device)
+        eps, alpha_bar = torch.randn(rows, 2, device=device), data.alpha_bar[0, t, None]
+        x_t = alpha_bar.sqrt() * data.points[0, index] + (1 - alpha_bar).sqrt() * eps
+        y = module(torch.cat((x_t, data.time_features[0, t]), dim=1))
+        return F.mse_loss(y.float(), eps)
+
+    compiled = torch.compile(loss)
+
+    def peer(loss: Callable[[nn.Module], Tensor]) -> object:
+        with pytorch_precision(precision, device):
+            value = loss(model)
+        return torch.autograd.grad(value, list(model.parameters()))
+
+    def error() -> float:
+        doubled = data._replace(**{
+            name: getattr(data, name).double() for name in ("points", "alpha_bar", "time_features")
+        })  # fmt: skip
+        _, expected = train_step(parameters.double(), shape, doubled, batch_size=rows, seed=seed,
+                                 step=0, backend="torch")  # fmt: skip
+        return relative_error(ours(), expected)
+
+    return Comparison(
+        name="train_step",
+        rows=rows,
+        precision=precision,
+        ours=ours,
+        peers={"eager": partial(peer, loss), "compiled": partial(peer, compiled)},
+        error=error,
+        tolerance=TOLERANCE[precision],
+    )
+
+
+def noising(device: torch.device, rows: int) -> Comparison:
+    """A training batch drawn and noised."""
+    points = torch.randn(POINTS, 2, device=device)
+    alpha_bar = torch.linspace(1, 1e-3, TIMESTEPS, device=device)
+    seed = torch.tensor([0], device=device)
+
+    def ours() -> Tensor:
+        return q_sample_batch(points, alpha_bar, rows, seed=seed, step=0)[0]
+
+    def peer() -> Tensor:
+        index = torch.randint(POINTS, (rows,), device=device)
+        a = alpha_bar[torch.randint(TIMESTEPS, (rows,), device=device), None]
+        eps = torch.randn(rows, 2, device=device)
+        return a.sqrt() * points[index] + (1 - a).sqrt() * eps
+
+    def error() -> float:
+        expected, _ = q_sample_batch(points, alpha_bar, rows, seed=seed, step=0, backend="torch")
+        return relative_error(ours(), expected.double())
+
+    peers = {"eager": peer, "compiled": torch.compile(peer)}
+    return Comparison("q_sample_batch", rows, "fp32", ours, peers, error, 1e-5)
+
+
+def reverse_update(device: torch.device, rows: int) -> Comparison:
+    """One DDPM update with given noise."""
+    x_t, eps, z = torch.randn(3, rows, 2, device=device).unbind()
+    coefficients = torch.tensor([1.01, -0.02, 0.1, 0.0], device=device)
+    c_x, c_eps, c_z, _ = coefficients.tolist()
+
+    def ours() -> Tensor:
+        return reverse_step(x_t, eps, coefficients, z=z)
+
+    def peer() -> Tensor:
+        return c_x * x_t + c_eps * eps + c_z * z
+
+    def error() -> float:
+        expected = reverse_step(
+            x_t.double(), eps.double(), coefficients.double(), z=z.double(), backend="torch"
+        )
+        return relative_error(ours(), expected)
+
+    peers = {"eager": peer, "compiled": torch.compile(peer)}
+    return Comparison("reverse_step", rows, "fp32", ours, peers, error, 1e-5)
+
+
+def pytorch_precision(precision: str, device: torch.device):
+    """A context in which PyTorch multiplies matrices in this precision."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    if half is not None:
+        return torch.autocast(device.type, half)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    return nullcontext()
+
+
+# How it is timed.
+
+
+class Runner(NamedTuple):
+    """A work made ready: ``run`` does it ``works`` times."""
+
+    run: Work
+    works: int
+
+
+def from_graph(work: Work) -> Runner:
+    """The work in a CUDA graph.
+
+    Raises:
+        RuntimeError: it cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH_WORKS):
+            work()
+    return Runner(graph.replay, GRAPH_WORKS)
+
+
+def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
+    """Seconds of one work."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(repeats):
+            runner.run()
+        return (time.perf_counter() - start) / (repeats * runner.works)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        runner.run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / (repeats * runner.works)
+
+
+def paired(ours: Runner, peer: Runner, rounds: int, device: torch.device) -> Timing:
+    """Times both in turn, ours first in even rounds and last in odd ones."""
+    repeats = {}
+    for runner in (ours, peer):
+        seconds(runner, 2, device)
+        once = seconds(runner, 3, device) * runner.works
+        repeats[runner] = max(1, round(ROUND_SECONDS / once))
+    times = np.empty((rounds, 2))  # of ours, of the peer
+    for number in range(rounds):
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        for which in order:
+            runner = (ours, peer)[which]
+            times[number, which] = seconds(runner, repeats[runner], device)
+    ratios = times[:, 1] / times[:, 0]
+    interval = bootstrap((ratios,), np.median, rng=0).confidence_interval
+    ours_us, peer_us = np.median(times, axis=0) * 1e6
+    return Timing(ours_us, peer_us, float(np.median(ratios)), interval.low, interval.high)
+
+
+def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result:
+    """Checks, and if that is good times."""
+    error, tolerance = comparison.error(), comparison.tolerance
+    result = Result(
+        comparison.name, comparison.rows, comparison.precision, error, tolerance,
+        correct=error <= tolerance,
+    )  # fmt: skip
+    if not (result.correct and rounds):
+        return result
+    on_gpu = device.type == "cuda"
+    ours = Runner(comparison.ours, 1)
+    peers = {name: partial(Runner, work, 1) for name, work in comparison.peers.items()}
+    if on_gpu:
+        try:
+            ours, result.from_graph = from_graph(comparison.ours), True
+        except RuntimeError as reason:
+            result.unavailable["ours from a graph"] = one_line(reason)
+        peers["graph"] = partial(from_graph, comparison.peers["eager"])
+        peers["compiled"] = partial(from_graph, comparison.peers["compiled"])
+    for name, prepare in peers.items():
+        try:
+            result.timings[name] = paired(ours, prepare(), rounds, device)
+        except Exception as reason:  # whatever a compiler or a capture raises
+            result.unavailable[name] = one_line(reason)
+    return result
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def lines(result: Result) -> Iterator[str]:
+    """What is printed of a result."""
+    head = f"{result.name:24} {result.rows:>9} {result.precision:5} error {result.error:.1e}"
+    if not result.correct:
+        yield f"{head} WRONG, allowed {result.tolerance:.0e}; not timed"
+        return
+    yield head
+    for name, timing in result.timings.items():
+        yield (
+            f"    {name:9} {timing.peer_us:10.1f} us, ours {timing.ours_us:10.1f} us: "
+            f"{timing.speedup:.2f} times as fast, 95% {timing.low:.2f} to {timing.high:.2f}"
+        )
+    for name, reason in result.unavailable.items():
+        yield f"    {name}: unavailable, {reason}"
+
+
+@click.command()
+@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:N or cpu.")
+@click.option("--rounds", default=30, show_default=True, help="Paired rounds; 0 only checks.")
+@click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick look.")
+@click.option("--budget", default=600.0, show_default=True, help="Seconds after which none starts.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON, written after each comparison.")
+def main(device: str, rounds: int, small: bool, budget: float, out: Path | None) -> None:
+    """Check and time the operations against PyTorch."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise click.ClickException("no CUDA device; --device cpu shows that the benchmark works")
+    device, end, results = torch.device(device), time.monotonic() + budget, []
+    torch.manual_seed(0)
+    for comparison in comparisons(device, small):
+        if time.monotonic() > end:
+            click.echo(f"the budget of {budget:g} s is spent; the rest is not measured")
+            break
+        results.append(measure(comparison, rounds, device))
+        click.echo("\n".join(lines(results[-1])))
+        if out is not None:
+            out.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    if not all(result.correct for result in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""bench/gpu.sh and the record that it keeps."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flashpoint.bench.record import main as record
+
+SCRIPT = Path(__file__).parents[2] / "bench/gpu.sh"
+
+
+def run(*arguments):
+    done = CliRunner().invoke(record, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(0, "passed"), (1, "failed"), (124, "out of time")]
+)
+def test_record_of_a_stage(tmp_path, status, outcome):
+    output, results = tmp_path / "output", tmp_path / "results"
+    output.write_text("first\nlast\n")
+    results.write_text("[1]")
+    run("start", tmp_path)
+    run("stage", tmp_path, "tests", status, 3, 60, output, results)
+    run("unavailable", tmp_path, "memcheck", "no compute-sanitizer")
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written["machine"]["torch"]
+    assert written["stages"] == {
+        "tests": {
+            "outcome": outcome,
+            "exit status": status,
+            "seconds": 3.0,
+            "limit": 60.0,
+            "last line": "last",
+            "results": [1],
+        },
+        "memcheck": {"outcome": "unavailable", "reason": "no compute-sanitizer"},
+    }
+
+
+def test_name_can_be_part_of_a_folder():
+    assert run("name").strip().replace("-", "").isalnum()
+
+
+def test_without_a_gpu_the_script_says_so_in_one_line():
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bench/gpu.sh: no CUDA device")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,67 @@
+"""The benchmark of the operations: it checks before it times, and says what it could not do."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flashpoint.bench import operations
+from flashpoint.bench.operations import Comparison, lines, measure
+
+CPU = torch.device("cpu")
+
+
+def comparison(error, peers):
+    return Comparison(
+        name="nothing", rows=1, precision="fp32", ours=lambda: sum(range(100)), peers=peers,
+        error=lambda: error, tolerance=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [1e-2, float("nan")])
+def test_what_is_wrong_is_not_timed(error):
+    def peer():
+        raise AssertionError("a peer ran")
+
+    result = measure(comparison(error, {"eager": peer}), 3, CPU)
+    assert not result.correct
+    assert not result.timings
+    assert "WRONG" in "\n".join(lines(result))
+
+
+def test_speed_is_a_paired_ratio_with_its_interval():
+    result = measure(comparison(0.0, {"eager": lambda: sum(range(10_000))}), 5, CPU)
+    timing = result.timings["eager"]
+    assert timing.low <= timing.speedup <= timing.high
+    assert timing.speedup > 5
+    assert timing.peer_us > timing.ours_us
+
+
+def test_a_peer_that_fails_is_named_and_the_others_are_timed():
+    def broken():
+        raise ValueError("no compiler\nand more")
+
+    result = measure(comparison(0.0, {"compiled": broken, "eager": lambda: None}), 2, CPU)
+    assert result.unavailable == {"compiled": "ValueError: no compiler"}
+    assert list(result.timings) == ["eager"]
+
+
+def test_every_operation_is_correct_at_small_size(tmp_path):
+    file = tmp_path / "results.json"
+    done = CliRunner().invoke(
+        operations.main, ["--device", "cpu", "--small", "--rounds", "0", "--out", str(file)]
+    )
+    assert done.exit_code == 0, done.output
+    results = json.loads(file.read_text())
+    assert {result["name"] for result in results} == {
+        "train_step", "mlp forward and backward", "mlp forward", "q_sample_batch", "reverse_step",
+    }  # fmt: skip
+    assert all(result["correct"] for result in results)
+
+
+def test_without_cuda_it_says_so_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = CliRunner().invoke(operations.main, [])
+    assert done.exit_code == 1
+    assert done.output == ("Error: no CUDA device; --device cpu shows that the benchmark works\n")
