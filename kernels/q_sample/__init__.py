@@ -105,7 +105,8 @@ def q_sample_batch(
     seeds = seed_tensor(seed, points.device).expand(models)
     if t_table is None:
         t_table = torch.arange(alpha_bar.shape[1], device=points.device)
-    check_range("t_table", t_table, 0, alpha_bar.shape[1])
+    else:
+        check_range("t_table", t_table, 0, alpha_bar.shape[1])
     t_table = t_table.expand(models, -1)
     counts = torch.full((models,), n_points, device=points.device)
     if use_triton(backend, "points", points, elementwise_gap(points)):
