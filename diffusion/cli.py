@@ -12,10 +12,11 @@ import torch
 
 from . import files, plots
 from .device import choose_device
-from .errors import UserError
+from .errors import UserError, check_choice
 from .experiment import Run, Settings, summary
 from .metrics import Evaluation, evaluate
 from .points import Points, load_points
+from .recipes import RECIPES
 from .sampling import METHODS, sample
 from .schedules import Schedule
 from .states import states_points
@@ -68,10 +69,19 @@ _run_options = _options(
     ),
     click.option("--quick", is_flag=True, help="Reduced to about a minute on two CPU cores."),
     click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped."),
+    click.option(
+        "--recipe",
+        default="fast",
+        show_default=True,
+        help=f"How to train: {', '.join(RECIPES)}. The classic ones visit every pair of point and "
+        "timestep once an epoch and take hours on a CPU.",
+    ),
+    click.option("--epochs", type=int, default=None, help="Cuts a classic recipe's epochs."),
     click.option("--steps", type=int, default=None, help="Training steps of the denoiser."),
     click.option("--classifier-steps", type=int, default=None, help="And of the classifier."),
     click.option("--batch-size", type=int, default=None, help="Rows per training step."),
     click.option("--samples", type=int, default=None, help="Samples of each kind."),
+    click.option("--checkpoint-every", default=500, show_default=True, help="Training steps."),
     _seed,
     _device,
 )
@@ -198,21 +208,42 @@ def _points(data: Path | None) -> Points:
 
 
 def _start(
-    data, out, quick, resume, steps, classifier_steps, batch_size, samples, seed, device
-) -> Run:
+    data, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size, samples,
+    checkpoint_every, seed, device,
+) -> Run:  # fmt: skip
     chosen = choose_device(device)
     points = _points(data)
-    settings = Settings(seed=seed)
+    check_choice("recipe", recipe, RECIPES)
+    denoiser, classifier = RECIPES[recipe]
+    settings = Settings(seed=seed, denoiser=denoiser, classifier=classifier)
+    if quick and recipe != "fast":
+        raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
     if quick:
         settings = settings.quick()
+    if recipe == "fast":
+        if epochs is not None:
+            raise UserError("--epochs is for the classic recipes; the fast one takes --steps")
+        length, classifier_length = {"steps": steps}, {"steps": classifier_steps}
+    else:
+        if steps is not None or classifier_steps is not None:
+            raise UserError("--steps is for the fast recipe; a classic one takes --epochs")
+        length = classifier_length = {"epochs": epochs}
     settings = replace(
         settings,
-        denoiser=_with(settings.denoiser, steps=steps, batch_size=batch_size),
-        classifier=_with(settings.classifier, steps=classifier_steps, batch_size=batch_size),
+        denoiser=_with(settings.denoiser, batch_size=batch_size, **length),
+        classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
     )
     settings = _with(settings, n_samples=samples)
     folder = out or Path("runs") / points.name.lower()
-    run = Run(points, settings, folder, device=chosen, resume=resume, say=click.echo)
+    run = Run(
+        points,
+        settings,
+        folder,
+        device=chosen,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        say=click.echo,
+    )
     click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
     if quick:
         click.echo(

@@ -29,15 +29,15 @@ from .errors import UserError, check_at_least
 from .metrics import Evaluation, evaluate, kde_nll
 from .models import MLP
 from .points import Points
+from .recipes import RECIPES, ClassicRecipe, Recipe
 from .sampling import recommended_guidance, sample
 from .schedules import Schedule
-from .training import Recipe, Trainer
+from .training import Trainer
 
 # Parts of an experiment that draw random numbers of their own.
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
 _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
-_CHECKPOINT_EVERY = 500
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,8 @@ class Settings:
 
     seed: int = 0
     schedule: Schedule = field(default_factory=Schedule)
-    denoiser: Recipe = field(default_factory=Recipe)
-    classifier: Recipe = field(
-        default_factory=lambda: Recipe(
-            steps=1500, hidden_layers=(100, 200, 500), lr=2e-3, low_noise=0.0
-        )
-    )
+    denoiser: Recipe | ClassicRecipe = RECIPES["fast"][0]
+    classifier: Recipe | ClassicRecipe = RECIPES["fast"][1]
     n_samples: int = 5000
     sampling_steps: int | None = None
     validate_every: int = 1000
@@ -78,10 +74,11 @@ class Settings:
 
     def quick(self) -> "Settings":
         """Reduced to what takes about a minute on two CPU cores."""
+        denoiser, classifier = RECIPES["fast"]
         return replace(
             self,
-            denoiser=replace(self.denoiser, steps=1500),
-            classifier=replace(self.classifier, steps=400),
+            denoiser=replace(denoiser, steps=1500),
+            classifier=replace(classifier, steps=400),
             sampling_steps=50,
             validate_every=1500,
             real_draws=20,
@@ -97,6 +94,7 @@ class Run:
         folder: where the results go.
         device: where the work runs.
         resume: go on with the training state in the folder, if there is one.
+        checkpoint_every: training steps between two checkpoints.
         say: takes a line of text about what is going on.
 
     Raises:
@@ -111,9 +109,12 @@ class Run:
         *,
         device: torch.device,
         resume: bool = False,
+        checkpoint_every: int = 500,
         say: Callable[[str], None] = print,
     ):
+        check_at_least("checkpoint_every", checkpoint_every, 1)
         self.points, self.settings, self.device, self.say = points, settings, device, say
+        self.checkpoint_every = checkpoint_every
         self.folder = files.make_folder(Path(folder))
         self.checkpoints, self.outputs, self.figures = (
             files.make_folder(self.folder / name) for name in ("checkpoints", "outputs", "figures")
@@ -129,7 +130,7 @@ class Run:
             self._resume(config)
         files.save_json(self.folder / "config.json", config)
 
-    def _trainer(self, part: int, recipe: Recipe, classify: bool) -> Trainer:
+    def _trainer(self, part: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
         seed = child_seed(self.settings.seed, part)
         return Trainer(
             self.points,
@@ -171,44 +172,58 @@ class Run:
             files.save(self.checkpoints / f"{name}.pt", trainer.model().state_dict())
 
     def train(self) -> None:
-        """Trains both networks; what is left of them after :meth:`resume`.
+        """Trains both networks; what is left of them after a resume.
 
         An interrupt saves before it goes on up.
+
+        Raises:
+            ValueError: the loss is no longer finite; the last good checkpoint stays.
         """
-        try:
-            for name, trainer in self.trainers.items():
-                start = time.perf_counter()
+        for name, trainer in self.trainers.items():
+            start = time.perf_counter()
+            try:
                 self._train(name, trainer)
-                self.seconds[f"train {name}"] = time.perf_counter() - start
-        finally:
+            except KeyboardInterrupt:
+                self.save_training()
+                raise
+            self.seconds[f"train {name}"] = time.perf_counter() - start
             self.save_training()
-        losses = {name: trainer.losses for name, trainer in self.trainers.items()}
+        losses = {name: trainer.curve() for name, trainer in self.trainers.items()}
         nll_data = kde_nll(self.points.data, self.points.data)
         plots.training_curves(
             losses, self.validation, nll_data, self.figures / "training_curves.png"
         )
 
     def _train(self, name: str, trainer: Trainer) -> None:
-        recipe = trainer.recipe
-        with _progress(recipe.steps * recipe.batch_size, f"train {name}", "rows") as bar:
-            bar.update(trainer.step * recipe.batch_size)
-            while trainer.step < recipe.steps:
+        total, rows = trainer.total_steps, trainer.recipe.batch_size
+        with _progress(total * rows, f"train {name}", "rows") as bar:
+            bar.update(trainer.step * rows)
+            while trainer.step < total:
                 until = min(
-                    _next_multiple(trainer.step, every, recipe.steps)
-                    for every in (50, _CHECKPOINT_EVERY, self.settings.validate_every)
+                    _next_multiple(trainer.step, every, total)
+                    for every in (50, self.checkpoint_every, self.settings.validate_every)
                 )
-                trainer.run(until - trainer.step, lambda _: bar.update(recipe.batch_size))
-                bar.set_postfix(self._postfix(trainer))
+                trainer.run(until - trainer.step, lambda _: bar.update(rows))
+                self._check_finite(name, trainer)
                 if trainer is self.denoiser and (
-                    until % self.settings.validate_every == 0 or until == recipe.steps
+                    until % self.settings.validate_every == 0 or until == total
                 ):
                     self._validate()
-                if until % _CHECKPOINT_EVERY == 0:
+                bar.set_postfix(self._postfix(trainer))
+                if until % self.checkpoint_every == 0:
                     self.save_training()
 
+    def _check_finite(self, name: str, trainer: Trainer) -> None:
+        bad = (~trainer.curve().isfinite()).nonzero()
+        if len(bad):
+            step = bad[0].item() * trainer.total_steps // len(trainer.losses) + 1
+            raise UserError(
+                f"the {name}'s loss is not finite from step {step} on; training has stopped and "
+                f"the last good checkpoint is in {self.checkpoints}; try a smaller learning rate"
+            )
+
     def _postfix(self, trainer: Trainer) -> dict[str, str]:
-        recent = trainer.losses[max(0, trainer.step - 50) : trainer.step]
-        shown = {"loss": f"{recent.mean().item():.4f}"}
+        shown = {"loss": f"{trainer.curve()[-50:].mean().item():.4f}"}
         if trainer is self.denoiser and self.validation:
             shown["NLL"] = f"{self.validation[-1][1]:.3f}"
         return shown

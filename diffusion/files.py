@@ -14,18 +14,24 @@ from .models import MLP
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces the file in one step: a reader sees the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replaces the file in one step: a reader sees the old content or the new, never a part.
+
+    Raises:
+        ValueError: the file cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"file {path} cannot be written: {error.strerror}; what was there before is untouched"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, content) -> None:

@@ -1,8 +1,6 @@
 """Training of denoisers and noisy-point classifiers, the whole data set on the device."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,63 +8,14 @@ from torch import Tensor
 from ..kernels import AdamWState, TrainingData, adamw_, adamw_state, train_step
 from ..kernels.philox import child_seed
 from .device import choose_device
-from .errors import UserError, check_at_least
+from .errors import UserError
 from .models import MLP, seeded_mlp
 from .points import Points
+from .recipes import ClassicRecipe, Recipe
 from .schedules import Schedule
 
-_TABLE_SIZE = 2**14
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: fresh noise in every step, one-cycle learning rate, AdamW, EMA.
-
-    Args:
-        steps: number of optimiser steps.
-        hidden_layers: widths of the network's hidden layers.
-        batch_size: rows per step.
-        lr: peak learning rate; it rises to it over the first ``warmup`` of the steps and falls to
-            zero along a cosine (Smith and Topin 2018).
-        warmup: fraction of the steps.
-        weight_decay: of AdamW.
-        ema_decay: of the averaged weights, which are the result.
-        low_noise: fraction of the rows whose timestep is drawn uniformly in the logarithm of the
-            noise level sqrt((1 - alpha_bar) / alpha_bar) rather than uniformly in t. The finest
-            detail of the samples is decided in the few least noisy timesteps, which a uniform draw
-            visits too rarely (compare Karras et al. 2022, section 5).
-
-    Raises:
-        ValueError: a count or rate is out of range.
-    """
-
-    steps: int = 5000
-    hidden_layers: tuple[int, ...] = (256, 256, 256, 256)
-    batch_size: int = 2048
-    lr: float = 6e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    ema_decay: float = 0.998
-    low_noise: float = 0.75
-
-    def __post_init__(self):
-        check_at_least("steps", self.steps, 1)
-        check_at_least("batch_size", self.batch_size, 1)
-        check_at_least("weight_decay", self.weight_decay, 0)
-        if not self.lr > 0:
-            raise UserError(f"lr must be positive, got {self.lr}")
-        for name in ("warmup", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.low_noise <= 1:
-            raise UserError(f"low_noise must be from 0 to 1, got {self.low_noise}")
-
-    def learning_rate(self, step: int) -> float:
-        """Of step 0 ... steps - 1."""
-        rise = self.warmup * self.steps
-        if step < rise:
-            return self.lr * (step + 1) / (rise + 1)
-        return self.lr * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise))) / 2
+_TABLE_SIZE = 2**14  # entries of a table of timesteps
+_CURVE = 100_000  # losses kept of a long run
 
 
 def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
@@ -83,7 +32,7 @@ def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
 
 
 class Trainer:
-    """Trains one network; :meth:`run` as many times as wanted, until ``recipe.steps`` are done.
+    """Trains one network; :meth:`run` as many times as wanted, until ``total_steps`` are done.
 
     Args:
         points: the data set.
@@ -95,7 +44,11 @@ class Trainer:
 
     Attributes:
         step: number of steps done.
-        losses: float32 [recipe.steps] on the device; the first ``step`` are filled.
+        total_steps: number of steps that the recipe has.
+        losses: float32 on the device, the loss of every step; of a run of more than 100,000 steps,
+            of that many steps evenly spread.
+        epoch_losses: float32 [epochs] on the device, the mean loss of each epoch of a classic
+            recipe.
 
     Raises:
         ValueError: a classifier is asked for and the points have no labels.
@@ -105,7 +58,7 @@ class Trainer:
         self,
         points: Points,
         schedule: Schedule,
-        recipe: Recipe,
+        recipe: Recipe | ClassicRecipe,
         *,
         classify: bool = False,
         seed: int = 0,
@@ -126,7 +79,12 @@ class Trainer:
         self.grad = torch.empty_like(self.parameters)
         self.state = adamw_state(self.parameters)
         self.step = 0
-        self.losses = torch.zeros(recipe.steps, device=self.device)
+        self.pairs = len(points) * schedule.num_steps
+        self.total_steps = recipe.total_steps(self.pairs)
+        self.losses = torch.zeros(min(self.total_steps, _CURVE), device=self.device)
+        epochs = recipe.epochs if isinstance(recipe, ClassicRecipe) else 0
+        self.epoch_losses = torch.zeros(epochs, device=self.device)
+        self._epoch_rate: tuple[int, float] | None = None
 
         def resident(tensor: Tensor) -> Tensor:
             return tensor.float()[None].to(self.device)
@@ -149,29 +107,54 @@ class Trainer:
             on_step: called with the number of steps done after each.
         """
         recipe = self.recipe
-        for _ in range(min(steps, recipe.steps - self.step)):
+        for _ in range(min(steps, self.total_steps - self.step)):
+            batch = recipe.batch(self.step, self.pairs)
             loss, _ = train_step(
                 self.parameters,
                 self.shape,
                 self.data,
                 batch_size=recipe.batch_size,
                 seed=self.seed,
-                step=self.step,
                 grad=self.grad,
+                **batch._asdict(),
             )
             adamw_(
                 self.parameters,
                 self.grad,
                 self.state,
-                lr=recipe.learning_rate(self.step),
+                lr=self._learning_rate(),
                 step=self.step + 1,
                 weight_decay=recipe.weight_decay,
+                decoupled=recipe.optimizer == "adamw",
                 ema_decay=recipe.ema_decay,
             )
-            self.losses[self.step] = loss[0]
+            self._record(loss[0], batch.epoch)
             self.step += 1
             if on_step is not None:
                 on_step(self.step)
+
+    def _record(self, loss: Tensor, epoch: int | None) -> None:
+        self.losses[self._place(self.step)] = loss
+        if epoch is not None:
+            self.epoch_losses[epoch] += loss / self.recipe.steps_per_epoch(self.pairs)
+
+    def _place(self, step: int) -> int:
+        return step * len(self.losses) // self.total_steps
+
+    def curve(self) -> Tensor:
+        """The losses recorded so far, on the device; never empty once a step is done."""
+        return self.losses[: self._place(self.step - 1) + 1]
+
+    def _learning_rate(self) -> float:
+        """Of the step about to be taken; looks at past losses once an epoch."""
+        recipe, step = self.recipe, self.step
+        epoch = recipe.batch(step, self.pairs).epoch
+        if epoch is None:
+            return recipe.learning_rate(step, self.pairs, ())
+        if self._epoch_rate is None or self._epoch_rate[0] != epoch:
+            losses = self.epoch_losses[:epoch].tolist()
+            self._epoch_rate = epoch, recipe.learning_rate(step, self.pairs, losses)
+        return self._epoch_rate[1]
 
     def model(self) -> MLP:
         """The network with the averaged weights, on the CPU."""
@@ -185,6 +168,7 @@ class Trainer:
             "seed": self.seed,
             "parameters": self.parameters.cpu(),
             "losses": self.losses.cpu(),
+            "epoch_losses": self.epoch_losses.cpu(),
             **{name: tensor.cpu() for name, tensor in self.state._asdict().items()},
         }
 
@@ -205,4 +189,5 @@ class Trainer:
         self.step = state["step"]
         self.parameters.copy_(state["parameters"])
         self.losses.copy_(state["losses"])
+        self.epoch_losses.copy_(state["epoch_losses"])
         self.state = AdamWState(*(state[name].to(self.device) for name in AdamWState._fields))

@@ -70,7 +70,7 @@ def test_the_result_is_the_average_of_the_weights():
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
     recipe = Recipe(steps=1000, lr=0.5, warmup=0.1)
-    rates = torch.tensor([recipe.learning_rate(step) for step in range(1000)])
+    rates = torch.tensor([recipe.learning_rate(step, 10, ()) for step in range(1000)])
     assert rates.argmax() == 100
     assert rates.max() == 0.5
     assert (rates[:101].diff() > 0).all()

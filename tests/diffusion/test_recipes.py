@@ -1,0 +1,181 @@
+"""The classic recipe against a materialised table and torch's own optimisers and schedulers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flashpoint.diffusion import RECIPES, ClassicRecipe, Recipe, Schedule, Trainer, UserError
+from flashpoint.diffusion.points import Points
+from flashpoint.diffusion.recipes import CosineDecay, PlateauDecay, StepDecay
+from flashpoint.kernels.q_sample.reference import draw_epoch
+
+N, SCHEDULE = 23, Schedule(7)
+GENERATOR = torch.Generator().manual_seed(0)
+POINTS = Points(torch.randn(N, 2, generator=GENERATOR), torch.arange(N) % 3)
+SMALL = {"hidden_layers": (16, 8), "batch_size": 50, "lr": 1e-2}
+
+
+class MaterialisedTable:
+    """What a classic script does: a table of all N * T noisy points, a permutation per epoch."""
+
+    def __init__(self, trainer, recipe):
+        self.trainer, self.recipe = trainer, recipe
+        self.model = trainer.model()
+        optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(
+            self.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler
+        match recipe.decay:
+            case StepDecay(every, factor):
+                self.scheduler = scheduler.StepLR(self.optimizer, every, factor)
+            case CosineDecay(floor):
+                self.scheduler = scheduler.CosineAnnealingLR(self.optimizer, recipe.epochs, floor)
+            case PlateauDecay(factor, patience):
+                self.scheduler = scheduler.ReduceLROnPlateau(
+                    self.optimizer, factor=factor, patience=patience
+                )
+
+    def fill(self, refresh):
+        """x_t, feature, eps and label of pair t * N + i, in that order."""
+        seed = torch.tensor([self.trainer.seed])
+        draw = draw_epoch(seed, 0, refresh, torch.arange(N * 7), N, 7, 2)
+        pair = (draw.t * N + draw.index)[0]
+        eps = torch.empty(N * 7, 2)
+        eps[pair] = draw.eps[0]
+        a = SCHEDULE.alpha_bar.float().repeat_interleave(N)[:, None]
+        self.eps, self.labels = eps, POINTS.labels.repeat(7)
+        feature = SCHEDULE.time_features.float().repeat_interleave(N, dim=0)
+        self.inputs = torch.cat(
+            (a.sqrt() * POINTS.data.repeat(7, 1) + (1 - a).sqrt() * eps, feature), dim=1
+        )
+
+    def run(self):
+        losses, rates = [], []
+        for epoch in range(self.recipe.epochs):
+            if epoch % self.recipe.refresh == 0:
+                self.fill(epoch // self.recipe.refresh)
+            seed = torch.tensor([self.trainer.seed])
+            draw = draw_epoch(seed, epoch, 0, torch.arange(N * 7), N, 7, 2)
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            mean = []
+            for rows in (draw.t * N + draw.index)[0].split(self.recipe.batch_size):
+                y = self.model(self.inputs[rows])
+                if self.trainer.data.labels is None:
+                    loss = F.mse_loss(y, self.eps[rows])
+                else:
+                    loss = F.cross_entropy(y, self.labels[rows])
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                mean.append(loss.item())
+            losses += mean
+            metric = (
+                () if not isinstance(self.recipe.decay, PlateauDecay) else (sum(mean) / len(mean),)
+            )
+            self.scheduler.step(*metric)
+        return torch.tensor(losses), rates
+
+
+CASES = [
+    (ClassicRecipe(6, **SMALL, decay=StepDecay(2, 0.5), weight_decay=1e-2, refresh=2), False),
+    (ClassicRecipe(6, **SMALL, decay=CosineDecay(1e-4), optimizer="adam"), False),
+    (ClassicRecipe(6, **SMALL, decay=PlateauDecay(0.5, 0), optimizer="adam", weight_decay=1e-2,
+                   refresh=4), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "classify"), CASES)
+def test_a_classic_run_is_that_of_a_materialised_table(recipe, classify):
+    trainer = Trainer(POINTS, SCHEDULE, recipe, classify=classify, device="cpu")
+    table = MaterialisedTable(trainer, recipe)
+    rates = []
+    per_epoch = recipe.steps_per_epoch(N * 7)
+    assert per_epoch == 4  # the last batch of 161 pairs has 11 rows
+    for _ in range(recipe.epochs):
+        rates.append(trainer._learning_rate())
+        trainer.run(per_epoch)
+    losses, their_rates = table.run()
+    assert rates == pytest.approx(their_rates, rel=1e-6)
+    early = 12
+    torch.testing.assert_close(trainer.losses[:early], losses[:early], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trainer.losses, losses, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_plateau_decay_is_that_of_torch(patience):
+    losses = (torch.rand(60, generator=GENERATOR) + 5 * 0.9 ** torch.arange(60)).tolist()
+    decay = PlateauDecay(0.5, patience)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience,
+                                                        min_lr=0.0, eps=0.0)  # fmt: skip
+    for epoch, loss in enumerate(losses):
+        assert decay.scale(epoch, 60, 1.0, losses) == optimizer.param_groups[0]["lr"]
+        theirs.step(loss)
+    assert optimizer.param_groups[0]["lr"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["classic-a", "classic-b"])
+def test_a_published_setting_cut_short_learns(name):
+    denoiser, classifier = RECIPES[name]
+    for recipe, classify in ((denoiser, False), (classifier, True)):
+        short = replace(recipe, epochs=2, batch_size=100)
+        points = Points(POINTS.data.repeat(20, 1), POINTS.labels.repeat(20))
+        trainer = Trainer(points, SCHEDULE, short, classify=classify, device="cpu")
+        trainer.run(10**6)
+        assert trainer.epoch_losses[1] < trainer.epoch_losses[0]
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8])
+def test_a_classic_run_resumes_bit_for_bit(stop):
+    recipe = ClassicRecipe(4, **SMALL, decay=PlateauDecay(0.5, 0))
+    whole, first, second = (Trainer(POINTS, SCHEDULE, recipe, device="cpu") for _ in range(3))
+    whole.run(100)
+    first.run(stop)
+    second.load_state_dict(first.state_dict())
+    second.run(100)
+    assert torch.equal(second.parameters, whole.parameters)
+    assert torch.equal(second.epoch_losses, whole.epoch_losses)
+
+
+def test_nothing_grows_with_the_number_of_pairs(monkeypatch):
+    # 50 million points in a view of one: N * T is 50 billion, memory stays that of a batch.
+    points = Points(torch.randn(1, 2))
+    object.__setattr__(points, "data", points.data.expand(50_000_000, 2))
+    sizes = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: sizes.append(a) or empty(*a, **k))
+    recipe = ClassicRecipe(1, hidden_layers=(8,), batch_size=100)
+    trainer = Trainer(points, Schedule(1000), recipe, device="cpu")
+    assert trainer.total_steps == 500_000_000
+    trainer.run(3)
+    assert trainer.losses[0] > 0
+    held = [value for value in vars(trainer).values() if torch.is_tensor(value)]
+    held += [value for value in trainer.data if torch.is_tensor(value)]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in held) < 2e6
+
+
+def test_presets_are_the_published_settings():
+    denoiser, classifier = RECIPES["classic-a"]
+    assert (denoiser.epochs, denoiser.batch_size, denoiser.weight_decay) == (300, 10_000, 1e-7)
+    assert (classifier.epochs, classifier.optimizer, classifier.refresh) == (50, "adam", 100)
+    denoiser, classifier = RECIPES["classic-b"]
+    assert (denoiser.epochs, denoiser.decay.floor) == (500, 5e-6)
+    assert (classifier.epochs, classifier.batch_size, classifier.decay.floor) == (10, 20_000, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClassicRecipe(0), "epochs must be at least 1"),
+        (lambda: ClassicRecipe(1, refresh=0), "refresh must be at least 1"),
+        (lambda: ClassicRecipe(1, optimizer="sgd"), "optimizer must be one of adamw, adam"),
+        (lambda: ClassicRecipe(1, batch_size=0), "batch_size must be at least 1"),
+        (lambda: Recipe(hidden_layers=(4, 0)), "hidden_layers must be widths of at least 1"),
+    ],
+)
+def test_a_wrong_recipe_is_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,134 @@
+"""Runs that are killed, starved of disk or poisoned: nothing good is lost."""
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from flashpoint.diffusion import UserError, states_points
+from flashpoint.diffusion import experiment as module
+from flashpoint.diffusion.experiment import Run, Settings
+from flashpoint.diffusion.files import save
+from flashpoint.diffusion.recipes import Recipe
+
+COMMAND = [sys.executable, "-m", "flashpoint.diffusion", "train", "--steps", "300",
+           "--classifier-steps", "100", "--batch-size", "256", "--checkpoint-every", "10",
+           "--device", "cpu"]  # fmt: skip
+
+
+def train(folder, *more, kill_after=None, limit=None):
+    process = subprocess.Popen(
+        [*COMMAND, "--out", str(folder), *more], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, preexec_fn=limit,
+    )  # fmt: skip
+    if kill_after is not None:
+        checkpoint = folder / "checkpoints" / "training.pt"
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(kill_after)
+        process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def weights(folder):
+    names = ("denoiser", "classifier")
+    return [torch.load(folder / f"checkpoints/{name}.pt", weights_only=True) for name in names]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    code, output = train(folder)
+    assert code == 0, output
+    return weights(folder)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path, kills):
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(kills):
+        code, output = train(tmp_path, "--resume", kill_after=moments.uniform(0, 3))
+        killed += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), output
+    assert killed > 0
+    code, output = train(tmp_path, "--resume")
+    assert code == 0, output
+    for one, other in zip(whole, weights(tmp_path), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    leftovers = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert {"denoiser.pt", "classifier.pt", "training.pt"} <= set(leftovers)
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_good_checkpoint(tmp_path):
+    code, output = train(tmp_path)
+    assert code == 0, output
+    before = weights(tmp_path)
+
+    def no_space():  # files of more than 100 kB fail as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    code, output = train(tmp_path, "--seed", "1", limit=no_space)
+    assert code == 2, output
+    assert "error: file" in output
+    assert "cannot be written" in output
+    for one, other in zip(before, weights(tmp_path), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def small_run(folder, **options):
+    recipe = Recipe(steps=100, hidden_layers=(16,), batch_size=64)
+    settings = Settings(denoiser=recipe, classifier=recipe, validate_every=100)
+    return Run(states_points(100), settings, folder, device=torch.device("cpu"),
+               checkpoint_every=50, **options)  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    run = small_run(tmp_path)
+    step = module.Trainer.run
+
+    def poisoned(self, steps, on_step=None):
+        if self.step == 50:
+            self.parameters[0, 0] = torch.nan
+        step(self, steps, on_step)
+
+    monkeypatch.setattr(module.Trainer, "run", poisoned)
+    with pytest.raises(UserError, match="denoiser's loss is not finite from step 51 on"):
+        run.train()
+    state = torch.load(tmp_path / "checkpoints/training.pt", weights_only=True)
+    assert state["denoiser"]["step"] == 50
+    assert all(value.isfinite().all() for value in weights(tmp_path)[0].values())
+
+
+def test_an_unwritable_folder_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written to"):
+        small_run(tmp_path / "file" / "run")
+
+
+def test_a_failed_write_leaves_no_trace(tmp_path, monkeypatch):
+    save(tmp_path / "a.pt", torch.ones(3))
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(UserError, match=r"a\.pt cannot be written: No space left on device"):
+        save(tmp_path / "a.pt", torch.zeros(3))
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True), torch.ones(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_damaged_checkpoint_is_named_on_resume(tmp_path):
+    small_run(tmp_path).train()
+    (tmp_path / "checkpoints/training.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match="is no checkpoint, or damaged"):
+        small_run(tmp_path, resume=True)
