@@ -8,6 +8,7 @@ from .accelerate import Acceleration, accelerate
 from .adamw import AdamWState, adamw_, adamw_state
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
 from .modules import FusedMLP
+from .overflow import detect_overflow
 from .q_sample import Draw, q_sample, q_sample_batch
 from .reverse_step import reverse_step
 from .sample_chain import Guide, Network, draw_prior, sample_chain
@@ -27,6 +28,7 @@ __all__ = [
     "accelerate",
     "adamw_",
     "adamw_state",
+    "detect_overflow",
     "draw_prior",
     "mlp",
     "q_sample",

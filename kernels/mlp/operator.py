@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..overflow import observe
 from . import reference
 from .config import OPERAND_DTYPES, TILE_ROWS
 from .layout import layout_of
@@ -98,6 +99,7 @@ def _forward(*network, save=False):
             y, saved = reference.mlp(call.x, call.parameters, call.shape), ()
     else:
         y, saved = _kernel().forward(*call, save=save)
+    observe("mlp", call.precision, [call.x, *network[1]], [y])
     return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), list(saved) if save else []
 
 
@@ -117,6 +119,7 @@ def _backward(grad_y, saved, needs_x, *network):
             grad_y, kernel.Saved(*saved), shape, call.precision, need_x=needs_x, grad=grad
         )
     grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
+    observe("mlp_backward", call.precision, [grad_y, call.x, *network[1]], [grad_x, grad])
     return grad_x, grad.to(call.x.dtype)
 
 
@@ -130,6 +133,7 @@ def _input_gradient(grad_y, saved, *network):
     else:
         kernel = _kernel()
         grad_x = kernel.input_gradient(grad_y, kernel.Saved(*saved), call.shape, call.precision)
+    observe("mlp_input_gradient", call.precision, [grad_y, call.x, *network[1]], [grad_x])
     return grad_x.reshape(network[0].shape)
 
 

@@ -6,11 +6,12 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from flashpoint.kernels import _layers as layers_module
-from flashpoint.kernels import accelerate, mlp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
+
+from flashpoint.kernels import _layers as layers_module
+from flashpoint.kernels import accelerate, mlp
 
 
 def perceptron(activation=nn.ReLU):

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from flashpoint.kernels import mlp
-from flashpoint.kernels.mlp import operator, reference
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from flashpoint.kernels import mlp
+from flashpoint.kernels.mlp import operator, reference
 
 WIDTHS = (3, 5, 4, 2)
 CASES = [

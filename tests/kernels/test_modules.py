@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from flashpoint.kernels import FusedMLP
 from torch import nn
+
+from flashpoint.kernels import FusedMLP
 
 ACTIVATIONS = [nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh]
 
