@@ -1,9 +1,16 @@
 """One reverse update: DDPM or DDIM, with or without guidance."""
 
+import torch
 from torch import Tensor
 
 from .._dispatch import elementwise_gap, use_triton
-from .._validate import check_backend, check_float, check_last_dim, check_same_device
+from .._validate import (
+    check_backend,
+    check_float,
+    check_last_dim,
+    check_positive,
+    check_same_device,
+)
 from ..philox import Stream, normals, random_words, seed_tensor
 from . import reference
 
@@ -17,6 +24,9 @@ def reverse_step(
     *,
     z: Tensor | None = None,
     grad_log_p: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    step: int = 0,
+    first_row: int = 0,
     backend: str | None = None,
 ) -> Tensor:
     """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad_log_p) + c_noise z.
@@ -29,9 +39,13 @@ def reverse_step(
         x_t: float [B, d], or [M, B, d] for M models.
         eps: the network's noise prediction, the shape of x_t.
         coefficients: float [4] or [M, 4]: of x_t, of eps, of z, and of the guidance.
-        z: standard normal noise, the shape of x_t; None for none.
+        z: standard normal noise, the shape of x_t; None draws it if there is a seed.
         grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
             no guidance.
+        seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
+            seed there is no noise.
+        step: number of the step in [0, 2**32).
+        first_row: global number of the first row.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
 
@@ -51,13 +65,25 @@ def reverse_step(
             raise ValueError(
                 f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
             )
-    lifted = [a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, eps, z, grad_log_p)]
-    lifted.insert(2, coefficients.reshape(-1, 4))
-    if use_triton(backend, "x_t", x_t, elementwise_gap(x_t, eps, z, grad_log_p)):
+    x, eps, z, grad_log_p = (
+        a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, eps, z, grad_log_p)
+    )
+    coefficients = coefficients.reshape(-1, 4)
+    seeds = None
+    if seed is not None and z is None:
+        check_positive("step", step, allow_zero=True)
+        seeds = seed_tensor(seed, x.device).expand(len(x))
+    if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p)):
         from . import kernel
 
-        return kernel.reverse_step(*lifted).reshape(x_t.shape)
-    return reference.reverse_step(*lifted).reshape(x_t.shape)
+        x_prev = kernel.reverse_step(x, eps, coefficients, z, grad_log_p, seeds, step, first_row)
+    else:
+        if seeds is not None:
+            rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
+            steps = torch.tensor([step], device=x.device)
+            z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
+        x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p)
+    return x_prev.reshape(x_t.shape)
 
 
 def draw_noise(seed: int | Tensor, stream: Stream, steps: Tensor, rows: Tensor, dim: int) -> Tensor:

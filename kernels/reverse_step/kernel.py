@@ -24,45 +24,31 @@ _GUIDE = tl.constexpr(reference.GUIDE)
 
 @triton.jit(do_not_specialize=_VARYING)
 def reverse_kernel(
-    x_ptr, x_stride, eps_ptr, grad_ptr, grad_stride, z_ptr, coefficients_ptr, coefficients_stride,
-    seed_ptr, step, first_row, rows, features_ptr, features_stride, out_ptr, out_stride,
-    DIM: tl.constexpr, FEATURES: tl.constexpr, ROWS: tl.constexpr,
+    x_ptr, eps_ptr, grad_ptr, z_ptr, coefficients_ptr, coefficients_stride,
+    seed_ptr, step, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad) + c_noise z of ``rows`` rows.
 
-    Grid (row tiles, pairs of columns, M); x, grad and out have rows of their own width. z is read,
-    or drawn for (seed, step, row), or 0, and grad is 0 without its pointer. After the pairs of
-    coordinates come those of FEATURES features, copied behind them for the network that sees
-    x_{t-1} next.
+    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0, and
+    grad is 0 without its pointer.
     """
-    PAIRS: tl.constexpr = (DIM + 1) // 2
-    pair = tl.program_id(1)
+    column = tl.program_id(1) * 2
     model = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
-    position = model * rows + row
-    out = out_ptr + position * out_stride
-    if pair < PAIRS:
-        column = pair * 2
-        x = x_ptr + position * x_stride + column
-        eps = eps_ptr + position * DIM + column
-        grad = None if grad_ptr is None else grad_ptr + position * grad_stride + column
-        z = None if z_ptr is None else z_ptr + position * DIM + column
-        coefficients = coefficients_ptr + model * coefficients_stride
-        drawn_0, drawn_1 = 0.0, 0.0
-        if seed_ptr is not None:
-            seed = tl.load(seed_ptr + model)
-            element = first_row + row.to(tl.int64)
-            drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, pair)
-        update(x, eps, grad, z, drawn_0, coefficients, out + column, live, 0)
-        if column + 1 < DIM:
-            update(x, eps, grad, z, drawn_1, coefficients, out + column, live, 1)
-    elif FEATURES > 0:
-        first = (pair - PAIRS) * 2
-        features = features_ptr + model * features_stride
-        for column in range(first, tl.minimum(first + 2, FEATURES)):
-            feature = tl.load(features + column)
-            tl.store(out + DIM + column, tl.where(live, feature, 0.0), mask=live)
+    offset = (model * rows + row) * DIM
+    grad = None if grad_ptr is None else grad_ptr + offset
+    z = None if z_ptr is None else z_ptr + offset
+    coefficients = coefficients_ptr + model * coefficients_stride
+    drawn_0, drawn_1 = 0.0, 0.0
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr + model)
+        element = first_row + row.to(tl.int64)
+        drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
+    x, eps, out = x_ptr + offset, eps_ptr + offset, out_ptr + offset
+    update(x, eps, grad, z, drawn_0, coefficients, out, live, column)
+    if column + 1 < DIM:
+        update(x, eps, grad, z, drawn_1, coefficients, out, live, column + 1)
 
 
 @triton.jit
@@ -86,38 +72,24 @@ def reverse_step(
     coefficients: Tensor,
     z: Tensor | None,
     grad_log_p: Tensor | None,
-) -> Tensor:
-    """x_{t-1} from x_t [M, B, d], eps [M, B, d], coefficients [M, 4], and z, grad like x_t."""
-    x_prev = torch.empty_like(x_t, memory_format=torch.contiguous_format)
-    x_t, eps, z, grad_log_p = (
-        None if part is None else part.contiguous() for part in (x_t, eps, z, grad_log_p)
-    )
-    _launch(x_t, eps, coefficients.contiguous(), x_prev, grad=grad_log_p, z=z)
-    return x_prev
-
-
-def _launch(
-    x: Tensor,
-    eps: Tensor,
-    coefficients: Tensor,
-    out: Tensor,
-    *,
-    grad: Tensor | None = None,
-    z: Tensor | None = None,
-    features: Tensor | None = None,
     seed: Tensor | None = None,
     step: int = 0,
     first_row: int = 0,
-) -> None:
-    models, rows, dim = eps.shape
-    width = 0 if features is None else features.shape[-1]
-    pairs = triton.cdiv(dim, 2) + triton.cdiv(width, 2)
-    if not eps.numel():
-        return
-    with device_of(x):
-        reverse_kernel[triton.cdiv(rows, _ROWS), pairs, models](
-            x, x.stride(1), eps, grad, 0 if grad is None else grad.stride(1), z,
-            coefficients, model_stride(coefficients), seed, step, first_row, rows,
-            features, 0 if features is None else model_stride(features), out, out.stride(1),
-            dim, width, _ROWS,
-        )  # fmt: skip
+) -> Tensor:
+    """x_{t-1} from x_t and eps [M, B, d], coefficients [M, 4] or [1, 4], and z, grad like x_t.
+
+    Without z it is drawn for (seed [M], step, row), and without a seed it is 0.
+    """
+    models, rows, dim = x_t.shape
+    x_prev = torch.empty_like(x_t, memory_format=torch.contiguous_format)
+    x_t, eps, z, grad_log_p, seed = (
+        None if part is None else part.contiguous() for part in (x_t, eps, z, grad_log_p, seed)
+    )
+    coefficients = coefficients.contiguous()
+    if x_t.numel():
+        with device_of(x_t):
+            reverse_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
+                x_t, eps, grad_log_p, z, coefficients, model_stride(coefficients),
+                seed, step, first_row, rows, x_prev, dim, _ROWS,
+            )  # fmt: skip
+    return x_prev

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+
 from flashpoint.kernels import reverse_step
-from flashpoint.kernels.philox import Stream
-from flashpoint.kernels.reverse_step import draw_noise, kernel, reference
 
 CLOSE = {"rtol": 1e-5, "atol": 3e-6}
 
@@ -32,27 +31,20 @@ def test_layouts(device):
     torch.testing.assert_close(actual, expected, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("dim", "features", "models"), [(2, 1, 1), (3, 2, 2), (1, 0, 1), (5, 3, 2)]
-)
+@pytest.mark.parametrize("size", [(0, 2), (300, 2), (2, 63, 5)])
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.usefixtures("poisoned")
-def test_step_of_a_chain(device, dim, features, models, guided):
-    rows, first_row, step = 300, 2**32 - 5, 9
-    inputs = torch.randn(models, rows, dim + features, device=device)
-    eps = torch.randn(models, rows, dim, device=device)
-    grad = torch.randn(models, rows, dim + features, device=device) if guided else None
-    coefficients = torch.randn(models, 4, device=device)
-    next_features = torch.randn(models, features, device=device)
-    seed = torch.arange(models, device=device)
-    numbers = torch.arange(first_row, first_row + rows, device=device)
-    z = draw_noise(seed, Stream.NOISE, torch.tensor([step], device=device), numbers, dim)[0]
-    expected = reference.reverse_step(
-        inputs[..., :dim], eps, coefficients, z, None if grad is None else grad[..., :dim]
+def test_drawn_noise(device, size, guided):
+    x_t, eps, grad = (torch.randn(size, device=device) for _ in range(3))
+    options = {"grad_log_p": grad if guided else None, "step": 9, "first_row": 2**32 - 5}
+    coefficients = torch.randn(4, device=device)
+    seed = torch.arange(2, device=device) if len(size) == 3 else 7
+    actual, expected = (
+        reverse_step(x_t, eps, coefficients, seed=seed, backend=backend, **options)
+        for backend in ("triton", "torch")
     )
-    kernel.reverse_step_(
-        inputs, eps, coefficients, next_features,
-        seed=seed, step=step, first_row=first_row, grad=grad,
-    )  # fmt: skip
-    torch.testing.assert_close(inputs[..., :dim], expected, **CLOSE)
-    assert torch.equal(inputs[..., dim:], next_features[:, None].expand(models, rows, features))
+    torch.testing.assert_close(actual, expected, **CLOSE)
+    if actual.numel():
+        assert not torch.equal(
+            actual, reverse_step(x_t, eps, coefficients, backend="triton", **options)
+        )
