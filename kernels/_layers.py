@@ -35,8 +35,7 @@ class Layers(NamedTuple):
 
 def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -> Tensor:
     """``layers(x)``: fused if that is possible now, else one by one."""
-    network = read_layers(layers)
-    if isinstance(network, str) or type(x) not in _PLAIN_TENSORS:
+    if not _worth_fusing(x) or isinstance(network := read_layers(layers), str):
         return nn.Sequential.forward(layers, x)
     weights, biases, slopes, activation, negative_slope = network
     shared = all(slope is slopes[0] for slope in slopes)
@@ -49,6 +48,11 @@ def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -
         negative_slope=negative_slope,
         precision=precision,
     )
+
+
+def _worth_fusing(x: Tensor) -> bool:
+    """Elsewhere than on a GPU the layers themselves are fastest."""
+    return x.is_cuda and type(x) in _PLAIN_TENSORS
 
 
 def read_layers(layers: nn.Sequential) -> Layers | str:

@@ -8,6 +8,8 @@ from torch import nn
 
 from flashpoint.kernels import FusedMLP
 
+pytestmark = pytest.mark.usefixtures("on_device", "fused_calls")
+
 ACTIVATIONS = [nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh]
 
 
@@ -96,20 +98,27 @@ def test_deepcopy_keeps_the_plain_module_joined_to_the_copy():
     torch.testing.assert_close(twin(x), twin.to_module()(x))
 
 
-def test_autocast_gives_the_dtype_that_plain_layers_would():
+def test_autocast_gives_the_dtype_that_plain_layers_would(device):
     plain = MLP(3, 2, [16, 8])
     fused = FusedMLP.from_module(plain)
     x = torch.randn(5, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert fused(x).dtype == torch.bfloat16
-        torch.testing.assert_close(fused(x), plain(x))
-        torch.testing.assert_close(fused(x.bfloat16()), plain(x.bfloat16()))
+    with torch.autocast(device.type, torch.float16):
+        assert fused(x).dtype == plain(x).dtype == torch.float16
+        torch.testing.assert_close(fused(x), plain(x), rtol=5e-3, atol=5e-3)
+        torch.testing.assert_close(fused(x.half()), plain(x.half()), rtol=5e-3, atol=5e-3)
 
 
 def test_half_precision_module():
     plain = MLP(3, 2, [16, 8]).half()
     x = torch.randn(5, 3).half()
-    torch.testing.assert_close(FusedMLP.from_module(plain)(x), plain(x), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(FusedMLP.from_module(plain)(x), plain(x), rtol=5e-3, atol=5e-3)
+
+
+def test_precision_is_handed_on(device):
+    fused = FusedMLP(3, 2, [64, 64], precision="fp16")
+    x = torch.randn(100, 3, device=device)
+    error = (fused(x) - fused.to_module()(x)).abs().max()
+    assert 0 < error < 1e-2
 
 
 @pytest.mark.parametrize(
