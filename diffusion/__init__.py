@@ -1,7 +1,22 @@
 """Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
 
 from .errors import UserError
-from .metrics import evaluate, kde_nll, nearest_distances, sliced_wasserstein
+from .metrics import (
+    GaussianMixture,
+    PointMasses,
+    emd,
+    emd_by_class,
+    evaluate,
+    excess_loss,
+    kde_nll,
+    kernel_nll,
+    memorisation,
+    mmd,
+    nearest_distances,
+    nearest_neighbour_test,
+    occupancy,
+    sliced_wasserstein,
+)
 from .models import MLP
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
@@ -15,6 +30,8 @@ __all__ = [
     "RECIPES",
     "STATE_NAMES",
     "ClassicRecipe",
+    "GaussianMixture",
+    "PointMasses",
     "Points",
     "Recipe",
     "Samples",
@@ -22,10 +39,18 @@ __all__ = [
     "States",
     "Trainer",
     "UserError",
+    "emd",
+    "emd_by_class",
     "evaluate",
+    "excess_loss",
     "kde_nll",
+    "kernel_nll",
     "load_points",
+    "memorisation",
+    "mmd",
     "nearest_distances",
+    "nearest_neighbour_test",
+    "occupancy",
     "recommended_guidance",
     "reverse_table",
     "sample",

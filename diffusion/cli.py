@@ -167,17 +167,34 @@ def sample_command(run, samples, label, scale, method, eta, steps, out, seed, de
 @main.command(name="evaluate")
 @click.argument("samples", type=click.Path(path_type=Path))
 @click.option("--label", type=int, default=None, help="The class the samples should be of.")
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Real points that were not trained on, for the check of memorisation.",
+)
+@click.option("--real-draws", default=40, show_default=True, help="Behind each metric's band.")
 @_options(_data, _seed)
-def evaluate_command(samples, label, data, seed) -> None:
+def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
     """Measure a file of samples against the data, each number beside what real data scores."""
     points = _points(data)
     if label is not None and not 0 <= label < points.num_classes:
         raise UserError(f"label must be from 0 to {points.num_classes - 1}, got {label}")
-    x = load_points(samples).data
-    if x.shape[1] != points.dim:
-        raise UserError(f"samples must have dimension {points.dim} like the data, got {x.shape[1]}")
-    result: Evaluation = evaluate(x, points, label=label, seed=seed)
+    others = None
+    if held_out is not None:
+        others = _same_dimension(load_points(held_out), points, "held-out points")
+        others = others.data if label is None or others.labels is None else others.of_class(label)
+    result: Evaluation = evaluate(
+        _same_dimension(load_points(samples), points, "samples").data,
+        points,
+        label=label,
+        repeats=real_draws,
+        seed=seed,
+        full=True,
+        held_out=others,
+    )
     click.echo(summary({samples.name: result}))
+    click.echo(f"\n{result.table()}\n")
     click.echo(json.dumps(result.to_dict(), indent=2))
 
 
@@ -201,6 +218,12 @@ def info() -> None:
             f"cuda:{index}       {device.name}, compute capability {device.major}.{device.minor}, "
             f"{memory:.0f} GiB, {device.multi_processor_count} multiprocessors"
         )
+
+
+def _same_dimension(points: Points, data: Points, what: str) -> Points:
+    if points.dim != data.dim:
+        raise UserError(f"{what} must have dimension {data.dim} like the data, got {points.dim}")
+    return points
 
 
 def _points(data: Path | None) -> Points:

@@ -1,0 +1,160 @@
+"""Distances between two sets of points."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from ...kernels.philox import Stream, normals, permute, random_words, seed_tensor
+from ..errors import UserError, check_at_least
+from ..points import Points
+from .likelihood import same_dimension
+
+_TREE_DIM = 12  # above it a k-d tree visits most points and the whole distance matrix is faster
+_BANDWIDTH_POINTS = 500  # of each set, behind the median distance
+
+
+def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """The nearest of the others [m, d] to each of the points [n, d].
+
+    Returns:
+        Distances float64 [n, count] in rising order, and indices int64 [n, count].
+    """
+    points, others = (x.cpu() for x in same_dimension(points, others))
+    check_at_least("number of points to choose the nearest from", len(others), count)
+    if points.shape[1] > _TREE_DIM:
+        parts = [
+            torch.cdist(part, others).topk(count, dim=1, largest=False)
+            for part in points.split(1000)
+        ]
+        return torch.cat([part.values for part in parts]), torch.cat([p.indices for p in parts])
+    tree = cKDTree(others.numpy())
+    distance, index = tree.query(points.numpy(), k=range(1, count + 1))
+    return torch.from_numpy(distance), torch.from_numpy(index)
+
+
+def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
+    """Distance of each of the points [n, d] to the nearest of the others, float64 [n]."""
+    return nearest(points, others)[0][:, 0]
+
+
+def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
+    """The label int64 [n] of the data point nearest to each sample [n, d]."""
+    return points.labels[nearest(samples, points.data)[1][:, 0]]
+
+
+def subset(x: Tensor, size: int, seed: int, draw: int = 0) -> Tensor:
+    """``size`` rows of x at random without replacement; all of them where there are fewer."""
+    rows = torch.arange(min(size, len(x)))
+    return x.cpu()[permute(rows, len(x), seed_tensor(seed), draw)[0]]
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 0) -> float:
+    """Mean over random directions of the 1-Wasserstein distance between projections of a and b.
+
+    Bonneel et al. 2015; exact in each direction, for unequal numbers of points too.
+
+    Args:
+        a: [n, d].
+        b: [m, d].
+        projections: number of directions.
+        seed: of the directions.
+    """
+    dim = a.shape[1]
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(projections), dim + 1)
+    directions = torch.nn.functional.normalize(normals(words[0])[:, :dim].double(), dim=1)
+    # numpy's sort is several times as fast as torch's.
+    a, b = (np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b))  # [P, n], [P, m]
+    n, m = a.shape[1], b.shape[1]
+    if n == m:
+        return float(np.abs(a - b).mean())
+    # Both quantile functions are constant between neighbours among the levels i/n and j/m.
+    levels = np.sort(np.concatenate((np.arange(n + 1) / n, np.arange(1, m) / m)))
+    middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
+    gap = a[:, (middle * n).astype(int)] - b[:, (middle * m).astype(int)]  # [P, n + m - 1]
+    return float((np.abs(gap) * width).sum(axis=1).mean())
+
+
+def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed: int = 0) -> float:
+    """Earth mover's distance as it is published: the total cost of the cheapest assignment.
+
+    ``size`` samples are paired one to one with as many data points so that the sum of the
+    Euclidean distances is least; the mean over a few random draws of both. It is a total, which
+    grows with ``size``, and even real against real is far from 0.
+
+    Args:
+        samples: [n, d].
+        data: [m, d].
+        size: number of points on each side; fewer where there are fewer.
+        draws: how many draws without replacement are averaged.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the dimensions differ or a count is not positive.
+    """
+    check_at_least("size", size, 1)
+    check_at_least("draws", draws, 1)
+    samples, data = same_dimension(samples, data)
+    size = min(size, len(samples), len(data))
+    costs = []
+    for draw in range(draws):
+        x, y = subset(samples, size, seed, 2 * draw), subset(data, size, seed, 2 * draw + 1)
+        cost = torch.cdist(x, y).numpy()
+        costs.append(cost[linear_sum_assignment(cost)].sum())
+    return float(sum(costs) / draws)
+
+
+def emd_by_class(
+    samples: Sequence[Tensor], points: Points, *, size: int = 250, draws: int = 5, seed: int = 0
+) -> float:
+    """The mean over classes of :func:`emd` of a class's samples and its data.
+
+    Args:
+        samples: of each class [n, d].
+        points: data with labels.
+        size, draws, seed: as of :func:`emd`.
+
+    Raises:
+        ValueError: there are not as many sets of samples as classes.
+    """
+    if len(samples) != points.num_classes:
+        raise UserError(f"samples must be of {points.num_classes} classes, got {len(samples)}")
+    costs = [
+        emd(x, points.of_class(label), size=size, draws=draws, seed=seed)
+        for label, x in enumerate(samples)
+    ]
+    return sum(costs) / len(costs)
+
+
+def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0) -> float:
+    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3).
+
+    The kernel is exp(-|x - y|^2 / (2 s^2)), s the median distance between points of the two sets
+    taken together (their section 8), estimated from 500 points of each. The mean over real draws
+    is 0, so it can be negative.
+
+    Args:
+        a: [n, d].
+        b: [m, d].
+        size: at most so many points of each are compared, drawn at random.
+        seed: of that draw.
+
+    Raises:
+        ValueError: the dimensions differ or a set has fewer than 2 points.
+    """
+    a, b = same_dimension(a, b)
+    check_at_least("number of points of each set", min(len(a), len(b)), 2)
+    x, y = subset(a, size, seed, 0), subset(b, size, seed, 1)
+    pooled = torch.cat((x[:_BANDWIDTH_POINTS], y[:_BANDWIDTH_POINTS]))
+    bandwidth = torch.pdist(pooled).median()
+
+    def kernel_sum(p: Tensor, q: Tensor) -> Tensor:
+        return torch.cdist(p, q).div_(bandwidth).square_().mul_(-0.5).exp_().sum()
+
+    n, m = len(x), len(y)
+    # k(x, x) = 1 of each point with itself is no part of the unbiased sums.
+    within = (kernel_sum(x, x) - n) / (n * (n - 1)) + (kernel_sum(y, y) - m) / (m * (m - 1))
+    return (within - 2 * kernel_sum(x, y) / (n * m)).item()

@@ -1,0 +1,192 @@
+"""How far a denoiser is from the best there is: a metric that the noise does not swamp.
+
+The training loss of a perfect denoiser is not 0: it cannot know which noise led to x_t. Its output
+is the mean of that noise, eps*(x_t) = E[eps | x_t], which has a closed form where the data's
+distribution has, and the loss of any other denoiser is larger by E|eps_theta - eps*|^2.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...kernels.philox import Stream, child_seed, normals, random_words, seed_tensor
+from ..errors import UserError, check_at_least
+from ..schedules import Schedule
+
+_CHUNK = 2**22  # elements of a [samples, components, d] block held at once
+_COMPONENT, _POINT = range(2)  # what has random numbers of its own in a draw
+
+
+class Target(Protocol):
+    """A distribution whose best denoiser is known."""
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """n points float64 [n, d]."""
+
+    def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
+        """eps*(x) [n, d] of noisy points x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of K Gaussians.
+
+    Args:
+        weights: float [K], positive; they need not sum to 1.
+        means: float [K, d].
+        covariances: float [K, d, d], positive definite.
+
+    Raises:
+        ValueError: the shapes do not match, a weight is not positive or a covariance not definite.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __post_init__(self):
+        shapes = [list(x.shape) for x in (self.weights, self.means, self.covariances)]
+        count, dim = self.means.shape if self.means.dim() == 2 else (0, 0)
+        if not count or shapes != [[count], [count, dim], [count, dim, dim]]:
+            raise UserError(
+                "weights, means and covariances must be [K], [K, d] and [K, d, d], got "
+                f"{shapes[0]}, {shapes[1]} and {shapes[2]}"
+            )
+        if not (self.weights > 0).all():
+            raise UserError("weights must be positive")
+        if torch.linalg.cholesky_ex(self.covariances.double()).info.any():
+            raise UserError("covariances must be positive definite")
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """n points float64 [n, d]."""
+        cumulative = (self.weights.double() / self.weights.double().sum()).cumsum(0)
+        place = _uniform(n, child_seed(seed, _COMPONENT))
+        component = torch.searchsorted(cumulative, place).clamp(max=len(cumulative) - 1)
+        noise = _noise(n, self.means.shape[1], child_seed(seed, _POINT))
+        factor = torch.linalg.cholesky(self.covariances.double())[component]  # [n, d, d]
+        return self.means.double()[component] + (factor @ noise[..., None])[..., 0]
+
+    def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
+        """eps*(x) = sqrt(1 - alpha_bar) sum_k p(k | x) S_k^-1 (x - sqrt(alpha_bar) mu_k).
+
+        S_k = alpha_bar Sigma_k + (1 - alpha_bar) I is the covariance of component k at this noise.
+        By Tweedie's formula it is -sqrt(1 - alpha_bar) times the score of p(x_t).
+
+        Args:
+            x: [n, d].
+            alpha_bar: of the timestep, in (0, 1).
+
+        Returns:
+            float64 [n, d].
+        """
+        dim = x.shape[1]
+        covariance = alpha_bar * self.covariances.double()
+        covariance = covariance + (1 - alpha_bar) * torch.eye(dim, dtype=torch.float64)
+        factor = torch.linalg.cholesky(covariance)  # [K, d, d]
+        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
+        parts = []
+        for part in x.double().split(max(1, _CHUNK // self.means.numel())):
+            delta = (part - alpha_bar**0.5 * self.means.double()[:, None]).mT  # [K, d, n]
+            solved = torch.cholesky_solve(delta, factor)
+            log_p = self.weights.double().log() - log_det - (delta * solved).sum(dim=1).T / 2
+            parts.append(torch.einsum("nk,kdn->nd", log_p.softmax(dim=1), solved))
+        return (1 - alpha_bar) ** 0.5 * torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class PointMasses:
+    """The data itself as a distribution, each point as likely as any other.
+
+    The denoiser that is best for it leads every sample to a training point; at low noise one that
+    has learnt the distribution behind the points differs from it.
+
+    Args:
+        data: [N, d].
+    """
+
+    data: Tensor
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """n points float64 [n, d]."""
+        place = _uniform(n, child_seed(seed, _COMPONENT))
+        return self.data.double()[(place * len(self.data)).long()]
+
+    def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
+        """eps*(x) = (x - sqrt(alpha_bar) E[x_0 | x]) / sqrt(1 - alpha_bar).
+
+        Args:
+            x: [n, d].
+            alpha_bar: of the timestep, in (0, 1).
+
+        Returns:
+            float64 [n, d].
+        """
+        data, variance = alpha_bar**0.5 * self.data.double(), 1 - alpha_bar
+        means = [
+            torch.cdist(part, data).square_().mul_(-0.5 / variance).softmax(dim=1) @ data
+            for part in x.double().split(max(1, _CHUNK // len(data)))
+        ]
+        return (x.double() - torch.cat(means)) / variance**0.5
+
+
+@torch.no_grad()
+def excess_loss(
+    model: Callable[[Tensor], Tensor],
+    schedule: Schedule,
+    target: Target,
+    *,
+    steps: Sequence[int] | None = None,
+    n: int = 2000,
+    seed: int = 0,
+) -> Tensor:
+    """E|eps_theta(x_t, t) - eps*(x_t)|^2 at each of the timesteps, summed over coordinates.
+
+    The training loss, which is the mean over d coordinates, exceeds its least possible value by
+    this divided by d.
+
+    Args:
+        model: takes (point, timestep feature) float32 [n, d + f], returns the noise [n, d].
+        schedule: of the forward process.
+        target: the distribution of x_0.
+        steps: timesteps; None takes 50 spread evenly over all T (all where there are fewer).
+        n: noisy points per timestep.
+        seed: of the points and their noise.
+
+    Returns:
+        float64 [S], whose mean is the excess loss over uniform timesteps.
+
+    Raises:
+        ValueError: n is not positive or a timestep is out of range.
+    """
+    check_at_least("n", n, 1)
+    last = schedule.num_steps - 1
+    if steps is None:
+        steps = torch.linspace(0, last, min(50, last + 1)).round().long().tolist()
+    excess = torch.zeros(len(steps), dtype=torch.float64)
+    for row, t in enumerate(steps):
+        if not 0 <= t <= last:
+            raise UserError(f"timesteps must be from 0 to {last}, got {t}")
+        x_0 = target.draw(n, child_seed(seed, 2 * t))
+        alpha_bar = schedule.alpha_bar[t].item()
+        eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))
+        x_t = (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).float()
+        feature = schedule.time_features[t].float().expand(n, -1)
+        predicted = model(torch.cat((x_t, feature), dim=1)).double()
+        error = predicted - target.optimal_noise(x_t, alpha_bar)
+        excess[row] = error.square().sum(dim=1).mean()
+    return excess
+
+
+def _uniform(n: int, seed: int) -> Tensor:
+    """Numbers in (0, 1), float64 [n]."""
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(n), 1)[0, :, 0]
+    return (words.double() + 0.5) / 2**32
+
+
+def _noise(n: int, dim: int, seed: int) -> Tensor:
+    """Standard normal numbers, float64 [n, dim]."""
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(n), dim + dim % 2)[0]
+    return normals(words)[:, :dim].double()
