@@ -57,25 +57,31 @@ def _worth_fusing(x: Tensor) -> bool:
 
 def read_layers(layers: nn.Sequential) -> Layers | str:
     """The perceptron that the layers are, or in a few words why they cannot be run fused."""
-    children = list(layers)
+    children = list(layers._modules.values())
+    linears, activations = children[0::2], children[1::2]
+    distinct = list(dict.fromkeys(activations))
     for position, child in enumerate(children):
+        if position % 2 and position > 1 and len(distinct) == 1:
+            continue  # the shared activation once more
         problem = _problem(child, linear=position % 2 == 0)
-        if problem:
+        if problem is not None:
             return f"layer {position} ({type(child).__name__}) {problem}"
     if len(children) % 2 == 0:
         return "the last layer is no Linear layer" if children else "there are no layers"
-    linears, activations = children[0::2], children[1::2]
-    if len({linear.bias is None for linear in linears}) > 1:
+    # Parameters are read as nn.Module keeps them: asking the module takes ten times as long.
+    biases = [linear._parameters["bias"] for linear in linears]
+    without = sum(bias is None for bias in biases)
+    if without not in (0, len(biases)):
         return "some layers have a bias and some have none"
-    if len({_kind(activation) for activation in activations}) > 1:
+    if len({_kind(activation) for activation in distinct}) > 1:
         return "the activations differ"
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
     return Layers(
-        [linear.weight for linear in linears],
-        None if linears[0].bias is None else [linear.bias for linear in linears],
-        [each.weight for each in activations] if activation == "prelu" else [],
+        [linear._parameters["weight"] for linear in linears],
+        None if without else biases,
+        [each._parameters["weight"] for each in activations] if activation == "prelu" else [],
         activation,
         negative_slope,
     )
@@ -93,22 +99,17 @@ def has_hooks(module: nn.Module) -> bool:
 def _problem(layer: nn.Module, linear: bool) -> str | None:
     """Why a layer cannot be fused, if so."""
     kind = type(layer)
-    if is_parametrized(layer):
-        return "has parametrizations"
-    if linear and kind is not nn.Linear:
-        return "stands where a Linear layer is needed"
-    if not linear and kind not in ACTIVATIONS:
-        return "stands where an activation is needed"
+    if (linear and kind is not nn.Linear) or (not linear and kind not in ACTIVATIONS):
+        if is_parametrized(layer):  # which gives the layer a class of its own
+            return "has parametrizations"
+        return f"stands where {'a Linear layer' if linear else 'an activation'} is needed"
     if has_hooks(layer):
         return "has hooks"
     if "forward" in layer.__dict__:
         return "has a forward of its own"
-    if any(
-        type(tensor) not in _PLAIN_TENSORS
-        for tensor in layer._parameters.values()
-        if tensor is not None
-    ):
-        return "has parameters of a tensor subclass"
+    for parameter in layer._parameters.values():
+        if parameter is not None and type(parameter) not in _PLAIN_TENSORS:
+            return "has parameters of a tensor subclass"
     if kind is nn.PReLU and layer.num_parameters != 1:
         return "has a slope for each column"
     if kind is nn.GELU and layer.approximate != "none":
@@ -118,4 +119,5 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
 
 def _kind(activation: nn.Module) -> tuple[str, float]:
     """Name and fixed slope."""
-    return ACTIVATIONS[type(activation)], getattr(activation, "negative_slope", 0.0)
+    kind = type(activation)
+    return ACTIVATIONS[kind], activation.negative_slope if kind is nn.LeakyReLU else 0.0

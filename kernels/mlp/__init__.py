@@ -21,7 +21,7 @@ from .shape import ACTIVATIONS, MLPParameters, MLPShape
 
 __all__ = ["ACTIVATIONS", "PRECISIONS", "MLPParameters", "MLPShape", "mlp"]
 
-_AUTOCAST_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def mlp(
@@ -72,16 +72,17 @@ def mlp(
         slope if activation == "prelu" and len(weights) > 1 else None,
     )
     shape = _shape_of(parameters, activation, negative_slope)
+    autocast_dtype = _autocast_dtype(x)
+    dtype = x.dtype if autocast_dtype is None else weights[0].dtype  # autocast casts x
     _check_x(x, parameters, shape)
-    _check_tensors(x, parameters)
-    if not use_triton(backend, "x", x, _gap(x, shape)):
+    _check_tensors(x, parameters, dtype)
+    if not use_triton(backend, "x", x, _gap(dtype, shape)):
         return _run_reference(x, parameters, shape)
     if precision is None:
-        precision = _pytorch_precision(x)
-    if not _autocasts(x):
+        precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
+    if autocast_dtype is None:
         return operator.mlp(x, parameters, shape, precision)
-    y = operator.mlp(x.to(weights[0].dtype), parameters, shape, precision)
-    return y.to(torch.get_autocast_dtype(x.device.type))
+    return operator.mlp(x.to(dtype), parameters, shape, precision).to(autocast_dtype)
 
 
 def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:
@@ -89,23 +90,19 @@ def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Ten
     return reference.mlp(rows, parameters, shape).reshape(*x.shape[:-1], shape.widths[-1])
 
 
-def _gap(x: Tensor, shape: MLPShape) -> str | None:
+def _gap(dtype: torch.dtype, shape: MLPShape) -> str | None:
     """What the operator does not cover, if anything."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
-    return gap_of(shape, x.dtype)
+    return gap_of(shape, dtype)
 
 
-def _autocasts(x: Tensor) -> bool:
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def _pytorch_precision(x: Tensor) -> str:
-    """The precision in which PyTorch itself would multiply matrices now."""
-    dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
-    if dtype in _AUTOCAST_PRECISIONS:
-        return _AUTOCAST_PRECISIONS[dtype]
-    return _float32_precision()
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast casts to, if it is on where x lies."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 @run_by_compiler  # compiled code is guarded by this setting anyway
@@ -124,10 +121,9 @@ def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
         )
 
 
-def _check_tensors(x: Tensor, parameters: MLPParameters) -> None:
-    """All are on one device and of one dtype, but for x under autocast."""
+def _check_tensors(x: Tensor, parameters: MLPParameters, dtype: torch.dtype) -> None:
+    """All parameters lie where x lies and have one dtype."""
     weights, biases, slope = parameters
-    dtype = weights[0].dtype if _autocasts(x) else x.dtype
     for layer, weight in enumerate(weights):
         check_like(f"weights[{layer}]", weight, x, dtype)
         if biases is not None:
