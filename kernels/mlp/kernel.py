@@ -41,11 +41,11 @@ _VARYING = ["rows", "chunk", "splits", "tiles"]
 
 
 @triton.jit
-def pack_kernel(flat_ptr, packed_ptr, flat_stride, NET: tl.constexpr, BLOCK: tl.constexpr):
+def pack_kernel(flat_ptr, packed_ptr, NET: tl.constexpr, BLOCK: tl.constexpr):
     """Copies each layer's weights into the packed buffer; grid (blocks, layers, M)."""
     LAYERS: tl.constexpr = NET.layers
     model = tl.program_id(2).to(tl.int64)
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     for layer in tl.static_range(LAYERS):
         if tl.program_id(1) == layer:
@@ -75,7 +75,7 @@ def _pack_layer(flat, packed, NET: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.
 @triton.jit(do_not_specialize=_VARYING)
 def forward_kernel(
     x_ptr, x_stride_model, x_stride_row, x_stride_column,
-    flat_ptr, flat_stride, packed_ptr, acts_ptr, acts_rows, y_ptr, rows,
+    flat_ptr, packed_ptr, acts_ptr, acts_rows, y_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     """y = MLP(x) for tiles of ROWS rows; grid (programs, M).
@@ -86,7 +86,7 @@ def forward_kernel(
     LAYERS: tl.constexpr = NET.layers
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
         first = tile * ROWS
@@ -105,7 +105,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=_VARYING)
 def backward_kernel(
     grad_y_ptr, grad_y_stride_model, grad_y_stride_row, grad_y_stride_column, abs_max_ptr,
-    flat_ptr, flat_stride, packed_ptr, acts_ptr, acts_rows,
+    flat_ptr, packed_ptr, acts_ptr, acts_rows,
     grads_ptr, grads_rows, slope_parts_ptr, grad_x_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
     SAVE: tl.constexpr, NEED_X: tl.constexpr,
@@ -120,7 +120,7 @@ def backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(rows, ROWS)
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     scale, inverse = gradient_scale(abs_max_ptr, model, NET)
     for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=1):
@@ -158,7 +158,7 @@ def bias_tiles(net, config, layer):
 
 @triton.jit(do_not_specialize=_VARYING)
 def weight_gradient_kernel(
-    acts_ptr, grads_ptr, buffer_rows, flat_ptr, flat_stride, parts_ptr, chunk,
+    acts_ptr, grads_ptr, buffer_rows, flat_ptr, parts_ptr, chunk,
     NET: tl.constexpr, CONFIG: tl.constexpr,
 ):  # fmt: skip
     """Parts [M, splits, P] of all weight and bias gradients, from ``chunk`` rows each.
@@ -170,8 +170,8 @@ def weight_gradient_kernel(
     task = tl.program_id(0)
     split = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
-    flat = flat_ptr + model * flat_stride
-    parts = parts_ptr + (model * tl.num_programs(1) + split) * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
+    parts = parts_ptr + (model * tl.num_programs(1) + split) * NET.shape.num_parameters
     first = split * chunk
     count = tl.minimum(chunk, buffer_rows - first)
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
@@ -268,7 +268,8 @@ def _bias_gradient(grads, count, parts, task, NET: tl.constexpr, CONFIG: tl.cons
 
 @triton.jit(do_not_specialize=_VARYING)
 def reduce_kernel(
-    parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, factor, grad_ptr, grad_stride,
+    parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, factor,
+    grad_ptr, grad_stride_model, grad_stride,
     NET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """grad [M, P] is ``factor`` times the sum of the parts, without the scale of grad_y.
@@ -279,7 +280,7 @@ def reduce_kernel(
     SIZE: tl.constexpr = NET.flat[LAYERS]
     SLOPES: tl.constexpr = NET.shape.slopes
     model = tl.program_id(1).to(tl.int64)
-    grad = grad_ptr + model * grad_stride
+    grad = grad_ptr + model * grad_stride_model
     factor *= gradient_scale(abs_max_ptr, model, NET)[1]
     if tl.program_id(0) < tl.cdiv(SIZE, BLOCK):
         element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -288,13 +289,13 @@ def reduce_kernel(
         for _ in range(splits):
             acc += tl.load(parts, mask=element < SIZE, other=0.0)
             parts += NET.shape.num_parameters
-        tl.store(grad + element, acc * factor, mask=element < SIZE)
-    elif NET.shape.activation == "prelu":
+        tl.store(grad + element * grad_stride, acc * factor, mask=element < SIZE)
+    elif NET.shape.activation == "prelu" and SLOPES > 0:
         length = tiles * (LAYERS - 1) // SLOPES
         for slope in tl.static_range(SLOPES):
             first = (model * SLOPES + slope) * length
             total = _sum(slope_parts_ptr + first, length, BLOCK)
-            tl.store(grad + SIZE + slope, total * factor)
+            tl.store(grad + (SIZE + slope) * grad_stride, total * factor)
 
 
 @triton.jit
@@ -355,7 +356,7 @@ def forward_flat(
     if y.numel():
         with device_of(x):
             forward_kernel[programs, models](
-                x, *x.stride(), flat, flat.stride(0), packed, acts, acts.shape[1], y, rows,
+                x, *x.stride(), flat, packed, acts, acts.shape[1], y, rows,
                 net, config, TILE_ROWS, save, num_warps=config.warps,
             )  # fmt: skip
     return y, Saved(acts, packed, flat)
@@ -370,7 +371,7 @@ def pack(flat: Tensor, shape: MLPShape, precision: str) -> Tensor:
     if models:
         blocks = triton.cdiv(max(i * o for i, o in pairwise(net.padded)), _BLOCK)
         with device_of(flat):
-            pack_kernel[blocks, net.layers, models](flat, packed, flat.stride(0), net, _BLOCK)
+            pack_kernel[blocks, net.layers, models](flat, packed, net, _BLOCK)
     return packed
 
 
@@ -412,7 +413,7 @@ def backward(
         abs_max = _abs_max(grad_y) if precision == "fp16" else None
         with device_of(grad_y):
             backward_kernel[programs, models](
-                grad_y, *grad_y.stride(), abs_max, flat, flat.stride(0), saved.packed,
+                grad_y, *grad_y.stride(), abs_max, flat, saved.packed,
                 saved.activations, saved.activations.shape[1], grads, grads.shape[1], slope_parts,
                 grad_x, rows, net, config, TILE_ROWS, need_weights, need_x,
                 num_warps=config.warps,
@@ -457,22 +458,14 @@ def weight_gradients(
     splits, chunk = _split(rows, tiles * models, config)
     parts = flat.new_empty((models, splits, size))
     weight_gradient_kernel[tiles + bias_tiles(net, config, net.layers), splits, models](
-        saved.activations, grads, rows, flat, flat.stride(0), parts, chunk, net, config,
+        saved.activations, grads, rows, flat, parts, chunk, net, config,
         num_warps=config.grad_warps,
     )  # fmt: skip
     prelu = net.shape.activation == "prelu"
     reduce_kernel[triton.cdiv(net.flat[-1], _BLOCK) + prelu, models](
-        parts,
-        splits,
-        slope_parts,
-        slope_parts.shape[2],
-        abs_max,
-        factor,
-        grad,
-        grad.stride(0),
-        net,
-        _BLOCK,
-    )
+        parts, splits, slope_parts, slope_parts.shape[2], abs_max, factor, grad, *grad.stride(),
+        net, _BLOCK,
+    )  # fmt: skip
 
 
 def _split(rows: int, tiles: int, config: Config) -> tuple[int, int]:

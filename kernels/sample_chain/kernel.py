@@ -36,8 +36,8 @@ _VARYING = ["first_row", "rows", "steps", "keep_every"]
 @triton.jit(do_not_specialize=_VARYING)
 def chain_kernel(
     inputs_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
-    flat_ptr, flat_stride, packed_ptr, acts_ptr, eps_ptr,
-    labels_ptr, guide_flat_ptr, guide_flat_stride, guide_packed_ptr, guide_acts_ptr,
+    flat_ptr, packed_ptr, acts_ptr, eps_ptr,
+    labels_ptr, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
     guide_grads_ptr, grad_ptr,
     NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +54,7 @@ def chain_kernel(
     model = tl.program_id(1).to(tl.int64)
     slot = (model * tl.num_programs(0) + program) * ROWS
     acts = acts_ptr + slot * NET.activation_columns
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     seed = tl.load(seed_ptr + model)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
@@ -72,7 +72,7 @@ def chain_kernel(
             if GUIDE is not None:
                 _guidance(
                     inputs, grad_ptr + first * IN, labels_ptr + first, live, model, slot,
-                    guide_flat_ptr, guide_flat_stride, guide_packed_ptr, guide_acts_ptr,
+                    guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
                     guide_grads_ptr, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
             tl.debug_barrier()
@@ -108,12 +108,12 @@ def _advance(x, eps, grad, coefficients, seed, step, row, live, DIM: tl.constexp
 
 @triton.jit
 def _guidance(
-    inputs, grad, labels, live, model, slot, flat_ptr, flat_stride, packed_ptr, acts_ptr, grads_ptr,
+    inputs, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, grads_ptr,
     GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
     LAYERS: tl.constexpr = GUIDE.layers
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * GUIDE.shape.num_parameters
     packed = packed_ptr + model * GUIDE.packed[LAYERS]
     acts = acts_ptr + slot * GUIDE.activation_columns
     grads = grads_ptr + slot * GUIDE.gradient_columns
@@ -172,20 +172,20 @@ def sample_chain(
     flat, packed, acts = _buffers(denoiser, net, programs)
     eps = x.new_empty(x.shape)
     if guide is None:
-        guide_net, guidance = None, (None, None, 0, None, None, None, None)
+        guide_net, guidance = None, (None, None, None, None, None, None)
     else:
         guide_net = layout_of(guide.classifier.shape, precision)
         guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
         guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
         guidance = (
-            guide.labels.contiguous(), guide_flat, guide_flat.stride(0), guide_packed, guide_acts,
+            guide.labels.contiguous(), guide_flat, guide_packed, guide_acts,
             guide_grads, torch.empty_like(inputs),
         )  # fmt: skip
     with device_of(x):
         chain_kernel[programs, models](
             inputs, table.contiguous(), time_features.contiguous(), seed.contiguous(),
             first_row, rows, steps, kept if keep_every else None, keep_every,
-            flat, flat.stride(0), packed, acts, eps, *guidance,
+            flat, packed, acts, eps, *guidance,
             net, guide_net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
     return inputs[..., :dim].contiguous(), kept

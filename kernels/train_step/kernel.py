@@ -27,7 +27,7 @@ _LOSS_SCALE = tl.constexpr(_SCALE)
 
 @triton.jit(do_not_specialize=["rows"])
 def train_kernel(
-    inputs_ptr, eps_ptr, labels_ptr, labels_stride, index_ptr, flat_ptr, flat_stride, packed_ptr,
+    inputs_ptr, eps_ptr, labels_ptr, labels_stride, index_ptr, flat_ptr, packed_ptr,
     acts_ptr, grads_ptr, buffer_rows, slope_parts_ptr, loss_parts_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -43,7 +43,7 @@ def train_kernel(
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = first + tl.arange(0, ROWS)
     live = row < rows
-    flat = flat_ptr + model * flat_stride
+    flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
@@ -166,7 +166,7 @@ def _fused(
     with device_of(inputs):
         train_kernel[tiles, models](
             inputs, draw.eps, labels, 0 if labels is None else model_stride(labels), draw.index,
-            flat, flat.stride(0), packed, acts, grads, acts.shape[1], slope_parts, loss_parts, rows,
+            flat, packed, acts, grads, acts.shape[1], slope_parts, loss_parts, rows,
             net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
         count = rows if labels is not None else rows * net.shape.widths[-1]

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+
 from flashpoint.kernels import MLPShape, _dispatch, q_sample, reverse_step, train_step
 from flashpoint.kernels._dispatch import elementwise_gap, use_triton
 from flashpoint.kernels.mlp.layout import gap_of

@@ -3,9 +3,10 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
+
 from flashpoint.kernels.mlp import ACTIVATIONS, MLPShape, reference
 from flashpoint.kernels.mlp import kernel as mlp
-from hypothesis import given, settings
 
 SMALL = (3, 32, 32, 2)
 SIZES = (0, 1, 63, 64, 65, 1000)
@@ -264,6 +265,26 @@ def test_half_precision_data(device, dtype):
     assert grad.dtype == torch.float32
     assert relative_error(y, expected[0]) <= 1e-2
     assert relative_error(grad, expected[2]) <= 5e-2
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.usefixtures("poisoned")
+def test_parameters_and_gradient_inside_larger_buffers(device, models):
+    shape = MLPShape(SMALL)
+    x, grad_y = make_batch(shape, 300, models, device=device)
+    flat = make_network(shape, models, device=device)
+    expected = run(flat, shape, x, grad_y, "fp32")
+    size = shape.num_parameters
+    larger = torch.cat((flat, flat, flat), dim=1)[:, size - 5 : 2 * size + 5]
+    y, saved = mlp.forward_flat(x, larger[:, 5:-5], shape, "fp32")
+    assert torch.equal(y, expected[0])
+    for out in (
+        torch.zeros(models, 3 * size, device=device)[:, size : 2 * size],
+        torch.zeros(models, size, 2, device=device)[..., 0],
+    ):
+        mlp.backward(grad_y, saved, shape, "fp32", need_x=False, grad=out)
+        assert torch.equal(out, expected[2])
+        assert out._base.count_nonzero() == expected[2].count_nonzero()
 
 
 @pytest.mark.usefixtures("poisoned")

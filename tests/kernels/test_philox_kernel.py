@@ -4,6 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from flashpoint.kernels.philox import (
     Stream,
     kernel,

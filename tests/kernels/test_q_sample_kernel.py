@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flashpoint.kernels import q_sample, q_sample_batch
 from flashpoint.kernels.q_sample import kernel, reference
 

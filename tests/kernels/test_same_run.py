@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flashpoint.kernels import (
     Guide,
     MLPShape,
@@ -13,6 +14,7 @@ from flashpoint.kernels import (
     sample_chain,
     train_step,
 )
+from flashpoint.kernels.sample_chain import kernel as chain
 
 POINTS, STEPS = 200, 30
 # Relative difference of losses and of samples that rounding is allowed.
@@ -95,7 +97,8 @@ def test_one_step(device, precision, options, labels):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.usefixtures("poisoned")
-def test_sample_chain(device, precision, guided):
+def test_sample_chain(device, monkeypatch, precision, guided):
+    monkeypatch.setattr(chain, "PROGRAMS", 2)  # so few that a program has several tiles
     models, rows, steps, classes = 2, 70, 12, 5
     shape, classifier = MLPShape((3, 32, 32, 2)), MLPShape((3, 20, 40, classes))
     denoiser = Network(make_parameters(shape, models, device), shape)
@@ -120,6 +123,23 @@ def test_sample_chain(device, precision, guided):
     assert torch.equal(trajectory[-1], samples)
     assert relative_difference(samples, expected[0]) <= TOLERANCE[precision]
     assert relative_difference(trajectory, expected[1]) <= TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(0, 3), (5, 0), (1, 1)])
+@pytest.mark.parametrize("keep_every", [0, 2])
+def test_chains_of_nothing(device, rows, steps, keep_every):
+    shape = MLPShape((3, 16, 2))
+    denoiser = Network(make_parameters(shape, 1, device), shape)
+    table, features = torch.ones(1, steps, 4, device=device), torch.ones(1, steps, 1, device=device)
+    x_T = torch.randn(1, rows, 2, device=device)
+    samples, trajectory = sample_chain(
+        denoiser, x_T, table, features, seed=1, keep_every=keep_every, backend="triton"
+    )
+    assert samples.shape == x_T.shape
+    kept = 1 + -(-steps // keep_every) if keep_every else 0
+    assert trajectory.shape == (kept, *x_T.shape)
+    if not steps:
+        assert torch.equal(samples, x_T)
 
 
 @pytest.mark.gpu
