@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ...kernels.philox import Stream, normals, permute, random_words, seed_tensor
+from ...kernels.philox import Stream, child_seed, normals, permute, random_words, seed_tensor
 from ..errors import UserError, check_at_least
 from ..points import Points
 from .likelihood import same_dimension
@@ -123,7 +123,7 @@ def emd_by_class(
     if len(samples) != points.num_classes:
         raise UserError(f"samples must be of {points.num_classes} classes, got {len(samples)}")
     costs = [
-        emd(x, points.of_class(label), size=size, draws=draws, seed=seed)
+        emd(x, points.of_class(label), size=size, draws=draws, seed=child_seed(seed, label))
         for label, x in enumerate(samples)
     ]
     return sum(costs) / len(costs)

@@ -154,6 +154,8 @@ def evaluate(
         ValueError: the samples' dimension is not the data's, or there are fewer than 4 points.
     """
     check_at_least("repeats", repeats, 2)
+    if held_out is not None:
+        check_at_least("number of held-out points", len(held_out), 2)
     samples = samples.cpu()
     data = points.data if label is None else points.of_class(label)
     if len(data) < 4 or len(samples) < 2:
