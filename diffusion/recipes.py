@@ -191,7 +191,7 @@ _CLASSIFIER = (100, 200, 500)
 RECIPES = {
     "fast": (
         Recipe(),
-        Recipe(steps=1500, hidden_layers=_CLASSIFIER, lr=2e-3, low_noise=0.0),
+        Recipe(steps=2500, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),
     ),
     "classic-a": (
         ClassicRecipe(300, weight_decay=1e-7, refresh=25, decay=StepDecay(2, 0.99)),

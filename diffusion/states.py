@@ -32,7 +32,7 @@ STATE_NAMES = ("Michigan", "Idaho", "Ohio", "Oklahoma", "Wisconsin")
 _VERTEX = {"Ohio": 0, "Wisconsin": 1, "Oklahoma": 2, "Idaho": 3, "Michigan": 4}
 _PENTAGON_RADIUS = 1.5
 _STATE_RADIUS = 0.48  # root mean square distance of an outline from its centre
-_JITTER = 0.025
+_JITTER = 0.03
 
 
 def states_points(n_points: int = 5000, seed: int = 0) -> Points:
