@@ -14,7 +14,7 @@ With another triton, in an environment of its own::
     python -m venv /tmp/triton36
     /tmp/triton36/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     /tmp/triton36/bin/pip install --no-deps triton==3.6.0 -e .
-    /tmp/triton36/bin/python -m flashpoint.kernels.resources
+    /tmp/triton36/bin/python -m flashpoint.kernels.resources --main
 """
 
 import argparse
