@@ -1,6 +1,7 @@
 """The benchmark of the operations: it checks before it times, and says what it could not do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ def test_what_is_wrong_is_not_timed(error):
     assert not result.correct
     assert not result.timings
     assert "WRONG" in "\n".join(lines(result))
+
+
+def test_ours_that_fails_is_wrong_and_does_not_end_the_benchmark():
+    def fail():
+        raise RuntimeError("does not compile")
+
+    broken = replace(comparison(0.0, {"eager": lambda: None}), error=fail)
+    result = measure(broken, 2, CPU)
+    assert not result.correct
+    assert not result.timings
+    assert result.unavailable == {"ours": "RuntimeError: does not compile"}
 
 
 def test_speed_is_a_paired_ratio_with_its_interval():

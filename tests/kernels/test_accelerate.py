@@ -59,7 +59,9 @@ def test_optimizer_made_before_trains_the_same_run(fused_calls):
     torch.manual_seed(0)
     model = Model()
     twin = copy.deepcopy(model)
-    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2) for each in (model, twin)]
+    optimizers = [
+        torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (model, twin)
+    ]
     accelerate(model)
     x, target = torch.randn(32, 3), torch.randn(32, 2)
     for _ in range(5):
