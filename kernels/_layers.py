@@ -107,6 +107,8 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
         return "has hooks"
     if "forward" in layer.__dict__:
         return "has a forward of its own"
+    if kind in (nn.Linear, nn.PReLU) and "weight" not in layer._parameters:
+        return "has its weight elsewhere"  # as in replicas of nn.DataParallel
     for parameter in layer._parameters.values():
         if parameter is not None and type(parameter) not in _PLAIN_TENSORS:
             return "has parameters of a tensor subclass"

@@ -174,6 +174,13 @@ def with_own_forward():
     return model
 
 
+def with_weight_elsewhere():
+    model = perceptron()
+    weight = model[0]._parameters.pop("weight")
+    model[0].weight = weight.detach()
+    return model
+
+
 class Special(nn.Sequential):
     """A Sequential whose forward may do anything."""
 
@@ -191,6 +198,7 @@ def with_mixed_bias():
         (hooked_itself, "it has hooks"),
         (parametrized, "layer 2 (ParametrizedLinear) has parametrizations"),
         (with_own_forward, "layer 0 (Linear) has a forward of its own"),
+        (with_weight_elsewhere, "layer 0 (Linear) has its weight elsewhere"),
         (with_mixed_bias, "some layers have a bias and some have none"),
         (lambda: Special(*perceptron()), "Special is a class of its own"),
         (lambda: nn.Sequential(nn.Linear(3, 2)), "there is no hidden layer"),
@@ -276,3 +284,18 @@ def test_strict_wants_at_least_one():
 def test_a_second_time_is_the_same():
     model = Model()
     assert accelerate(model) == accelerate(model)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.PReLU, nn.LeakyReLU])
+def test_compiles_into_one_graph(activation, fused_calls):
+    model = perceptron(activation)
+    accelerate(model)
+    x, compiled = torch.randn(6, 3), torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).sum().backward()
+    got = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    nn.Sequential(*model)(x).sum().backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert fused_calls
