@@ -56,8 +56,29 @@ def uniform(word):
 def normals(word_0, word_1):
     """Two standard normal numbers from two words (Box and Muller 1958), fp32."""
     radius = tl.sqrt_rn(-2.0 * tl.log(uniform(word_0)))
-    angle = 6.283185307179586 * uniform(word_1)
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    cosine, sine = _turn(uniform(word_1))
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def _turn(u):
+    """Cosine and sine of 2 pi u for u in (0, 1), to fp32 rounding.
+
+    The polynomials are those of Cephes (Moshier 1989) for a quarter turn around 0. The library's
+    sine must also reduce huge angles, which takes a stack frame and most of its instructions.
+    """
+    quarter = tl.floor(4 * u + 0.5)  # 0 ... 4
+    angle = (u - 0.25 * quarter) * 6.283185307179586
+    square = angle * angle
+    sine = 8.3321608736e-3 - square * 1.9515295891e-4
+    sine = angle + angle * square * (square * sine - 1.6666654611e-1)
+    cosine = square * 2.443315711809948e-5 - 1.388731625493765e-3
+    cosine = 1 - 0.5 * square + square * square * (square * cosine + 4.166664568298827e-2)
+    odd = (quarter == 1) | (quarter == 3)
+    upside_down = (quarter == 2) | (quarter == 3)
+    mirrored = (quarter == 1) | (quarter == 2)
+    cosine, sine = tl.where(odd, sine, cosine), tl.where(odd, cosine, sine)
+    return tl.where(mirrored, -cosine, cosine), tl.where(upside_down, -sine, sine)
 
 
 @triton.jit

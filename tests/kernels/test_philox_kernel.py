@@ -1,5 +1,7 @@
 """Philox in a kernel: the integers of the reference and of ``tl.randint4x``, bit for bit."""
 
+import math
+
 import pytest
 import torch
 import triton
@@ -95,3 +97,25 @@ def test_the_reference_is_randint4x(device, seed):
     words = torch.empty((ROWS, 4), dtype=torch.int64, device=device)
     randint4x[1,](seeds, elements(device), words, ROWS)
     assert torch.equal(words, random_words(seeds, Stream.DRAW, 0, elements(device), 4)[0])
+
+
+@triton.jit
+def turn(word_ptr, out_ptr, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    word = tl.load(word_ptr + row).to(tl.uint32)
+    cosine, sine = kernel._turn(kernel.uniform(word))
+    tl.store(out_ptr + row * 2, cosine)
+    tl.store(out_ptr + row * 2 + 1, sine)
+
+
+def test_cosine_and_sine(device):
+    """All around the circle and close to the axes, against float64."""
+    grid = torch.arange(0, 2**32, 2**18)
+    axes = torch.arange(0, 2**32, 2**30)[:, None] + torch.arange(0, 2**15, 2**7)
+    words = torch.cat((grid, axes.flatten(), (2**32 - 1 - axes).flatten(), grid))[: 2**15]
+    words = words.to(device)
+    out = torch.empty((2**15, 2), device=device)
+    turn[2**5,](words, out, 2**10)
+    angle = 2 * math.pi * ((words >> 8).float() * 2.0**-24 + 2.0**-25).double()
+    expected = torch.stack((angle.cos(), angle.sin()), dim=-1)
+    assert (out - expected).abs().max() <= 2e-7
