@@ -17,6 +17,7 @@ from .experiment import Run, Settings, summary
 from .metrics import Evaluation, evaluate
 from .points import Points, load_points
 from .recipes import RECIPES
+from .report import write_report
 from .sampling import METHODS, sample
 from .schedules import Schedule
 from .states import states_points
@@ -196,6 +197,18 @@ def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
     click.echo(summary({samples.name: result}))
     click.echo(f"\n{result.table()}\n")
     click.echo(json.dumps(result.to_dict(), indent=2))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--real-draws", default=20, show_default=True, help="Behind each metric's band.")
+@_options(_data, _seed, _device)
+def report(run, real_draws, data, seed, device) -> None:
+    """Write report.md and report.html, with every figure and metric, into a run's folder."""
+    targets = write_report(
+        run, _points(data), real_draws=real_draws, seed=seed, device=device, say=click.echo
+    )
+    click.echo(f"the report is {' and '.join(map(str, targets))}")
 
 
 @main.command()

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from .models import MLP
@@ -115,6 +117,130 @@ def classifier_map(
     return _finish(figure, save_to)
 
 
+def density(points: Points, samples: Tensor, save_to=None) -> Figure:
+    """How dense data and samples [n, d] are, on one scale; of the first two dimensions.
+
+    Both are histograms of the same cells, in points per unit of area over the number of points.
+    """
+    groups = [("data", points.data), ("samples", samples)]
+    if points.dim == 1:
+        return _density_curves(groups, save_to)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    low, high = _frame(points)
+    cells = [np.linspace(low[axis], high[axis], 81) for axis in range(2)]
+    counts = [np.histogram2d(*x[:, :2].cpu().numpy().T, cells, density=True)[0] for _, x in groups]
+    brightest = np.quantile(counts[0][counts[0] > 0], 0.99)
+    for axis, (title, _), count in zip(axes, groups, counts, strict=True):
+        image = axis.pcolormesh(*cells, count.T, cmap="Blues", vmin=0, vmax=brightest)
+        axis.set(title=title, aspect="equal")
+    figure.colorbar(image, ax=axes, label="density", shrink=0.8, extend="max")
+    return _finish(figure, save_to)
+
+
+def _density_curves(groups: Sequence[tuple[str, Tensor]], save_to) -> Figure:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    cells = np.histogram_bin_edges(groups[0][1].numpy(), 60)
+    for color, (title, x) in zip(COLORS, groups, strict=False):
+        axis.hist(x[:, 0].cpu(), cells, density=True, histtype="step", color=color, label=title)
+    axis.set(xlabel="x", ylabel="density")
+    axis.legend(frameon=False)
+    return _finish(figure, save_to)
+
+
+def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=None) -> Figure:
+    """Paths [K, n, d] of n samples from noise to data, one colour for each.
+
+    In two dimensions and more the first two are drawn, over the data in grey; in one dimension x
+    against the timesteps [K] that the path has reached.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = figure.subplots()
+    paths = paths.cpu()
+    colors = [COLORS[row % 6] for row in range(paths.shape[1])]
+    if points.dim == 1:
+        for path, color in zip(paths[:, :, 0].T, colors, strict=True):
+            axis.plot(steps, path, color=color, linewidth=0.7)
+        axis.invert_xaxis()
+        axis.set(xlabel="timestep", ylabel="x")
+        return _finish(figure, save_to)
+    _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
+    axis.add_collection(
+        LineCollection(list(paths[..., :2].mT.permute(2, 0, 1)), colors=colors, linewidths=0.7)
+    )
+    axis.scatter(
+        *paths[0, :, :2].T, s=14, facecolors="white", edgecolors=colors, label="noise", zorder=3
+    )
+    axis.scatter(*paths[-1, :, :2].T, s=14, c=colors, label="sample", zorder=3)
+    low, high = (
+        paths[..., :2].flatten(0, 1).amin(0) - 0.2,
+        paths[..., :2].flatten(0, 1).amax(0) + 0.2,
+    )
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    axis.legend(frameon=False, loc="upper right")
+    return _finish(figure, save_to)
+
+
+def against_steps(
+    counts: Sequence[int],
+    curves: dict[str, dict[str, Sequence[float]]],
+    real: dict[str, tuple[float, float]],
+    save_to=None,
+) -> Figure:
+    """Quality against the number of reverse steps, one panel for each metric.
+
+    Args:
+        counts: numbers of steps.
+        curves: the value at each count, by metric and by sampler.
+        real: the band of real draws, by metric.
+        save_to: file.
+    """
+    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (metric, samplers) in zip(axes, curves.items(), strict=True):
+        axis.axhspan(*real[metric], color=COLORS[6], alpha=0.4, label="99% of real draws")
+        for color, (sampler, values) in zip(COLORS, samplers.items(), strict=False):
+            axis.plot(counts, values, "o-", color=color, label=sampler)
+        axis.set(xscale="log", xlabel="reverse steps", ylabel=metric, xticks=counts)
+        axis.set_xticklabels([str(count) for count in counts])
+        axis.minorticks_off()
+        axis.legend(frameon=False)
+    return _finish(figure, save_to)
+
+
+def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Figure:
+    """Excess loss [S] by name against the noise level sqrt(1 - alpha_bar) [S]."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for color, (name, values) in zip(COLORS, curves.items(), strict=False):
+        axis.plot(levels, values, "o-", color=color, markersize=3, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="noise level", ylabel="excess loss")
+    axis.legend(frameon=False)
+    return _finish(figure, save_to)
+
+
+def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str | Path) -> None:
+    """The reverse process as a GIF: samples [K, n, d] at the timesteps [K], over the outlines.
+
+    One dimension is drawn as a histogram; of more than two, the first two.
+    """
+    figure = Figure(figsize=(4, 4), dpi=90, layout="constrained")
+    canvas, axis = FigureCanvasAgg(figure), figure.subplots()
+    images = []
+    for x, step in zip(frames, steps, strict=True):
+        axis.clear()
+        _draw(axis, x, None, points, f"t = {step}")
+        if points.dim == 1:
+            axis.set_xlim(points.data.min().item() - 0.3, points.data.max().item() + 0.3)
+        _finish(figure, None)
+        canvas.draw()
+        image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        images.append(image.quantize(32, dither=Image.Dither.NONE))
+    lasting = [80] * (len(images) - 1) + [2000]  # milliseconds
+    images[0].save(save_to, save_all=True, append_images=images[1:], duration=lasting, loop=0)
+
+
 def _draw(
     axis: Axes, samples, labels, points: Points | None, title: str, alpha=0.6, legend=False
 ) -> None:
@@ -135,12 +261,17 @@ def _draw(
         rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
         axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))
     if points is not None:
-        low = (points.data[:, :2].amin(0) - 0.3).tolist()
-        high = (points.data[:, :2].amax(0) + 0.3).tolist()
+        low, high = _frame(points)
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     axis.set(title=title, aspect="equal")
     if legend:
         axis.legend(markerscale=5, frameon=False, fontsize="small", loc="upper right")
+
+
+def _frame(points: Points) -> tuple[list[float], list[float]]:
+    """The corners of what is shown of the plane."""
+    plane = points.data[:, :2]
+    return (plane.amin(0) - 0.3).tolist(), (plane.amax(0) + 0.3).tolist()
 
 
 def _finish(figure: Figure, save_to: str | Path | None) -> Figure:

@@ -18,7 +18,7 @@ from .distances import (
     nearest_distances,
     sliced_wasserstein,
 )
-from .evaluation import Evaluation, Score, evaluate, real_pairs
+from .evaluation import METRICS, Evaluation, Score, evaluate, real_pairs, score
 from .excess_loss import GaussianMixture, PointMasses, excess_loss
 from .likelihood import kde_nll, kernel_nll
 from .two_sample import (
@@ -30,6 +30,7 @@ from .two_sample import (
 )
 
 __all__ = [
+    "METRICS",
     "Evaluation",
     "GaussianMixture",
     "Neighbours",
@@ -49,5 +50,6 @@ __all__ = [
     "nearest_neighbour_test",
     "occupancy",
     "real_pairs",
+    "score",
     "sliced_wasserstein",
 ]

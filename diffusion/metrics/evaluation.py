@@ -177,7 +177,7 @@ def evaluate(
             found.update(memorisation(*trio, seed)._asdict())
     found, *real = numbers
     scores = {
-        name: _score(name, value, [one[name] for one in real]) for name, value in found.items()
+        name: score(name, value, [one[name] for one in real]) for name, value in found.items()
     }
     return Evaluation(
         kde_nll(samples, points.data),
@@ -243,8 +243,14 @@ def _measure(
     return numbers | nearest_neighbour_test(samples, data, seed)._asdict()
 
 
-def _score(name: str, value: float, real: list[float]) -> Score:
-    """A metric of the samples beside those of real draws."""
+def score(name: str, value: float, real: list[float]) -> Score:
+    """A metric of samples beside those of real draws.
+
+    Args:
+        name: of the metric in :data:`METRICS`.
+        value: of the samples.
+        real: of each real draw, at least two.
+    """
     scale, repeats = METRICS[name].scale, len(real)
     drawn = scale.to(torch.tensor(real, dtype=torch.float64))
     spread = student_t.ppf(0.995, repeats - 1) * math.sqrt(1 + 1 / repeats) * drawn.std()
