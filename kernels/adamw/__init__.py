@@ -54,4 +54,6 @@ def adamw_(
     check_shape("state.exp_avg", state.exp_avg, parameters.shape)
     check_same_device(parameters=parameters, grad=grad, exp_avg=state.exp_avg)
     lr = torch.as_tensor(lr, dtype=parameters.dtype, device=parameters.device).reshape(-1, 1)
-    reference.adamw_(parameters, grad, state, lr, step, betas, eps, weight_decay, decoupled, ema_decay)
+    reference.adamw_(
+        parameters, grad, state, lr, step, betas, eps, weight_decay, decoupled, ema_decay
+    )

@@ -218,7 +218,9 @@ def chain(models=1, rows=7, steps=6, guided=False, rows_from=0, keep_every=0, se
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_sample_depends_on_its_row_alone(guided):
     whole = chain(rows=10, guided=guided)[0]
-    parts = [chain(rows=rows, rows_from=first, guided=guided)[0] for first, rows in ((0, 4), (4, 6))]
+    parts = [
+        chain(rows=rows, rows_from=first, guided=guided)[0] for first, rows in ((0, 4), (4, 6))
+    ]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
