@@ -13,6 +13,7 @@ from .._validate import (
     check_shape,
 )
 from ..mlp.layout import gap_of
+from ..overflow import observe
 from ..philox import Stream, seed_tensor
 from ..reverse_step import draw_noise
 from . import reference
@@ -105,8 +106,11 @@ def sample_chain(
         if use_triton(backend, "x_T", x_T, gap):
             from . import kernel
 
-            return kernel.sample_chain(*arguments, precision)
-        return reference.sample_chain(*arguments)
+            samples, trajectory = kernel.sample_chain(*arguments, precision)
+        else:
+            samples, trajectory = reference.sample_chain(*arguments)
+    observe("sample_chain", precision, [parameters, x_T], [samples])
+    return samples, trajectory
 
 
 def _check_network(name: str, network: Network, width: int) -> None:

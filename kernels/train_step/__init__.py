@@ -13,6 +13,7 @@ from .._validate import (
 )
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
+from ..overflow import observe
 from ..philox import seed_tensor
 from ..q_sample.reference import Draw, draw_epoch, draw_fresh
 from . import reference
@@ -100,6 +101,7 @@ def train_step(
     else:
         draw = _draw(data, seeds, batch_size, step, epoch, refresh, first_row)
         loss = reference.train_step(parameters, shape, data, draw, grad)
+    observe("train_step", precision, [parameters], [loss, grad])
     return loss, grad
 
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from flashpoint.kernels import detect_overflow, mlp
+from flashpoint.kernels import (
+    MLPShape,
+    Network,
+    TrainingData,
+    detect_overflow,
+    mlp,
+    sample_chain,
+    train_step,
+)
 
 # The interpreter computes with numpy, which warns of what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
@@ -60,6 +68,26 @@ def test_an_error_in_the_block_is_not_replaced(device):
 
     with pytest.raises(KeyError), detect_overflow():
         overflow_and_fail()
+
+
+def test_overflow_in_training_and_sampling(device):
+    shape = MLPShape((3, 16, 2))
+    parameters = torch.full((1, shape.num_parameters), 3e4, device=device)
+    features = torch.ones(1, 4, 1, device=device)
+    data = TrainingData(
+        points=torch.ones(1, 5, 2, device=device),
+        alpha_bar=torch.full((1, 4), 0.5, device=device),
+        time_features=features,
+        labels=None,
+        n_points=torch.tensor([5], device=device),
+        t_table=torch.arange(4, device=device)[None],
+    )
+    options = {"backend": "triton", "precision": "fp16", "seed": 0}
+    with pytest.raises(FloatingPointError, match="train_step"), detect_overflow():
+        train_step(parameters, shape, data, batch_size=8, step=0, **options)
+    x_T, table = torch.ones(1, 8, 2, device=device), torch.ones(1, 4, 4, device=device)
+    with pytest.raises(FloatingPointError, match="sample_chain"), detect_overflow():
+        sample_chain(Network(parameters, shape), x_T, table, features, **options)
 
 
 @pytest.mark.gpu
