@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._dispatch import use_triton
 from .._validate import check_backend, check_positive, check_same_device, check_shape
 from . import reference
 from .reference import AdamWState
@@ -43,7 +44,8 @@ def adamw_(
         decoupled: False adds the weight decay to the gradient, as ``torch.optim.Adam`` does
             (Kingma and Ba 2015).
         ema_decay: d above, in [0, 1).
-        backend: ``"torch"`` forces the plain PyTorch reference; None chooses.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernel; None
+            chooses.
 
     Raises:
         ValueError: shapes or devices do not fit, or step is less than 1.
@@ -53,7 +55,24 @@ def adamw_(
     check_shape("grad", grad, parameters.shape)
     check_shape("state.exp_avg", state.exp_avg, parameters.shape)
     check_same_device(parameters=parameters, grad=grad, exp_avg=state.exp_avg)
-    lr = torch.as_tensor(lr, dtype=parameters.dtype, device=parameters.device).reshape(-1, 1)
-    reference.adamw_(
-        parameters, grad, state, lr, step, betas, eps, weight_decay, decoupled, ema_decay
-    )
+    models = len(parameters)
+    options = (step, betas, eps, weight_decay, decoupled, ema_decay)
+    if isinstance(lr, Tensor):
+        lr = lr.to(parameters).reshape(-1).expand(models)
+    buffers = (parameters, grad, *state)
+    if use_triton(backend, "parameters", parameters, _gap(buffers)):
+        from . import kernel
+
+        kernel.adamw_(parameters, grad, state, lr, *options)
+    else:
+        lr = torch.as_tensor(lr, dtype=parameters.dtype, device=parameters.device).reshape(-1, 1)
+        reference.adamw_(parameters, grad, state, lr, *options)
+
+
+def _gap(buffers: tuple[Tensor, ...]) -> str | None:
+    """What the kernel does not cover, if anything."""
+    if any(buffer.dtype != torch.float32 for buffer in buffers):
+        return "an optimiser of other than float32"
+    if not all(buffer.is_contiguous() for buffer in buffers):
+        return "an optimiser of scattered parameters"
+    return None
