@@ -19,8 +19,9 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+installed() { (cd "$work" && "$python" -c 'import flashpoint.kernels') 2>/dev/null; }
 install=("$python" -m pip install --quiet --no-deps --no-build-isolation -e .)
-if ! "${install[@]}" >"$work/install.txt" 2>&1; then
+if ! installed && ! "${install[@]}" >"$work/install.txt" 2>&1; then
   # An old setuptools or a read-only environment: the folders under one namespace do as well.
   mkdir -p "$work/path/flashpoint"
   ln -s "$PWD/kernels" "$PWD/diffusion" "$PWD/bench" "$work/path/flashpoint/"
@@ -30,7 +31,7 @@ fi
 folder=${OUT:-bench/records/$(date +%F)-$("$python" -m flashpoint.bench.record name)}
 mkdir -p "$folder"
 log=$folder/log.txt
-cat "$work/install.txt" >"$log"
+cat "$work"/install.txt >"$log" 2>/dev/null
 "$python" -m flashpoint.bench.record start "$folder"
 failed=0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_without_a_gpu_the_script_says_so_in_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("bench/gpu.sh: no CUDA device")
     assert done.stderr.count("\n") == 1
+
+
+def test_every_stage_leaves_its_result(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run(
+        [SCRIPT, "--smoke"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"record.json", "log.txt"}
+    stages = json.loads((tmp_path / "record.json").read_text())["stages"]
+    assert {name: stage["outcome"] for name, stage in stages.items()} in (
+        {"tests": "passed", "memcheck": sanitizer, "operations": "passed"}
+        for sanitizer in ("passed", "unavailable")
+    )
+    assert all(result["correct"] for result in stages["operations"]["results"])
