@@ -34,11 +34,12 @@ _NETWORK = (
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
 _library = torch.library.Library("flashpoint", "FRAGMENT")
-_library.define(f"mlp({_NETWORK}, *, bool save=False) -> (Tensor, Tensor[])")
-_library.define(
-    f"mlp_backward(Tensor grad_y, Tensor[] saved, bool needs_x, {_NETWORK}) -> (Tensor, Tensor)"
-)
-_library.define(f"mlp_input_gradient(Tensor grad_y, Tensor[] saved, {_NETWORK}) -> Tensor")
+for _schema in (
+    f"mlp({_NETWORK}, *, bool save=False) -> (Tensor, Tensor[])",
+    f"mlp_backward(Tensor grad_y, Tensor[] saved, bool needs_x, {_NETWORK}) -> (Tensor, Tensor)",
+    f"mlp_input_gradient(Tensor grad_y, Tensor[] saved, {_NETWORK}) -> Tensor",
+):
+    _library.define(_schema, tags=torch.Tag.pt2_compliant_tag)
 _mlp = torch.ops.flashpoint.mlp.default
 _mlp_backward = torch.ops.flashpoint.mlp_backward.default
 _mlp_input_gradient = torch.ops.flashpoint.mlp_input_gradient.default
@@ -202,6 +203,8 @@ def _flatten(x, weights, biases, slope, *options):
 
 
 class _Forward(torch.autograd.Function):
+    """y and what was saved; the derivative is one of the gradient operators."""
+
     @staticmethod
     def forward(ctx, keyset, flat, *tensors):
         y, saved = _mlp.redispatch(keyset, *flat.network(*tensors), save=True)
@@ -319,16 +322,18 @@ def _autograd_backward(keyset, grad_y, saved, needs_x, *network):
     def run():
         return _mlp_backward.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, needs_x, *network)
 
-    if not (_records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)):
-        return run()
-    flat, tensors = _flatten(*network)
-    return _Gradient.apply(run, flat, grad_y, *tensors)
+    return _record_gradient(run, grad_y, network)
 
 
 def _autograd_input_gradient(keyset, grad_y, saved, *network):
     def run():
         return _mlp_input_gradient.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, *network)
 
+    return _record_gradient(run, grad_y, network)
+
+
+def _record_gradient(run, grad_y, network):
+    """Runs a gradient operator, recorded if its own gradient may be asked for."""
     if not (_records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)):
         return run()
     flat, tensors = _flatten(*network)
