@@ -41,10 +41,23 @@ class Config:
     grad_warps: int
 
 
-_HOPPER_HALF = Config(256, 64, 3, 8, 128, 128, 64, 3, 8)
-_AMPERE_HALF = Config(256, 32, 3, 8, 128, 128, 32, 3, 8)
-_TF32 = Config(128, 32, 3, 8, 64, 128, 32, 3, 8)
-_FP32 = Config(64, 16, 2, 8, 64, 64, 16, 2, 8)
+_HOPPER_HALF = Config(
+    out=256, reduce=64, stages=3, warps=8,
+    grad_in=128, grad_out=128, grad_rows=64, grad_stages=3, grad_warps=8,
+)  # fmt: skip
+_AMPERE_HALF = Config(
+    out=256, reduce=32, stages=3, warps=8,
+    grad_in=128, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
+)  # fmt: skip
+_TF32 = Config(
+    out=128, reduce=32, stages=3, warps=8,
+    grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
+)  # fmt: skip
+# Products in IEEE fp32 do not run on tensor cores but are unrolled, so the tiles are small.
+_FP32 = Config(
+    out=64, reduce=16, stages=2, warps=8,
+    grad_in=64, grad_out=64, grad_rows=16, grad_stages=2, grad_warps=8,
+)  # fmt: skip
 
 
 def config_for(precision: str, capability: tuple[int, int]) -> Config:

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+# What a gradient of the order of 1 is multiplied by, in the spirit of :func:`power_of_two_scale`.
+UNIT_SCALE = tl.constexpr(16.0)
+
 
 @triton.constexpr_function
 def divisor(width, limit):

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
 from ..mlp.config import PROGRAMS, TILE_ROWS, config_for
-from ..mlp.device import softmax
+from ..mlp.device import UNIT_SCALE, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
     backward_hidden,
@@ -26,9 +26,6 @@ from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step.kernel import update
 from .reference import Guide, Network
 
-# A label's gradient is of the order of 1; fp16 has more room above than below.
-_SCALE = tl.constexpr(16.0)
-_UNSCALE = tl.constexpr(1 / 16.0)
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
 
@@ -124,7 +121,7 @@ def _guidance(
     _label_gradient(acts, packed, flat, grads, label, GUIDE, CONFIG, ROWS)
     tl.debug_barrier()
     backward_hidden(acts, grads, packed, flat, None, 0, GUIDE, CONFIG, ROWS)
-    store_grad_x(grads, packed, grad, live, _UNSCALE, GUIDE, CONFIG, ROWS)
+    store_grad_x(grads, packed, grad, live, 1 / UNIT_SCALE, GUIDE, CONFIG, ROWS)
 
 
 @triton.jit
@@ -140,7 +137,7 @@ def _label_gradient(
     p, _ = softmax(y, column, WIDTH)
     chosen = column[None, :] == label[:, None]
     target = grads + (GUIDE.columns[LAYERS] - GUIDE.columns[1])
-    grad = ((chosen - p) * _SCALE).to(grads.dtype.element_ty)
+    grad = ((chosen - p) * UNIT_SCALE).to(grads.dtype.element_ty)
     tl.store(target + row * GUIDE.gradient_columns + column[None, :], grad)
 
 

@@ -13,16 +13,12 @@ from .._dispatch import capability_of, device_of, model_stride
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.config import TILE_ROWS, config_for
-from ..mlp.device import divisor, softmax
+from ..mlp.device import UNIT_SCALE, divisor, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
 from ..q_sample.kernel import Source, draw_epoch, draw_fresh
 from ..q_sample.reference import Draw
 from .reference import TrainingData
-
-# A row's gradient of y is of the order of 1; fp16 has more room above than below.
-_SCALE = 16.0
-_LOSS_SCALE = tl.constexpr(_SCALE)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -34,7 +30,7 @@ def train_kernel(
     """Forward, loss and backward of one tile; grid (tiles, M).
 
     The loss is that of eps, or with labels of the label of point ``index``. Its parts are sums over
-    rows, and the gradients are those of such a sum, times a constant.
+    rows, and so are the gradients, scaled.
     """
     LAYERS: tl.constexpr = NET.layers
     IN: tl.constexpr = NET.shape.widths[0]
@@ -69,7 +65,7 @@ def _eps_loss(
     acts, packed, flat, grads, eps, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of (y - eps)^2 of a tile; writes y - eps, which is half its gradient."""
+    """Sum of (y - eps)^2 of a tile; writes y - eps, half its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -84,7 +80,7 @@ def _eps_loss(
         wanted = tl.load(eps + row * WIDTH + column[None, :], mask=inside, other=0.0)
         error = tl.where(inside, y - wanted, 0.0)
         loss += tl.sum(error * error)
-        error = (error * _LOSS_SCALE).to(grads.dtype.element_ty)
+        error = (error * UNIT_SCALE).to(grads.dtype.element_ty)
         tl.store(target + row * NET.gradient_columns + column[None, :], error)
     return loss
 
@@ -94,7 +90,7 @@ def _label_loss(
     acts, packed, flat, grads, label, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of -log softmax(y)[label] of a tile; writes its gradient."""
+    """Sum of -log softmax(y)[label] of a tile; writes its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -104,7 +100,7 @@ def _label_loss(
     p, log_p = softmax(y, column, WIDTH)
     chosen = live[:, None] & (column[None, :] == label[:, None])
     grad = tl.where(live[:, None], p - chosen, 0.0)
-    grad = (grad * _LOSS_SCALE).to(grads.dtype.element_ty)
+    grad = (grad * UNIT_SCALE).to(grads.dtype.element_ty)
     target = grads + (NET.columns[LAYERS] - NET.columns[1])
     tl.store(target + row * NET.gradient_columns + column[None, :], grad)
     return -tl.sum(tl.where(chosen, log_p, 0.0))
@@ -170,7 +166,7 @@ def _fused(
             net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
         count = rows if labels is not None else rows * net.shape.widths[-1]
-        derivative = (1 if labels is not None else 2) / _SCALE
+        derivative = (1 if labels is not None else 2) / UNIT_SCALE.value
         mlp.weight_gradients(
             mlp.Saved(acts, packed, flat), grads, slope_parts, grad, net, config,
             factor=derivative / count,
