@@ -20,6 +20,7 @@ from .schedules import Schedule
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _INK = "#444444"
+_GRID = 300  # cells along each axis of a classifier's map
 
 
 def scatter(
@@ -97,7 +98,7 @@ def classifier_map(
     figure = Figure(figsize=(5 * len(steps), 5.2), layout="constrained")
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
     low, high = (points.data.amin(0) - 0.5).tolist(), (points.data.amax(0) + 0.5).tolist()
-    x, y = (torch.linspace(low[axis], high[axis], 300) for axis in range(2))
+    x, y = (torch.linspace(low[axis], high[axis], _GRID) for axis in range(2))
     grid = torch.cartesian_prod(x, y)
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
@@ -108,7 +109,7 @@ def classifier_map(
         sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55
         image = 1 - sure * (1 - palette[label % len(COLORS)])
         axis.imshow(
-            image.reshape(300, 300, 3).transpose(0, 1).numpy(),
+            image.reshape(_GRID, _GRID, 3).transpose(0, 1).numpy(),
             origin="lower",
             extent=(low[0], high[0], low[1], high[1]),
         )
@@ -120,30 +121,35 @@ def classifier_map(
 def density(points: Points, samples: Tensor, save_to=None) -> Figure:
     """How dense data and samples [n, d] are, on one scale; of the first two dimensions.
 
-    Both are histograms of the same cells, in points per unit of area over the number of points.
+    Both are histograms of the same cells: the share of the points in a cell over its area. Samples
+    outside the frame are not drawn, but counted.
     """
     groups = [("data", points.data), ("samples", samples)]
+    low, high = _frame(points)
+    count = min(80, max(20, int(len(points) ** 0.5)))
+    cells = [np.linspace(*ends, count + 1) for ends in zip(low, high, strict=True)]
     if points.dim == 1:
-        return _density_curves(groups, save_to)
+        return _density_curves(groups, cells[0], save_to)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    low, high = _frame(points)
-    cells = [np.linspace(low[axis], high[axis], 81) for axis in range(2)]
-    counts = [np.histogram2d(*x[:, :2].cpu().numpy().T, cells, density=True)[0] for _, x in groups]
-    brightest = np.quantile(counts[0][counts[0] > 0], 0.99)
-    for axis, (title, _), count in zip(axes, groups, counts, strict=True):
-        image = axis.pcolormesh(*cells, count.T, cmap="Blues", vmin=0, vmax=brightest)
+    area = np.prod([edges[1] - edges[0] for edges in cells])
+    shares = [
+        np.histogram2d(*x[:, :2].cpu().numpy().T, cells)[0] / (len(x) * area) for _, x in groups
+    ]
+    brightest = np.quantile(shares[0][shares[0] > 0], 0.99)
+    for axis, (title, _), share in zip(axes, groups, shares, strict=True):
+        image = axis.pcolormesh(*cells, share.T, cmap="Blues", vmin=0, vmax=brightest)
         axis.set(title=title, aspect="equal")
     figure.colorbar(image, ax=axes, label="density", shrink=0.8, extend="max")
     return _finish(figure, save_to)
 
 
-def _density_curves(groups: Sequence[tuple[str, Tensor]], save_to) -> Figure:
+def _density_curves(groups: Sequence[tuple[str, Tensor]], cells: np.ndarray, save_to) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    cells = np.histogram_bin_edges(groups[0][1].numpy(), 60)
     for color, (title, x) in zip(COLORS, groups, strict=False):
-        axis.hist(x[:, 0].cpu(), cells, density=True, histtype="step", color=color, label=title)
+        share = np.histogram(x[:, 0].cpu().numpy(), cells)[0] / (len(x) * (cells[1] - cells[0]))
+        axis.stairs(share, cells, color=color, label=title)
     axis.set(xlabel="x", ylabel="density")
     axis.legend(frameon=False)
     return _finish(figure, save_to)
@@ -173,10 +179,8 @@ def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=No
         *paths[0, :, :2].T, s=14, facecolors="white", edgecolors=colors, label="noise", zorder=3
     )
     axis.scatter(*paths[-1, :, :2].T, s=14, c=colors, label="sample", zorder=3)
-    low, high = (
-        paths[..., :2].flatten(0, 1).amin(0) - 0.2,
-        paths[..., :2].flatten(0, 1).amax(0) + 0.2,
-    )
+    ends = paths[..., :2].flatten(0, 1)
+    low, high = (ends.amin(0) - 0.2).tolist(), (ends.amax(0) + 0.2).tolist()
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     axis.legend(frameon=False, loc="upper right")
     return _finish(figure, save_to)
@@ -221,18 +225,18 @@ def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Fi
 
 
 def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str | Path) -> None:
-    """The reverse process as a GIF: samples [K, n, d] at the timesteps [K], over the outlines.
+    """The reverse process as a GIF: points [K, n, d] at the timesteps [K], over the outlines.
 
+    The last frame is that of the samples, and stays for two seconds.
     One dimension is drawn as a histogram; of more than two, the first two.
     """
-    figure = Figure(figsize=(4, 4), dpi=90, layout="constrained")
+    figure = Figure(figsize=(4, 4), dpi=110, layout="constrained")
     canvas, axis = FigureCanvasAgg(figure), figure.subplots()
     images = []
-    for x, step in zip(frames, steps, strict=True):
+    titles = [*(f"t = {step}" for step in steps[:-1]), "samples"]
+    for x, title in zip(frames, titles, strict=True):
         axis.clear()
-        _draw(axis, x, None, points, f"t = {step}")
-        if points.dim == 1:
-            axis.set_xlim(points.data.min().item() - 0.3, points.data.max().item() + 0.3)
+        _draw(axis, x, None, points, title)
         _finish(figure, None)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -248,6 +252,8 @@ def _draw(
     if samples.shape[1] == 1:
         axis.hist(samples[:, 0], bins=100, density=True, color=COLORS[0], alpha=alpha)
         axis.set(title=title, xlabel="x")
+        if points is not None:
+            axis.set_xlim(*(end[0] for end in _frame(points)))
         return
     groups = [(None, slice(None))]
     if labels is not None:

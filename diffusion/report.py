@@ -305,7 +305,7 @@ def _class_scores(material: Material) -> list[Part]:
         "NLL",
         "data's own",
         "in the class",
-        *(METRICS[name].title for name in _SCORES),
+        *(f"{METRICS[name].title} (99% of real draws)" for name in _SCORES),
     )
     rows = [
         (
@@ -334,7 +334,9 @@ def _paths(material: Material) -> list[Part]:
     paths, steps = material.paths(_PATHS_SHOWN, _PATHS, _PATH_STEPS, method="ddim")
     plots.trajectories(paths, steps, flat, figures / "trajectories.png")
     frames, steps = material.paths(_FRAME_SAMPLES, _FRAMES, _PATH_STEPS, variance="posterior")
-    shown = torch.linspace(0, len(frames) - 1, min(_FRAMES_SHOWN, len(frames))).long().tolist()
+    # Most frames show the end of the way, where the shapes appear.
+    way = 1 - torch.linspace(1, 0, _FRAMES_SHOWN).square()
+    shown = (way * (len(frames) - 1)).round().long().unique().tolist()
     plots.animation(frames[shown], [steps[k] for k in shown], flat, figures / "reverse.gif")
     return [
         Heading("From noise to data"),

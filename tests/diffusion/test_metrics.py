@@ -57,7 +57,7 @@ def test_sliced_wasserstein_is_that_of_pot():
 
 
 def failures(samples, label=None):
-    scores = evaluate(samples, STATES, label=label, repeats=40).scores
+    scores = evaluate(samples, STATES, label=label, repeats=20).scores
     return {name for name, score in scores.items() if not score.passed}
 
 
@@ -71,7 +71,7 @@ def test_real_draws_pass(label):
 def test_blur_that_the_likelihood_does_not_see_fails(label):
     real, _ = STATES.redraw(5000, 900, label)
     blurred = real + 0.05 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    result = evaluate(blurred, STATES, label=label, repeats=40)
+    result = evaluate(blurred, STATES, label=label, repeats=20)
     assert abs(result.delta_nll) < 0.04
     assert not result.scores["sample_to_data"].passed
     assert not result.scores["data_to_sample"].passed
@@ -98,7 +98,7 @@ def test_bands_of_data_without_a_known_distribution_come_from_its_halves():
     generator = torch.Generator().manual_seed(0)
     points = Points(torch.randn(2000, 3, generator=generator), name="own")
     good, bad = (
-        evaluate(torch.randn(1000, 3, generator=generator) * scale, points, repeats=40).scores
+        evaluate(torch.randn(1000, 3, generator=generator) * scale, points, repeats=20).scores
         for scale in (1.0, 1.5)
     )
     assert all(score.passed for score in good.values())

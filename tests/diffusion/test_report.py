@@ -1,0 +1,274 @@
+"""The report of a run: its files, its numbers, its figures, and wrong input."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from flashpoint.diffusion import (
+    PointMasses,
+    Points,
+    Schedule,
+    UserError,
+    cli,
+    evaluate,
+    excess_loss,
+    experiment,
+    plots,
+    report,
+    states_points,
+)
+from flashpoint.kernels.philox import child_seed
+
+SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
+         "--samples", "60", "--device", "cpu"]  # fmt: skip
+STATES = states_points(250)
+
+
+def flashpoint(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Fewer points, samples, steps and frames than a user gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_STEP_COUNTS", (2, 5, 900))
+        patch.setattr(report, "_SAMPLES_PER_COUNT", 40)
+        patch.setattr(report, "_PATH_STEPS", 8)
+        patch.setattr(report, "_FRAMES_SHOWN", 4)
+        patch.setattr(report, "_FRAME_SAMPLES", 50)
+        patch.setattr(report, "_TRUE_POINTS", 200)
+        patch.setattr(plots, "_GRID", 20)
+        patch.setattr(cli, "states_points", lambda: STATES)
+        patch.setattr(experiment, "_VALIDATION_SAMPLES", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "first & <best>"
+    assert flashpoint("states", *SMALL, "--out", folder).exit_code == 0
+    result = flashpoint("report", folder, "--real-draws", 3, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+class Page(HTMLParser):
+    """The pictures, texts and table cells of a page, and whether its tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.links, self.cells, self.open, self.text = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.sources.append(attributes["src"])
+        self.links += [attributes[name] for name in ("href", "action") if name in attributes]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells.append(data)
+
+
+def read(folder):
+    page = Page((folder / "report.html").read_text())
+    assert page.open == []
+    return (folder / "report.md").read_text(), page
+
+
+FIGURES = [
+    "data.png", "samples.png", "density.png", "training_curves.png", "conditional.png",
+    "classifier.png", "trajectories.png", "reverse.gif", "reverse_steps.png", "excess_loss.png",
+]  # fmt: skip
+
+
+def test_both_files_show_every_figure(run):
+    text, page = read(run)
+    assert re.findall(r"\]\(figures/(.*?)\)", text) == FIGURES
+    assert len(page.sources) == len(FIGURES)
+    for name in FIGURES:
+        Image.open(run / "figures" / name).verify()
+
+
+def test_the_page_needs_nothing_else(run):
+    _, page = read(run)
+    assert all(re.match(r"data:image/(png|gif);base64,", source) for source in page.sources)
+    assert page.links == []
+    assert not re.search(r"https?:|url\(|@import|<script|<link", (run / "report.html").read_text())
+
+
+def test_names_are_escaped(run):
+    text, page = read(run)
+    assert "STATES: first & <best>" in page.text
+    assert "first &amp; &lt;best&gt;" in (run / "report.html").read_text()
+    assert text.startswith(r"# STATES: first & \<best\>")
+
+
+def test_the_metrics_are_those_of_evaluate(run):
+    text, page = read(run)
+    samples = torch.load(run / "outputs/uncond_gen_samples.pt", weights_only=True)
+    seed = child_seed(0, report._BATTERY)
+    result = evaluate(samples, STATES, repeats=3, seed=seed, full=True)
+    scores = result.scores | result.battery
+    assert len(scores) == 12
+    for score in scores.values():
+        numbers = [
+            f"{score.value:.4g}",
+            f"{score.real:.4g}",
+            f"{score.low:.4g} to {score.high:.4g}",
+        ]
+        assert f"| {' | '.join(numbers)} |" in text
+        assert set(numbers) < set(page.cells)
+    entry = json.loads((run / "metrics.json").read_text())["metrics"]["Ohio"]
+    assert f"| Ohio | {entry['nll']:.3f} | {entry['nll_data']:.3f} |" in text
+
+
+def test_step_counts_beyond_the_schedule_are_left_out(run):
+    text, _ = read(run)
+    rows = [line for line in text.splitlines() if re.match(r"\| (2|5|900) \|", line)]
+    assert [row.split()[1] for row in rows] == ["2", "5"]
+    assert "| 99% of real draws | " in text
+
+
+def test_the_animation_goes_from_noise_to_samples(run):
+    with Image.open(run / "figures/reverse.gif") as image:
+        assert image.n_frames == 4
+        assert image.info["loop"] == 0
+        frames = []
+        for frame in range(4):
+            image.seek(frame)
+            frames.append(np.asarray(image.convert("RGB")))
+    assert not np.array_equal(frames[0], frames[-1])
+    assert (run / "figures/reverse.gif").stat().st_size < 3e6
+
+
+def test_a_report_can_be_repeated(run, tmp_path):
+    before = read(run)[0]
+    shutil.copytree(run, tmp_path / run.name)
+    report.write_report(tmp_path / run.name, STATES, real_draws=3, device="cpu", say=lambda _: None)
+    assert (tmp_path / run.name / "report.md").read_text() == before
+
+
+@pytest.mark.parametrize(("dim", "labels"), [(1, True), (3, False), (64, False)])
+def test_own_data_of_any_dimension(tmp_path, dim, labels):
+    content = {"data": np.random.default_rng(0).normal(size=(200, dim))}
+    if labels:
+        content["labels"] = np.arange(200) % 2
+    data, folder = tmp_path / "own <data> | 1.npz", tmp_path / "run"
+    np.savez(data, **content)
+    assert flashpoint("states", *SMALL, "--data", data, "--out", folder).exit_code == 0
+    result = flashpoint("report", folder, "--data", data, "--real-draws", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    text, page = read(folder)
+    without = {"classifier.png", "excess_loss.png", *(() if labels else ("conditional.png",))}
+    shown = re.findall(r"\]\(figures/(.*?)\)", text)
+    assert shown == [name for name in FIGURES if name not in without]
+    assert ("principal axes" in text) == (dim > 2)
+    assert r"own \<data\> \| 1: 200 points" in text
+    assert f"own <data> | 1: 200 points in {dim} dimensions" in page.cells
+
+
+def test_a_run_that_was_trained_alone(tmp_path):
+    assert flashpoint("train", *SMALL, "--out", tmp_path).exit_code == 0
+    report.write_report(tmp_path, STATES, real_draws=2, device="cpu", say=lambda _: None)
+    text, _ = read(tmp_path)
+    assert "50 samples without guidance" in text
+    assert "classifier.png" in text
+    assert "conditional.png" not in text
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
+    np.save(tmp_path / "STATES.npy", np.random.default_rng(0).normal(size=(50, 3)))
+    np.save(tmp_path / "other.npy", np.random.default_rng(0).normal(size=(50, 2)))
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    (broken / "checkpoints/denoiser.pt").write_bytes(b"hello")
+    for arguments, message in [
+        ([tmp_path], "it has no config.json"),
+        ([run, "--data", tmp_path / "other.npy"], "was trained on STATES, not on other"),
+        ([run, "--data", tmp_path / "STATES.npy"], "points of dimension 2, not 3"),
+        ([broken], "is no checkpoint, or damaged"),
+        ([run, "--real-draws", 1], "repeats must be at least 2, got 1"),
+        ([run, "--device", "gpu"], "device must be cpu"),
+    ]:
+        result = flashpoint("report", *arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        last = result.output.splitlines()[-1]
+        assert last.startswith("error: "), result.output
+        assert message in last
+
+
+def test_markdown_and_page_of_every_kind_of_part(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a b.png")
+    parts = [
+        report.Heading("A & <b>"),
+        report.Paragraph("x*y | z"),
+        report.Table(["h|1", ""], [["<1>", "2"]]),
+        report.Picture(tmp_path / "a b.png", 'say "a"'),
+    ]
+    assert report.markdown("T", parts, tmp_path) == (
+        "# T\n\n## A & \\<b\\>\n\nx\\*y \\| z\n\n| h\\|1 |  |\n| --- | --- |\n| \\<1\\> | 2 |\n\n"
+        '![say "a"](a%20b.png)\n\nsay "a"\n'
+    )
+    page = report.page("T", parts)
+    assert "<h2>A &amp; &lt;b&gt;</h2>" in page
+    assert '<img alt="say &quot;a&quot;" src="data:image/png;base64,' in page
+    assert Page(page).cells == ["h|1", "<1>", "2"]
+
+
+@pytest.mark.parametrize("feature", ["linspace", "centered"])
+def test_the_best_denoiser_for_points_has_no_excess_loss(feature):
+    schedule, data = Schedule(50, time_feature=feature), STATES.data[:100]
+    excess = excess_loss(report._best_for(data, schedule), schedule, PointMasses(data), n=50)
+    assert excess.tolist() == [0] * 50
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_density_counts_every_point(dim):
+    x = torch.randn(500, dim, generator=torch.Generator().manual_seed(0))
+    far = torch.cat((x, x + 100))  # half of them outside the frame
+    figure = plots.density(Points(x), far)
+    low, high = x.amin(0) - 0.3, x.amax(0) + 0.3
+    cell = ((high - low) / 22).prod().item()
+    if dim == 1:
+        densities = [patch.get_data().values for patch in figure.axes[0].patches]
+    else:
+        densities = [axis.collections[0].get_array() for axis in figure.axes[:2]]
+    assert [density.sum() * cell for density in densities] == pytest.approx([1, 0.5])
+
+
+def test_curves_hold_their_numbers():
+    curves = {"NLL": {"DDPM": [3.0, 2.0], "DDIM": [4.0, 2.5]}}
+    figure = plots.against_steps([5, 50], curves, {"NLL": (1.5, 1.8)})
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"DDPM": [[5, 3], [50, 2]], "DDIM": [[5, 4], [50, 2.5]]}
+    figure = plots.against_noise(torch.tensor([0.1, 1.0]), {"a": torch.tensor([2.0, 3.0])})
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [2, 3])
+
+
+def test_trajectories_start_at_the_noise_and_end_at_the_samples():
+    paths = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    axis = plots.trajectories(paths, [3, 2, 1, 0], STATES).axes[0]
+    start, end = (c.get_offsets() for c in axis.collections if c.get_label() in ("noise", "sample"))
+    np.testing.assert_allclose(start, paths[0])
+    np.testing.assert_allclose(end, paths[-1])
+
+
+def test_a_report_needs_the_data_the_run_was_made_from(run):
+    with pytest.raises(UserError, match="was trained on STATES"):
+        report.write_report(run, Points(torch.randn(9, 2)), device="cpu")
