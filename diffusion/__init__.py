@@ -20,7 +20,7 @@ from .metrics import (
 from .models import MLP
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
-from .sampling import Samples, recommended_guidance, reverse_table, sample
+from .sampling import Samples, reverse_table, sample
 from .schedules import Schedule, sinusoidal_embedding
 from .states import STATE_NAMES, States, states_points
 from .training import Trainer
@@ -51,7 +51,6 @@ __all__ = [
     "nearest_distances",
     "nearest_neighbour_test",
     "occupancy",
-    "recommended_guidance",
     "reverse_table",
     "sample",
     "sinusoidal_embedding",

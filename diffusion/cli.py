@@ -119,12 +119,13 @@ def train(**options) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("-n", "--samples", default=5000, show_default=True, help="How many.")
 @click.option("--label", type=int, default=None, help="Class to guide towards. Default: none.")
-@click.option("--scale", type=float, default=None, help="Guidance scale. Default: 1 rising to 2.")
+@click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default=None,
-    help="Default: ddpm, and ddim with guidance.",
+    default="ddpm",
+    show_default=True,
+    help="ddim is deterministic.",
 )
 @click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
 @click.option("--steps", type=int, default=None, help="Reverse steps. Default: all.")

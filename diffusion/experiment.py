@@ -30,7 +30,7 @@ from .metrics import Evaluation, evaluate, kde_nll
 from .models import MLP
 from .points import Points
 from .recipes import RECIPES, ClassicRecipe, Recipe
-from .sampling import recommended_guidance, sample
+from .sampling import sample
 from .schedules import Schedule
 from .training import Trainer
 
@@ -268,9 +268,7 @@ class Run:
                 n,
                 classifier=classifier,
                 label=labels,
-                scale=recommended_guidance,
                 num_steps=self.settings.sampling_steps,
-                variance="posterior",
                 seed=child_seed(self.settings.seed, part),
                 batch_size=batch,
                 device=self.device,

@@ -25,18 +25,6 @@ class Samples(NamedTuple):
     trajectory: Tensor  # [K, n, d], from noise to x; K = 0 if none was asked for
 
 
-def recommended_guidance(t: Tensor) -> Tensor:
-    """A guidance scale of 1, rising to 2 over the last 30 of the timesteps.
-
-    A scale of 1 follows the classifier's posterior as it is. The rise near t = 0 pulls in the few
-    samples that would end between two classes, when it is too late to distort the others.
-
-    Args:
-        t: timesteps, any shape; 0 is the least noisy.
-    """
-    return 1 + (1 - t / 30).clamp(min=0)
-
-
 def timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     """int64 [S]: the timesteps that a chain of S steps visits, from T - 1 down to 0, evenly spaced.
 
@@ -55,7 +43,7 @@ def reverse_table(
     steps: Tensor,
     *,
     method: str = "ddpm",
-    variance: str = "beta",
+    variance: str = "posterior",
     eta: float = 0.0,
     scale: GuidanceScale = 0.0,
 ) -> Tensor:
@@ -112,13 +100,13 @@ def sample(
     n: int,
     *,
     seed: int = 0,
-    method: str | None = None,
-    variance: str = "beta",
+    method: str = "ddpm",
+    variance: str = "posterior",
     eta: float = 0.0,
     num_steps: int | None = None,
     classifier: MLP | None = None,
     label: int | Tensor | None = None,
-    scale: GuidanceScale = recommended_guidance,
+    scale: GuidanceScale = 1.0,
     batch_size: int = 100_000,
     keep_every: int = 0,
     x_T: Tensor | None = None,
@@ -134,12 +122,15 @@ def sample(
         schedule: that it was trained with.
         n: number of samples.
         seed: of the noise.
-        method: ``ddpm`` or ``ddim``; None takes DDPM, and DDIM with a classifier.
+        method: ``ddpm``, or ``ddim``, which is deterministic unless ``eta`` says otherwise. With
+            guidance the noise of DDPM makes up for the classifier's errors step by step, which
+            otherwise add up along the chain.
         variance, eta: see :func:`reverse_table`.
         num_steps: how many of the T timesteps are visited; None for all.
         classifier: of noisy points, the same input as the denoiser.
         label: class to guide towards, a number or int64 [n].
-        scale: guidance scale, a number or a function of t.
+        scale: guidance scale, a number or a function of t; 1 samples p(x | label) as the classifier
+            sees it.
         batch_size: rows sampled at once, bounds the memory.
         keep_every: keep x after every so many steps too.
         x_T: [n, d], where to start; None draws it.
@@ -155,7 +146,6 @@ def sample(
     if (classifier is None) != (label is None):
         raise UserError("classifier and label must be given together")
     device = choose_device(device)
-    method = method or ("ddpm" if classifier is None else "ddim")
     steps = timesteps(schedule, num_steps)
     table = reverse_table(
         schedule,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from flashpoint.diffusion import MLP, Schedule, UserError, recommended_guidance, sample
+from flashpoint.diffusion import MLP, Schedule, UserError, sample
 from flashpoint.diffusion.sampling import reverse_table, timesteps
 from flashpoint.kernels import reverse_step
 
@@ -98,7 +98,7 @@ def spread_of_chain(num_steps, options):
     return mean.item(), variance.sqrt().item()
 
 
-@pytest.mark.parametrize("options", [{"method": "ddpm"}, {"method": "ddim"},
+@pytest.mark.parametrize("options", [{"method": "ddpm", "variance": "beta"}, {"method": "ddim"},
                                      {"method": "ddim", "eta": 1.0},
                                      {"method": "ddpm", "variance": "posterior"}])  # fmt: skip
 def test_an_exact_denoiser_gives_the_data_distribution(options):
@@ -153,11 +153,6 @@ def test_trajectory():
     assert torch.equal(result.trajectory[-1], result.x)
 
 
-def test_recommended_guidance_rises_from_1_to_2():
-    t = torch.tensor([0.0, 15.0, 30.0, 499.0])
-    assert recommended_guidance(t).tolist() == [2, 1.5, 1, 1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,3 +176,10 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_an_unknown_label_is_named():
     with pytest.raises(UserError, match="label must be from 0 to 4"):
         sample(model(), SCHEDULE, 2, classifier=model(5), label=5, device="cpu")
+
+
+def test_ddpm_is_ddim_with_all_of_its_noise():
+    steps = timesteps(SCHEDULE, 20)
+    ddpm = reverse_table(SCHEDULE, steps, method="ddpm", variance="posterior", scale=1.5)
+    ddim = reverse_table(SCHEDULE, steps, method="ddim", eta=1.0, scale=1.5)
+    torch.testing.assert_close(ddpm, ddim)
