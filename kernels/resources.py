@@ -44,6 +44,8 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from ._dispatch import imitated_capability
+from .adamw import adamw_state
+from .adamw.kernel import adamw_
 from .mlp import MLPShape
 from .mlp import kernel as mlp
 from .q_sample import kernel as q_sample
@@ -87,6 +89,13 @@ def _train(precision: str, epoch: int | None = None) -> None:
     )  # fmt: skip
 
 
+def _update_weights() -> None:
+    parameters = _network(_DENOISER).parameters
+    state = adamw_state(parameters)
+    for lr, decoupled in ((1e-3, True), (torch.ones(1), False)):
+        adamw_(parameters, parameters, state, lr, 1, (0.9, 0.999), 1e-8, 0.01, decoupled, 0.998)
+
+
 def _sample(precision: str, guided: bool) -> None:
     labels = torch.zeros(1, 5000, dtype=torch.int64)
     sample_chain(
@@ -110,6 +119,7 @@ def _elementwise() -> None:
 
 MAIN = {
     "train fp16": partial(_train, "fp16"),
+    "adamw": _update_weights,
     "sample fp16": partial(_sample, "fp16", guided=False),
 }
 CASES: dict[str, Callable[[], None]] = {
