@@ -19,7 +19,7 @@ from .points import Points, load_points
 from .recipes import RECIPES
 from .report import write_report
 from .sampling import METHODS, sample
-from .schedules import Schedule
+from .schedules import SCHEDULES, Schedule
 from .states import states_points
 
 
@@ -82,6 +82,12 @@ _run_options = _options(
     click.option("--classifier-steps", type=int, default=None, help="And of the classifier."),
     click.option("--batch-size", type=int, default=None, help="Rows per training step."),
     click.option("--samples", type=int, default=None, help="Samples of each kind."),
+    click.option("--timesteps", default=500, show_default=True, help="T of the forward process."),
+    click.option(
+        "--schedule", default="linear", show_default=True, help=f"One of {', '.join(SCHEDULES)}."
+    ),
+    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance."),
+    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance."),
     click.option("--checkpoint-every", default=500, show_default=True, help="Training steps."),
     _seed,
     _device,
@@ -246,13 +252,18 @@ def _points(data: Path | None) -> Points:
 
 def _start(
     data, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size, samples,
-    checkpoint_every, seed, device,
+    timesteps, schedule, beta_start, beta_end, checkpoint_every, seed, device,
 ) -> Run:  # fmt: skip
     chosen = choose_device(device)
     points = _points(data)
     check_choice("recipe", recipe, RECIPES)
     denoiser, classifier = RECIPES[recipe]
-    settings = Settings(seed=seed, denoiser=denoiser, classifier=classifier)
+    settings = Settings(
+        seed=seed,
+        schedule=Schedule(timesteps, schedule, beta_start, beta_end),
+        denoiser=denoiser,
+        classifier=classifier,
+    )
     if quick and recipe != "fast":
         raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
     if quick:

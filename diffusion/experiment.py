@@ -79,7 +79,7 @@ class Settings:
             self,
             denoiser=replace(denoiser, steps=1500),
             classifier=replace(classifier, steps=400),
-            sampling_steps=50,
+            sampling_steps=min(50, self.schedule.num_steps),
             validate_every=1500,
             real_draws=20,
         )

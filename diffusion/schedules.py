@@ -75,7 +75,7 @@ class Schedule:
     def __post_init__(self):
         if self.num_steps < 1:
             raise UserError(f"num_steps must be at least 1, got {self.num_steps}")
-        check_choice("name", self.name, SCHEDULES)
+        check_choice("schedule", self.name, SCHEDULES)
         check_choice("time_feature", self.time_feature, TIME_FEATURES)
         for field in ("beta_start", "beta_end"):
             if not 0 < getattr(self, field) < 1:

@@ -123,6 +123,21 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_classic_recipe_of_another_schedule(tmp_path):
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    result = flashpoint(
+        "states", "--recipe", "classic-a", "--epochs", 2, "--timesteps", 10, "--schedule", "cosine",
+        "--batch-size", 100, "--samples", 50, "--data", tmp_path / "own.npy", "--device", "cpu",
+        "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "r/config.json").read_text())
+    assert config["schedule"]["name"] == "cosine"
+    assert config["denoiser"]["epochs"] == 2
+    state = torch.load(tmp_path / "r/checkpoints/training.pt", weights_only=True)
+    assert state["denoiser"]["step"] == 12
+
+
 def test_info_and_help():
     result = flashpoint("info")
     for word in ("python", "torch", "triton", "cuda", "cpu"):
@@ -137,6 +152,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     (tmp_path / "file").write_text("")
     np.save(tmp_path / "3d.npy", np.zeros((9, 3)))
     np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 2)))
+    np.savez(tmp_path / "labels.npz", data=np.zeros((9, 2)), labels=np.zeros(4))
+    (tmp_path / "data.txt").write_text("1 2")
     broken = tmp_path / "broken"
     (broken / "checkpoints").mkdir(parents=True)
     (broken / "config.json").write_text((folder / "config.json").read_text())
@@ -148,6 +166,21 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--steps", 0], "steps must be at least 1"),
         (["states", "--samples", -1], "n_samples must be at least 2"),
         (["states", "--seed", -1], "seed must be at least 0"),
+        (["states", "--timesteps", 0], "num_steps must be at least 1, got 0"),
+        (["states", "--schedule", "linar"], "did you mean 'linear'"),
+        (["states", "--beta-end", 1.5], "beta_end must be between 0 and 1"),
+        (["states", "--beta-start", -1], "beta_start must be between 0 and 1"),
+        (["states", "--batch-size", -5], "batch_size must be at least 1"),
+        (["states", "--classifier-steps", 0], "steps must be at least 1"),
+        (["states", "--checkpoint-every", 0], "checkpoint_every must be at least 1"),
+        (["states", "--recipe", "classic"], "did you mean 'classic-"),
+        (["states", "--recipe", "classic-a", "--epochs", 0], "epochs must be at least 1"),
+        (["states", "--recipe", "classic-a", "--steps", 5], "--steps is for the fast recipe"),
+        (["states", "--recipe", "classic-a", "--quick"], "--quick is for the fast recipe"),
+        (["states", "--epochs", 3], "--epochs is for the classic recipes"),
+        (["states", "--data", tmp_path / "data.txt"], "must be one of .pt, .npy, .npz, .csv"),
+        (["states", "--data", tmp_path / "labels.npz"], "labels must be [9]"),
+        (["states", "--data", tmp_path / "empty.npy"], "at least one row"),
         (["states", "--device", "cuda:7"], "does not exist"),
         (["states", "--device", "gpu"], "device must be cpu"),
         (["states", "--out", tmp_path / "file" / "run"], "cannot be written"),
