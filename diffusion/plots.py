@@ -35,7 +35,8 @@ def scatter(
     One dimension is drawn as a histogram; of more than two, the first two.
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
-    _draw(figure.subplots(), samples, labels, points, title)
+    named = labels is not None and points is not None
+    _draw(figure.subplots(), samples, labels, points, title, legend=named)
     return _finish(figure, save_to)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..kernels.philox import child_seed
 from . import files, plots
 from .device import choose_device
-from .errors import UserError
+from .errors import UserError, check_at_least
 from .metrics import (
     METRICS,
     Evaluation,
@@ -199,8 +199,9 @@ def write_report(
         The two files.
 
     Raises:
-        ValueError: the folder holds no run, or one of other data.
+        ValueError: the folder holds no run, or one of other data, or there are fewer than 2 draws.
     """
+    check_at_least("real_draws", real_draws, 2)
     material = Material(Path(folder), points, choose_device(device), seed)
     parts: list[Part] = []
     for section in (_about, _samples, _training, _guided, _paths, _step_counts, _excess):
@@ -270,18 +271,13 @@ def _training(material: Material) -> list[Part]:
 
 
 def _recorded(losses: Tensor) -> Tensor:
-    """Losses of the steps done so far; those of later steps are 0."""
+    """The losses up to the last step done; those of later steps are 0."""
     return losses[: int(losses.nonzero().max()) + 1] if losses.any() else losses[:1]
 
 
 def _guided(material: Material) -> list[Part]:
     """Samples guided to each class."""
-    points, flat, figures, schedule = (
-        material.points,
-        material.flat,
-        material.figures,
-        material.schedule,
-    )
+    points, flat, figures = material.points, material.flat, material.figures
     parts: list[Part] = []
     if len(material.guided) == points.num_classes > 0:
         x = [material.flatten(each) for each in material.guided]
@@ -289,16 +285,17 @@ def _guided(material: Material) -> list[Part]:
         parts.append(Picture(figures / "conditional.png", "Samples guided to each class."))
         parts += _class_scores(material)
     if material.classifier is not None and points.dim == 2:
-        steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
-        plots.classifier_map(
-            material.classifier, schedule, points, steps, figures / "classifier.png"
-        )
+        last = material.schedule.num_steps
+        steps = sorted({0, last // 5, last // 2})
+        path = figures / "classifier.png"
+        plots.classifier_map(material.classifier, material.schedule, points, steps, path)
         caption = "The classifier's answer over the plane, paler where it is less sure."
-        parts.append(Picture(figures / "classifier.png", caption))
+        parts.append(Picture(path, caption))
     return [Heading("Classes"), *parts] if parts else []
 
 
 def _class_scores(material: Material) -> list[Part]:
+    """What was measured of the guided samples, and their EMD."""
     points = material.points
     header = (
         "class",

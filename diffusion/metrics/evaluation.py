@@ -42,7 +42,7 @@ METRICS = {
     "sliced_wasserstein": _Metric("sliced Wasserstein distance", _LOG, True),
     "kde_nll": _Metric("NLL under a KDE of the data", _LINEAR),
     "kernel_nll": _Metric("kernel NLL, temperature 0.1", _LINEAR),
-    "emd": _Metric("EMD of 250 against 250", _LOG, True),
+    "emd": _Metric("EMD of up to 250 pairs, total", _LOG, True),
     "mmd": _Metric("squared MMD, unbiased", _LINEAR),
     "occupancy": _Metric("chi-squared of the classes' shares", _CUBE_ROOT, True),
     "sample_by_sample": _Metric("samples whose nearest neighbour is a sample", _LINEAR),

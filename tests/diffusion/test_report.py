@@ -203,7 +203,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         ([run, "--data", tmp_path / "other.npy"], "was trained on STATES, not on other"),
         ([run, "--data", tmp_path / "STATES.npy"], "points of dimension 2, not 3"),
         ([broken], "is no checkpoint, or damaged"),
-        ([run, "--real-draws", 1], "repeats must be at least 2, got 1"),
+        ([run, "--real-draws", 1], "real_draws must be at least 2, got 1"),
         ([run, "--device", "gpu"], "device must be cpu"),
     ]:
         result = flashpoint("report", *arguments)
