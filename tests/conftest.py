@@ -19,6 +19,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Only a test that needs a GPU may be skipped; any other skip is a failure."""
+    report = yield
+    if report.skipped and "gpu" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"skipped without the mark gpu: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def device():
     return torch.device("cuda" if CUDA else "cpu")
