@@ -119,6 +119,7 @@ class Run:
         self.checkpoints, self.outputs, self.figures = (
             files.make_folder(self.folder / name) for name in ("checkpoints", "outputs", "figures")
         )
+        self.nll_data = kde_nll(points.data, points.data)  # refuses flat data before any work
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
         if points.labels is not None and points.num_classes > 1:
@@ -189,9 +190,8 @@ class Run:
             self.seconds[f"train {name}"] = time.perf_counter() - start
             self.save_training()
         losses = {name: trainer.curve() for name, trainer in self.trainers.items()}
-        nll_data = kde_nll(self.points.data, self.points.data)
         plots.training_curves(
-            losses, self.validation, nll_data, self.figures / "training_curves.png"
+            losses, self.validation, self.nll_data, self.figures / "training_curves.png"
         )
 
     def _train(self, name: str, trainer: Trainer) -> None:

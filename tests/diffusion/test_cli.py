@@ -152,6 +152,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     (tmp_path / "file").write_text("")
     np.save(tmp_path / "3d.npy", np.zeros((9, 3)))
     np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
+    np.save(tmp_path / "flat.npy", np.ones((9, 2)))
     np.save(tmp_path / "empty.npy", np.zeros((0, 2)))
     np.savez(tmp_path / "labels.npz", data=np.zeros((9, 2)), labels=np.zeros(4))
     (tmp_path / "data.txt").write_text("1 2")
@@ -180,6 +181,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--epochs", 3], "--epochs is for the classic recipes"),
         (["states", "--data", tmp_path / "data.txt"], "must be one of .pt, .npy, .npz, .csv"),
         (["states", "--data", tmp_path / "labels.npz"], "labels must be [9]"),
+        (["states", "--data", tmp_path / "flat.npy", "--out", tmp_path / "f"], "must not lie in"),
         (["states", "--data", tmp_path / "empty.npy"], "at least one row"),
         (["states", "--device", "cuda:7"], "does not exist"),
         (["states", "--device", "gpu"], "device must be cpu"),
