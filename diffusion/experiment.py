@@ -77,8 +77,9 @@ class Settings:
         denoiser, classifier = RECIPES["fast"]
         return replace(
             self,
-            denoiser=replace(denoiser, steps=1500),
-            classifier=replace(classifier, steps=400),
+            # Averages over fewer steps, so that the first ones are forgotten by the end.
+            denoiser=replace(denoiser, steps=1500, ema_decay=0.99),
+            classifier=replace(classifier, steps=700, ema_decay=0.98),
             sampling_steps=min(50, self.schedule.num_steps),
             validate_every=1500,
             real_draws=20,
