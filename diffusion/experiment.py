@@ -13,11 +13,14 @@ A run is a folder::
 """
 
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 import torch
 from torch import Tensor
@@ -176,26 +179,22 @@ class Run:
     def train(self) -> None:
         """Trains both networks; what is left of them after a resume.
 
-        An interrupt saves before it goes on up.
-
         Raises:
+            KeyboardInterrupt: after Ctrl-C, once the steps under way are done and saved.
             ValueError: the loss is no longer finite; the last good checkpoint stays.
         """
-        for name, trainer in self.trainers.items():
-            start = time.perf_counter()
-            try:
-                self._train(name, trainer)
-            except KeyboardInterrupt:
+        with _deferred_interrupt() as interrupted:
+            for name, trainer in self.trainers.items():
+                start = time.perf_counter()
+                self._train(name, trainer, interrupted)
+                self.seconds[f"train {name}"] = time.perf_counter() - start
                 self.save_training()
-                raise
-            self.seconds[f"train {name}"] = time.perf_counter() - start
-            self.save_training()
         losses = {name: trainer.curve() for name, trainer in self.trainers.items()}
         plots.training_curves(
             losses, self.validation, self.nll_data, self.figures / "training_curves.png"
         )
 
-    def _train(self, name: str, trainer: Trainer) -> None:
+    def _train(self, name: str, trainer: Trainer, interrupted: Event) -> None:
         total, rows = trainer.total_steps, trainer.recipe.batch_size
         with _progress(total * rows, f"train {name}", "rows") as bar:
             bar.update(trainer.step * rows)
@@ -211,8 +210,10 @@ class Run:
                 ):
                     self._validate()
                 bar.set_postfix(self._postfix(trainer))
-                if until % self.checkpoint_every == 0:
+                if until % self.checkpoint_every == 0 or interrupted.is_set():
                     self.save_training()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
 
     def _check_finite(self, name: str, trainer: Trainer) -> None:
         bad = (~trainer.curve().isfinite()).nonzero()
@@ -325,6 +326,26 @@ class Run:
             plots.classifier_map(
                 self.classifier.model(), schedule, points, steps, self.figures / "classifier.png"
             )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Event]:
+    """Ctrl-C sets the event rather than stop a step half-way; a second one stops at once."""
+    pressed = Event()
+
+    def press(*_) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if current_thread() is not main_thread():  # which alone may handle signals
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _next_multiple(step: int, every: int, last: int) -> int:

@@ -11,10 +11,10 @@ has.
 
 With another triton, in an environment of its own::
 
-    python -m venv /tmp/triton36
-    /tmp/triton36/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
-    /tmp/triton36/bin/pip install --no-deps triton==3.6.0 -e .
-    /tmp/triton36/bin/python -m flashpoint.kernels.resources --main
+    python -m venv .venv
+    .venv/bin/pip install torch==2.13.0 numpy "setuptools>=64"
+    .venv/bin/pip install --no-deps triton==3.6.0 -e .
+    .venv/bin/python -m flashpoint.kernels.resources --main
 """
 
 import argparse
