@@ -121,7 +121,7 @@ def _activate_backward(
     """
     match shape.activation:
         case "prelu" | "leaky_relu":
-            # Two orders of magnitude faster on a CPU than torch.where with a mask.
+            # On a CPU torch.where with a mask takes some twenty times as long.
             positive = torch.ops.aten.threshold_backward(grad_h, z, 0)  # grad_h where z > 0
             negative = grad_h.sub_(positive)
             grad_slope = torch.einsum("mbh,mbh->m", negative, z)

@@ -19,7 +19,7 @@ from ..reverse_step import draw_noise
 from ..reverse_step.reference import NOISE, reverse_step
 
 # Rows small enough that a layer's activations stay in a core's cache, and noise for many steps at
-# once so that the cost of calling Philox is spread: 1.5 times as fast on a CPU as neither.
+# once so that the cost of calling Philox is spread over them.
 _CACHE_ROWS = 1000
 _NOISE_STEPS = 50
 
