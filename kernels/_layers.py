@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .mlp import mlp
+from .mlp.shape import PIECEWISE_LINEAR
 
 ACTIVATIONS = {
     nn.PReLU: "prelu",
@@ -28,16 +29,17 @@ class Layers(NamedTuple):
 
     weights: list[Tensor]
     biases: list[Tensor] | None
-    slopes: list[Tensor]  # [1] for each hidden layer, PReLU only
+    slopes: list[Tensor]  # [1] for each activation, PReLU only
     activation: str
     negative_slope: float
+    linear_input: bool  # whether a second Linear layer follows the first
 
 
 def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -> Tensor:
     """``layers(x)``: fused if that is possible now, else one by one."""
     if not _worth_fusing(x) or isinstance(network := read_layers(layers), str):
         return nn.Sequential.forward(layers, x)
-    weights, biases, slopes, activation, negative_slope = network
+    weights, biases, slopes, activation, negative_slope, linear_input = network
     shared = all(slope is slopes[0] for slope in slopes)
     return mlp(
         x,
@@ -46,6 +48,7 @@ def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -
         (slopes[0] if shared else torch.cat(slopes)) if slopes else None,
         activation=activation,
         negative_slope=negative_slope,
+        linear_input=linear_input,
         precision=precision,
     )
 
@@ -58,15 +61,18 @@ def _worth_fusing(x: Tensor) -> bool:
 def read_layers(layers: nn.Sequential) -> Layers | str:
     """The perceptron that the layers are, or in a few words why they cannot be run fused."""
     children = list(layers._modules.values())
-    linears, activations = children[0::2], children[1::2]
+    linear_input = len(children) > 3 and all(type(child) is nn.Linear for child in children[:2])
+    first = 2 if linear_input else 1  # position of the first activation
+    linears, activations = children[:first] + children[first + 1 :: 2], children[first::2]
     distinct = list(dict.fromkeys(activations))
     for position, child in enumerate(children):
-        if position % 2 and position > 1 and len(distinct) == 1:
+        linear = position < first or (position - first) % 2 == 1
+        if not linear and position > first and len(distinct) == 1:
             continue  # the shared activation once more
-        problem = _problem(child, linear=position % 2 == 0)
+        problem = _problem(child, linear)
         if problem is not None:
             return f"layer {position} ({type(child).__name__}) {problem}"
-    if len(children) % 2 == 0:
+    if (len(children) - first) % 2 == 1:
         return "the last layer is no Linear layer" if children else "there are no layers"
     # Parameters are read as nn.Module keeps them: asking the module takes ten times as long.
     biases = [linear._parameters["bias"] for linear in linears]
@@ -78,12 +84,15 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
+    if linear_input and activation not in PIECEWISE_LINEAR:
+        return f"no activation follows the first layer, as it must with {activation}"
     return Layers(
         [linear._parameters["weight"] for linear in linears],
         None if without else biases,
         [each._parameters["weight"] for each in activations] if activation == "prelu" else [],
         activation,
         negative_slope,
+        linear_input,
     )
 
 

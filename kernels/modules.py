@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ._layers import ACTIVATIONS, read_layers, run_layers
+from .mlp import MLPShape
 
 
 class FusedMLP(nn.Module):
@@ -21,11 +22,13 @@ class FusedMLP(nn.Module):
         activation: ``prelu`` (one slope shared by all layers), ``leaky_relu``, ``relu``,
             ``silu``, ``gelu`` or ``tanh``.
         bias: whether the layers have biases.
+        linear_input: no activation after the first layer either, which then only embeds the input;
+            for ``prelu``, ``leaky_relu`` and ``relu``, and at least one hidden layer.
         precision: of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for what
             PyTorch itself would use.
 
     Raises:
-        ValueError: unknown activation.
+        ValueError: unknown activation, or one that a linear input does not go with.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class FusedMLP(nn.Module):
         *,
         activation: str = "prelu",
         bias: bool = True,
+        linear_input: bool = False,
         precision: str | None = None,
     ):
         super().__init__()
@@ -43,11 +47,14 @@ class FusedMLP(nn.Module):
         if activation not in modules:
             raise ValueError(f"activation must be one of {', '.join(modules)}, got {activation!r}")
         self.act = modules[activation]()
-        widths = [input_dim, *hidden_layers]
+        widths = (input_dim, *hidden_layers, output_dim)
+        MLPShape(widths, activation, bias=bias, linear_input=linear_input)
         layers = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out, bias=bias), self.act]
-        self.model = nn.Sequential(*layers, nn.Linear(widths[-1], output_dim, bias=bias))
+        if linear_input:
+            del layers[1]
+        self.model = nn.Sequential(*layers[:-1])
         self.precision = precision
         self._plain = (self.model,)
 
@@ -70,7 +77,7 @@ class FusedMLP(nn.Module):
             raise ValueError(f"module must be a multi-layer perceptron, but {network}")
         fused = cls.__new__(cls)
         nn.Module.__init__(fused)
-        activations = list(layers)[1::2]
+        activations = [layer for layer in layers if not isinstance(layer, nn.Linear)]
         if activations and all(each is activations[0] for each in activations):
             fused.act = activations[0]
         fused.model = layers

@@ -32,6 +32,7 @@ def mlp(
     *,
     activation: str = "prelu",
     negative_slope: float = 0.01,
+    linear_input: bool = False,
     precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -41,10 +42,12 @@ def mlp(
         x: [..., in] for one network, or [M, B, in] for M networks.
         weights: one [out, in] per layer, or [M, out, in].
         biases: one [out] per layer, or [M, out]; None for no biases.
-        slope: PReLU slopes, one shared or one per hidden layer: [1] or [layers], or with the
-            model axis [M, 1] or [M, layers].
+        slope: PReLU slopes, one shared or one per activation: [1] or [activations], or with the
+            model axis [M, 1] or [M, activations].
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
         negative_slope: the fixed slope of ``leaky_relu``.
+        linear_input: no activation after the first layer either, which then only embeds the input;
+            for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
         precision: of the kernels' matrix products, one of :data:`PRECISIONS`; None for what
             PyTorch would use: the autocast dtype, that of a half-precision x, else what
             ``torch.get_float32_matmul_precision()`` says. The reference always does what PyTorch
@@ -71,7 +74,7 @@ def mlp(
         None if biases is None else tuple(biases),
         slope if activation == "prelu" and len(weights) > 1 else None,
     )
-    shape = _shape_of(parameters, activation, negative_slope)
+    shape = _shape_of(parameters, activation, negative_slope, linear_input)
     autocast_dtype = _autocast_dtype(x)
     dtype = x.dtype if autocast_dtype is None else weights[0].dtype  # autocast casts x
     _check_x(x, parameters, shape)
@@ -132,7 +135,9 @@ def _check_tensors(x: Tensor, parameters: MLPParameters, dtype: torch.dtype) -> 
         check_like("slope", slope, x, dtype)
 
 
-def _shape_of(parameters: MLPParameters, activation: str, negative_slope: float) -> MLPShape:
+def _shape_of(
+    parameters: MLPParameters, activation: str, negative_slope: float, linear_input: bool
+) -> MLPShape:
     weights, biases, slope = parameters
     if activation == "prelu" and slope is None and len(weights) > 1:
         raise ValueError("slope must be given for activation 'prelu', got None")
@@ -164,5 +169,6 @@ def _shape_of(parameters: MLPParameters, activation: str, negative_slope: float)
         slopes=1 if slope is None else slope.shape[-1],
         negative_slope=negative_slope,
         bias=biases is not None,
+        linear_input=linear_input,
     )
     return shape if shape.hidden_layers else replace(shape, activation="none")

@@ -13,12 +13,20 @@ def divisor(width, limit):
     return min(width & -width, limit)
 
 
+@triton.constexpr_function
+def has_slope(shape):
+    """Whether the activation is z * slope for z < 0; a linear input is a slope of 1."""
+    return shape.activation in ("prelu", "leaky_relu") or (
+        shape.activation == "relu" and shape.linear_input
+    )
+
+
 @triton.jit
 def activate(z, slope, NET: tl.constexpr):
     """act(z) in fp32; NaN stays NaN, so that an overflow reaches the output."""
     ACTIVATION: tl.constexpr = NET.shape.activation
     z = z.to(tl.float32)
-    if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
+    if has_slope(NET.shape):
         z = tl.where(z > 0, z, z * slope)
     elif ACTIVATION == "relu":
         z = tl.where(z < 0, 0.0, z)
@@ -36,7 +44,7 @@ def activate_backward(grad_h, z, slope, NET: tl.constexpr):
     """The gradient with respect to z of what has gradient ``grad_h`` with respect to act(z)."""
     ACTIVATION: tl.constexpr = NET.shape.activation
     z = z.to(tl.float32)
-    if ACTIVATION == "prelu" or ACTIVATION == "leaky_relu":
+    if has_slope(NET.shape):
         grad_h = tl.where(z > 0, grad_h, grad_h * slope)
     elif ACTIVATION == "relu":
         grad_h = tl.where(z > 0, grad_h, 0.0)
@@ -65,10 +73,17 @@ def softmax(y, column, WIDTH: tl.constexpr):
 @triton.jit
 def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
     """The slope for z < 0 after a hidden layer."""
-    if NET.shape.activation == "prelu":
-        return tl.load(slope_ptr + hidden_layer % NET.shape.slopes)
+    SLOPES: tl.constexpr = NET.shape.slopes
+    LINEAR: tl.constexpr = NET.shape.linear_input
+    if NET.shape.activation == "prelu":  # the first of them is that of the first activation
+        slope = tl.load(slope_ptr + (hidden_layer + (SLOPES - LINEAR)) % SLOPES)
+    elif NET.shape.activation == "relu":
+        slope = tl.full((), 0.0, tl.float32)
     else:
-        return tl.full((), NET.shape.negative_slope, tl.float32)
+        slope = tl.full((), NET.shape.negative_slope, tl.float32)
+    if LINEAR:
+        slope = tl.where(hidden_layer == 0, 1.0, slope)
+    return slope
 
 
 @triton.jit

@@ -291,10 +291,11 @@ def reduce_kernel(
             parts += NET.shape.num_parameters
         tl.store(grad + element * grad_stride, acc * factor, mask=element < SIZE)
     elif NET.shape.activation == "prelu" and SLOPES > 0:
-        length = tiles * (LAYERS - 1) // SLOPES
+        # A linear input is the first hidden layer, and has no slope.
+        skipped = tiles * (model * (LAYERS - 1) + NET.shape.linear_input)
+        length = tiles * NET.shape.activated_layers // SLOPES
         for slope in tl.static_range(SLOPES):
-            first = (model * SLOPES + slope) * length
-            total = _sum(slope_parts_ptr + first, length, BLOCK)
+            total = _sum(slope_parts_ptr + skipped + slope * length, length, BLOCK)
             tl.store(grad + (SIZE + slope) * grad_stride, total * factor)
 
 

@@ -12,7 +12,8 @@ The autograd key is filled by hand because at these sizes dispatch is what a cal
 
 Everywhere below, x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in];
 all tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,
-biases, slope, activation, negative_slope and precision. A precision of None runs the reference.
+biases, slope, activation, negative_slope, linear_input and precision. A precision of None runs the
+reference.
 """
 
 from dataclasses import replace
@@ -29,7 +30,7 @@ from .shape import MLPParameters, MLPShape
 
 _NETWORK = (
     "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? slope, "
-    "str activation, float negative_slope, str? precision"
+    "str activation, float negative_slope, bool linear_input, str? precision"
 )
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
@@ -48,9 +49,10 @@ _mlp_input_gradient = torch.ops.flashpoint.mlp_input_gradient.default
 def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None) -> Tensor:
     """y [..., out] in the dtype of x."""
     weights, biases, slope = parameters
-    return _mlp(x, weights, biases or (), slope, shape.activation, shape.negative_slope, precision)[
-        0
-    ]
+    return _mlp(
+        x, weights, biases or (), slope,
+        shape.activation, shape.negative_slope, shape.linear_input, precision,
+    )[0]  # fmt: skip
 
 
 def with_model_axis(x: Tensor, parameters: MLPParameters) -> tuple[Tensor, MLPParameters]:
@@ -78,13 +80,14 @@ class _Call(NamedTuple):
         return grad_y.reshape(*self.x.shape[:-1], self.shape.widths[-1])
 
 
-def _call(x, weights, biases, slope, activation, negative_slope, precision) -> _Call:
+def _call(x, weights, biases, slope, activation, negative_slope, linear_input, precision) -> _Call:
     shape = MLPShape(
         widths=(x.shape[-1], *(weight.shape[-2] for weight in weights)),
         activation=activation,
         slopes=1 if slope is None else slope.shape[-1],
         negative_slope=negative_slope,
         bias=bool(biases),
+        linear_input=linear_input,
     )
     parameters = MLPParameters(tuple(weights), tuple(biases) or None, slope)
     return _Call(*with_model_axis(x, parameters), shape, precision)
@@ -192,7 +195,7 @@ class _Flat(NamedTuple):
     """What, besides tensors, puts a flattened network together again."""
 
     layers: int
-    options: tuple[str, float, str | None]
+    options: tuple[str, float, bool, str | None]
 
     def network(self, x: Tensor, slope: Tensor | None, *layers: Tensor) -> tuple:
         return (x, layers[: self.layers], layers[self.layers :], slope, *self.options)

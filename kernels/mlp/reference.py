@@ -2,6 +2,8 @@
 
     h_0 = x,   z_l = h_l W_l^T + b_l,   h_{l+1} = act(z_l),   y = the last z
 
+(with a linear input h_1 = z_0).
+
 :func:`mlp` is what autograd differentiates. :func:`forward` and :func:`backward` are the same
 function with its derivative written out, which spares a training step autograd's bookkeeping.
 Everything takes M networks at once: x [M, B, in], weights [M, out, in].
@@ -36,7 +38,7 @@ def forward(
     for layer in range(shape.hidden_layers):
         z = _linear(inputs[-1], parameters, layer)  # [M, B, width]
         preactivations.append(z)
-        inputs.append(_activate(z, shape, _slope(parameters, shape, layer)))
+        inputs.append(_activate(z, parameters, shape, layer))
     return _linear(inputs[-1], parameters, shape.hidden_layers), inputs, preactivations
 
 
@@ -66,10 +68,10 @@ def backward(
         if layer > 0:
             grad_h = torch.bmm(grad_z, parameters.weights[layer])  # [M, B, width]
             grad_z, grad_slope = _activate_backward(
-                grad_h, preactivations[layer - 1], shape, _slope(parameters, shape, layer - 1)
+                grad_h, preactivations[layer - 1], parameters, shape, layer - 1
             )
             if grad_slope is not None:
-                grad.slope[:, (layer - 1) % shape.slopes] += grad_slope
+                grad.slope[:, _slope_index(shape, layer - 1)] += grad_slope
 
 
 def input_gradient(
@@ -80,7 +82,7 @@ def input_gradient(
     for layer in range(shape.hidden_layers, 0, -1):
         grad_h = torch.bmm(grad_z, parameters.weights[layer])
         grad_z, _ = _activate_backward(
-            grad_h, preactivations[layer - 1], shape, _slope(parameters, shape, layer - 1)
+            grad_h, preactivations[layer - 1], parameters, shape, layer - 1
         )
     return torch.bmm(grad_z, parameters.weights[0])
 
@@ -95,11 +97,19 @@ def _linear(h: Tensor, parameters: MLPParameters, layer: int) -> Tensor:
 def _slope(parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor | float | None:
     """The slope for z < 0 after hidden layer ``layer``: a number, or [M, 1, 1]."""
     if shape.activation == "prelu":
-        return parameters.slope[:, layer % shape.slopes, None, None]
+        return parameters.slope[:, _slope_index(shape, layer), None, None]
     return shape.negative_slope if shape.activation == "leaky_relu" else None
 
 
-def _activate(z: Tensor, shape: MLPShape, slope: Tensor | float | None) -> Tensor:
+def _slope_index(shape: MLPShape, layer: int) -> int:
+    return (layer - shape.linear_input) % shape.slopes
+
+
+def _activate(z: Tensor, parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor:
+    """What follows hidden layer ``layer``."""
+    if shape.linear_input and layer == 0:
+        return z
+    slope = _slope(parameters, shape, layer)
     match shape.activation:
         case "prelu" if slope.shape[0] == 1:
             return F.prelu(z, slope.flatten())
@@ -113,12 +123,15 @@ def _activate(z: Tensor, shape: MLPShape, slope: Tensor | float | None) -> Tenso
 
 
 def _activate_backward(
-    grad_h: Tensor, z: Tensor, shape: MLPShape, slope: Tensor | float | None
+    grad_h: Tensor, z: Tensor, parameters: MLPParameters, shape: MLPShape, layer: int
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient with respect to z, and for PReLU with respect to the slope, [M].
 
     Overwrites ``grad_h``.
     """
+    if shape.linear_input and layer == 0:
+        return grad_h, None
+    slope = _slope(parameters, shape, layer)
     match shape.activation:
         case "prelu" | "leaky_relu":
             # On a CPU torch.where with a mask takes some twenty times as long.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 ACTIVATIONS = ("prelu", "leaky_relu", "relu", "silu", "gelu", "tanh", "none")
+# Those that are z * slope for z < 0, or become the identity with another slope.
+PIECEWISE_LINEAR = ("prelu", "leaky_relu", "relu", "none")
 
 
 class MLPParameters(NamedTuple):
@@ -25,9 +27,11 @@ class MLPShape:
     Attributes:
         widths: (input, hidden ..., output), each at least 1.
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
-        slopes: PReLU slopes, 1 shared by all layers or one per hidden layer.
+        slopes: PReLU slopes, 1 shared by all layers or one per activation.
         negative_slope: the fixed slope of ``leaky_relu``.
         bias: whether the layers have biases.
+        linear_input: no activation after the first layer either, which then only embeds the input;
+            for ``prelu``, ``leaky_relu``, ``relu`` and ``none``, and at least one hidden layer.
 
     Raises:
         ValueError: a field is out of range.
@@ -38,6 +42,7 @@ class MLPShape:
     slopes: int = 1
     negative_slope: float = 0.01
     bias: bool = True
+    linear_input: bool = False
 
     def __post_init__(self):
         if len(self.widths) < 2 or any(width < 1 for width in self.widths):
@@ -48,15 +53,27 @@ class MLPShape:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
             )
-        if self.slopes not in (1, self.hidden_layers):
+        if self.linear_input and self.activation not in PIECEWISE_LINEAR:
             raise ValueError(
-                f"slopes must be 1 or the number of hidden layers ({self.hidden_layers}), "
+                f"linear_input must be False unless activation is one of "
+                f"{', '.join(PIECEWISE_LINEAR)}, got activation {self.activation!r}"
+            )
+        if self.linear_input and not self.hidden_layers:
+            raise ValueError("linear_input must be False without hidden layers, got True")
+        if self.slopes not in (1, max(1, self.activated_layers)):
+            raise ValueError(
+                f"slopes must be 1 or the number of activations ({self.activated_layers}), "
                 f"got {self.slopes}"
             )
 
     @property
     def hidden_layers(self) -> int:
         return len(self.widths) - 2
+
+    @property
+    def activated_layers(self) -> int:
+        """Hidden layers that an activation follows: the last ones."""
+        return self.hidden_layers - self.linear_input
 
     @property
     def num_parameters(self) -> int:

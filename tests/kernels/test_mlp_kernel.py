@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from flashpoint.kernels.mlp import ACTIVATIONS, MLPShape, reference
 from flashpoint.kernels.mlp import kernel as mlp
+from flashpoint.kernels.mlp.shape import PIECEWISE_LINEAR
 
 SMALL = (3, 32, 32, 2)
 SIZES = (0, 1, 63, 64, 65, 1000)
@@ -121,6 +122,9 @@ def test_activations(device, activation, precision):
         ((65, 40, 7), {"activation": "silu"}),
         ((784, 33, 784), {"activation": "relu"}),
         ((20, 130, 300, 3), {"activation": "gelu", "bias": False}),
+        ((3, 16, 16, 16, 2), {"activation": "relu", "linear_input": True}),
+        ((3, 20, 30, 40, 2), {"slopes": 2, "linear_input": True}),
+        ((3, 16, 2), {"linear_input": True}),
     ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -139,10 +143,12 @@ def test_widths(device, widths, options, precision):
     activation=st.sampled_from(ACTIVATIONS),
     shared=st.booleans(),
     bias=st.booleans(),
+    linear_input=st.booleans(),
 )
-def test_any_network(device, widths, rows, models, activation, shared, bias):
-    slopes = 1 if shared or len(widths) < 3 else len(widths) - 2
-    shape = MLPShape(tuple(widths), activation, slopes, bias=bias)
+def test_any_network(device, widths, rows, models, activation, shared, bias, linear_input):
+    linear_input &= activation in PIECEWISE_LINEAR and len(widths) > 2
+    slopes = 1 if shared else max(1, len(widths) - 2 - linear_input)
+    shape = MLPShape(tuple(widths), activation, slopes, bias=bias, linear_input=linear_input)
     flat = make_network(shape, models, device=device)
     check(flat, shape, *make_batch(shape, rows, models, device=device), "fp32")
 

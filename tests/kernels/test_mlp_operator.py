@@ -12,11 +12,13 @@ from flashpoint.kernels.mlp import operator, reference
 
 WIDTHS = (3, 5, 4, 2)
 CASES = [
-    # activation, slopes, bias, model axis, leading dimensions of x
+    # activation, slopes, bias, model axis, leading dimensions of x, and linear_input
     ("prelu", 1, True, None, (6,)),
     ("prelu", 2, True, 2, (4,)),
+    ("prelu", 1, True, None, (6,), True),
     ("leaky_relu", 0, True, None, ()),
     ("relu", 0, False, None, (1,)),
+    ("relu", 0, True, 2, (3,), True),
     ("silu", 0, False, None, (2, 3)),
     ("gelu", 0, True, None, (0,)),
     ("tanh", 0, True, 3, (2,)),
@@ -26,7 +28,10 @@ CASES = [
 class Network:
     """Random tensors of a network and its options."""
 
-    def __init__(self, activation, slopes, bias, models, lead, dtype=torch.float64, seed=0):
+    def __init__(
+        self, activation, slopes, bias, models, lead, linear_input=False, *, dtype=torch.float64,
+        seed=0,
+    ):  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
         axis = () if models is None else (models,)
 
@@ -38,7 +43,7 @@ class Network:
         self.weights = [random(o, i) for i, o in itertools.pairwise(WIDTHS)]
         self.biases = [random(o) for o in WIDTHS[1:]] if bias else []
         self.slope = random(slopes) if slopes else None
-        self.options = (activation, 0.01, None)
+        self.options = (activation, 0.01, linear_input, None)
         self.grad_y = random(*lead, WIDTHS[-1])
 
     @property
@@ -74,7 +79,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func._schema.name)
         if func is torch.ops.flashpoint.mlp.default:
-            self.precisions.append(args[6])
+            self.precisions.append(args[7])
         return func(*args, **(kwargs or {}))
 
 
@@ -88,7 +93,7 @@ def test_opcheck_with_inputs_that_require_grad(case):
     torch.library.opcheck(ops.mlp_input_gradient.default, (*gradient, *network.arguments))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if 0 not in case[-1]])
+@pytest.mark.parametrize("case", [case for case in CASES if 0 not in case[4]])
 def test_gradients_of_first_and_second_order(case):
     network = Network(*case)
     assert gradcheck(network.run, network.tensors)
@@ -197,7 +202,16 @@ class Tensors:
 
 def test_opcheck_of_the_kernels(device):
     tensors, ops = Tensors(device), torch.ops.flashpoint
-    network = (tensors.x, tensors.weights, tensors.biases, tensors.slope, "prelu", 0.01, "fp32")
+    network = (
+        tensors.x,
+        tensors.weights,
+        tensors.biases,
+        tensors.slope,
+        "prelu",
+        0.01,
+        False,
+        "fp32",
+    )
     torch.library.opcheck(ops.mlp.default, network)
     saved = [tensor.detach() for tensor in ops.mlp(*network)[1]]
     gradient = (tensors.grad_y, saved)
@@ -334,6 +348,16 @@ NAMED = [
     ({"precision": "fp8"}, ValueError, "precision must be one of"),
     ({"backend": "cuda"}, ValueError, "backend must be"),
     ({"activation": "swish"}, ValueError, "activation must be one of"),
+    (
+        {
+            "weights": [torch.ones(5, 3), torch.ones(2, 5)],
+            "activation": "silu",
+            "linear_input": True,
+        },
+        ValueError,
+        "linear_input must be False unless activation is one of prelu, .*, got activation 'silu'",
+    ),
+    ({"linear_input": True, "activation": "relu"}, ValueError, "linear_input must be False"),
 ]
 
 

@@ -55,6 +55,10 @@ def one_model(data, model):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_written_out_backward_is_that_of_autograd(activation, models, bias):
     shape = shape_of(activation, slopes=2 if activation == "prelu" else 1, bias=bias)
+    check_written_out_backward(shape, models)
+
+
+def check_written_out_backward(shape, models):
     flat = parameters_of(shape, models).requires_grad_()
     x = torch.randn(models, 7, 3, dtype=torch.float64, requires_grad=True)
     y = mlp_reference.mlp(x, shape.unpack(flat), shape)
@@ -77,6 +81,31 @@ def test_mlp_is_that_of_torch_modules():
     x = torch.randn(2, 5, 3)
     y = mlp(x, [layer.weight for layer in linears], [layer.bias for layer in linears], act.weight)
     torch.testing.assert_close(y, module(x))
+
+
+@pytest.mark.parametrize("activation", ["prelu", "leaky_relu", "relu"])
+def test_linear_input_has_no_activation_after_the_first_layer(activation):
+    first, *linears = [torch.nn.Linear(3, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)]
+    act = {
+        "prelu": torch.nn.PReLU(init=-0.3),
+        "leaky_relu": torch.nn.LeakyReLU(0.2),
+        "relu": torch.nn.ReLU(),
+    }[activation]
+    module = torch.nn.Sequential(first, linears[0], act, linears[1])
+    x = torch.randn(2, 5, 3)
+    y = mlp(
+        x, [first.weight, *(layer.weight for layer in linears)],
+        [first.bias, *(layer.bias for layer in linears)],
+        act.weight if activation == "prelu" else None,
+        activation=activation, negative_slope=0.2, linear_input=True,
+    )  # fmt: skip
+    torch.testing.assert_close(y, module(x))
+
+
+@pytest.mark.parametrize(("activation", "slopes"), [("prelu", 1), ("prelu", 2), ("relu", 1)])
+def test_written_out_backward_with_a_linear_input(activation, slopes):
+    shape = MLPShape((3, 8, 6, 8, 2), activation, slopes, linear_input=True)
+    check_written_out_backward(shape, models=2)
 
 
 def test_packing_and_unpacking_are_inverse():
