@@ -21,6 +21,7 @@ from .models import MLP
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
 from .sampling import Samples, reverse_table, sample
+from .schedulers import DDIMScheduler, DDPMScheduler
 from .schedules import Schedule, sinusoidal_embedding
 from .states import STATE_NAMES, States, states_points
 from .training import Trainer
@@ -30,6 +31,8 @@ __all__ = [
     "RECIPES",
     "STATE_NAMES",
     "ClassicRecipe",
+    "DDIMScheduler",
+    "DDPMScheduler",
     "GaussianMixture",
     "PointMasses",
     "Points",
