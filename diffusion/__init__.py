@@ -1,5 +1,6 @@
 """Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
 
+from .datasets import DATASETS, dataset, fashion_mnist
 from .errors import UserError
 from .metrics import (
     GaussianMixture,
@@ -17,7 +18,7 @@ from .metrics import (
     occupancy,
     sliced_wasserstein,
 )
-from .models import MLP
+from .models import MLP, BlockMLP, ConditionalMLP, class_table
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
 from .sampling import Samples, reverse_table, sample
@@ -27,10 +28,13 @@ from .states import STATE_NAMES, States, states_points
 from .training import Trainer
 
 __all__ = [
+    "DATASETS",
     "MLP",
     "RECIPES",
     "STATE_NAMES",
+    "BlockMLP",
     "ClassicRecipe",
+    "ConditionalMLP",
     "DDIMScheduler",
     "DDPMScheduler",
     "GaussianMixture",
@@ -42,10 +46,13 @@ __all__ = [
     "States",
     "Trainer",
     "UserError",
+    "class_table",
+    "dataset",
     "emd",
     "emd_by_class",
     "evaluate",
     "excess_loss",
+    "fashion_mnist",
     "kde_nll",
     "kernel_nll",
     "load_points",

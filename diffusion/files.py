@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .models import MLP
+from .models import MLP, BlockMLP, mlp_of_state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -60,27 +60,24 @@ def load(path: Path):
         raise UserError(f"file {path} is no checkpoint, or damaged") from error
 
 
-def load_mlp(path: Path) -> MLP:
-    """An MLP with the widths and weights of a saved ``state_dict``.
+def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
+    """The network of a saved ``state_dict``, in any of the layouts of :mod:`.models`.
+
+    Args:
+        path: of the file.
+        activation: which one, where the weights do not tell; None is PReLU where there is a slope
+            and ReLU otherwise.
 
     Raises:
         ValueError: the file cannot be read or holds another architecture.
     """
     state = load(path)
-    is_state = isinstance(state, dict) and all(
-        isinstance(value, Tensor) for value in state.values()
-    )
-    weights = {key: value for key, value in state.items() if value.dim() == 2} if is_state else {}
-    if not weights:
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"file {path} holds no state_dict of an MLP")
-    shapes = [value.shape for value in weights.values()]
-    model = MLP(shapes[0][1], shapes[-1][0], [shape[0] for shape in shapes[:-1]])
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"file {path} holds another architecture: {reason}") from error
-    return model
+        return mlp_of_state(state, activation)
+    except UserError as error:
+        raise UserError(f"file {path} holds {error}") from error
 
 
 def make_folder(path: Path) -> Path:

@@ -1,13 +1,14 @@
 """Point clouds: what the experiments train on, and reading them from a user's file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.philox import permute, seed_tensor
 from .errors import UserError, check_choice
 
 FILE_TYPES = (".pt", ".npy", ".npz", ".csv")
@@ -26,6 +27,7 @@ class Points:
             distribution that the data came from, of one class if a label is given; None where
             that distribution is not known.
         outlines: the true curves that the points scatter around, [K, 2] each, for figures.
+        image_shape: (height, width) where each point is a grey image, values from -1 to 1.
 
     Raises:
         ValueError: the points or labels are empty, not finite or of the wrong shape.
@@ -37,6 +39,7 @@ class Points:
     name: str = "points"
     redraw: Callable[..., tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
     outlines: tuple[Tensor, ...] = field(default=(), repr=False)
+    image_shape: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.data.dim() != 2 or 0 in self.data.shape:
@@ -47,6 +50,8 @@ class Points:
         if not self.data.isfinite().all():
             bad = (~self.data.isfinite().all(dim=1)).nonzero()[0].item()
             raise UserError(f"{self.name}: points must be finite, got NaN or infinity in row {bad}")
+        if self.image_shape and self.image_shape[0] * self.image_shape[1] != self.dim:
+            raise UserError(f"{self.name}: image_shape {self.image_shape} is not {self.dim} pixels")
         if self.labels is None:
             return
         if self.labels.shape != self.data.shape[:1]:
@@ -77,6 +82,56 @@ class Points:
     def of_class(self, label: int) -> Tensor:
         """The points [n, d] with this label."""
         return self.data[self.labels == label]
+
+    def only(self, label: int) -> "Points":
+        """The data set of one class alone, without labels.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        self.check_label(label)
+        redraw = self.redraw and (lambda n, seed, _=None: (self.redraw(n, seed, label)[0], None))
+        name = f"{self.name}_{label}"
+        return replace(
+            self, data=self.of_class(label), labels=None, class_names=(), name=name, redraw=redraw
+        )
+
+    def split(self, test_fraction: float = 0.2, seed: int = 0) -> tuple["Points", "Points"]:
+        """Points to train on and points to test with, drawn at random, a part of each class.
+
+        Args:
+            test_fraction: of the points, between 0 and 1.
+            seed: of the draw.
+
+        Raises:
+            ValueError: the fraction is out of range, or a class would be left without points on
+                one side.
+        """
+        if not 0 < test_fraction < 1:
+            raise UserError(f"test_fraction must be between 0 and 1, got {test_fraction}")
+        order = permute(torch.arange(len(self)), len(self), seed_tensor(seed), 0)[0]
+        labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
+        test = torch.zeros(len(self), dtype=torch.bool)
+        for label in labels.unique():
+            rows = order[labels[order] == label]
+            count = round(test_fraction * len(rows))
+            if not 0 < count < len(rows):
+                raise UserError(
+                    f"test_fraction {test_fraction} leaves one side without points of "
+                    f"{self.class_name(int(label))}, which has {len(rows)}"
+                )
+            test[rows[:count]] = True
+        return self._rows(~test), self._rows(test)
+
+    def _rows(self, rows: Tensor) -> "Points":
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, data=self.data[rows], labels=labels)
+
+    def check_label(self, label: int) -> None:
+        """Raises :class:`UserError` if there is no such class."""
+        if not 0 <= label < self.num_classes:
+            allowed = f"from 0 to {self.num_classes - 1}" if self.num_classes else "left out"
+            raise UserError(f"label must be {allowed}, got {label}")
 
 
 def load_points(path: str | Path) -> Points:

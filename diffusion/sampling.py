@@ -11,10 +11,8 @@ from .device import choose_device
 from .errors import UserError, check_at_least, check_choice
 from .models import MLP
 from .schedules import Schedule
-from .solvers import SOLVERS, solver_chain, solver_timesteps
 
-STEPS = ("ddpm", "ddim")
-METHODS = (*STEPS, *SOLVERS)
+METHODS = ("ddpm", "ddim")
 VARIANCES = ("beta", "posterior")
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
@@ -75,7 +73,7 @@ def reverse_table(
     Raises:
         ValueError: an unknown method or variance, or a negative eta.
     """
-    check_choice("method", method, STEPS)
+    check_choice("method", method, METHODS)
     check_choice("variance", variance, VARIANCES)
     check_at_least("eta", eta, 0)
     alpha_bar = schedule.alpha_bar[steps]
@@ -124,8 +122,7 @@ def sample(
         schedule: that it was trained with.
         n: number of samples.
         seed: of the noise.
-        method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or
-            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. With
+        method: ``ddpm``, or ``ddim``, which is deterministic unless ``eta`` says otherwise. With
             guidance the noise of DDPM makes up for the classifier's errors step by step, which
             otherwise add up along the chain.
         variance, eta: see :func:`reverse_table`.
@@ -149,16 +146,11 @@ def sample(
     if (classifier is None) != (label is None):
         raise UserError("classifier and label must be given together")
     device = choose_device(device)
-    check_choice("method", method, METHODS)
-    if method in SOLVERS:
-        steps = solver_timesteps(schedule, num_steps)
-        chain = solver_chain(method, schedule, steps)
-    else:
-        steps, chain = timesteps(schedule, num_steps), sample_chain
+    steps = timesteps(schedule, num_steps)
     table = reverse_table(
         schedule,
         steps,
-        method="ddim" if method in SOLVERS else method,
+        method=method,
         variance=variance,
         eta=eta,
         scale=0.0 if classifier is None else scale,
@@ -188,7 +180,7 @@ def sample(
             x = x_T[None, rows].to(device)
         part = None if guide is None else guide._replace(labels=guide.labels[:, rows])
         parts.append(
-            chain(
+            sample_chain(
                 denoiser,
                 x,
                 table,

@@ -46,7 +46,8 @@ SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "sigmoid": _sigmoid,
     "sech": _sech,
 }
-TIME_FEATURES = ("linspace", "centered")
+TIME_FEATURES = ("linspace", "centered", "sinusoidal")
+EMBEDDING_DIM = 16  # of a timestep or a class, where it is sinusoidal
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Schedule:
         name: one of ``linear``, ``cosine``, ``scaled_linear``, ``sigmoid``, ``sech``.
         beta_start, beta_end: range of beta; the cosine schedule has none and ignores them.
         time_feature: what the network sees of t: ``linspace`` is linspace(-1, 1, T),
-            ``centered`` is 2 (t - T/2) / T.
+            ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` the :func:`sinusoidal_embedding` of t
+            of width 16.
 
     Raises:
         ValueError: T is less than 1, a beta is outside (0, 1), or a name is unknown.
@@ -107,7 +109,9 @@ class Schedule:
 
     @cached_property
     def time_features(self) -> Tensor:
-        """What the network sees of each timestep, [T, 1]."""
+        """What the network sees of each timestep, [T, 1], or [T, 16] if it is sinusoidal."""
+        if self.time_feature == "sinusoidal":
+            return sinusoidal_embedding(torch.arange(self.num_steps), EMBEDDING_DIM)
         if self.time_feature == "linspace":
             return torch.linspace(-1, 1, self.num_steps, dtype=torch.float64)[:, None]
         steps = torch.arange(self.num_steps, dtype=torch.float64)[:, None]

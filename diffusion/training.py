@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels import AdamWState, TrainingData, adamw_, adamw_state, train_step
+from ..kernels import AdamWState, MLPShape, TrainingData, adamw_, adamw_state, train_step
 from ..kernels.philox import child_seed
 from .device import choose_device
 from .errors import UserError
-from .models import MLP, seeded_mlp
+from .models import MLP, new_mlp, seeded_mlp
 from .points import Points
 from .recipes import ClassicRecipe, Recipe
 from .schedules import Schedule
@@ -70,10 +70,9 @@ class Trainer:
         self.device = choose_device(device)
         features = schedule.time_features
         outputs = points.num_classes if classify else points.dim
-        model = seeded_mlp(
-            (points.dim + features.shape[1], *recipe.hidden_layers, outputs), child_seed(seed, 0)
-        )
-        self.shape = model.shape
+        widths = (points.dim + features.shape[1], *recipe.hidden_layers, outputs)
+        self.shape = MLPShape(widths)
+        model = seeded_mlp(self.shape, child_seed(seed, 0))
         self.seed = child_seed(seed, 1)
         self.parameters = model.network().parameters.to(self.device)  # [1, P]
         self.grad = torch.empty_like(self.parameters)
@@ -158,8 +157,7 @@ class Trainer:
 
     def model(self) -> MLP:
         """The network with the averaged weights, on the CPU."""
-        widths = self.shape.widths
-        return MLP(widths[0], widths[-1], widths[1:-1]).load_flat(self.state.ema[0].cpu())
+        return new_mlp(self.shape).load_flat(self.state.ema[0].cpu())
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Everything that a later :meth:`load_state_dict` needs to go on as if never stopped."""

@@ -80,3 +80,10 @@ def test_sinusoidal_embedding():
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         Schedule(**arguments)
+
+
+def test_a_sinusoidal_time_feature_is_the_embedding_of_each_timestep():
+    features = Schedule(50, time_feature="sinusoidal").time_features
+    assert features.shape == (50, 16)
+    assert torch.equal(features, sinusoidal_embedding(torch.arange(50), 16))
+    assert len(features.unique(dim=0)) == 50
