@@ -11,13 +11,14 @@ from .modules import FusedMLP
 from .overflow import detect_overflow
 from .q_sample import Draw, q_sample, q_sample_batch
 from .reverse_step import reverse_step
-from .sample_chain import Guide, Network, draw_prior, sample_chain
+from .sample_chain import Condition, Guide, Network, draw_prior, sample_chain
 from .train_step import TrainingData, train_step
 
 __all__ = [
     "ACTIVATIONS",
     "Acceleration",
     "AdamWState",
+    "Condition",
     "Draw",
     "FusedMLP",
     "Guide",

@@ -100,7 +100,7 @@ def _sample(precision: str, guided: bool) -> None:
     labels = torch.zeros(1, 5000, dtype=torch.int64)
     sample_chain(
         _network(_DENOISER), torch.zeros(1, 5000, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
-        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None,
+        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, None,
         0, 0, precision,
     )  # fmt: skip
 

@@ -11,8 +11,14 @@ from .device import activate_backward, divisor, linear, rounded, slope_of
 
 
 @triton.jit
-def store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr):
-    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros."""
+def store_input(
+    x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr,
+    SKIP_FROM: tl.constexpr = 0, SKIP: tl.constexpr = 0,
+):  # fmt: skip
+    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros.
+
+    Column SKIP_FROM and those after it are read from SKIP columns further right.
+    """
     WIDTH: tl.constexpr = NET.shape.widths[0]
     PADDED: tl.constexpr = NET.padded[0]
     CHUNK: tl.constexpr = divisor(PADDED, 64)
@@ -20,7 +26,8 @@ def store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROW
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)[None, :]
         source = tl.where(NET.split & (column >= WIDTH), column - WIDTH, column)
-        pointers = x + row * stride_row + source.to(tl.int64) * stride_column
+        place = tl.where(source < SKIP_FROM, source, source + SKIP) if SKIP else source
+        pointers = x + row * stride_row + place.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
         if NET.split:
             high = rounded(value, acts.dtype.element_ty, NET)

@@ -24,6 +24,7 @@ def reverse_step(
     *,
     z: Tensor | None = None,
     grad_log_p: Tensor | None = None,
+    eps_uncond: Tensor | None = None,
     seed: int | Tensor | None = None,
     step: int = 0,
     first_row: int = 0,
@@ -32,7 +33,8 @@ def reverse_step(
     """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad_log_p) + c_noise z.
 
     With the coefficients of DDPM this is line 4 of algorithm 2 of Ho et al. 2020; with those of
-    DDIM, equation 12 of Song et al. 2021; the guidance is equation 14 of Dhariwal and Nichol 2021.
+    DDIM, equation 12 of Song et al. 2021; the guidance is equation 14 of Dhariwal and Nichol 2021,
+    or equation 6 of Ho and Salimans 2022, (1 + c_guide) eps - c_guide eps_uncond in place of eps.
     ``flashpoint.diffusion.reverse_table`` makes the coefficients from a schedule.
 
     Args:
@@ -41,7 +43,9 @@ def reverse_step(
         coefficients: float [4] or [M, 4]: of x_t, of eps, of z, and of the guidance.
         z: standard normal noise, the shape of x_t; None draws it if there is a seed.
         grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
-            no guidance.
+            no guidance by a classifier.
+        eps_uncond: the network's prediction without its condition, the shape of x_t; None for no
+            classifier-free guidance.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
             seed there is no noise.
         step: number of the step in [0, 2**32).
@@ -54,35 +58,39 @@ def reverse_step(
 
     Raises:
         TypeError: x_t is not floating-point.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or both guidances were given.
     """
     check_backend(backend)
     check_float("x_t", x_t)
     check_last_dim("coefficients", coefficients, 4)
-    check_same_device(x_t=x_t, eps=eps, coefficients=coefficients, z=z, grad_log_p=grad_log_p)
-    for name, tensor in {"eps": eps, "z": z, "grad_log_p": grad_log_p}.items():
+    if grad_log_p is not None and eps_uncond is not None:
+        raise ValueError("eps_uncond must be None with grad_log_p, got both")
+    others = {"eps": eps, "z": z, "grad_log_p": grad_log_p, "eps_uncond": eps_uncond}
+    check_same_device(x_t=x_t, coefficients=coefficients, **others)
+    for name, tensor in others.items():
         if tensor is not None and tensor.shape != x_t.shape:
             raise ValueError(
                 f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
             )
-    x, eps, z, grad_log_p = (
-        a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, eps, z, grad_log_p)
-    )
+    x, *rest = (a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, *others.values()))
+    eps, z, grad_log_p, eps_uncond = rest
     coefficients = coefficients.reshape(-1, 4)
     seeds = None
     if seed is not None and z is None:
         check_positive("step", step, allow_zero=True)
         seeds = seed_tensor(seed, x.device).expand(len(x))
-    if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p)):
+    if use_triton(backend, "x_t", x_t, elementwise_gap(x, *rest)):
         from . import kernel
 
-        x_prev = kernel.reverse_step(x, eps, coefficients, z, grad_log_p, seeds, step, first_row)
+        x_prev = kernel.reverse_step(
+            x, eps, coefficients, z, grad_log_p, eps_uncond, seeds, step, first_row
+        )
     else:
         if seeds is not None:
             rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
             steps = torch.tensor([step], device=x.device)
             z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
-        x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p)
+        x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)
 
 

@@ -24,13 +24,13 @@ _GUIDE = tl.constexpr(reference.GUIDE)
 
 @triton.jit(do_not_specialize=_VARYING)
 def reverse_kernel(
-    x_ptr, eps_ptr, grad_ptr, z_ptr, coefficients_ptr, coefficients_stride,
+    x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, coefficients_ptr, coefficients_stride,
     seed_ptr, step, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad) + c_noise z of ``rows`` rows.
 
-    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0, and
-    grad is 0 without its pointer.
+    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0.
+    Without the pointer of grad, or of eps without condition, there is no such guidance.
     """
     column = tl.program_id(1) * 2
     model = tl.program_id(2).to(tl.int64)
@@ -38,6 +38,7 @@ def reverse_kernel(
     live = row < rows
     offset = (model * rows + row) * DIM
     grad = None if grad_ptr is None else grad_ptr + offset
+    uncond = None if uncond_ptr is None else uncond_ptr + offset
     z = None if z_ptr is None else z_ptr + offset
     coefficients = coefficients_ptr + model * coefficients_stride
     drawn_0, drawn_1 = 0.0, 0.0
@@ -46,18 +47,21 @@ def reverse_kernel(
         element = first_row + row.to(tl.int64)
         drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
     x, eps, out = x_ptr + offset, eps_ptr + offset, out_ptr + offset
-    update(x, eps, grad, z, drawn_0, coefficients, out, live, column)
+    update(x, eps, grad, uncond, z, drawn_0, coefficients, out, live, column)
     if column + 1 < DIM:
-        update(x, eps, grad, z, drawn_1, coefficients, out, live, column + 1)
+        update(x, eps, grad, uncond, z, drawn_1, coefficients, out, live, column + 1)
 
 
 @triton.jit
-def update(x, eps, grad, z, drawn, coefficients, out, live, column):
+def update(x, eps, grad, uncond, z, drawn, coefficients, out, live, column):
     """One coordinate of a tile of rows; the noise is read from z, or else it is ``drawn``."""
     eps_hat = tl.load(eps + column, mask=live, other=0.0).to(tl.float32)
     if grad is not None:
         guidance = tl.load(grad + column, mask=live, other=0.0).to(tl.float32)
         eps_hat -= tl.load(coefficients + _GUIDE) * guidance
+    if uncond is not None:
+        guidance = eps_hat - tl.load(uncond + column, mask=live, other=0.0).to(tl.float32)
+        eps_hat += tl.load(coefficients + _GUIDE) * guidance
     if z is not None:
         drawn = tl.load(z + column, mask=live, other=0.0).to(tl.float32)
     x_t = tl.load(x + column, mask=live, other=0.0).to(tl.float32)
@@ -72,24 +76,26 @@ def reverse_step(
     coefficients: Tensor,
     z: Tensor | None,
     grad_log_p: Tensor | None,
+    eps_uncond: Tensor | None = None,
     seed: Tensor | None = None,
     step: int = 0,
     first_row: int = 0,
 ) -> Tensor:
-    """x_{t-1} from x_t and eps [M, B, d], coefficients [M, 4] or [1, 4], and z, grad like x_t.
+    """x_{t-1} from x_t [M, B, d], coefficients [M, 4] or [1, 4], and all others like x_t.
 
     Without z it is drawn for (seed [M], step, row), and without a seed it is 0.
     """
     models, rows, dim = x_t.shape
     x_prev = torch.empty_like(x_t, memory_format=torch.contiguous_format)
-    x_t, eps, z, grad_log_p, seed = (
-        None if part is None else part.contiguous() for part in (x_t, eps, z, grad_log_p, seed)
+    x_t, eps, z, grad_log_p, eps_uncond, seed = (
+        None if part is None else part.contiguous()
+        for part in (x_t, eps, z, grad_log_p, eps_uncond, seed)
     )
     coefficients = coefficients.contiguous()
     if x_t.numel():
         with device_of(x_t):
             reverse_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
-                x_t, eps, grad_log_p, z, coefficients, model_stride(coefficients),
+                x_t, eps, grad_log_p, eps_uncond, z, coefficients, model_stride(coefficients),
                 seed, step, first_row, rows, x_prev, dim, _ROWS,
             )  # fmt: skip
     return x_prev

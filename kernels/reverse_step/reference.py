@@ -3,8 +3,9 @@
 DDPM, DDIM and their guided forms are all linear in x_t, eps and z, so a step is three numbers and
 the strength of the guidance, computed in float64 by whoever knows the schedule::
 
-    eps_hat = eps - guide * grad log p(y | x_t)
-    x_prev  = x * x_t + eps * eps_hat + noise * z
+    eps_hat = eps - guide * grad log p(y | x_t)                guided by a classifier
+    eps_hat = (1 + guide) eps(x_t, y) - guide eps(x_t)         or by the network itself
+    x_prev   = x * x_t + eps * eps_hat + noise * z
 """
 
 from torch import Tensor
@@ -14,11 +15,18 @@ X, EPS, NOISE, GUIDE = range(4)
 
 
 def reverse_step(
-    x_t: Tensor, eps: Tensor, coefficients: Tensor, z: Tensor | None, grad_log_p: Tensor | None
+    x_t: Tensor,
+    eps: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    grad_log_p: Tensor | None,
+    eps_uncond: Tensor | None = None,
 ) -> Tensor:
-    """x_{t-1} from x_t [M, B, d], eps [M, B, d], coefficients [M, 4], and z, grad like x_t."""
+    """x_{t-1} from x_t [M, B, d], coefficients [M, 4], and all others like x_t."""
     coefficients = coefficients.unsqueeze(-1).unsqueeze(-1)  # [M, 4, 1, 1]
     if grad_log_p is not None:
         eps = eps - coefficients[:, GUIDE] * grad_log_p
+    if eps_uncond is not None:
+        eps = eps + coefficients[:, GUIDE] * (eps - eps_uncond)
     x_prev = coefficients[:, X] * x_t + coefficients[:, EPS] * eps
     return x_prev if z is None else x_prev + coefficients[:, NOISE] * z

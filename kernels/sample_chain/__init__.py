@@ -17,9 +17,9 @@ from ..overflow import observe
 from ..philox import Stream, seed_tensor
 from ..reverse_step import draw_noise
 from . import reference
-from .reference import Guide, Network
+from .reference import Condition, Guide, Network
 
-__all__ = ["Guide", "Network", "draw_prior", "sample_chain"]
+__all__ = ["Condition", "Guide", "Network", "draw_prior", "sample_chain"]
 
 
 def draw_prior(
@@ -44,6 +44,7 @@ def sample_chain(
     *,
     seed: int | Tensor,
     guide: Guide | None = None,
+    condition: Condition | None = None,
     first_row: int = 0,
     keep_every: int = 0,
     precision: str = "fp16",
@@ -51,14 +52,19 @@ def sample_chain(
 ) -> tuple[Tensor, Tensor]:
     """Runs S reverse steps (Ho et al. 2020, algorithm 2; Song et al. 2021; guided if asked).
 
+    The guidance is that of a classifier (Dhariwal and Nichol 2021) or of the denoiser itself,
+    (1 + w) eps(x, y, t) - w eps(x, t) (Ho and Salimans 2022); its strength is in the table.
+
     Args:
-        denoiser: M networks that predict the noise; input width d plus the width of the features.
+        denoiser: M networks that predict the noise; input width d plus the widths of the features.
         x_T: float32 [M, B, d], where the chain starts.
         table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order in
             which they are taken.
         time_features: float32 [M, S, F], what the networks see of each step's t.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row).
-        guide: classifier and labels int64 [M, B]; its strength is in the table.
+        guide: classifier of (x, feature of t), and labels int64 [M, B].
+        condition: what a conditional denoiser is told of the classes, labels int64 [M, B], and
+            whether classifier-free guidance is wanted.
         first_row: global number of the first row.
         keep_every: return x after every so many steps too; 0 for never.
         precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
@@ -71,7 +77,8 @@ def sample_chain(
         samples; K is 0 if ``keep_every`` is 0.
 
     Raises:
-        ValueError: shapes or devices do not fit, or a label is not one of the classifier's.
+        ValueError: shapes or devices do not fit, a label is not one of the classes, or a guide
+            comes with classifier-free guidance.
     """
     check_backend(backend)
     check_precision(precision)
@@ -82,11 +89,16 @@ def sample_chain(
     check_shape("table", table, (models, table.shape[1], 4))
     check_shape("time_features", time_features, (models, table.shape[1], time_features.shape[-1]))
     check_same_device(x_T=x_T, parameters=parameters, table=table, time_features=time_features)
-    _check_network("denoiser", denoiser, dim + time_features.shape[-1])
+    width = dim + time_features.shape[-1]
+    if condition is not None:
+        check_same_device(x_T=x_T, class_features=condition.class_features, labels=condition.labels)
+        _check_condition(condition, guide, models, batch)
+    class_width = 0 if condition is None else condition.class_features.shape[-1]
+    _check_network("denoiser", denoiser, width + class_width)
     if shape.widths[-1] != dim:
         raise ValueError(f"denoiser must have {dim} outputs, got {shape.widths[-1]}")
     if guide is not None:
-        _check_network("guide.classifier", guide.classifier, dim + time_features.shape[-1])
+        _check_network("guide.classifier", guide.classifier, width)
         check_shape("guide.labels", guide.labels, (models, batch))
         check_range("guide.labels", guide.labels, 0, guide.classifier.shape.widths[-1])
     arguments = (
@@ -96,6 +108,7 @@ def sample_chain(
         time_features,
         seed_tensor(seed, x_T.device).expand(models),
         guide,
+        condition,
         first_row,
         keep_every,
     )
@@ -116,6 +129,15 @@ def sample_chain(
 def _check_network(name: str, network: Network, width: int) -> None:
     if network.shape.widths[0] != width:
         raise ValueError(
-            f"{name} must have input width {width} (point and timestep feature), "
+            f"{name} must have input width {width} (point and features), "
             f"got {network.shape.widths[0]}"
         )
+
+
+def _check_condition(condition: Condition, guide: Guide | None, models: int, batch: int) -> None:
+    class_features, labels, free = condition
+    if free and guide is not None:
+        raise ValueError("guide must be None with classifier-free guidance, got both")
+    check_shape("condition.class_features", class_features, (models, *class_features.shape[-2:]))
+    check_shape("condition.labels", labels, (models, batch))
+    check_range("condition.labels", labels, 0, class_features.shape[1])

@@ -23,8 +23,9 @@ from ..mlp.tile import (
     store_input,
 )
 from ..philox.kernel import NOISE, normal_pair
+from ..q_sample.reference import gather_points
 from ..reverse_step.kernel import update
-from .reference import Guide, Network
+from .reference import Condition, Guide, Network
 
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
@@ -36,17 +37,20 @@ def chain_kernel(
     flat_ptr, packed_ptr, acts_ptr, eps_ptr,
     labels_ptr, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
     guide_grads_ptr, grad_ptr,
+    FEATURES: tl.constexpr, FREE: tl.constexpr,
     NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Takes inputs [M, rows, d + F], x_T and the first feature, to x_0; grid (programs, M).
+    """Takes inputs, which hold x_T and the first feature of t, to x_0; grid (programs, M).
 
-    NET is the denoiser's layout and GUIDE the classifier's, or None. Every ``keep_every`` steps x
-    is written to kept [K, M, rows, d], if there is such a buffer.
+    NET is the denoiser's layout and GUIDE the classifier's, or None. Inputs are [M, rows, d + F],
+    for a conditional denoiser [M, rows, d + F + E], and with FREE, classifier-free guidance,
+    [M, rows, d + F + 2 E]: the features of each row's class and then those of no class. Every
+    ``keep_every`` steps x is written to kept [K, M, rows, d], if there is such a buffer.
     """
     LAYERS: tl.constexpr = NET.layers
-    IN: tl.constexpr = NET.shape.widths[0]
     DIM: tl.constexpr = NET.shape.widths[LAYERS]
-    FEATURES: tl.constexpr = IN - DIM
+    CLASS: tl.constexpr = NET.shape.widths[0] - DIM - FEATURES
+    IN: tl.constexpr = DIM + FEATURES + CLASS * (1 + FREE)
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     slot = (model * tl.num_programs(0) + program) * ROWS
@@ -60,25 +64,35 @@ def chain_kernel(
         first = model * rows + tile * ROWS
         inputs = inputs_ptr + first * IN
         eps = eps_ptr + first * DIM
+        uncond = eps + tl.num_programs(1) * rows * DIM if FREE else None
         # Hoisting out of the loop over time what can be computed before it would only spill.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
             store_input(inputs, IN, 1, live, acts, NET, ROWS)
             tl.debug_barrier()
             forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
             last_layer(acts, packed, flat, eps, live, NET, CONFIG, ROWS)
+            if FREE:
+                tl.debug_barrier()
+                store_input(inputs, IN, 1, live, acts, NET, ROWS, DIM + FEATURES, CLASS)
+                tl.debug_barrier()
+                forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+                last_layer(acts, packed, flat, uncond, live, NET, CONFIG, ROWS)
             if GUIDE is not None:
                 _guidance(
-                    inputs, grad_ptr + first * IN, labels_ptr + first, live, model, slot,
-                    guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
+                    inputs, IN, grad_ptr + first * (DIM + FEATURES), labels_ptr + first, live,
+                    model, slot, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
                     guide_grads_ptr, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
             tl.debug_barrier()
             coefficients = table_ptr + (model * steps + step) * 4
             x = inputs + tl.arange(0, ROWS) * IN
-            grad = None if GUIDE is None else grad_ptr + (first + tl.arange(0, ROWS)) * IN
+            place = tl.arange(0, ROWS) * DIM
+            grad = None
+            if GUIDE is not None:
+                grad = grad_ptr + (first + tl.arange(0, ROWS)) * (DIM + FEATURES)
             _advance(
-                x, eps + tl.arange(0, ROWS) * DIM, grad, coefficients, seed, step, first_row + row,
-                live, DIM,
+                x, eps + place, grad, uncond + place if FREE else None, coefficients, seed, step,
+                first_row + row, live, DIM,
             )  # fmt: skip
             next_step = tl.minimum(step + 1, steps - 1)
             features = features_ptr + (model * steps + next_step) * FEATURES
@@ -94,18 +108,18 @@ def chain_kernel(
 
 
 @triton.jit
-def _advance(x, eps, grad, coefficients, seed, step, row, live, DIM: tl.constexpr):
+def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.constexpr):
     """One reverse step of a tile, in place."""
     for pair in range((DIM + 1) // 2):
         z_0, z_1 = normal_pair(seed, NOISE, step, row, pair)
-        update(x, eps, grad, None, z_0, coefficients, x, live, pair * 2)
+        update(x, eps, grad, uncond, None, z_0, coefficients, x, live, pair * 2)
         if pair * 2 + 1 < DIM:
-            update(x, eps, grad, None, z_1, coefficients, x, live, pair * 2 + 1)
+            update(x, eps, grad, uncond, None, z_1, coefficients, x, live, pair * 2 + 1)
 
 
 @triton.jit
 def _guidance(
-    inputs, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, grads_ptr,
+    inputs, stride, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, grads_ptr,
     GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
@@ -114,7 +128,7 @@ def _guidance(
     packed = packed_ptr + model * GUIDE.packed[LAYERS]
     acts = acts_ptr + slot * GUIDE.activation_columns
     grads = grads_ptr + slot * GUIDE.gradient_columns
-    store_input(inputs, GUIDE.shape.widths[0], 1, live, acts, GUIDE, ROWS)
+    store_input(inputs, stride, 1, live, acts, GUIDE, ROWS)
     tl.debug_barrier()
     forward_hidden(acts, packed, flat, GUIDE, CONFIG, ROWS)
     label = tl.load(labels + tl.arange(0, ROWS), mask=live, other=0)
@@ -148,6 +162,7 @@ def sample_chain(
     time_features: Tensor,
     seed: Tensor,
     guide: Guide | None,
+    condition: Condition | None,
     first_row: int,
     keep_every: int,
     precision: str,
@@ -160,14 +175,13 @@ def sample_chain(
         kept[0] = x
     if not (x.numel() and steps):
         return x.clone(), kept
-    inputs = x.new_empty((models, rows, dim + time_features.shape[2]))  # x_t and the feature of t
-    inputs[..., :dim] = x
-    inputs[..., dim:] = time_features[:, :1]
+    features, free = time_features.shape[2], condition is not None and condition.free
+    inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
     config = config_for(precision, capability_of(x.device))
     programs = min(triton.cdiv(rows, TILE_ROWS), max(1, triton.cdiv(PROGRAMS, models)))
     flat, packed, acts = _buffers(denoiser, net, programs)
-    eps = x.new_empty(x.shape)
+    eps = x.new_empty((1 + free, *x.shape))
     if guide is None:
         guide_net, guidance = None, (None, None, None, None, None, None)
     else:
@@ -176,16 +190,27 @@ def sample_chain(
         guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
         guidance = (
             guide.labels.contiguous(), guide_flat, guide_packed, guide_acts,
-            guide_grads, torch.empty_like(inputs),
+            guide_grads, x.new_empty((models, rows, dim + features)),
         )  # fmt: skip
     with device_of(x):
         chain_kernel[programs, models](
             inputs, table.contiguous(), time_features.contiguous(), seed.contiguous(),
             first_row, rows, steps, kept if keep_every else None, keep_every,
             flat, packed, acts, eps, *guidance,
-            net, guide_net, config, TILE_ROWS, num_warps=config.warps,
+            features, free, net, guide_net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
     return inputs[..., :dim].contiguous(), kept
+
+
+def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Tensor:
+    """What the kernel works on: x_T, the first feature of t, and the features of the classes."""
+    parts = [x, time_features[:, :1].expand(*x.shape[:2], -1)]
+    if condition is not None:
+        class_features, labels, free = condition
+        parts.append(gather_points(class_features, labels))
+        if free:
+            parts.append(class_features[:, -1:].expand(*x.shape[:2], -1))
+    return torch.cat(parts, dim=-1)
 
 
 def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:

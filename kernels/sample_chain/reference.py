@@ -2,9 +2,10 @@
 
 x_T ~ N(0, I)
 for each step of the table:
-    eps    = MLP(x, feature)
-    grad   = d/dx log softmax(classifier(x, feature))[label]
-    x      = reverse_step(x, eps, coefficients, z, grad)
+    eps    = MLP(x, feature)  or  MLP(x, feature, class)
+    grad   = d/dx log softmax(classifier(x, feature))[label]      guided by a classifier
+    uncond = MLP(x, feature, no class)                            or classifier-free
+    x      = reverse_step(x, eps, coefficients, z, grad, uncond)
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..mlp import MLPShape
 from ..mlp import reference as mlp
 from ..philox import Stream
+from ..q_sample.reference import gather_points
 from ..reverse_step import draw_noise
 from ..reverse_step.reference import NOISE, reverse_step
 
@@ -38,6 +40,17 @@ class Guide(NamedTuple):
     labels: Tensor  # int64 [M, B]
 
 
+class Condition(NamedTuple):
+    """The class of each row, told to the denoiser behind the point and the timestep feature.
+
+    With ``free`` each step also asks the denoiser without a class: classifier-free guidance.
+    """
+
+    class_features: Tensor  # float32 [M, C + 1, E], the last entry stands for no class
+    labels: Tensor  # int64 [M, B], C for no class
+    free: bool = False
+
+
 def sample_chain(
     denoiser: Network,
     x: Tensor,
@@ -45,6 +58,7 @@ def sample_chain(
     time_features: Tensor,
     seed: Tensor,
     guide: Guide | None,
+    condition: Condition | None,
     first_row: int,
     keep_every: int,
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +66,6 @@ def sample_chain(
     chunks = []
     for start in range(0, max(1, x.shape[1]), _CACHE_ROWS):
         rows = slice(start, start + _CACHE_ROWS)
-        part = None if guide is None else guide._replace(labels=guide.labels[:, rows])
         chunks.append(
             _chain(
                 denoiser,
@@ -60,7 +73,8 @@ def sample_chain(
                 table,
                 time_features,
                 seed,
-                part,
+                rows_of(guide, rows),
+                rows_of(condition, rows),
                 first_row + start,
                 keep_every,
             )
@@ -69,8 +83,12 @@ def sample_chain(
     return torch.cat(samples, dim=1), torch.cat(trajectories, dim=2)
 
 
-def _chain(denoiser, x, table, time_features, seed, guide, first_row, keep_every):
-    networks = denoiser.shape.unpack(denoiser.parameters)
+def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | None:
+    """The guide or the condition of some of the rows."""
+    return None if part is None else part._replace(labels=part.labels[:, rows])
+
+
+def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row, keep_every):
     rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
     noisy = bool((table[..., NOISE] != 0).any())
     kept = [x] if keep_every else []
@@ -80,14 +98,33 @@ def _chain(denoiser, x, table, time_features, seed, guide, first_row, keep_every
             noise = draw_noise(seed, Stream.NOISE, steps, rows, x.shape[2])  # [S, M, B, d]
         features = time_features[:, step, None].expand(*x.shape[:2], -1)
         inputs = torch.cat((x, features), dim=-1)  # [M, B, d + F]
-        eps = mlp.forward(inputs, networks, denoiser.shape)[0]
+        eps, uncond = _predictions(denoiser, inputs, condition)
         grad = None if guide is None else grad_log_p(guide, inputs)[..., : x.shape[2]]
-        x = reverse_step(
-            x, eps, table[:, step], noise[step % _NOISE_STEPS] if noisy else None, grad
-        )
+        z = noise[step % _NOISE_STEPS] if noisy else None
+        x = reverse_step(x, eps, table[:, step], z, grad, uncond)
         if keep_every and ((step + 1) % keep_every == 0 or step + 1 == table.shape[1]):
             kept.append(x)
     return x, torch.stack(kept) if kept else x.new_empty((0, *x.shape))
+
+
+def _predictions(
+    denoiser: Network, inputs: Tensor, condition: Condition | None
+) -> tuple[Tensor, Tensor | None]:
+    """The noise that the denoiser sees, and with classifier-free guidance that without a class."""
+    networks = denoiser.shape.unpack(denoiser.parameters)
+    rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
+    eps, *uncond = (mlp.mlp(each, networks, denoiser.shape) for each in rows)
+    return eps, uncond[0] if uncond else None
+
+
+def conditional_inputs(inputs: Tensor, condition: Condition) -> list[Tensor]:
+    """The denoiser's input [M, B, d + F + E] for each evaluation of a step."""
+    class_features, labels, free = condition
+    blank = torch.full_like(labels, class_features.shape[1] - 1)
+    return [
+        torch.cat((inputs, gather_points(class_features, each)), dim=-1)
+        for each in ((labels, blank) if free else (labels,))
+    ]
 
 
 def grad_log_p(guide: Guide, inputs: Tensor) -> Tensor:

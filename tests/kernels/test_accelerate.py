@@ -74,6 +74,21 @@ def test_optimizer_made_before_trains_the_same_run(fused_calls):
     assert len(fused_calls) == 10
 
 
+def test_a_first_layer_without_activation_is_fused_too(fused_calls):
+    act = nn.PReLU(init=-0.3)
+    model = nn.Sequential(
+        nn.Linear(3, 16), nn.Linear(16, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 2)
+    )
+    plain = copy.deepcopy(model)
+    assert accelerate(model).accelerated == [""]
+    x = torch.randn(7, 3)
+    torch.testing.assert_close(model(x), plain(x))
+    assert len(fused_calls) == 1
+    for activation in (nn.Tanh, nn.SiLU):
+        model = nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 8), activation(), nn.Linear(8, 2))
+        assert list(accelerate(model).skipped) == [""]
+
+
 def test_load_state_dict_by_assignment(fused_calls):
     model, source = perceptron(nn.PReLU), perceptron(nn.PReLU)
     accelerate(model)

@@ -88,6 +88,22 @@ def test_without_bias_and_without_hidden_layers():
         torch.testing.assert_close(fused(x), fused.to_module()(x))
 
 
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+def test_linear_input(activation):
+    fused = FusedMLP(3, 2, [16, 16, 8], activation=activation, linear_input=True)
+    assert [type(layer) for layer in fused.model][:4] == [
+        nn.Linear, nn.Linear, type(fused.act), nn.Linear
+    ]  # fmt: skip
+    plain = copy.deepcopy(fused.to_module())
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(fused(x), plain(x), **CLOSE)
+    gradients(fused, x)
+    gradients(plain, x)
+    for ours, theirs in zip(fused.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, **CLOSE)
+    assert FusedMLP.from_module(fused.to_module()).act is fused.act
+
+
 def test_deepcopy_keeps_the_plain_module_joined_to_the_copy():
     fused = FusedMLP.from_module(MLP(3, 2, [16]))
     twin = copy.deepcopy(fused)
@@ -146,3 +162,5 @@ def test_from_module_refuses_parameters_that_it_would_ignore():
 def test_unknown_activation_is_named():
     with pytest.raises(ValueError, match=r"activation must be one of .*, got 'swish'"):
         FusedMLP(3, 2, [8], activation="swish")
+    with pytest.raises(ValueError, match="linear_input must be False unless"):
+        FusedMLP(3, 2, [8], activation="tanh", linear_input=True)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from flashpoint.kernels import (
     ACTIVATIONS,
+    Condition,
     Guide,
     MLPShape,
     Network,
@@ -271,6 +272,80 @@ def test_trajectory_starts_with_noise_and_ends_with_the_samples():
     assert torch.equal(trajectory[0], draw_prior(7, 2, seed=1))
     assert torch.equal(trajectory[-1], samples)
     assert chain(steps=7)[1].shape == (0, 1, 7, 2)
+
+
+def conditional_chain(condition, steps=5, guide=None, scale=1.5, models=2):
+    """A chain without noise, and what each of its denoisers' modules would give, step by step."""
+    generator = torch.Generator().manual_seed(0)
+    shape = shape_of(widths=(3 + 4, 8, 2))
+    denoiser = Network(torch.randn(models, shape.num_parameters, generator=generator) * 0.3, shape)
+    x_T = torch.randn(models, 6, 2, generator=generator)
+    features = torch.randn(models, steps, 1, generator=generator)
+    coefficients = torch.tensor([1.1, -0.3, 0.0, scale])
+    table = coefficients.expand(models, steps, 4)
+    return sample_chain(denoiser, x_T, table, features, seed=1, condition=condition, guide=guide)[
+        0
+    ], (shape.unpack(denoiser.parameters), x_T, features, coefficients)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_conditional_chain_is_a_loop_over_rows_and_steps(free):
+    class_features = torch.randn(2, 3 + 1, 4)
+    labels = torch.tensor([[0, 1, 2, 3, 2, 1], [3, 3, 0, 0, 1, 2]])
+    samples, (networks, x_T, features, (c_x, c_eps, _, w)) = conditional_chain(
+        Condition(class_features, labels, free)
+    )
+    for model in range(2):
+        weights, biases = ([part[model] for part in parts] for parts in networks[:2])
+
+        def eps_of(x, t, y, model=model, weights=weights, biases=biases):
+            row = torch.cat((x, features[model, t], class_features[model, y]))
+            hidden = F.prelu(F.linear(row, weights[0], biases[0]), networks.slope[model])
+            return F.linear(hidden, weights[1], biases[1])
+
+        for row, label in enumerate(labels[model]):
+            x = x_T[model, row]
+            for t in range(features.shape[1]):
+                eps = eps_of(x, t, label)
+                if free:
+                    eps = (1 + w) * eps - w * eps_of(x, t, 3)
+                x = c_x * x + c_eps * eps
+            torch.testing.assert_close(samples[model, row], x)
+
+
+def test_guidance_of_scale_zero_or_without_a_class_is_none():
+    table, labels = torch.randn(2, 4, 4), torch.tensor([[0, 1, 2, 3, 2, 1]] * 2)
+    plain = conditional_chain(Condition(table, labels, False))[0]
+    torch.testing.assert_close(conditional_chain(Condition(table, labels, True), scale=0)[0], plain)
+    strong = conditional_chain(Condition(table, labels, True))[0]
+    torch.testing.assert_close(strong[:, 3], plain[:, 3])  # label 3 is no class
+    assert not torch.allclose(strong[:, :3], plain[:, :3])
+
+
+CONDITION_ERRORS = [
+    (Condition(torch.zeros(2, 4, 4), torch.full((2, 6), 4)), "condition.labels must be from 0 to"),
+    (Condition(torch.zeros(2, 4, 4), torch.zeros(2, 5, dtype=torch.int64)), "labels must be .*6"),
+    (Condition(torch.zeros(4, 4), torch.zeros(2, 6, dtype=torch.int64)), "class_features must be"),
+    (Condition(torch.zeros(2, 4, 5), torch.zeros(2, 6, dtype=torch.int64)), "input width 8"),
+    (None, "denoiser must have input width 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("condition", "message"), CONDITION_ERRORS)
+def test_a_wrong_condition_is_named(condition, message):
+    with pytest.raises(ValueError, match=message):
+        conditional_chain(condition)
+
+
+def test_both_guidances_at_once_are_refused():
+    judge = shape_of(widths=(3, 5))
+    labels = torch.zeros(2, 6, dtype=torch.int64)
+    guide = Guide(Network(torch.zeros(2, judge.num_parameters), judge), labels)
+    with pytest.raises(ValueError, match="guide must be None with classifier-free guidance"):
+        conditional_chain(Condition(torch.zeros(2, 4, 4), labels, True), guide=guide)
+    with pytest.raises(ValueError, match="eps_uncond must be None with grad_log_p"):
+        reverse_step(*torch.zeros(2, 3, 2), torch.zeros(4), grad_log_p=torch.zeros(3, 2),
+                     eps_uncond=torch.zeros(3, 2))  # fmt: skip
 
 
 def test_guidance_gradient_is_that_of_autograd():

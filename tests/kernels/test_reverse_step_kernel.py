@@ -10,12 +10,12 @@ CLOSE = {"rtol": 1e-5, "atol": 3e-6}
 
 @pytest.mark.parametrize("size", [(0, 2), (1, 3), (65, 2), (1000, 1), (2, 63, 5)])
 @pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("guided", [None, "grad_log_p", "eps_uncond"])
 @pytest.mark.usefixtures("poisoned")
 def test_given_noise(device, size, noisy, guided):
     x_t, eps, z, grad = (torch.randn(size, device=device) for _ in range(4))
     coefficients = torch.randn(*size[:-2], 4, device=device)
-    options = {"z": z if noisy else None, "grad_log_p": grad if guided else None}
+    options = {"z": z if noisy else None, **({guided: grad} if guided else {})}
     actual = reverse_step(x_t, eps, coefficients, backend="triton", **options)
     expected = reverse_step(x_t, eps, coefficients, backend="torch", **options)
     torch.testing.assert_close(actual, expected, **CLOSE)

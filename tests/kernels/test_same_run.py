@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import (
+    Condition,
     Guide,
     MLPShape,
     Network,
@@ -123,6 +124,34 @@ def test_sample_chain(device, monkeypatch, precision, guided):
     assert torch.equal(trajectory[-1], samples)
     assert relative_difference(samples, expected[0]) <= TOLERANCE[precision]
     assert relative_difference(trajectory, expected[1]) <= TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("free", "guided"), [(False, False), (True, False), (False, True)])
+@pytest.mark.usefixtures("poisoned")
+def test_chain_of_a_conditional_denoiser(device, monkeypatch, precision, free, guided):
+    monkeypatch.setattr(chain, "PROGRAMS", 2)
+    models, rows, steps, classes, width = 2, 70, 9, 3, 4
+    shape, classifier = MLPShape((3 + width, 32, 32, 2)), MLPShape((3, 20, classes))
+    generator = torch.Generator().manual_seed(2)
+    table = torch.tensor([1.01, -0.1, 0.1, 1.5], device=device).expand(models, steps, 4)
+    features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
+    class_features = torch.randn(models, classes + 1, width, generator=generator).to(device)
+    labels = torch.randint(0, classes + 1, (models, rows), generator=generator).to(device)
+    judge = Network(make_parameters(classifier, models, device), classifier)
+    guide = Guide(judge, labels.clamp(max=classes - 1)) if guided else None
+    arguments = (
+        Network(make_parameters(shape, models, device), shape),
+        draw_prior(rows, 2, seed=1, device=device).expand(models, -1, -1), table, features,
+    )  # fmt: skip
+    samples, expected = (
+        sample_chain(
+            *arguments, seed=4, guide=guide, condition=Condition(class_features, labels, free),
+            backend=backend, precision=precision,
+        )[0]
+        for backend in ("triton", "torch")
+    )  # fmt: skip
+    assert relative_difference(samples, expected) <= TOLERANCE[precision]
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(0, 3), (5, 0), (1, 1)])

@@ -1,0 +1,143 @@
+"""Fewer reverse steps: second-order solvers of the probability-flow ODE (Song et al. 2021).
+
+They are deterministic and want 10 to 50 steps where DDPM wants all T. Each is written for a
+function ``noise(x, i)``, the noise eps_hat predicted at the i-th timestep visited, guided or not,
+and yields x after every step. The forward process is x_t = alpha x_0 + sigma eps, with
+alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..kernels import sample_chain
+from ..kernels.reverse_step.reference import EPS, NOISE, X
+from .errors import UserError
+from .schedules import Schedule
+
+NoiseFunction = Callable[[Tensor, int], Tensor]
+
+_RHO = 7.0  # Karras et al. 2022, section 5: more of the steps where the noise is low
+
+
+def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
+    """int64 [S]: the timesteps whose noise is nearest to Karras's spacing, from T - 1 down to 0.
+
+    (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). Where the nearest is
+    taken already, the next noisier one is visited.
+
+    Raises:
+        ValueError: S is not in 1 ... T.
+    """
+    total = schedule.num_steps
+    count = total if num_steps is None else num_steps
+    if not 1 <= count <= total:
+        raise UserError(f"num_steps must be from 1 to {total}, got {num_steps}")
+    log_ratio = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2  # of sigma to alpha
+    ends = (log_ratio[[-1, 0]] / _RHO).exp().tolist()
+    wanted = _RHO * torch.linspace(*ends, count, dtype=torch.float64).log()
+    nearest = (log_ratio - wanted[:, None]).abs().argmin(dim=1).flip(0)
+    place = torch.arange(count)
+    distinct = (nearest - place).cummax(0).values + place
+    return torch.minimum(distinct, total - count + place).flip(0)
+
+
+def dpm_solver_2m(
+    noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor
+) -> Iterator[Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): S evaluations for S steps.
+
+    Args:
+        noise: eps_hat of x at the i-th of the steps.
+        schedule: of the forward process.
+        steps: int64 [S], decreasing timesteps; after the last comes alpha = 1, sigma = 0.
+        x: x_T, any shape.
+
+    Yields:
+        x after each step. The first and the last step are of first order.
+    """
+    alpha, sigma = _levels(schedule, steps)
+    half_log_snr = [math.log(a / s) if s else math.inf for a, s in zip(alpha, sigma, strict=True)]
+    before = x
+    for i, last in enumerate(_last_flags(steps)):
+        x_0 = (x - sigma[i] * noise(x, i)) / alpha[i]
+        h = half_log_snr[i + 1] - half_log_snr[i]
+        corrected = x_0
+        if i and not last:
+            r = (half_log_snr[i] - half_log_snr[i - 1]) / h
+            corrected = x_0 + (x_0 - before) / (2 * r)
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * corrected
+        before = x_0
+        yield x
+
+
+def heun(noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor) -> Iterator[Tensor]:
+    """Heun's method (Karras et al. 2022, algorithm 1): 2 S - 1 evaluations for S steps.
+
+    In y = x / alpha and the noise level sigma / alpha the ODE is dy = eps_hat d(sigma / alpha).
+
+    Args:
+        noise: eps_hat of x at the i-th of the steps.
+        schedule: of the forward process.
+        steps: int64 [S], decreasing timesteps; after the last comes alpha = 1, sigma = 0.
+        x: x_T, any shape.
+
+    Yields:
+        x after each step. The last step is Euler's.
+    """
+    alpha, sigma = _levels(schedule, steps)
+    level = [s / a for a, s in zip(alpha, sigma, strict=True)]
+    for i, last in enumerate(_last_flags(steps)):
+        slope = noise(x, i)
+        y, width = x / alpha[i], level[i + 1] - level[i]
+        if not last:
+            ahead = noise(alpha[i + 1] * (y + width * slope), i + 1)
+            slope = (slope + ahead) / 2
+        x = alpha[i + 1] * (y + width * slope)
+        yield x
+
+
+SOLVERS = {"dpm++2m": dpm_solver_2m, "heun": heun}
+
+
+def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
+    """:func:`sample_chain` with a solver in place of the reverse steps.
+
+    Args:
+        method: one of ``SOLVERS``.
+        schedule: of the forward process.
+        steps: int64 [S], see :func:`solver_timesteps`.
+
+    Returns:
+        a function with the arguments and results of :func:`sample_chain`. Of its table only the
+        guidance counts.
+    """
+
+    def chain(denoiser, x_T, table, time_features, *, keep_every=0, **options):
+        # One "step" with these coefficients is the guided noise prediction itself.
+        table = table.clone()
+        table[..., [X, EPS, NOISE]] = table.new_tensor([0.0, 1.0, 0.0])
+
+        def noise(x: Tensor, i: int) -> Tensor:
+            one = slice(i, i + 1)
+            return sample_chain(denoiser, x, table[:, one], time_features[:, one], **options)[0]
+
+        kept, x = [x_T], x_T
+        for done, x in enumerate(SOLVERS[method](noise, schedule, steps, x_T), 1):
+            if keep_every and (done % keep_every == 0 or done == len(steps)):
+                kept.append(x)
+        return x, torch.stack(kept) if keep_every else x.new_empty((0, *x.shape))
+
+    return chain
+
+
+def _levels(schedule: Schedule, steps: Tensor) -> tuple[list[float], list[float]]:
+    """alpha and sigma, S + 1 numbers each: of the steps, and of the data."""
+    alpha_bar = schedule.alpha_bar[steps]
+    return [*alpha_bar.sqrt().tolist(), 1.0], [*(1 - alpha_bar).sqrt().tolist(), 0.0]
+
+
+def _last_flags(steps: Tensor) -> list[bool]:
+    return [False] * (len(steps) - 1) + [True]

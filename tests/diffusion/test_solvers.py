@@ -1,0 +1,160 @@
+"""Solvers against the ODE's solution for a mixture with a known score, and against diffusers."""
+
+import diffusers
+import pytest
+import torch
+
+from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, sample
+from flashpoint.diffusion.metrics import sliced_wasserstein
+from flashpoint.diffusion.sampling import reverse_table, timesteps
+from flashpoint.diffusion.solvers import SOLVERS, solver_timesteps
+
+SCHEDULE = Schedule(500)
+MIXTURE = GaussianMixture(
+    torch.tensor([1.0, 2.0, 3.0]),
+    torch.tensor([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.0]]),
+    torch.tensor(
+        [[[0.02, 0.01], [0.01, 0.02]], [[0.03, 0.0], [0.0, 0.01]], [[0.01, 0], [0, 0.01]]]
+    ),
+)
+
+
+def exact_noise(steps):
+    return lambda x, i: MIXTURE.optimal_noise(x, SCHEDULE.alpha_bar[steps[i]].item())
+
+
+def noise_at_T(n=400):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def solve(method, count, x):
+    steps = solver_timesteps(SCHEDULE, count)
+    *_, x = SOLVERS[method](exact_noise(steps), SCHEDULE, steps, x)
+    return x
+
+
+def ddim(count, x):
+    steps = timesteps(SCHEDULE, count)
+    for i, (c_x, c_eps, *_) in enumerate(reverse_table(SCHEDULE, steps, method="ddim")):
+        x = c_x * x + c_eps * exact_noise(steps)(x, i)
+    return x
+
+
+@pytest.fixture(scope="module")
+def all_steps():
+    """The result of 500 steps, and how far two methods differ in it."""
+    x = solve("heun", 500, noise_at_T())
+    return x, distance(x, ddim(500, noise_at_T()))
+
+
+def distance(x, y):
+    return (x - y).norm(dim=1).mean().item()
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_few_steps_come_near_the_result_of_500(method, all_steps):
+    exact, between_methods = all_steps
+    assert between_methods < 0.002
+    errors = [distance(solve(method, count, noise_at_T()), exact) for count in (10, 20, 50)]
+    assert errors[0] < 0.06  # the components' smallest standard deviation is 0.1
+    assert errors[1] < errors[0] / 3
+    assert errors[2] < errors[1] / 3
+    assert errors[2] < between_methods
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_twenty_steps_are_as_good_as_500_where_20_of_ddim_are_not(method):
+    x_T, data = noise_at_T(2000), MIXTURE.draw(2000, 1)
+    best = sliced_wasserstein(solve("heun", 100, x_T), data)
+    assert sliced_wasserstein(solve(method, 20, x_T), data) == pytest.approx(best, rel=0.02)
+    assert sliced_wasserstein(ddim(20, x_T), data) > 1.1 * best
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 50])
+def test_dpm_solver_is_that_of_diffusers(count):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=500, algorithm_type="dpmsolver++", solver_order=2
+    )
+    steps = solver_timesteps(SCHEDULE, count)
+    scheduler.set_timesteps(timesteps=steps.tolist())
+    want, noise = noise_at_T(), exact_noise(steps)
+    for i, x in enumerate(SOLVERS["dpm++2m"](noise, SCHEDULE, steps, want)):
+        want = scheduler.step(noise(want, i), steps[i], want).prev_sample
+        torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-4)  # theirs has float32 sigmas
+
+
+def test_heun_is_that_of_diffusers():
+    """Theirs in the variables of Karras et al., so without alpha, and from sigma to sigma."""
+    scheduler = diffusers.HeunDiscreteScheduler(
+        num_train_timesteps=500, beta_start=1e-4, beta_end=0.02, timestep_spacing="linspace"
+    )
+    scheduler.set_timesteps(25)
+    steps = scheduler.timesteps[[0, *range(1, 49, 2)]].round().long()
+    alpha_bar = SCHEDULE.alpha_bar[steps]
+    sigma = torch.cat((((1 - alpha_bar) / alpha_bar).sqrt(), torch.zeros(1)))
+    scheduler.sigmas = torch.cat((sigma[:1], sigma[1:-1].repeat_interleave(2), sigma[-1:]))
+    x = noise_at_T(50)
+    y = x / alpha_bar[0].sqrt()
+    noise = exact_noise(steps)
+    places = [0, *(i for i in range(1, 25) for _ in range(2))]
+    for t, i in zip(scheduler.timesteps, places, strict=True):
+        y = scheduler.step(noise(y * alpha_bar[i].sqrt(), i), t, y).prev_sample
+    *_, x = SOLVERS["heun"](noise, SCHEDULE, steps, x)
+    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("count", [1, 2, 10, 49, 50, None])
+def test_timesteps_are_distinct_from_the_noisiest_down(name, count):
+    steps = solver_timesteps(Schedule(50, name), count)
+    assert len(steps) == (count or 50)
+    assert steps[0] == 49
+    assert (steps.diff() < 0).all()
+    assert count == 1 or steps[-1] == 0
+
+
+def test_timesteps_have_the_noise_asked_for():
+    steps = solver_timesteps(SCHEDULE, 10)
+    root = ((1 - SCHEDULE.alpha_bar) / SCHEDULE.alpha_bar)[steps] ** (0.5 / 7)
+    torch.testing.assert_close(root.diff(), root.diff().mean().expand(9), rtol=0.2, atol=0)
+
+
+def model(outputs=2):
+    torch.manual_seed(0)
+    return MLP(3, outputs, [8])
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("guided", [False, True])
+def test_sampling_with_a_network(method, guided):
+    """:func:`sample` against the solver around the network's own forward pass."""
+    denoiser, classifier = model(), model(5)
+    schedule = Schedule(60)
+    options = {"classifier": classifier, "label": 3, "scale": 2.0} if guided else {}
+    x_T = torch.randn(9, 2)
+    arguments = {"method": method, "num_steps": 6, "x_T": x_T, "device": "cpu"}
+    got = sample(denoiser, schedule, 9, keep_every=4, batch_size=5, **arguments, **options)
+    steps = solver_timesteps(schedule, 6)
+
+    def noise(x, i):
+        feature = schedule.time_features[steps[i]].float().expand(len(x), 1)
+        inputs = torch.cat((x, feature), dim=1).requires_grad_()
+        eps = denoiser(inputs)
+        if guided:
+            log_p = classifier(inputs).log_softmax(dim=1)[:, 3].sum()
+            grad = torch.autograd.grad(log_p, inputs)[0][:, :2]
+            eps = eps - 2.0 * (1 - schedule.alpha_bar[steps[i]]).sqrt().float() * grad
+        return eps.detach()
+
+    want = [x_T, *SOLVERS[method](noise, schedule, steps, x_T)]
+    torch.testing.assert_close(got.x, want[-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got.trajectory, torch.stack([want[0], want[4], want[6]]), rtol=1e-4, atol=1e-4
+    )
+    again = sample(denoiser, schedule, 9, seed=7, **arguments, **options).x
+    torch.testing.assert_close(again, got.x)  # no noise but x_T
+
+
+def test_a_wrong_number_of_steps_is_named():
+    with pytest.raises(UserError, match="num_steps must be from 1 to 500, got 501"):
+        sample(model(), SCHEDULE, 2, method="heun", num_steps=501, device="cpu")
