@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import torch
 
-from . import files, plots
+from . import files, plots, studies
 from .device import choose_device
 from .errors import UserError, check_choice
 from .experiment import Run, Settings, summary
@@ -216,6 +216,48 @@ def report(run, real_draws, data, seed, device) -> None:
         run, _points(data), real_draws=real_draws, seed=seed, device=device, say=click.echo
     )
     click.echo(f"the report is {' and '.join(map(str, targets))}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the studies; cells that it holds are not done again. Default: runs/studies, "
+    "or runs/studies-quick.",
+)
+@click.option("--samples", default=2000, show_default=True, help="Of each cell, or of each class.")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Markdown file to write about every study that --out holds.",
+)
+@_options(_seed, _device)
+def study(name, quick, out, samples, page, seed, device) -> None:
+    """One study: a grid of models, each number beside the perfect and the published one."""
+    if name is None and page is None:
+        raise UserError(f"NAME must be one of {', '.join(studies.STUDIES)}, got none")
+    out = out or Path("runs") / ("studies-quick" if quick else "studies")
+    if name is not None:
+        check_choice("NAME", name, studies.STUDIES)
+        chosen = studies.STUDIES[name]
+        run = studies.StudyRun(
+            chosen.quick() if quick else chosen,
+            out,
+            seed=seed,
+            samples=samples,
+            device=device,
+            say=click.echo,
+        )
+        studies.write_report(run, run.run())
+        click.echo((run.folder / "table.md").read_text())
+        click.echo(f"everything is in {run.folder}")
+    if page is not None:
+        studies.write_page(tuple(studies.STUDIES.values()), out, page)
+        click.echo(f"the page of all studies is {page}")
 
 
 @main.command()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .errors import UserError, check_at_least, check_choice
+from .models import ACTIVATIONS
 
 OPTIMIZERS = ("adamw", "adam")
 
@@ -35,6 +36,7 @@ class Recipe:
             noise level sqrt((1 - alpha_bar) / alpha_bar) rather than uniformly in t. The finest
             detail of the samples is decided in the few least noisy timesteps, which a uniform draw
             visits too rarely (compare Karras et al. 2022, section 5).
+        activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
 
     Raises:
         ValueError: a count or rate is out of range.
@@ -48,6 +50,8 @@ class Recipe:
     weight_decay: float = 0.01
     ema_decay: float = 0.998
     low_noise: float = 0.75
+    activation: str = "prelu"
+    linear_input: bool = False
 
     optimizer = "adamw"
 
@@ -74,6 +78,26 @@ class Recipe:
         if step < rise:
             return self.lr * (step + 1) / (rise + 1)
         return self.lr * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise))) / 2
+
+
+@dataclass(frozen=True)
+class PlainRecipe(Recipe):
+    """The plain recipe of course work: Adam at a constant rate, all timesteps equally often.
+
+    The result is the last weights.
+    """
+
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    ema_decay: float = 0.0
+    low_noise: float = 0.0
+
+    optimizer = "adam"
+
+    def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:  # noqa: ARG002
+        """The same in every step."""
+        return self.lr
 
 
 @dataclass(frozen=True)
@@ -136,6 +160,7 @@ class ClassicRecipe:
         optimizer: ``adamw``, or ``adam`` with the weight decay in the gradient.
         weight_decay: of the optimiser.
         refresh: epochs between two draws of the noise.
+        activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
 
     Raises:
         ValueError: a count or rate is out of range, or an unknown optimiser.
@@ -149,6 +174,8 @@ class ClassicRecipe:
     optimizer: str = "adamw"
     weight_decay: float = 0.0
     refresh: int = 25
+    activation: str = "prelu"
+    linear_input: bool = False
 
     ema_decay = 0.0  # the result is the last weights
     low_noise = 0.0
@@ -180,6 +207,7 @@ class ClassicRecipe:
 def _check_common(recipe: Recipe | ClassicRecipe) -> None:
     check_at_least("batch_size", recipe.batch_size, 1)
     check_at_least("weight_decay", recipe.weight_decay, 0)
+    check_choice("activation", recipe.activation, ACTIVATIONS)
     if not recipe.lr > 0:
         raise UserError(f"lr must be positive, got {recipe.lr}")
     if any(width < 1 for width in recipe.hidden_layers):

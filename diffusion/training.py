@@ -71,7 +71,7 @@ class Trainer:
         features = schedule.time_features
         outputs = points.num_classes if classify else points.dim
         widths = (points.dim + features.shape[1], *recipe.hidden_layers, outputs)
-        self.shape = MLPShape(widths)
+        self.shape = MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
         model = seeded_mlp(self.shape, child_seed(seed, 0))
         self.seed = child_seed(seed, 1)
         self.parameters = model.network().parameters.to(self.device)  # [1, P]

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from flashpoint.diffusion import RECIPES, ClassicRecipe, Recipe, Schedule, Trainer, UserError
 from flashpoint.diffusion.points import Points
-from flashpoint.diffusion.recipes import CosineDecay, PlateauDecay, StepDecay
+from flashpoint.diffusion.recipes import CosineDecay, PlainRecipe, PlateauDecay, StepDecay
 from flashpoint.kernels.q_sample.reference import draw_epoch
 
 N, SCHEDULE = 23, Schedule(7)
@@ -193,3 +193,33 @@ def test_presets_are_the_published_settings():
 def test_a_wrong_recipe_is_named(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_recipe_says_which_network_it_trains():
+    recipe = PlainRecipe(2, (16, 16, 8), 32, activation="relu", linear_input=True)
+    trainer = Trainer(POINTS, SCHEDULE, recipe, seed=3, device="cpu")
+    trainer.run(2)
+    model = trainer.model()
+    assert [type(layer).__name__ for layer in model.model] == [
+        "Linear", "Linear", "ReLU", "Linear", "ReLU", "Linear",
+    ]  # fmt: skip
+
+
+def test_the_plain_recipe_is_adam_at_a_constant_rate():
+    recipe = PlainRecipe(5, (8,), 32)
+    trainer = Trainer(POINTS, SCHEDULE, recipe, seed=3, device="cpu")
+    model, weights = trainer.model(), trainer.parameters.clone()
+    oracle = torch.nn.Parameter(weights.clone())
+    optimizer = torch.optim.Adam([oracle], lr=1e-3)
+    for _ in range(5):
+        trainer.run(1)
+        oracle.grad = trainer.grad.clone()
+        optimizer.step()
+    torch.testing.assert_close(trainer.parameters, oracle.data, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(trainer.model().network().parameters, trainer.parameters)
+    assert not torch.equal(model.network().parameters, trainer.parameters)
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(UserError, match=r"activation must be one of .*, got 'rleu'"):
+        Recipe(activation="rleu")

@@ -1,0 +1,131 @@
+"""Every study of the command ``flashpoint study``, by name."""
+
+from . import published
+from .study import Grid, Study, classic
+
+_FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
+_SURFACES = ("sin_5_5", "helix")
+_SURFACE_BETA = (1e-5, 1.28e-2)
+_SCHEDULES = {
+    "linear": "linear",
+    "hyperbolic secant": "sech",
+    "cosine": "cosine",
+    "scaled linear": "scaled_linear",
+    "sigmoid": "sigmoid",
+}
+
+
+def _surface(schedule: str = "linear", **changes):
+    """The published setting of sin_5_5 and of the standardised helix."""
+    return classic(50, _SURFACE_BETA, schedule, batch_size=1024, **changes)
+
+
+_TIMESTEPS = Study(
+    name="timesteps",
+    title="How many timesteps?",
+    varied="timesteps T",
+    teaches="",
+    grids=(
+        Grid(
+            "Linear schedule from 1e-4 to 0.02, 100 epochs",
+            _FIVE_SETS,
+            {str(T): classic(T) for T in (10, 50, 100, 150, 200, 500)},
+            published={"EMD": published.TIMESTEPS_EMD, "kernel NLL": published.TIMESTEPS_NLL},
+        ),
+    ),
+    quick_rows=("moons", "blobs", "manycircles"),
+    quick_columns=("10", "50", "200"),
+    quick_factor=5,
+)
+
+_BETAS = Study(
+    name="betas",
+    title="How much noise per timestep?",
+    varied="range of beta",
+    teaches="",
+    grids=(
+        Grid(
+            "Linear schedule, T = 200, 100 epochs",
+            _FIVE_SETS,
+            {
+                f"{start:g} to {end:g}": classic(200, (start, end))
+                for start, end in (
+                    (1e-4, 0.02), (1e-3, 0.2), (1e-5, 0.002), (1e-5, 0.02), (1e-4, 0.2), (1e-5, 0.2)
+                )
+            },
+            published={"EMD": published.BETAS_EMD},
+        ),
+    ),
+    quick_rows=("moons", "blobs", "manycircles"),
+    quick_columns=("0.0001 to 0.02", "0.001 to 0.2", "1e-05 to 0.002"),
+    quick_factor=5,
+)  # fmt: skip
+
+_SCHEDULE_STUDY = Study(
+    name="schedules",
+    title="Which schedule?",
+    varied="schedule",
+    teaches="",
+    grids=(
+        Grid(
+            "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
+            _SURFACES,
+            {title: _surface(name) for title, name in _SCHEDULES.items()},
+            "test split",
+            {"EMD": published.SCHEDULES_EMD},
+        ),
+        Grid(
+            "T = 200, beta from 1e-4 to 0.02, batch 64, 100 epochs",
+            _FIVE_SETS,
+            {title: classic(200, schedule=name) for title, name in _SCHEDULES.items()},
+        ),
+    ),
+    quick_rows=("sin_5_5", "blobs"),
+    quick_columns=tuple(_SCHEDULES),
+    quick_factor=10,
+)
+
+_EPOCHS = Study(
+    name="epochs",
+    title="How long to train?",
+    varied="epochs",
+    teaches="",
+    grids=(
+        Grid(
+            "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024",
+            _SURFACES,
+            {str(epochs): _surface(epochs=epochs) for epochs in (100, 500, 1000, 2000)},
+            "test split",
+            {"EMD": published.EPOCHS_EMD},
+        ),
+    ),
+    quick_rows=("sin_5_5",),
+    quick_columns=("100", "500", "1000", "2000"),
+    quick_factor=20,
+)
+
+_COMPLEXITY = Study(
+    name="complexity",
+    title="How large a network?",
+    varied="hidden layers",
+    teaches="",
+    grids=(
+        Grid(
+            "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
+            _SURFACES,
+            {
+                ", ".join(map(str, widths)): _surface(hidden_layers=widths, linear_input=False)
+                for widths in ((64,), (64, 64), (64, 128, 128), (128,) * 4, (256,) * 4)
+            },
+            "test split",
+            {"EMD": published.COMPLEXITY_EMD},
+        ),
+    ),
+    quick_rows=_SURFACES,
+    quick_columns=("64", "64, 64", "64, 128, 128"),
+    quick_factor=2,
+)
+
+STUDIES = {
+    study.name: study for study in (_TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY)
+}

@@ -1,0 +1,125 @@
+"""How the samples of a cell are measured, and what perfect samples score when measured so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...kernels.philox import child_seed
+from ..metrics import emd, emd_by_class, kernel_nll
+from ..points import Points
+
+_REPEATS = 10  # of a measurement, behind its standard deviation
+_TEST_POINTS = 5000
+_TEST, _FLOOR, _EMD = range(3)  # what draws random numbers of its own
+
+
+class Score(NamedTuple):
+    """A metric: the mean over repeats, and the standard deviation of one of them."""
+
+    value: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How samples are compared with data.
+
+    Args:
+        size: points on each side of the EMD, which is the mean of 5 draws.
+        test_split: compare with points that were not trained on, else with the training data.
+        standardise: data to mean 0 and standard deviation 1 per axis before training.
+        by_class: samples are asked for by class; the EMD is the mean over classes of that of a
+            class's samples and data, and the accuracy is counted.
+    """
+
+    size: int = 250
+    test_split: bool = False
+    standardise: bool = False
+    by_class: bool = False
+
+
+PROTOCOLS = {
+    "whole": Protocol(),
+    "test split": Protocol(size=128, test_split=True, standardise=True),
+    "by class": Protocol(by_class=True),
+}
+
+
+def prepare(points: Points, protocol: Protocol) -> Points:
+    """The data as the models of a grid see it."""
+    if not protocol.standardise:
+        return points
+    centre, scale = points.data.mean(0), points.data.std(0, correction=0)
+
+    def redraw(n: int, seed: int, label: int | None = None):
+        data, labels = points.redraw(n, seed, label)
+        return (data - centre) / scale, labels
+
+    return replace(points, data=(points.data - centre) / scale, redraw=redraw)
+
+
+def measure(
+    samples: Sequence[Tensor], points: Points, protocol: Protocol, seed: int = 0
+) -> dict[str, Score]:
+    """Every metric of a protocol.
+
+    Args:
+        samples: one set [n, d], or one of each class.
+        points: the data as :func:`prepare` gives it.
+        protocol: how.
+        seed: of the draws.
+
+    Returns:
+        Scores by the metric's name. That of the EMD is over repeats with the same samples; other
+        metrics look at all samples at once and have a standard deviation of 0.
+    """
+    emds = [_emd(samples, points, protocol, child_seed(seed, repeat)) for repeat in range(_REPEATS)]
+    rest = _other_metrics(samples, points, protocol)
+    return {"EMD": _score(emds), **{name: Score(value, 0.0) for name, value in rest.items()}}
+
+
+def perfect(points: Points, protocol: Protocol, n: int, seed: int = 0) -> dict[str, Score]:
+    """What new draws of the data, n of each kind, score: lower is not better.
+
+    The standard deviation is that over independent draws.
+    """
+    repeats: dict[str, list[float]] = {}
+    for repeat in range(_REPEATS):
+        own = child_seed(child_seed(seed, _FLOOR), repeat)
+        draws = _new_draws(points, protocol, n, own)
+        values = {
+            "EMD": _emd(draws, points, protocol, child_seed(own, _EMD)),
+            **_other_metrics(draws, points, protocol),
+        }
+        for name, value in values.items():
+            repeats.setdefault(name, []).append(value)
+    return {name: _score(values) for name, values in repeats.items()}
+
+
+def _score(values: Sequence[float]) -> Score:
+    return Score(mean(values), stdev(values))
+
+
+def _new_draws(points: Points, protocol: Protocol, n: int, seed: int) -> list[Tensor]:
+    labels = range(points.num_classes) if protocol.by_class else (None,)
+    return [points.redraw(n, child_seed(seed, i), label)[0] for i, label in enumerate(labels)]
+
+
+def _emd(samples: Sequence[Tensor], points: Points, protocol: Protocol, seed: int) -> float:
+    if protocol.by_class:
+        return emd_by_class(samples, points, size=protocol.size, seed=seed)
+    data = points.data
+    if protocol.test_split:
+        data, _ = points.redraw(_TEST_POINTS, _TEST)
+    return emd(samples[0], data, size=protocol.size, seed=seed)
+
+
+def _other_metrics(
+    samples: Sequence[Tensor], points: Points, protocol: Protocol
+) -> dict[str, float]:
+    if protocol.test_split:
+        return {}
+    return {"kernel NLL": kernel_nll(samples[0], points.data)}

@@ -1,0 +1,192 @@
+"""Tables and figures of a study's results, and the page that shows all studies."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import files
+from ..plots import COLORS
+from ..points import Points
+from .protocols import PROTOCOLS
+from .runner import StudyRun, data_of
+from .study import Study
+
+_DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2}
+_HIGHER_IS_BETTER = ("accuracy",)
+_SHOWN = 1000  # points of a panel
+
+
+def write_report(run: StudyRun, results: dict) -> None:
+    """Writes table.md, plot.png and, for each grid, samples.png into the study's folder."""
+    files.write_atomically(run.folder / "table.md", table(results).encode())
+    plot(results, run.folder / "plot.png")
+    for number, grid in enumerate(run.study.grids):
+        rows: dict[str, list] = {}
+        for cell in grid.cells():
+            rows.setdefault(cell.data, []).append((cell.column, run.samples_of(cell)))
+        data = [data_of(name, PROTOCOLS[grid.protocol]) for name in rows]
+        name = f"samples_{number}.png" if number else "samples.png"
+        samples_figure(list(zip(data, rows.values(), strict=True)), run.folder / name)
+
+
+def table(results: dict) -> str:
+    """Markdown: a table for each grid and metric, each number beside the published one."""
+    return "\n".join(
+        _grid_table(grid, metric)
+        for grid in results["grids"]
+        for metric in grid["cells"][0]["metrics"]
+    )
+
+
+def plot(results: dict, save_to: Path) -> Figure:
+    """EMD against what is varied: a row of panels for each grid, a panel for each data set."""
+    grids = results["grids"]
+    widest = max(len(grid["rows"]) for grid in grids)
+    figure = Figure(figsize=(2.4 * max(widest, 2), 2.6 * len(grids)), layout="constrained")
+    panels = figure.subplots(len(grids), widest, squeeze=False)
+    for grid, axes in zip(grids, panels, strict=True):
+        for axis in axes[len(grid["rows"]) :]:
+            axis.remove()
+        for axis, data in zip(axes, grid["rows"], strict=False):
+            _panel(axis, grid, data)
+        axes[0].set_ylabel("EMD")
+    panels[0][0].legend(frameon=False, fontsize="x-small")
+    figure.supxlabel(results["varied"], fontsize="medium")
+    figure.savefig(save_to, dpi=90)
+    return figure
+
+
+def samples_figure(
+    rows: Sequence[tuple[Points, Sequence[tuple[str, Sequence[Tensor]]]]], save_to: Path
+) -> Figure:
+    """Samples of every cell of a grid: a row of panels for each data set, itself at the left.
+
+    Args:
+        rows: the data set, and for each column its label and the sets of samples [n, d].
+        save_to: file.
+    """
+    count = len(rows[0][1]) + 1
+    figure = Figure(figsize=(1.4 * count, 1.6 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), count, squeeze=False)
+    for (points, cells), axes in zip(rows, panels, strict=True):
+        low, high = points.data[:, :2].amin(0) - 0.3, points.data[:, :2].amax(0) + 0.3
+        for axis, (title, sets) in zip(axes, [(points.name, [points.data]), *cells], strict=True):
+            for color, x in zip(COLORS * 2, sets, strict=False):
+                axis.scatter(*x[: _SHOWN // len(sets), :2].T, s=0.5, linewidths=0, color=color)
+            axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            axis.set_title(title, fontsize="small")
+            axis.set_aspect("equal")
+    figure.savefig(save_to, dpi=90)
+    return figure
+
+
+def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
+    """Writes the page of all studies, its figures in a folder of its name beside it.
+
+    A study without results in the folder of runs is said not to have been run.
+    """
+    figures = files.make_folder(page.with_suffix(""))
+    parts = [_INTRODUCTION]
+    for study in studies:
+        file = runs / study.name / "results.json"
+        parts.append(f"## {study.title}\n\n`flashpoint study {study.name}`\n")
+        if not file.is_file():
+            parts.append("Not run yet.\n")
+            continue
+        results = json.loads(file.read_text())
+        plot(results, figures / f"{study.name}.png")
+        picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
+        parts += [f"{study.teaches}\n", picture, table(results), _origin(results)]
+    files.write_atomically(page, "\n".join(parts).encode())
+
+
+_INTRODUCTION = """# What the studies teach
+
+Written by `flashpoint study --page`. Each number stands beside the one that perfect samples score,
+new draws of the data measured in the same way, and beside the published one, in brackets; lower
+than perfect is not better. EMD is the cost of the cheapest assignment of 250 samples to 250 points
+of the data (128 and points not trained on, where data is standardised), the mean of 5 draws; ± is
+the standard deviation of such a mean over 10 repeats. ✗ marks a number that is worse than the
+published one by more than two standard deviations.
+
+The recipe is that of the published numbers, as course work has it: the network is told a sinusoidal
+embedding of the timestep, 16 numbers; a linear input layer, five blocks of 128 units with ReLU, an
+output layer; Adam at a learning rate of 1e-3, batches of 64 points each with a timestep drawn at
+random, 100 epochs of N / 64 steps; the last weights draw 2,000 samples with all T reverse steps of
+DDPM and sigma_t^2 = beta_t. A study says what it changes.
+"""
+
+
+def _origin(results: dict) -> str:
+    where = results["environment"]
+    return (
+        f"Seed {results['seed']}, {results['samples']} samples of each kind, {where['device']}, "
+        f"torch {where['torch']}; {results['training seconds']:.0f} s of training in all.\n"
+    )
+
+
+def _grid_table(grid: dict, metric: str) -> str:
+    lines = [
+        f"{grid['title']}: {metric}",
+        "",
+        f"| data | {' | '.join(grid['columns'])} | perfect samples |",
+        "| --- |" + " --- |" * (len(grid["columns"]) + 1),
+    ]
+    for data in grid["rows"]:
+        entries = [_entry(grid, cell, metric) for cell in _row(grid, data)]
+        perfect = _value(grid["perfect"][data], metric)
+        lines.append(f"| {data} | {' | '.join(entries)} | {perfect} |")
+    return "\n".join([*lines, ""])
+
+
+def _row(grid: dict, data: str) -> Iterator[dict]:
+    return (cell for cell in grid["cells"] if cell["data"] == data)
+
+
+def _entry(grid: dict, cell: dict, metric: str) -> str:
+    entry, published = _value(cell["metrics"], metric), cell["published"][metric]
+    if published is not None:
+        entry += f" ({published:g})"
+    return f"{entry} ✗" if is_worse(grid, cell, metric) else entry
+
+
+def _value(scores: dict, metric: str) -> str:
+    value, sd = scores[metric]["value"], scores[metric]["sd"]
+    digits = _DECIMALS[metric]
+    return f"{value:.{digits}f} ± {sd:.{digits}f}" if sd else f"{value:.{digits}f}"
+
+
+def is_worse(grid: dict, cell: dict, metric: str) -> bool:
+    """Whether a cell is worse than the published number by more than two standard deviations.
+
+    The larger one of the cell's own repeats and of perfect samples counts.
+    """
+    published = cell["published"][metric]
+    if published is None:
+        return False
+    scores, perfect = cell["metrics"][metric], grid["perfect"][cell["data"]][metric]
+    sign = -1 if metric in _HIGHER_IS_BETTER else 1
+    return sign * (scores["value"] - published) > 2 * max(scores["sd"], perfect["sd"])
+
+
+def _panel(axis: Axes, grid: dict, data: str) -> None:
+    cells, places = list(_row(grid, data)), np.arange(len(grid["columns"]))
+    value, sd = (
+        np.array([cell["metrics"]["EMD"][part] for cell in cells]) for part in ("value", "sd")
+    )
+    published = np.array([cell["published"]["EMD"] for cell in cells], dtype=float)
+    floor, floor_sd = (grid["perfect"][data]["EMD"][part] for part in ("value", "sd"))
+    low, high = floor - 2 * floor_sd, floor + 2 * floor_sd
+    axis.errorbar(places, value, 2 * sd, fmt="o-", color=COLORS[0], ms=4, label="flashpoint")
+    if np.isfinite(published).any():
+        axis.plot(places, published, "s--", color=COLORS[1], ms=4, label="published")
+    axis.axhspan(low, high, color=COLORS[6], alpha=0.4, label="perfect samples")
+    axis.set_xticks(places, grid["columns"], rotation=45, ha="right", fontsize="x-small")
+    axis.set_title(data, fontsize="medium")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)

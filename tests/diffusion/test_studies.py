@@ -1,0 +1,187 @@
+"""The studies: a toy grid end to end, resumed; the catalogue; what was published."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flashpoint.diffusion import Schedule
+from flashpoint.diffusion.cli import main
+from flashpoint.diffusion.recipes import PlainRecipe
+from flashpoint.diffusion.studies import (
+    STUDIES,
+    Grid,
+    Setting,
+    Study,
+    StudyRun,
+    classic,
+    report,
+    write_page,
+    write_report,
+)
+from flashpoint.diffusion.studies.protocols import PROTOCOLS, measure, perfect, prepare
+from flashpoint.diffusion.studies.runner import data_of
+
+
+def _toy_setting(T, **changes):
+    recipe = PlainRecipe(hidden_layers=(8,), steps=30, batch_size=32, activation="relu")
+    return Setting(Schedule(T, time_feature="sinusoidal"), replace(recipe, **changes))
+
+
+TOY = Study(
+    name="toy",
+    title="A toy",
+    varied="T",
+    teaches="Nothing. Much.",
+    grids=(
+        Grid(
+            "toy grid",
+            ("moons", "blobs"),
+            {"3": _toy_setting(3), "4": _toy_setting(4)},
+            published={"EMD": {"moons": (1.0, None), "blobs": (1e4,)}},
+        ),
+        Grid("surface", ("sin_5_5",), {"3": _toy_setting(3)}, "test split"),
+    ),
+    quick_rows=("moons",),
+    quick_columns=("3",),
+    quick_factor=10,
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    run = StudyRun(TOY, folder, samples=60, device="cpu", say=str)
+    results = run.run()
+    write_report(run, results)
+    return folder, run, results
+
+
+def test_a_study_leaves_every_number_and_figure(done):
+    folder, run, results = done
+    assert json.loads((folder / "toy/results.json").read_text()) == json.loads(json.dumps(results))
+    assert [cell["column"] for cell in results["grids"][0]["cells"]] == ["3", "4", "3", "4"]
+    for name in ("plot", "samples", "samples_1"):
+        assert (folder / f"toy/{name}.png").read_bytes().startswith(b"\x89PNG")
+    for cell in TOY.cells():
+        (samples,) = run.samples_of(cell)
+        assert samples.shape == (60, 3 if cell.data == "sin_5_5" else 2)
+        assert samples.isfinite().all()
+
+
+def test_the_table_shows_ours_published_and_perfect(done):
+    folder, _, results = done
+    lines = (folder / "toy/table.md").read_text().splitlines()
+    moons, blobs = results["grids"][0]["cells"][0], results["grids"][0]["cells"][2]
+    line = next(line for line in lines if line.startswith("| moons |"))
+    value, sd = moons["metrics"]["EMD"]["value"], moons["metrics"]["EMD"]["sd"]
+    perfect_emd = results["grids"][0]["perfect"]["moons"]["EMD"]
+    assert f"| {value:.1f} ± {sd:.1f} (1) ✗ |" in line
+    assert line.endswith(f"| {perfect_emd['value']:.1f} ± {perfect_emd['sd']:.1f} |")
+    assert report.is_worse(results["grids"][0], moons, "EMD")
+    assert not report.is_worse(results["grids"][0], blobs, "EMD")
+
+
+def test_cells_already_done_are_not_done_again(done):
+    folder, _, results = done
+    untouched = {file: file.stat().st_mtime_ns for file in (folder / "cells").glob("*.json")}
+    assert len(untouched) == 5
+    lost = max(untouched)
+    content = lost.read_text()
+    lost.unlink()
+    again = StudyRun(TOY, folder, samples=60, device="cpu", say=str).run()
+    assert {f: f.stat().st_mtime_ns for f in untouched if f != lost} == {
+        f: t for f, t in untouched.items() if f != lost
+    }
+    assert json.loads(lost.read_text())["metrics"] == json.loads(content)["metrics"]
+    assert again["grids"] == results["grids"]
+    other_seed = StudyRun(TOY, folder, seed=1, samples=60, device="cpu", say=str)
+    assert not any(other_seed._file(cell).is_file() for cell in TOY.cells())
+
+
+def test_page(done, tmp_path):
+    folder, _, _ = done
+    page = tmp_path / "studies.md"
+    write_page((TOY, replace(TOY, name="other", title="Another")), folder, page)
+    text = page.read_text()
+    assert "## A toy\n" in text
+    assert "Nothing. Much." in text
+    assert "| moons |" in text
+    assert (tmp_path / "studies/toy.png").is_file()
+    assert text.split("## Another")[1].strip().endswith("Not run yet.")
+
+
+def test_perfect_samples_reach_the_known_floors():
+    points = data_of("moons", PROTOCOLS["whole"])
+    scores = perfect(points, PROTOCOLS["whole"], 500)
+    assert scores["EMD"].value == pytest.approx(27.9, abs=3 * 2.8 / 10**0.5)
+    assert scores["kernel NLL"].value == pytest.approx(0.949, abs=0.02)
+    # Samples that collapsed onto one point are far from it.
+    collapsed = measure([points.data[:1].expand(500, 2)], points, PROTOCOLS["whole"])
+    assert collapsed["EMD"].value > 5 * scores["EMD"].value
+
+
+def test_standardised_data_and_its_new_draws_have_unit_scale():
+    points = prepare(data_of("helix", PROTOCOLS["whole"]), PROTOCOLS["test split"])
+    torch.testing.assert_close(points.data.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(points.data.std(0), torch.ones(3), atol=1e-3, rtol=0)
+    fresh = points.redraw(20_000, 5)[0]
+    torch.testing.assert_close(fresh.std(0), torch.ones(3), atol=0.03, rtol=0)
+
+
+def test_an_epoch_visits_as_many_points_as_there_are():
+    setting = classic(10, epochs=100)
+    assert setting.recipe_for(8000).steps == 12_500
+    assert setting.shortened(5).recipe_for(8000).steps == 2500
+    recipe = setting.recipe_for(8000)
+    assert recipe.hidden_layers == (128,) * 6
+    assert (recipe.activation, recipe.linear_input, recipe.optimizer) == ("relu", True, "adam")
+    assert {recipe.learning_rate(step, 0, ()) for step in (0, 5000, 12_499)} == {1e-3}
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=str)
+def test_every_study_has_a_quick_form_and_fitting_tables(study):
+    assert list(study.quick().cells())
+    for grid in study.quick().grids:
+        assert not grid.published
+    for grid in study.grids:
+        for rows in grid.published.values():
+            assert set(rows) == set(grid.rows)
+            assert all(len(row) == len(grid.columns) for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("study", "metric", "data", "column", "number"),
+    [
+        ("timesteps", "EMD", "moons", "100", 27.40),
+        ("timesteps", "EMD", "helix", "10", 56.00),
+        ("timesteps", "EMD", "manycircles", "500", 30.34),
+        ("timesteps", "kernel NLL", "blobs", "200", 0.01),
+        ("betas", "EMD", "blobs", "1e-05 to 0.002", 62.98),
+        ("betas", "EMD", "helix", "1e-05 to 0.2", 58.72),
+        ("schedules", "EMD", "sin_5_5", "scaled linear", 123.0),
+        ("schedules", "EMD", "helix", "cosine", 144.3),
+        ("epochs", "EMD", "helix", "1000", 87.5),
+        ("epochs", "EMD", "sin_5_5", "2000", None),
+        ("complexity", "EMD", "sin_5_5", "64, 128, 128", 93.2),
+    ],
+)
+def test_published_numbers_stand_beside_the_cell_they_belong_to(
+    study, metric, data, column, number
+):
+    assert STUDIES[study].grids[0].published_at(metric, data, column) == number
+
+
+def test_wrong_input_is_one_line():
+    for arguments, words in (
+        (["timestep"], "NAME must be one of timesteps"),
+        ([], "NAME must be one of timesteps"),
+        (["timesteps", "--samples", "1"], "samples must be at least 2"),
+        (["timesteps", "--seed", "-1"], "seed must be at least 0"),
+    ):
+        result = CliRunner().invoke(main, ["study", *arguments])
+        assert result.exit_code == 2
+        assert words in result.output
+        assert len(result.output.strip().splitlines()) == 1
