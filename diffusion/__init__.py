@@ -21,7 +21,7 @@ from .metrics import (
 from .models import MLP, BlockMLP, ConditionalMLP, class_table
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
-from .sampling import Samples, reverse_table, sample
+from .sampling import SampleConfig, Samples, reverse_table, sample, sample_many
 from .schedulers import DDIMScheduler, DDPMScheduler
 from .schedules import Schedule, sinusoidal_embedding
 from .states import STATE_NAMES, States, states_points
@@ -41,6 +41,7 @@ __all__ = [
     "PointMasses",
     "Points",
     "Recipe",
+    "SampleConfig",
     "Samples",
     "Schedule",
     "States",
@@ -63,6 +64,7 @@ __all__ = [
     "occupancy",
     "reverse_table",
     "sample",
+    "sample_many",
     "sinusoidal_embedding",
     "sliced_wasserstein",
     "states_points",

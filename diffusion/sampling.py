@@ -1,12 +1,14 @@
-"""Sampling: the reverse process with DDPM or DDIM steps, guided by a classifier or not."""
+"""Sampling: the reverse process with DDPM or DDIM steps, guided or not, of one model or of many."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels import Guide, Network, draw_prior, sample_chain
+from ..kernels import Condition, Guide, Network, draw_prior, sample_chain
 from .device import choose_device
 from .errors import UserError, check_at_least, check_choice
 from .models import MLP
@@ -15,7 +17,7 @@ from .solvers import SOLVERS, solver_chain, solver_timesteps
 
 STEPS = ("ddpm", "ddim")
 METHODS = (*STEPS, *SOLVERS)
-VARIANCES = ("beta", "posterior")
+VARIANCES = ("beta", "posterior", "none")
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
 
@@ -48,6 +50,7 @@ def reverse_table(
     variance: str = "posterior",
     eta: float = 0.0,
     scale: GuidanceScale = 0.0,
+    classifier_free: bool = False,
 ) -> Tensor:
     """Coefficients of x_t, eps, z and the guidance for each reverse step, float64 [S, 4].
 
@@ -64,13 +67,19 @@ def reverse_table(
 
         eps_hat = eps - scale(t) sqrt(1 - alpha_bar_t) grad log p(y | x_t)
 
+    or classifier-free (Ho and Salimans 2022, equation 6)::
+
+        eps_hat = (1 + scale(t)) eps(x_t, y) - scale(t) eps(x_t)
+
     Args:
         schedule: of the forward process.
         steps: int64 [S], decreasing timesteps.
         method: ``ddpm`` or ``ddim``.
-        variance: sigma^2 of DDPM: ``beta``, or ``posterior`` for that of q(x_prev | x_t, x_0).
+        variance: sigma^2 of DDPM: ``beta``, ``posterior`` for that of q(x_prev | x_t, x_0), or
+            ``none``, which makes the step deterministic (z = 0).
         eta: noise of DDIM, 0 deterministic, 1 as much as DDPM's posterior.
         scale: guidance scale, a number or a function of t.
+        classifier_free: whether the guidance is.
 
     Raises:
         ValueError: an unknown method or variance, or a negative eta.
@@ -86,14 +95,56 @@ def reverse_table(
     if method == "ddpm":
         x = alpha.rsqrt()
         eps = -beta / ((1 - alpha_bar) * alpha).sqrt()
-        sigma = (beta if variance == "beta" else posterior).sqrt()
+        sigma = {"beta": beta, "posterior": posterior, "none": torch.zeros_like(beta)}[variance]
+        sigma = sigma.sqrt()
         sigma[-1] = 0
     else:
         sigma = eta * posterior.sqrt()
         x = (prev / alpha_bar).sqrt()
         eps = (1 - prev - sigma**2).clamp(min=0).sqrt() - x * (1 - alpha_bar).sqrt()
-    strength = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
-    return torch.stack((x, eps, sigma, strength * (1 - alpha_bar).sqrt()), dim=1)
+    guide = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
+    if not classifier_free:
+        guide = guide * (1 - alpha_bar).sqrt()
+    return torch.stack((x, eps, sigma, guide), dim=1)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What to sample from one model.
+
+    Args:
+        model: denoiser, input (point, timestep feature), output the noise. A conditional one has
+            ``class_features``, float [C + 1, E], and a row of them behind its input: what it is
+            told of each class and, by the last row, of none.
+        schedule: that it was trained with.
+        seed: of the noise.
+        method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or
+            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. With a classifier
+            the noise of DDPM makes up for its errors step by step, which otherwise add up along
+            the chain.
+        variance, eta: see :func:`reverse_table`.
+        num_steps: how many of the T timesteps are visited; None for all.
+        classifier: of noisy points, input (point, timestep feature). It guides towards the label;
+            a conditional model is told no class then.
+        label: class of the samples, a number or int64 [n]; for a conditional model C stands for
+            none, and so does None.
+        scale: guidance scale, a number or a function of t. With a classifier 1, which is what None
+            means, samples p(x | label) as it sees it; without, the guidance is classifier-free and
+            0, which is what None means, samples p(x | label) as the conditional model sees it.
+        x_T: [n, d], where to start; None draws it.
+    """
+
+    model: MLP
+    schedule: Schedule
+    seed: int = 0
+    method: str = "ddpm"
+    variance: str = "posterior"
+    eta: float = 0.0
+    num_steps: int | None = None
+    classifier: MLP | None = None
+    label: int | Tensor | None = None
+    scale: GuidanceScale | None = None
+    x_T: Tensor | None = None
 
 
 def sample(
@@ -101,109 +152,271 @@ def sample(
     schedule: Schedule,
     n: int,
     *,
-    seed: int = 0,
-    method: str = "ddpm",
-    variance: str = "posterior",
-    eta: float = 0.0,
-    num_steps: int | None = None,
-    classifier: MLP | None = None,
-    label: int | Tensor | None = None,
-    scale: GuidanceScale = 1.0,
     batch_size: int = 100_000,
+    first_row: int = 0,
     keep_every: int = 0,
-    x_T: Tensor | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int], None] | None = None,
+    **options,
 ) -> Samples:
-    """Draws n points from a trained denoiser, of given classes if a classifier guides it.
+    """Draws n points from a trained denoiser, of given classes if it or a classifier knows them.
 
     A sample depends on the seed and its own row number alone, not on the batch size.
 
     Args:
-        model: denoiser, input (point, timestep feature), output the noise.
-        schedule: that it was trained with.
+        model, schedule: see :class:`SampleConfig`.
         n: number of samples.
-        seed: of the noise.
-        method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or
-            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. With
-            guidance the noise of DDPM makes up for the classifier's errors step by step, which
-            otherwise add up along the chain.
-        variance, eta: see :func:`reverse_table`.
-        num_steps: how many of the T timesteps are visited; None for all.
-        classifier: of noisy points, the same input as the denoiser.
-        label: class to guide towards, a number or int64 [n].
-        scale: guidance scale, a number or a function of t; 1 samples p(x | label) as the classifier
-            sees it.
         batch_size: rows sampled at once, bounds the memory.
+        first_row: number of the first row; ranks that share the work each take a range of rows.
         keep_every: keep x after every so many steps too.
-        x_T: [n, d], where to start; None draws it.
         device: None takes CUDA where there is one.
         progress: called with the number of samples done so far after each batch.
+        options: the other fields of :class:`SampleConfig`: seed, method, variance, eta, num_steps,
+            classifier, label, scale and x_T.
 
     Raises:
-        ValueError: a count is not positive, an unknown name, or a label that the classifier
-            does not know.
+        ValueError: a count is not positive, an unknown name, or a label of no class.
+    """
+    config = SampleConfig(model, schedule, **options)
+    return sample_many(
+        [config],
+        n,
+        batch_size=batch_size,
+        first_row=first_row,
+        keep_every=keep_every,
+        device=device,
+        progress=progress,
+    )[0]
+
+
+def sample_many(
+    configs: Sequence[SampleConfig],
+    n: int,
+    *,
+    batch_size: int = 100_000,
+    first_row: int = 0,
+    keep_every: int = 0,
+    device: str | torch.device | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Samples]:
+    """Draws n points from each of many models, those of one shape in the same launches.
+
+    Each gets what :func:`sample` would give it alone. A chain shorter than others that run with it
+    rests at its end: steps that change nothing follow. Solvers run together if their timesteps are
+    the same.
+
+    Args:
+        configs: models, schedules, seeds and options, which may all differ.
+        n, first_row, keep_every, device: as for :func:`sample`.
+        batch_size: rows of all models together that are sampled at once.
+        progress: called with the number of samples of all models done so far.
+
+    Raises:
+        ValueError: as :func:`sample`.
     """
     check_at_least("n", n, 1)
     check_at_least("batch_size", batch_size, 1)
-    if (classifier is None) != (label is None):
-        raise UserError("classifier and label must be given together")
+    check_at_least("first_row", first_row, 0)
+    check_at_least("keep_every", keep_every, 0)
     device = choose_device(device)
-    check_choice("method", method, METHODS)
-    if method in SOLVERS:
-        steps = solver_timesteps(schedule, num_steps)
-        chain = solver_chain(method, schedule, steps)
-    else:
-        steps, chain = timesteps(schedule, num_steps), sample_chain
+    groups = defaultdict(list)
+    for number, config in enumerate(configs):
+        chain = _prepare(config, n, device)
+        groups[chain.kind].append((number, chain))
+    found, done = {}, 0
+    for group in groups.values():
+        numbers, chains = zip(*group, strict=True)
+        parts, rows = [], max(1, batch_size // len(chains))
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
+            parts.append(_run(chains, slice(start, stop), first_row, keep_every))
+            done += (stop - start) * len(chains)
+            if progress is not None:
+                progress(done)
+        found |= zip(numbers, _samples_of(parts, chains, keep_every), strict=True)
+    return [found[number] for number in range(len(found))]
+
+
+class _Chain(NamedTuple):
+    """One model's part in :func:`sample_chain`, on the device and checked."""
+
+    denoiser: Network
+    table: Tensor  # float32 [S, 4]
+    features: Tensor  # float32 [S, F]
+    guide: Guide | None
+    condition: Condition | None
+    seed: int
+    x_T: Tensor | None  # [n, d]
+    solver: tuple[str, Schedule, int | None] | None  # its name, schedule and number of steps
+
+    @property
+    def kind(self) -> tuple:
+        """Equal for chains that can run in the same launch."""
+        guide, condition = self.guide, self.condition
+        return (
+            self.solver,
+            self.denoiser.shape,
+            self.features.shape[-1],
+            guide and guide.classifier.shape,
+            condition and (condition.class_features.shape, condition.free),
+        )
+
+
+def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
+    """Checks one model's options and puts what they need on the device."""
+    check_choice("method", config.method, METHODS)
+    schedule, solver, visited = config.schedule, None, timesteps
+    if config.method in SOLVERS:
+        solver, visited = (config.method, schedule, config.num_steps), solver_timesteps
+    steps = visited(schedule, config.num_steps)
+    scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
     table = reverse_table(
         schedule,
         steps,
-        method="ddim" if method in SOLVERS else method,
-        variance=variance,
-        eta=eta,
-        scale=0.0 if classifier is None else scale,
+        method="ddim" if solver else config.method,
+        variance=config.variance,
+        eta=config.eta,
+        scale=scale,
+        classifier_free=config.classifier is None,
     )
-    table = table[None].float().to(device)
-    features = schedule.time_features[steps][None].float().to(device)
-    denoiser = _network(model, device)
-    guide = None
-    if classifier is not None:
-        labels = torch.as_tensor(label, device=device).expand(n)[None]
-        classes = classifier.shape.widths[-1]
-        if not 0 <= labels.min() <= labels.max() < classes:
-            raise UserError(
-                f"label must be from 0 to {classes - 1}, "
-                f"got {labels.min().item()} to {labels.max().item()}"
-            )
-        guide = Guide(_network(classifier, device), labels)
-    parts = []
-    for start in range(0, n, batch_size):
-        stop = min(start + batch_size, n)
-        rows = slice(start, stop)
-        if x_T is None:
-            x = draw_prior(
-                stop - start, model.shape.widths[-1], seed=seed, first_row=start, device=device
-            )
-        else:
-            x = x_T[None, rows].to(device)
-        part = None if guide is None else guide._replace(labels=guide.labels[:, rows])
-        parts.append(
-            chain(
-                denoiser,
-                x,
-                table,
-                features,
-                seed=seed,
-                guide=part,
-                first_row=start,
-                keep_every=keep_every,
-            )
+    guide, condition = _guide(config, n, device), _condition(config, n, device, scale)
+    denoiser = _network(config.model, device)
+    if config.x_T is not None and config.x_T.shape != (n, denoiser.shape.widths[-1]):
+        raise UserError(
+            f"x_T must be {[n, denoiser.shape.widths[-1]]}, got {list(config.x_T.shape)}"
         )
-        if progress is not None:
-            progress(stop)
-    x = torch.cat([samples[0] for samples, _ in parts])
-    trajectory = torch.cat([kept[:, 0] for _, kept in parts], dim=1)
-    return Samples(x, trajectory)
+    return _Chain(
+        denoiser,
+        table.float().to(device),
+        schedule.time_features[steps].float().to(device),
+        guide,
+        condition,
+        config.seed,
+        config.x_T,
+        solver,
+    )
+
+
+def _guide(config: SampleConfig, n: int, device: torch.device) -> Guide | None:
+    if config.classifier is None:
+        if config.label is not None and _class_features(config.model) is None:
+            raise UserError("classifier and label must be given together, or a conditional model")
+        return None
+    if config.label is None:
+        raise UserError("classifier and label must be given together")
+    classifier = _network(config.classifier, device)
+    return Guide(classifier, _labels(config.label, n, classifier.shape.widths[-1], device))
+
+
+def _condition(
+    config: SampleConfig, n: int, device: torch.device, scale: GuidanceScale
+) -> Condition | None:
+    class_features = _class_features(config.model)
+    if class_features is None:
+        return None
+    classes = len(class_features) - 1
+    free = config.classifier is None and config.label is not None
+    label = config.label if free else classes
+    free = free and (callable(scale) or scale != 0)
+    labels = _labels(label, n, classes + 1, device)
+    return Condition(class_features.detach().float().to(device)[None], labels, free)
+
+
+def _class_features(model: MLP) -> Tensor | None:
+    """What a conditional model is told of the classes, [C + 1, E]; None for any other model."""
+    return getattr(model, "class_features", None)
+
+
+def _labels(label: int | Tensor, n: int, classes: int, device: torch.device) -> Tensor:
+    """int64 [1, n]."""
+    labels = torch.as_tensor(label, device=device)
+    if labels.is_floating_point() or labels.shape not in ((), (n,)):
+        raise UserError(
+            f"label must be a whole number or int64 [{n}], got {labels.dtype} {list(labels.shape)}"
+        )
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(
+            f"label must be from 0 to {classes - 1}, "
+            f"got {labels.min().item()} to {labels.max().item()}"
+        )
+    return labels.long().expand(n)[None]
+
+
+def _run(
+    chains: Sequence[_Chain], rows: slice, first_row: int, keep_every: int
+) -> tuple[Tensor, Tensor]:
+    """Some rows of chains of one kind: samples [M, B, d] and trajectory [K, M, B, d]."""
+    denoiser = _stack_networks([chain.denoiser for chain in chains])
+    guide, condition = chains[0].guide, chains[0].condition
+    if guide is not None:
+        guide = Guide(
+            _stack_networks([chain.guide.classifier for chain in chains]),
+            torch.cat([chain.guide.labels[:, rows] for chain in chains]),
+        )
+    if condition is not None:
+        condition = Condition(
+            torch.cat([chain.condition.class_features for chain in chains]),
+            torch.cat([chain.condition.labels[:, rows] for chain in chains]),
+            condition.free,
+        )
+    device = denoiser.parameters.device
+    longest = max(len(chain.table) for chain in chains)
+    run = _solver(*chains[0].solver) if chains[0].solver else sample_chain
+    return run(
+        denoiser,
+        torch.cat([_start(chain, rows, first_row, device) for chain in chains]),
+        torch.stack([_rest_at_end(chain.table, longest) for chain in chains]),
+        torch.stack([_repeat_last(chain.features, longest) for chain in chains]),
+        seed=torch.tensor([chain.seed for chain in chains], device=device),
+        guide=guide,
+        condition=condition,
+        first_row=first_row + rows.start,
+        keep_every=keep_every,
+    )
+
+
+def _solver(method: str, schedule: Schedule, num_steps: int | None) -> Callable:
+    return solver_chain(method, schedule, solver_timesteps(schedule, num_steps))
+
+
+def _start(chain: _Chain, rows: slice, first_row: int, device: torch.device) -> Tensor:
+    """x_T of some rows, [1, B, d]."""
+    if chain.x_T is not None:
+        return chain.x_T[None, rows].to(device)
+    return draw_prior(
+        rows.stop - rows.start,
+        chain.denoiser.shape.widths[-1],
+        seed=chain.seed,
+        first_row=first_row + rows.start,
+        device=device,
+    )
+
+
+def _rest_at_end(table: Tensor, length: int) -> Tensor:
+    """The table [S, 4] with steps behind it that leave x as it is, [length, 4]."""
+    identity = table.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return torch.cat((table, identity.expand(length - len(table), -1)))
+
+
+def _repeat_last(features: Tensor, length: int) -> Tensor:
+    return torch.cat((features, features[-1:].expand(length - len(features), -1)))
+
+
+def _samples_of(
+    parts: list[tuple[Tensor, Tensor]], chains: Sequence[_Chain], keep_every: int
+) -> list[Samples]:
+    """The results of each chain, from those of batches of rows."""
+    x = torch.cat([samples for samples, _ in parts], dim=1)
+    trajectory = torch.cat([kept for _, kept in parts], dim=2)
+    found = []
+    for model, chain in enumerate(chains):
+        kept = 1 + -(-len(chain.table) // keep_every) if keep_every else 0
+        found.append(Samples(x[model], trajectory[:kept, model]))
+    return found
+
+
+def _stack_networks(networks: Sequence[Network]) -> Network:
+    return Network(torch.cat([each.parameters for each in networks]), networks[0].shape)
 
 
 def _network(model: MLP, device: torch.device) -> Network:

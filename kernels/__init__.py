@@ -4,6 +4,7 @@ All of them take a leading axis M: M independent models in the same launches. M 
 ordinary case.
 """
 
+from . import layers
 from .accelerate import Acceleration, accelerate
 from .adamw import AdamWState, adamw_, adamw_state
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
@@ -31,6 +32,7 @@ __all__ = [
     "adamw_state",
     "detect_overflow",
     "draw_prior",
+    "layers",
     "mlp",
     "q_sample",
     "q_sample_batch",

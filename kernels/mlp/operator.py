@@ -34,16 +34,19 @@ _NETWORK = (
 )
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
-_library = torch.library.Library("flashpoint", "FRAGMENT")
+# "flashpoint", unless the kernels are loaded once more under another name, as a hub kernel is.
+_NAMESPACE = __name__.partition(".")[0]
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 for _schema in (
     f"mlp({_NETWORK}, *, bool save=False) -> (Tensor, Tensor[])",
     f"mlp_backward(Tensor grad_y, Tensor[] saved, bool needs_x, {_NETWORK}) -> (Tensor, Tensor)",
     f"mlp_input_gradient(Tensor grad_y, Tensor[] saved, {_NETWORK}) -> Tensor",
 ):
     _library.define(_schema, tags=torch.Tag.pt2_compliant_tag)
-_mlp = torch.ops.flashpoint.mlp.default
-_mlp_backward = torch.ops.flashpoint.mlp_backward.default
-_mlp_input_gradient = torch.ops.flashpoint.mlp_input_gradient.default
+_operators = getattr(torch.ops, _NAMESPACE)
+_mlp = _operators.mlp.default
+_mlp_backward = _operators.mlp_backward.default
+_mlp_input_gradient = _operators.mlp_input_gradient.default
 
 
 def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None) -> Tensor:
@@ -350,4 +353,4 @@ for _name, _implementation, _fake, _autograd in (
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     _library.impl(_name, _autograd, "Autograd", with_keyset=True)
-    torch.library.register_fake(f"flashpoint::{_name}", _fake, lib=_library)
+    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake, lib=_library)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from flashpoint.diffusion import MLP, Schedule, UserError, sample
-from flashpoint.diffusion.sampling import reverse_table, timesteps
+from flashpoint.diffusion import MLP, Schedule, UserError, sample, sampling
+from flashpoint.diffusion.sampling import SampleConfig, reverse_table, sample_many, timesteps
 from flashpoint.kernels import reverse_step
 
 SCHEDULE = Schedule(50)
@@ -138,13 +138,143 @@ def test_labels_may_differ_by_row():
         torch.testing.assert_close(same[row], mixed[row])
 
 
-def test_deterministic_sampling_from_given_noise():
+@pytest.mark.parametrize("options", [{"method": "ddim"}, {"method": "ddpm", "variance": "none"}])
+def test_deterministic_sampling_from_given_noise(options):
     x_T = torch.randn(6, 2)
     first, second = (
-        sample(model(), SCHEDULE, 6, method="ddim", x_T=x_T, seed=seed, device="cpu").x
+        sample(model(), SCHEDULE, 6, x_T=x_T, seed=seed, device="cpu", **options).x
         for seed in (1, 2)
     )
     assert torch.equal(first, second)
+
+
+def test_ddpm_without_noise_is_the_mean_of_every_step():
+    x = x_T = torch.randn(6, 2)
+    network = model()
+    for t in range(49, -1, -1):
+        a, beta = SCHEDULE.alpha_bar[t].item(), SCHEDULE.beta[t].item()
+        feature = SCHEDULE.time_features[t].float().expand(6, -1)
+        eps = network(torch.cat((x, feature), dim=1)).detach()
+        x = (x - beta / (1 - a) ** 0.5 * eps) / (1 - beta) ** 0.5
+    got = sample(network, SCHEDULE, 6, x_T=x_T, variance="none", device="cpu").x
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-5)
+
+
+def conditional_model(seed=0):
+    """Three classes, each told by four numbers."""
+    torch.manual_seed(seed)
+    network = MLP(3 + 4, 2, [8])
+    network.class_features = torch.randn(4, 4)
+    return network
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "heun"])
+def test_classes_of_a_conditional_model_may_differ_by_row(method):
+    arguments = {"scale": 2.0, "method": method, "num_steps": 10, "device": "cpu"}
+    network = conditional_model()
+    mixed = sample(network, SCHEDULE, 4, label=torch.tensor([0, 1, 3, 2]), **arguments).x
+    for label, row in ((0, 0), (1, 1), (2, 3)):
+        same = sample(network, SCHEDULE, 4, label=label, **arguments).x
+        torch.testing.assert_close(same[row], mixed[row])
+    free = sample(network, SCHEDULE, 4, **arguments).x  # of no class
+    torch.testing.assert_close(free[2], mixed[2])
+    assert not torch.allclose(free[0], mixed[0])
+
+
+def test_a_classifier_free_chain_is_its_published_loop():
+    network, label, w = conditional_model(), 1, lambda t: t / 10
+    x = x_T = torch.randn(5, 2)
+    for t in range(49, -1, -1):
+        a, prev = (SCHEDULE.alpha_bar[i].item() if i >= 0 else 1.0 for i in (t, t - 1))
+        feature = SCHEDULE.time_features[t].float().expand(5, -1)
+        told, untold = (
+            network(torch.cat((x, feature, network.class_features[y].expand(5, -1)), 1)).detach()
+            for y in (label, 3)
+        )
+        eps = (1 + w(t)) * told - w(t) * untold
+        x_0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        x = prev**0.5 * x_0 + (1 - prev) ** 0.5 * eps
+    got = sample(network, SCHEDULE, 5, x_T=x_T, method="ddim", label=label, scale=w, device="cpu").x
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_scale_zero_takes_one_evaluation_of_the_conditional_model(monkeypatch):
+    seen = []
+    run = sampling.sample_chain
+    monkeypatch.setattr(
+        sampling, "sample_chain", lambda *a, **k: seen.append(k["condition"].free) or run(*a, **k)
+    )
+    for options in ({}, {"scale": 0}, {"scale": 1.0}, {"scale": lambda t: 0 * t}):
+        sample(conditional_model(), SCHEDULE, 3, label=0, num_steps=2, device="cpu", **options)
+    assert seen == [False, False, True, True]
+
+
+def test_a_classifier_guides_a_conditional_model_that_is_told_no_class():
+    network, judge = conditional_model(), model(5)
+    options = {"classifier": judge, "label": 4, "num_steps": 10, "device": "cpu"}
+    guided = sample(network, SCHEDULE, 3, **options).x
+    plain = MLP(3, 2, [8])
+    plain.load_state_dict(network.state_dict() | {
+        "model.0.weight": network.model[0].weight[:, :3],
+        "model.0.bias": network.model[0].bias
+        + network.model[0].weight[:, 3:] @ network.class_features[3],
+    })  # fmt: skip
+    torch.testing.assert_close(guided, sample(plain, SCHEDULE, 3, **options).x)
+
+
+def many():
+    """Configurations that differ in everything; the first three run together."""
+    labels = torch.tensor([0, 1, 2, 0, 3])
+    return [
+        SampleConfig(model(), SCHEDULE, seed=1),
+        SampleConfig(model(), Schedule(20), seed=2, method="ddim", num_steps=7),
+        SampleConfig(model(), Schedule(30, "cosine"), seed=3, variance="beta"),
+        SampleConfig(conditional_model(), SCHEDULE, label=labels, scale=1.0, num_steps=9),
+        SampleConfig(conditional_model(1), SCHEDULE, label=1, scale=lambda t: t / 50, seed=8),
+        SampleConfig(conditional_model(), SCHEDULE, label=2),
+        SampleConfig(model(), SCHEDULE, classifier=model(5), label=labels, x_T=torch.ones(5, 2)),
+        SampleConfig(model(), SCHEDULE, method="heun", num_steps=5, seed=4),
+        SampleConfig(model(), SCHEDULE, method="heun", num_steps=5, seed=5),
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [100_000, 6])
+def test_many_models_sample_as_each_does_alone(batch_size):
+    options = {"keep_every": 4, "device": "cpu"}
+    together = sample_many(many(), 5, batch_size=batch_size, **options)
+    for config, samples in zip(many(), together, strict=True):
+        fields = dict(vars(config))
+        alone = sample(fields.pop("model"), fields.pop("schedule"), 5, **fields, **options)
+        assert samples.trajectory.shape == alone.trajectory.shape
+        torch.testing.assert_close(samples.x, alone.x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(samples.trajectory, alone.trajectory, rtol=1e-5, atol=1e-5)
+
+
+def test_models_of_one_kind_run_in_one_call(monkeypatch):
+    calls = []
+    run = sampling.sample_chain
+    monkeypatch.setattr(
+        sampling, "sample_chain",
+        lambda denoiser, *rest, **k: calls.append(len(denoiser.parameters))
+        or run(denoiser, *rest, **k),
+    )  # fmt: skip
+    sample_many(many()[:7], 5, device="cpu")
+    assert calls == [3, 2, 1, 1]
+
+
+def test_rows_may_be_shared_between_ranks():
+    whole = sample(model(), SCHEDULE, 9, num_steps=5, device="cpu").x
+    parts = [
+        sample(model(), SCHEDULE, n, first_row=first, num_steps=5, device="cpu").x
+        for first, n in ((0, 4), (4, 5))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_progress_counts_the_samples_of_all_models():
+    seen = []
+    sample_many(many()[:4], 5, batch_size=6, device="cpu", progress=seen.append)
+    assert seen == [6, 12, 15, 20]
 
 
 def test_trajectory():
@@ -164,6 +294,12 @@ def test_trajectory():
         ({"variance": "alpha"}, "variance must be one of"),
         ({"eta": -1.0}, "eta must be at least 0"),
         ({"label": 1}, "classifier and label"),
+        ({"classifier": MLP(3, 5)}, "classifier and label"),
+        ({"classifier": MLP(3, 5), "label": 0.5}, "label must be a whole number"),
+        ({"classifier": MLP(3, 5), "label": torch.zeros(3, dtype=torch.int64)}, r"label .* \[2\]"),
+        ({"x_T": torch.zeros(3, 2)}, r"x_T must be \[2, 2\], got \[3, 2\]"),
+        ({"first_row": -1}, "first_row must be at least 0"),
+        ({"keep_every": -1}, "keep_every must be at least 0"),
         ({"device": "tpu"}, "device must be cpu"),
         ({"device": "cuda:99"}, "does not exist"),
     ],
@@ -176,6 +312,8 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_an_unknown_label_is_named():
     with pytest.raises(UserError, match="label must be from 0 to 4"):
         sample(model(), SCHEDULE, 2, classifier=model(5), label=5, device="cpu")
+    with pytest.raises(UserError, match="label must be from 0 to 3, got -1"):
+        sample(conditional_model(), SCHEDULE, 2, label=-1, device="cpu")
 
 
 def test_ddpm_is_ddim_with_all_of_its_noise():
