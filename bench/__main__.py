@@ -1,17 +1,43 @@
 """The benchmarks as one command: ``python -m flashpoint.bench NAME``."""
 
+import sys
+
 import click
 
-from . import operations, throughput
+from ..diffusion import UserError
+from . import operations, race, record
+
+COMMANDS = {
+    "operations": operations.main,
+    "race": race.main,
+    "record": record.main,
+}
 
 
-@click.group()
+class _Commands(click.Group):
+    """Turns a user's error into one line and exit code 2, an interrupt into 130.
+
+    Records are written in one step each, so what an interrupt leaves is whole.
+    """
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was measured until then is in the record", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Measure this library on this machine."""
 
 
-main.add_command(operations.main, "operations")
-main.add_command(throughput.main, "throughput")
+for name, command in COMMANDS.items():
+    main.add_command(command, name)
 
 if __name__ == "__main__":
     main()

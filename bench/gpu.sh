@@ -28,11 +28,11 @@ if ! installed && ! "${install[@]}" >"$work/install.txt" 2>&1; then
   export PYTHONPATH="$work/path${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-folder=${OUT:-bench/records/$(date +%F)-$("$python" -m flashpoint.bench.record name)}
+folder=${OUT:-bench/records/$(date +%F)-$("$python" -m flashpoint.bench record name)}
 mkdir -p "$folder"
 log=$folder/log.txt
 cat "$work"/install.txt >"$log" 2>/dev/null
-"$python" -m flashpoint.bench.record start "$folder"
+"$python" -m flashpoint.bench record start "$folder"
 failed=0
 
 # stage NAME SECONDS COMMAND...: runs with a time limit, logs, records status and last line.
@@ -43,9 +43,8 @@ stage() {
   timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$work/stage.txt" >>"$log"
   status=${PIPESTATUS[0]}
   [[ $status == 0 ]] || failed=1
-  "$python" -m flashpoint.bench.record stage "$folder" "$name" "$status" $((SECONDS - start)) \
-    "$limit" "$work/stage.txt" "$work/results.json"
-  rm -f "$work/results.json"
+  "$python" -m flashpoint.bench record stage "$folder" "$name" "$status" $((SECONDS - start)) \
+    "$limit" "$work/stage.txt"
 }
 
 # sanitize TOOL SECONDS: compute-sanitizer over every kernel at small size, if there is one.
@@ -53,15 +52,15 @@ sanitize() {
   local sanitizer
   sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
   if [[ -z $sanitizer ]]; then
-    "$python" -m flashpoint.bench.record unavailable "$folder" "$1" "no compute-sanitizer"
+    "$python" -m flashpoint.bench record unavailable "$folder" "$1" "no compute-sanitizer"
     return
   fi
   # Without the caching allocator each tensor is an allocation of its own, whose end is guarded.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$1" "$2" "$sanitizer" --tool "$1" --error-exitcode 9 \
-    "$python" -m flashpoint.bench.operations --small --rounds 0
+    "$python" -m flashpoint.bench operations --busy --small --rounds 0
 }
 
-operations=("$python" -m flashpoint.bench.operations --out "$work/results.json")
+operations=("$python" -m flashpoint.bench operations --busy --record "$folder")
 if [[ $smoke == --smoke ]]; then
   stage tests 120 "$python" -m pytest -q tests/kernels/test_philox_reference.py
   sanitize memcheck 120

@@ -1,6 +1,6 @@
 """The operations on their kernels against PyTorch, eager and compiled.
 
-    python -m flashpoint.bench.operations [--device cuda] [--rounds 30] [--out FILE]
+    python -m flashpoint.bench.operations [--device cuda] [--rounds 30] [--record FOLDER]
 
 For each operation and size, the kernels' answer is first compared with the float64 reference; where
 that fails no time is printed. Then ours and each peer do the same work in turn, A B B A: warm, on
@@ -14,33 +14,27 @@ On a CPU the kernels do not run: there the reference stands in for them, and the
 that the benchmark works.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import click
-import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion import MLP
 from ..kernels import FusedMLP, TrainingData, q_sample_batch, reverse_step, train_step
+from .machine import free_device
+from .record import Record, record_option
+from .timing import Runner, Timing, Work, from_graph, paired
 
-Work = Callable[[], object]
 HIDDEN = (256, 256, 256, 256)
 POINTS, TIMESTEPS = 5000, 500
 TOLERANCE = {"fp16": 2e-2, "bf16": 5e-2, "tf32": 2e-2, "fp32": 1e-4}
-# Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
-# the resolution of an event matters.
-GRAPH_WORKS = 20
-ROUND_SECONDS = 2e-3
 
 
 @dataclass
@@ -62,17 +56,6 @@ class Comparison:
     peers: dict[str, Work]
     error: Callable[[], float]
     tolerance: float
-
-
-@dataclass
-class Timing:
-    """Microseconds of both, and how many times as fast ours is, with its 95% interval."""
-
-    ours_us: float
-    peer_us: float
-    speedup: float
-    low: float
-    high: float
 
 
 @dataclass
@@ -264,68 +247,7 @@ def pytorch_precision(precision: str, device: torch.device):
     return nullcontext()
 
 
-# How it is timed.
-
-
-class Runner(NamedTuple):
-    """A work made ready: ``run`` does it ``works`` times."""
-
-    run: Work
-    works: int
-
-
-def from_graph(work: Work) -> Runner:
-    """The work in a CUDA graph.
-
-    Raises:
-        RuntimeError: it cannot be captured.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(GRAPH_WORKS):
-            work()
-    return Runner(graph.replay, GRAPH_WORKS)
-
-
-def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
-    """Seconds of one work."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        for _ in range(repeats):
-            runner.run()
-        return (time.perf_counter() - start) / (repeats * runner.works)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        runner.run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000 / (repeats * runner.works)
-
-
-def paired(ours: Runner, peer: Runner, rounds: int, device: torch.device) -> Timing:
-    """Times both in turn, ours first in even rounds and last in odd ones."""
-    repeats = {}
-    for runner in (ours, peer):
-        seconds(runner, 2, device)
-        once = seconds(runner, 3, device) * runner.works
-        repeats[runner] = max(1, round(ROUND_SECONDS / once))
-    times = np.empty((rounds, 2))  # of ours, of the peer
-    for number in range(rounds):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for which in order:
-            runner = (ours, peer)[which]
-            times[number, which] = seconds(runner, repeats[runner], device)
-    ratios = times[:, 1] / times[:, 0]
-    interval = bootstrap((ratios,), np.median, rng=0).confidence_interval
-    ours_us, peer_us = np.median(times, axis=0) * 1e6
-    return Timing(ours_us, peer_us, float(np.median(ratios)), interval.low, interval.high)
+# How it is measured.
 
 
 def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result:
@@ -380,16 +302,18 @@ def lines(result: Result) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:N or cpu.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds; 0 only checks.")
 @click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick look.")
 @click.option("--budget", default=600.0, show_default=True, help="Seconds after which none starts.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON, written after each comparison.")
-def main(device: str, rounds: int, small: bool, budget: float, out: Path | None) -> None:
-    """Check and time the operations against PyTorch."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise click.ClickException("no CUDA device; --device cpu shows that the benchmark works")
-    device, end, results = torch.device(device), time.monotonic() + budget, []
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(
+    device: str | None, rounds: int, small: bool, budget: float, busy: bool, folder: Path | None
+) -> None:
+    """The operations against PyTorch, eager and compiled."""
+    device, record = free_device(device, busy), Record(folder)
+    end, results = time.monotonic() + budget, []
     torch.manual_seed(0)
     for comparison in comparisons(device, small):
         if time.monotonic() > end:
@@ -397,8 +321,7 @@ def main(device: str, rounds: int, small: bool, budget: float, out: Path | None)
             break
         results.append(measure(comparison, rounds, device))
         click.echo("\n".join(lines(results[-1])))
-        if out is not None:
-            out.write_text(json.dumps([asdict(result) for result in results], indent=1))
+        record.put("operations", results=[asdict(result) for result in results])
     if not all(result.correct for result in results):
         raise SystemExit(1)
 

@@ -1,67 +1,62 @@
-"""The record of a run of ``bench/gpu.sh``: one JSON file, written anew as each stage ends.
+"""The record of a benchmark run: one ``record.json``, whole at every moment, in a folder.
 
-python -m flashpoint.bench.record name                              of this machine's GPU
-python -m flashpoint.bench.record start FOLDER
-python -m flashpoint.bench.record stage FOLDER NAME STATUS SECONDS LIMIT OUTPUT RESULTS
-python -m flashpoint.bench.record unavailable FOLDER NAME REASON
+python -m flashpoint.bench record name                              of this machine's GPU
+python -m flashpoint.bench record start FOLDER
+python -m flashpoint.bench record stage FOLDER NAME STATUS SECONDS LIMIT OUTPUT
+python -m flashpoint.bench record unavailable FOLDER NAME REASON
+
+Each measuring command adds its results to the record that ``--record FOLDER`` names, as it goes;
+``bench/gpu.sh`` adds how each of its stages ended. The commands above are for it.
 """
 
 import json
-import platform
-import re
-import subprocess
-from datetime import datetime, timezone
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
-import torch
 
+from ..diffusion.files import make_folder, save_json
+from . import machine
+
+# Of what is measured and how; numbers of two versions are not compared.
+SUITE = 1
+FILE = "record.json"
 _TIMED_OUT = (124, 137)  # what ``timeout`` exits with, by TERM or by KILL
 
-
-def machine() -> dict:
-    """What the numbers depend on."""
-    on_gpu = torch.cuda.is_available()
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "uncommitted changes": bool(_output("git", "status", "--porcelain")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _triton_version(),
-        "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "capability": torch.cuda.get_device_capability() if on_gpu else None,
-        "driver, clocks (now, maximum), power limit": _output(
-            "nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit",
-            "--format=csv,noheader",
-        ),
-    }  # fmt: skip
+record_option = click.option(
+    "--record", "folder", type=click.Path(path_type=Path), help="Folder of the record to add to."
+)
 
 
-def _triton_version() -> str | None:
-    if find_spec("triton") is None:
-        return None
-    import triton
+class Record:
+    """What was measured on one machine; every change is written at once, in one step.
 
-    return triton.__version__
+    Args:
+        folder: where ``record.json`` is or will be; None keeps nothing.
 
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
 
-def _output(*command: str) -> str | None:
-    """What a command prints, or None if it cannot run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    def __init__(self, folder: Path | None):
+        self.path = None if folder is None else make_folder(folder) / FILE
+        if self.path is not None and self.path.exists():
+            self.content = json.loads(self.path.read_text())
+        else:
+            self.content = {
+                "suite": SUITE,
+                "reference work": machine.reference_hash(),
+                "machine": machine.describe(),
+                "stages": {},
+            }
 
+    def put(self, stage: str, **entries) -> None:
+        """Adds to, or replaces in, the entries of a stage."""
+        self.content["stages"].setdefault(stage, {}).update(entries)
+        self.write()
 
-def _add(folder: Path, name: str, entry: dict) -> None:
-    file = folder / "record.json"
-    record = json.loads(file.read_text())
-    record["stages"][name] = entry
-    file.write_text(json.dumps(record, indent=1) + "\n")
-    click.echo(f"{name}: {entry['outcome']}  {entry.get('last line', entry.get('reason', ''))}")
+    def write(self) -> None:
+        if self.path is not None:
+            save_json(self.path, self.content)
 
 
 @click.group()
@@ -72,16 +67,15 @@ def main() -> None:
 @main.command()
 def name() -> None:
     """Print the GPU's name as part of a folder's name."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    click.echo(re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"))
+    click.echo(machine.short_name())
 
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def start(folder: Path) -> None:
-    """Begin a record."""
-    record = {"machine": machine(), "stages": {}}
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    """Begin a record anew."""
+    (folder / FILE).unlink(missing_ok=True)
+    Record(folder).write()
 
 
 @main.command()
@@ -91,29 +85,19 @@ def start(folder: Path) -> None:
 @click.argument("seconds", type=float)
 @click.argument("limit", type=float)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.argument("results", type=click.Path(path_type=Path))
-def stage(
-    folder: Path,
-    name: str,
-    status: int,
-    seconds: float,
-    limit: float,
-    output: Path,
-    results: Path,
-) -> None:
-    """Add a stage: how it ended, the last line of its output, and its results if it wrote any."""
+def stage(folder: Path, name: str, status: int, seconds: float, limit: float, output: Path) -> None:
+    """Add how a stage ended, and the last line of its output."""
     printed = output.read_text(errors="replace").strip().splitlines()
-    outcomes = {0: "passed", **dict.fromkeys(_TIMED_OUT, "out of time")}
-    entry = {
-        "outcome": outcomes.get(status, "failed"),
+    outcome = {0: "passed", **dict.fromkeys(_TIMED_OUT, "out of time")}.get(status, "failed")
+    ending = {
+        "outcome": outcome,
         "exit status": status,
         "seconds": seconds,
         "limit": limit,
         "last line": printed[-1] if printed else "",
     }
-    if results.exists():
-        entry["results"] = json.loads(results.read_text())
-    _add(folder, name, entry)
+    Record(folder).put(name, **ending)
+    click.echo(f"{name}: {outcome}  {ending['last line']}")
 
 
 @main.command()
@@ -122,7 +106,8 @@ def stage(
 @click.argument("reason")
 def unavailable(folder: Path, name: str, reason: str) -> None:
     """Add a stage that this machine cannot run."""
-    _add(folder, name, {"outcome": "unavailable", "reason": reason})
+    Record(folder).put(name, outcome="unavailable", reason=reason)
+    click.echo(f"{name}: unavailable  {reason}")
 
 
 if __name__ == "__main__":

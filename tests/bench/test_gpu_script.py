@@ -24,11 +24,10 @@ def run(*arguments):
     ("status", "outcome"), [(0, "passed"), (1, "failed"), (124, "out of time")]
 )
 def test_record_of_a_stage(tmp_path, status, outcome):
-    output, results = tmp_path / "output", tmp_path / "results"
+    output = tmp_path / "output"
     output.write_text("first\nlast\n")
-    results.write_text("[1]")
     run("start", tmp_path)
-    run("stage", tmp_path, "tests", status, 3, 60, output, results)
+    run("stage", tmp_path, "tests", status, 3, 60, output)
     run("unavailable", tmp_path, "memcheck", "no compute-sanitizer")
     written = json.loads((tmp_path / "record.json").read_text())
     assert written["machine"]["torch"]
@@ -39,7 +38,6 @@ def test_record_of_a_stage(tmp_path, status, outcome):
             "seconds": 3.0,
             "limit": 60.0,
             "last line": "last",
-            "results": [1],
         },
         "memcheck": {"outcome": "unavailable", "reason": "no compute-sanitizer"},
     }
@@ -50,7 +48,7 @@ def test_name_can_be_part_of_a_folder():
 
 
 def test_without_a_gpu_the_script_says_so_in_one_line():
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("bench/gpu.sh: no CUDA device")

@@ -1,0 +1,67 @@
+"""What work must cost at least: floating-point operations, bytes, and the floor they set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+PARAMETER_BUFFERS = 8  # reads and writes of parameters, two moments, average, each once
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The least that a work needs.
+
+    Attributes:
+        flops: floating-point operations of its matrix products.
+        bytes: that must come from or go to memory if everything in between stays on the chip.
+    """
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(self.flops * times, self.bytes * times)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do, measured: operations and bytes per second."""
+
+    matmul: dict[str, float]  # by precision
+    memory: float
+    cache: float  # a buffer that stays in the last-level cache
+
+    def floor(self, cost: Cost, precision: str) -> float:
+        """Seconds below which no work of this cost can be."""
+        return max(cost.flops / self.matmul[precision], cost.bytes / self.memory)
+
+
+def weights(widths: Sequence[int]) -> int:
+    """Weights of an MLP, without biases."""
+    return sum(width_in * width_out for width_in, width_out in pairwise(widths))
+
+
+def training_step(widths: Sequence[int], rows: int, dim: int = 2) -> Cost:
+    """Forward, data gradient of all layers but the first, weight gradient; one AdamW update.
+
+    The batch is drawn on the chip; a row reads its point.
+    """
+    total, first = weights(widths), widths[0] * widths[1]
+    flops = rows * (2 * total + 2 * (total - first) + 2 * total)
+    return Cost(flops, 4 * dim * rows + 4 * PARAMETER_BUFFERS * total)
+
+
+def chain(denoiser: Sequence[int], classifier: Sequence[int] | None, rows: int, steps: int) -> Cost:
+    """Reverse steps: the denoiser's forward; guided, the classifier's forward and input gradient.
+
+    Rows and weights stay on the chip; x_T is drawn there and the samples are written once.
+    """
+    flops = 2 * weights(denoiser)
+    total = weights(denoiser)
+    if classifier is not None:
+        flops += 4 * weights(classifier)
+        total += weights(classifier)
+    return Cost(flops * rows * steps, 2 * total + 4 * denoiser[-1] * rows)

@@ -1,0 +1,101 @@
+"""The machine that is measured: its name, what the numbers depend on, and whether it is free."""
+
+import hashlib
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ..diffusion import UserError
+from ..diffusion.device import choose_device
+
+REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
+
+
+def describe() -> dict:
+    """What the numbers depend on."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "uncommitted changes": bool(_output("git", "status", "--porcelain")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "capability": torch.cuda.get_device_capability() if on_gpu else None,
+        "driver, clocks (now, maximum), power limit": _output(
+            "nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        ),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "other processes on the GPU": len(other_processes()),
+    }  # fmt: skip
+
+
+def short_name(device: torch.device | None = None) -> str:
+    """The GPU's name, or ``cpu`` and the processor's, as part of a file's name."""
+    on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
+    name = torch.cuda.get_device_name(device) if on_gpu else f"cpu {_processor()}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def reference_hash() -> str:
+    """SHA-256 of the frozen reference work."""
+    return hashlib.sha256(REFERENCE_WORK.read_bytes()).hexdigest()
+
+
+def other_processes() -> list[str]:
+    """Ids of the processes that use the GPU; call it before this one does."""
+    listed = _output("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
+    return [line.strip() for line in (listed or "").splitlines() if line.strip().isdigit()]
+
+
+def free_device(name: str | None, busy: bool = False) -> torch.device:
+    """The device to measure on.
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:N``; None for the GPU where there is one.
+        busy: measure although another process uses the GPU; the record counts them.
+
+    Raises:
+        ValueError: there is no such device, or another process uses the GPU.
+    """
+    device = choose_device(name)
+    if device.type == "cuda" and not busy and (others := other_processes()):
+        raise UserError(
+            f"device {device} is in use by process {', '.join(others)}, which would be measured "
+            "too; end it, or measure all the same with --busy"
+        )
+    return device
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _triton_version() -> str | None:
+    if find_spec("triton") is None:
+        return None
+    import triton
+
+    return triton.__version__
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, or None if it cannot run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

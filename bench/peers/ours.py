@@ -1,0 +1,91 @@
+"""flashpoint itself, used as its users use it."""
+
+import torch
+from torch import Tensor
+
+from ...diffusion import ClassicRecipe, Recipe, Trainer, sample
+from ...kernels import Guide, Network, sample_chain
+from ...kernels.philox import seed_tensor
+from ...kernels.q_sample.reference import draw_fresh, gather_points
+from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch
+from ..timing import Runner
+from .base import Peer
+
+TRAINING_STEPS = 20  # in one call of Trainer.run
+_LONG = 10**6  # steps of a recipe, so that its learning rate stays where it is
+
+
+class Ours(Peer):
+    """``Trainer`` and ``sample``."""
+
+    def trainer(self, rows: int, classify: bool) -> Trainer:
+        """A trainer of fresh rows with a constant learning rate, as the peers have it."""
+        network = self.problem.network(classify)
+        recipe = Recipe(
+            steps=_LONG, hidden_layers=network.shape.widths[1:-1], batch_size=rows,
+            lr=LEARNING_RATE, warmup=0.0, weight_decay=WEIGHT_DECAY, ema_decay=EMA_DECAY,
+            low_noise=0.0,
+        )  # fmt: skip
+        return Trainer(
+            self.problem.points, self.problem.schedule, recipe, classify=classify,
+            device=self.device,
+        )  # fmt: skip
+
+    def first_batches(self, rows: int, count: int, classify: bool) -> list[Batch]:
+        """What :meth:`trainer` draws in its first steps, for the peers to train on."""
+        trainer = self.trainer(rows, classify)
+        seed, numbers = seed_tensor(trainer.seed), torch.arange(rows)
+        points, labels = self.problem.points.data, self.problem.points.labels
+        batches = []
+        for step in range(count):
+            draw = draw_fresh(seed, step, numbers, trainer.data.n_points.cpu(),
+                              trainer.data.t_table.cpu(), 2)  # fmt: skip
+            x_0 = gather_points(points[None], draw.index)[0]
+            batches.append(Batch(x_0, labels[draw.index[0]], draw.t[0], draw.eps[0]))
+        return batches
+
+    def losses(self, batches, classify):
+        """Of its own first batches, which must be the ones given."""
+        trainer = self.trainer(len(batches[0].t), classify)
+        found = []
+        for _ in batches:
+            trainer.run(1)
+            found.append(trainer.curve()[-1].item())
+        return found
+
+    def end_of(self, chain, x_T, labels):
+        labels = None if labels is None else labels.to(self.device)
+        x, _ = sample_chain(
+            self.network(classify=False), x_T[None].to(self.device),
+            chain.table[None].to(self.device), chain.features[None].to(self.device), seed=0,
+            guide=None if labels is None else self.guide(labels),
+        )  # fmt: skip
+        return x[0].cpu()
+
+    def network(self, classify: bool) -> Network:
+        parameters, shape = self.problem.network(classify).network()
+        return Network(parameters.to(self.device), shape)
+
+    def guide(self, labels: Tensor) -> Guide:
+        return Guide(self.network(classify=True), labels[None])
+
+    def training(self, rows, classify=False):
+        trainer = self.trainer(rows, classify)
+        return Runner(lambda: trainer.run(TRAINING_STEPS), TRAINING_STEPS)
+
+    def epoch(self, rows, steps):
+        recipe = ClassicRecipe(_LONG // steps, batch_size=rows, lr=LEARNING_RATE)
+        trainer = Trainer(
+            self.problem.points, self.problem.schedule, recipe, device=self.device
+        )  # fmt: skip
+        return Runner(lambda: trainer.run(steps))
+
+    def sampling(self, chain, rows, labels=None):
+        def work() -> Tensor:
+            return sample(
+                self.problem.denoiser, self.problem.schedule, rows, num_steps=len(chain.table),
+                classifier=None if labels is None else self.problem.classifier, label=labels,
+                scale=1.0, device=self.device,
+            ).x  # fmt: skip
+
+        return Runner(work)

@@ -1,0 +1,237 @@
+"""The race: ours against every peer, the same work in turn on the same machine.
+
+    python -m flashpoint.bench race [--device cuda] [--record FOLDER]
+
+Before anything is timed, ours and each peer train on the same batches and walk the same noiseless
+chain, and must get what float64 gets; who does not gets no number. Then ours and the peer work in
+turn, A B B A, and the median of the paired ratios counts, with its bootstrap 95% interval.
+
+Ours works in its default precision, fp16 on a GPU and fp32 on a CPU. ``floor`` is the time below
+which this device cannot do the work, by the rates that were measured just before.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cache
+
+import click
+import torch
+
+from ..diffusion import UserError
+from . import costs
+from .costs import Rates
+from .machine import free_device
+from .operations import one_line
+from .peers import GPU_ONLY, PEERS, Peer
+from .peers.eager import Exact
+from .peers.ours import Ours
+from .problem import Problem, states_problem
+from .rates import measure_rates
+from .record import Record, record_option
+from .timing import Runner, Timing, paired, seconds
+from .workloads import CLASSES, Workload, Workloads
+
+TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "half": 5e-3}
+_CHECK_ROWS, _CHECK_STEPS, _CHECK_BATCHES = 2048, 20, 3
+
+
+@dataclass
+class Entry:
+    """One competitor at one work; without a time where it was wrong or could not run."""
+
+    work: str
+    rows: int
+    steps: int
+    full_steps: int
+    peer: str
+    precision: str
+    floor_us: float
+    flops: float
+    bytes: float
+    error: float | None = None  # relative, against float64
+    timing: Timing | None = None  # of ours and of this peer; None for ours itself
+    us: float | None = None
+    memory_mib: float | None = None  # high-water mark on a GPU
+    unavailable: str | None = None
+
+
+class Referee:
+    """What float64 gets, and who gets the same."""
+
+    def __init__(self, problem: Problem, device: torch.device):
+        self.ours = Ours(problem, torch.device("cpu"), "fp32")
+        self.problem, self.device = problem, device
+        self.batches = cache(self._batches)
+        self.expected = cache(self._expected)
+        self.error = cache(self._error)
+
+    def _batches(self, classify: bool):
+        return self.ours.first_batches(_CHECK_ROWS, _CHECK_BATCHES, classify)
+
+    def _walk(self, guided: bool):
+        generator = torch.Generator().manual_seed(0)
+        x_T = torch.randn(_CHECK_ROWS, 2, generator=generator)
+        labels = torch.arange(_CHECK_ROWS) % CLASSES if guided else None
+        return self.problem.chain(_CHECK_STEPS, "ddim", guided), x_T, labels
+
+    def _answer(self, peer: Peer, check: str) -> torch.Tensor:
+        if check in ("training", "classifier"):
+            classify = check == "classifier"
+            return torch.tensor(peer.losses(self.batches(classify), classify)).double()
+        return peer.end_of(*self._walk(check == "guided")).double()
+
+    def _expected(self, check: str) -> torch.Tensor:
+        return self._answer(Exact(self.problem, torch.device("cpu"), "fp32"), check)
+
+    def _error(self, name: str, precision: str, check: str) -> float:
+        """The largest relative error of a fresh peer of this name."""
+        make = Ours if name == "ours" else PEERS[name]
+        expected = self.expected(check)
+        answer = self._answer(make(self.problem, self.device, precision), check)
+        return ((answer - expected).abs().max() / expected.abs().max()).item()
+
+
+def compete(
+    workload: Workload, name: str, precision: str, referee: Referee, floor: float
+) -> tuple[Entry, Runner | None]:
+    """Checks one competitor and makes it ready; no runner if it is wrong or cannot run."""
+    entry = Entry(
+        workload.name, workload.rows, workload.steps, workload.full_steps, name, precision,
+        floor * 1e6, workload.cost.flops, workload.cost.bytes,
+    )  # fmt: skip
+    make = Ours if name == "ours" else PEERS[name]
+    try:
+        entry.error = max(referee.error(name, precision, check) for check in workload.checks)
+        if not entry.error <= TOLERANCE[precision]:
+            entry.unavailable = f"wrong: error {entry.error:.1e}, allowed {TOLERANCE[precision]:g}"
+            return entry, None
+        runner = workload.prepare(make(referee.problem, referee.device, precision))
+        entry.memory_mib = high_water(runner, referee.device)
+        return entry, runner
+    except Exception as reason:  # whatever a compiler, a capture or an allocator raises
+        entry.unavailable = one_line(reason)
+        return entry, None
+
+
+def high_water(runner: Runner, device: torch.device) -> float | None:
+    """MiB that torch had allocated at most while the work ran; None where it does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds(runner, 1, device)
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+@dataclass
+class Race:
+    """Runs the workloads and keeps what it finds in the record."""
+
+    device: torch.device
+    record: Record
+    rounds: int
+    per_comparison: float  # seconds that the rounds of one comparison may take
+    deadline: float  # time.monotonic() after which none starts
+    peers: tuple[str, ...]
+    rates: Rates
+    entries: list[Entry] = field(default_factory=list)
+
+    def run(self, works: Workloads) -> None:
+        referee = Referee(works.problem, self.device)
+        for workload in works:
+            if time.monotonic() > self.deadline:
+                click.echo(f"{workload.title}: out of time")
+                continue
+            self.one(workload, referee)
+            self.save(works.left_out)
+        self.save(works.left_out)
+
+    def save(self, left_out: list[str]) -> None:
+        self.record.put("race", results=[asdict(entry) for entry in self.entries],
+                        rates=asdict(self.rates), left_out=left_out)  # fmt: skip
+
+    def one(self, workload: Workload, referee: Referee) -> None:
+        click.echo(workload.title)
+        default = "half" if self.device.type == "cuda" else "fp32"
+        floor = self.rates.floor(workload.cost, default)
+        mine, ours = compete(workload, "ours", default, referee, floor)
+        self.add(mine)
+        if ours is None:
+            return
+        mine.us = seconds(ours, 1, self.device) * 1e6  # if no peer gives a better one
+        for name in self.peers:
+            for precision in ("half", "tf32") if self.device.type == "cuda" else ("fp32",):
+                if time.monotonic() > self.deadline:
+                    return
+                entry, runner = compete(workload, name, precision, referee, floor)
+                if runner is not None:
+                    try:
+                        entry.timing = paired(
+                            ours, runner, self.rounds, self.device, self.per_comparison
+                        )
+                        entry.us, mine.us = entry.timing.peer_us, entry.timing.ours_us
+                    except Exception as reason:
+                        entry.unavailable = one_line(reason)
+                self.add(entry)
+                del runner
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        head = f"    {entry.peer:24} {entry.precision:5}"
+        if entry.unavailable is not None:
+            click.echo(f"{head} no number: {entry.unavailable}")
+        elif entry.timing is not None:
+            timing = entry.timing
+            click.echo(
+                f"{head} {timing.peer_us:12.1f} us, ours {timing.ours_us:12.1f} us: "
+                f"{timing.speedup:.2f} times as fast, 95% {timing.low:.2f} to {timing.high:.2f}"
+            )
+        else:
+            click.echo(f"{head} correct, error {entry.error:.1e}")
+
+
+def ours_flop_rate(problem: Problem, device: torch.device) -> float:
+    """Operations per second of a training step of ours, to foresee how long works take."""
+    runner = Ours(problem, device, "half").training(2048)
+    seconds(runner, 1, device)
+    once = seconds(runner, 1, device)
+    return costs.training_step(problem.denoiser.shape.widths, 2048).flops / once
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
+@click.option(
+    "--seconds",
+    "per_run",
+    type=float,
+    default=None,
+    help="That one run of a work may take; longer ones are cut. Default: 60, on a CPU 2.",
+)
+@click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for its rounds.")
+@click.option("--budget", default=3600.0, show_default=True, help="Seconds until none starts.")
+@click.option("--peers", default=",".join(PEERS), show_default=True, help="Whom to race against.")
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -> None:
+    """Ours against eager, graphed and compiled PyTorch, JAX, and a classic script."""
+    device = free_device(device, busy)
+    names = tuple(name.strip() for name in peers.split(","))
+    if unknown := set(names) - set(PEERS):
+        raise UserError(f"peers must be of {', '.join(PEERS)}; got {', '.join(unknown)}")
+    if device.type != "cuda":
+        names = tuple(name for name in names if name not in GPU_ONLY)
+    deadline = time.monotonic() + budget
+    if per_run is None:
+        per_run = 60.0 if device.type == "cuda" else 2.0
+    torch.manual_seed(0)
+    problem, record = states_problem(), Record(folder)
+    rates = measure_rates(device)
+    race = Race(device, record, rounds, per_comparison, deadline, names, rates)
+    race.run(Workloads(problem, ours_flop_rate(problem, device), per_run))
+    wrong = [entry for entry in race.entries if entry.peer == "ours" and entry.unavailable]
+    if wrong:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""How long work takes: CUDA events, CUDA graphs, and paired ratios with bootstrap intervals."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+Work = Callable[[], object]
+
+# Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
+# the resolution of an event matters.
+GRAPH_WORKS = 20
+ROUND_SECONDS = 2e-3
+MIN_ROUNDS = 3
+
+
+class Runner(NamedTuple):
+    """A work made ready.
+
+    Attributes:
+        run: does it ``works`` times.
+        works: how often that is.
+        wait: returns when all of it is done, for work that CUDA events of torch do not see; None
+            for work on torch's stream or on the CPU.
+    """
+
+    run: Work
+    works: int = 1
+    wait: Work | None = None
+
+
+class Interval(NamedTuple):
+    """A median and its bootstrap 95% interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of both, and how many times as fast ours is, with its 95% interval."""
+
+    ours_us: float
+    peer_us: float
+    speedup: float
+    low: float
+    high: float
+    rounds: int
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """The median of at least two values with its 95% bootstrap interval (percentile method)."""
+    values = np.asarray(values, dtype=float)
+    found = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
+    return Interval(float(np.median(values)), float(found.low), float(found.high))
+
+
+def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
+    """The work, so many times, in a CUDA graph.
+
+    Raises:
+        RuntimeError: it cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(works):
+            work()
+    return Runner(graph.replay, works)
+
+
+def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
+    """Seconds of one work, the mean of ``repeats`` runs."""
+    works = repeats * runner.works
+    if device.type == "cuda" and runner.wait is None:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            runner.run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / works
+    began = time.perf_counter()
+    for _ in range(repeats):
+        runner.run()
+    if runner.wait is not None:
+        runner.wait()
+    return (time.perf_counter() - began) / works
+
+
+def warm_repeats(runner: Runner, device: torch.device) -> tuple[int, float]:
+    """Warms up; how many runs last a round, and how many seconds that round takes."""
+    seconds(runner, 1, device)
+    once = seconds(runner, 1, device) * runner.works
+    if once < ROUND_SECONDS:  # short enough to warm up more, and to measure better
+        once = seconds(runner, 3, device) * runner.works
+    repeats = max(1, round(ROUND_SECONDS / once))
+    return repeats, repeats * once
+
+
+def paired(
+    ours: Runner,
+    peer: Runner,
+    rounds: int,
+    device: torch.device,
+    budget: float = float("inf"),
+) -> Timing:
+    """Times both in turn, A B B A: ours first in even rounds and last in odd ones.
+
+    Args:
+        ours, peer: what is compared.
+        rounds: how often each is timed.
+        device: where they run.
+        budget: seconds; fewer rounds are made where all would take longer, but at least three.
+    """
+    runners = (ours, peer)
+    repeats, cost = zip(*(warm_repeats(runner, device) for runner in runners), strict=True)
+    rounds = int(max(min(rounds, MIN_ROUNDS), min(rounds, budget / sum(cost))))
+    times = np.empty((rounds, 2))  # of ours, of the peer
+    for number in range(rounds):
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            times[number, which] = seconds(runners[which], repeats[which], device)
+    speedup = median_interval(times[:, 1] / times[:, 0])
+    ours_us, peer_us = (np.median(times, axis=0) * 1e6).tolist()
+    return Timing(ours_us, peer_us, *speedup, rounds)
+
+
+def timer(device: torch.device) -> Callable[[], float]:
+    """A clock in seconds for pytest-benchmark: CUDA events on a GPU, else ``perf_counter``."""
+    if device.type != "cuda":
+        return time.perf_counter
+    origin = torch.cuda.Event(enable_timing=True)
+    origin.record()
+
+    def now() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return origin.elapsed_time(event) / 1000
+
+    return now

@@ -1,0 +1,136 @@
+"""The race: every peer does the same work, and who is wrong gets no number."""
+
+import json
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flashpoint.bench import peers, race
+from flashpoint.bench.__main__ import main
+from flashpoint.bench.costs import Rates
+from flashpoint.bench.peers.eager import Eager
+from flashpoint.bench.peers.ours import Ours
+from flashpoint.bench.problem import states_problem
+from flashpoint.bench.race import Race, Referee, compete
+from flashpoint.bench.record import Record
+from flashpoint.bench.workloads import Workloads
+
+CPU = torch.device("cpu")
+CHECKS = ("training", "classifier", "sampling", "guided")
+NAMES = ("ours", "eager", "states script", *(["jax"] if find_spec("jax") else []))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return states_problem()
+
+
+@pytest.fixture
+def referee(problem, monkeypatch):
+    monkeypatch.setattr(race, "_CHECK_ROWS", 60)
+    return Referee(problem, CPU)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("check", CHECKS)
+def test_ours_and_peers_get_what_float64_gets(referee, name, check):
+    assert referee.error(name, "fp32", check) <= race.TOLERANCE["fp32"]
+
+
+def test_half_precision_is_within_its_tolerance_but_not_within_that_of_fp32(referee):
+    error = referee.error("eager", "half", "sampling")
+    assert race.TOLERANCE["fp32"] < error <= race.TOLERANCE["half"]
+
+
+def test_the_compiled_peer_runs_compiled_pieces(problem, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: made.append(options) or function
+    )
+    peer = peers.PEERS["compile reduce-overhead"](problem, CPU, "fp32")
+    assert [options["mode"] for options in made] == ["reduce-overhead"] * 3
+    batches = Ours(problem, CPU, "fp32").first_batches(60, 2, classify=False)
+    chain, x_T = problem.chain(3, "ddim", guided=False), torch.randn(60, 2)
+    eager = Eager(problem, CPU, "fp32")
+    torch.testing.assert_close(peer.end_of(chain, x_T, None), eager.end_of(chain, x_T, None))
+    assert peer.losses(batches, False) == eager.losses(batches, False)
+
+
+class WrongUpdate(Eager):
+    """Its loss is right, but it does not learn."""
+
+    def losses(self, batches, classify):
+        return [self.loss(self.here(batch), classify).item() for batch in batches]
+
+    def training(self, rows, classify=False):
+        raise AssertionError("it was made ready to be timed")
+
+
+def test_a_wrong_peer_gets_no_number(problem, referee, monkeypatch):
+    monkeypatch.setitem(peers.PEERS, "wrong", WrongUpdate)
+    workload = next(iter(Workloads(problem, 1e12, 1.0)))
+    entry, runner = compete(workload, "wrong", "fp32", referee, 0.0)
+    assert runner is None
+    assert entry.timing is None
+    assert entry.unavailable.startswith("wrong: error")
+
+
+def test_a_peer_that_is_not_installed_is_named(problem, referee, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "flashpoint.bench.peers.jax_scan", raising=False)
+    entry, runner = compete(next(iter(Workloads(problem, 1e12, 1.0))), "jax", "fp32", referee, 0.0)
+    assert runner is None
+    assert entry.unavailable.startswith("ModuleNotFoundError: import of jax halted")
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_work_runs_on_ours_and_on_peers(problem, guided):
+    works = Workloads(problem, 1e9, 1e-3)  # a device so slow that all is cut to 4 steps
+    for make in (Ours, Eager, peers.StatesScript):
+        runner = works.chain(guided).prepare(make(problem, CPU, "fp32"))
+        assert runner.run().shape == ((25_000 if guided else 5000), 2) if make is Eager else True
+
+
+def test_long_works_are_cut_and_say_so(problem):
+    works = Workloads(problem, 1e10, 2.0)
+    titles = [work.title for work in works]
+    assert titles[0] == "training step, 10,000 rows"
+    assert titles[2].startswith("sampling, 5,000 rows (cut to ")
+    assert len(works.left_out) == 2
+    assert works.left_out[-1].startswith("training step, 1,000,000 rows: would take about 119 s")
+    assert all(work.steps == work.full_steps for work in Workloads(problem, 1e15, 60.0))
+
+
+def test_the_race_is_recorded_with_its_paired_ratio(problem, referee, tmp_path):
+    rates = Rates({"fp32": 1e11}, 1e10, 1e10)
+    one = Race(CPU, Record(tmp_path), 3, 1.0, float("inf"), ("eager",), rates)
+    works = Workloads(problem, 1e15, 60.0)
+    one.one(next(works.steps((256,))), referee)
+    one.save([])
+    stage = json.loads((tmp_path / "record.json").read_text())["stages"]["race"]
+    ours, eager = stage["results"]
+    assert ours["us"] == eager["timing"]["ours_us"] > ours["floor_us"] > 0
+    assert eager["timing"]["low"] <= eager["timing"]["speedup"] <= eager["timing"]["high"]
+    assert eager["timing"]["rounds"] == 3
+
+
+def test_wrong_options_are_one_line(monkeypatch):
+    done = CliRunner().invoke(main, ["race", "--device", "cpu", "--peers", "eager,tensorflow"])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: peers must be of eager, graph, ")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    done = CliRunner().invoke(main, ["race", "--device", "cuda"])
+    assert done.exit_code == 2
+    assert done.output == "error: device cuda does not exist, this machine has 0 CUDA devices\n"
+
+
+def test_another_process_on_the_gpu_is_named(monkeypatch):
+    monkeypatch.setattr("flashpoint.bench.machine.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("flashpoint.bench.machine.other_processes", lambda: ["4711"])
+    done = CliRunner().invoke(main, ["race"])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: device cuda is in use by process 4711, ")
+    assert done.output.count("\n") == 1
