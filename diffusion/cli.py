@@ -21,6 +21,7 @@ from .report import write_report
 from .sampling import METHODS, sample
 from .schedules import SCHEDULES, Schedule
 from .states import states_points
+from .viewer import write_view
 
 
 class _Commands(click.Group):
@@ -216,6 +217,25 @@ def report(run, real_draws, data, seed, device) -> None:
         run, _points(data), real_draws=real_draws, seed=seed, device=device, say=click.echo
     )
     click.echo(f"the report is {' and '.join(map(str, targets))}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-n", "--samples", default=1500, show_default=True, help="Shown without guidance.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The page. Default: view.html in the run's folder.",
+)
+@_options(_data, _seed, _device)
+def view(run, samples, out, data, seed, device) -> None:
+    """Write a page in which a run's reverse process can be watched, one file for any browser."""
+    points = _points(data)
+    path = write_view(
+        run, points, samples=samples, seed=seed, device=device, save_to=out, say=click.echo
+    )
+    click.echo(f"the page is {path}: open it in a browser")
 
 
 @main.command()

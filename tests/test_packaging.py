@@ -25,7 +25,8 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         ["git", "ls-files", "kernels", "diffusion", "bench"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
-    wanted = {name for name in tracked if name.endswith((".py", ".json")) and "/suite/" not in name}
+    kinds = (".py", ".json", ".html", ".css", ".js")
+    wanted = {name for name in tracked if name.endswith(kinds) and "/suite/" not in name}
     wanted = {name for name in wanted if not name.startswith("bench/records/")}
     packed = {str(path.relative_to(wheel / "flashpoint")) for path in wheel.rglob("*.*")
               if "flashpoint/" in str(path)}  # fmt: skip

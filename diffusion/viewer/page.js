@@ -1,0 +1,464 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const run = JSON.parse($("payload").textContent);
+const canvas = $("canvas"), pen = canvas.getContext("2d");
+const FRAMES_PER_SECOND = 9, PAUSE_AT_END = 1.5, FOLLOWED_AT_START = 6;
+
+// What is shown. `at` is a frame, possibly between two; frame 0 is noise, the last one samples.
+const view = {
+  at: 0, playing: false, rest: 0, chain: 0, followed: new Set(), hidden: new Set(),
+  data: false, outlines: false, paths: true, map: "none", score: "none",
+  zoom: 1, x: 0, y: 0, yaw: 0.6, pitch: 0.35,
+};
+const last = run.steps.length - 1, solid = run.dim > 2;
+let inks = {}, wanted = false;
+
+/** Numbers that Python packed: whole ones times a scale, deflated, in base64. */
+async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.content), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const buffer = await new Response(stream).arrayBuffer();
+  const whole = packed.bits === 16 ? new Int16Array(buffer) : new Int8Array(buffer);
+  return { values: Float32Array.from(whole, (v) => v * packed.scale), shape: packed.shape };
+}
+
+async function unpackAll() {
+  for (const chain of run.chains) chain.x = await unpack(chain.x);
+  run.data.x = await unpack(run.data.x);
+  run.outlines = await Promise.all(run.outlines.map(unpack));
+  if (!run.fields) return;
+  const { maps, scores, regions } = run.fields;
+  for (const group of [maps, scores, regions ?? {}])
+    for (const name in group) Object.assign(group[name], await unpack(group[name]));
+}
+
+// ---- from a place in the data to a place on the canvas ----
+
+function projector() {
+  const half = canvas.width / 2, unit = (half / run.reach) * view.zoom;
+  if (!solid) return (x, y) => [half + (x - view.x) * unit, half - (y - view.y) * unit, 0];
+  const [a, b] = [Math.cos(view.yaw), Math.sin(view.yaw)];
+  const [c, d] = [Math.cos(view.pitch), Math.sin(view.pitch)];
+  return (x, y, z) => {
+    const right = a * x + b * y, deep = -b * x + a * y;
+    const up = c * z + d * deep;
+    return [half + (right - view.x) * unit * 0.8, half - (up - view.y) * unit * 0.8, (c * deep - d * z) / run.reach];
+  };
+}
+
+/** Where point `n` of a chain is at frame `at`: between two frames, on the line between them. */
+function placeAt(chain, n, at, project) {
+  const [, count, dim] = chain.x.shape, v = chain.x.values;
+  const k = Math.min(Math.floor(at), last), share = at - k;
+  const from = (k * count + n) * dim, to = (Math.min(k + 1, last) * count + n) * dim;
+  const mix = (axis) => v[from + axis] * (1 - share) + v[to + axis] * share;
+  return project(mix(0), mix(1), dim > 2 ? mix(2) : 0);
+}
+
+const shown = (chain, n) => !chain.labels.length || !view.hidden.has(chain.labels[n]);
+const classInk = (label) => inks.classes[label % inks.classes.length];
+const inkOf = (labels, n, other) => (labels.length ? classInk(labels[n]) : other);
+
+// ---- drawing ----
+
+function draw() {
+  wanted = false;
+  const side = Math.round(canvas.clientWidth * devicePixelRatio);
+  if (canvas.width !== side) canvas.width = canvas.height = side;
+  pen.clearRect(0, 0, side, side);
+  const project = projector(), chain = run.chains[view.chain], t = timestep();
+  if (solid) drawBox(project);
+  if (view.map !== "none") drawMap(project, fieldAt(t));
+  if (view.outlines) for (const curve of run.outlines) drawCurve(curve, project);
+  if (view.data) drawData(project);
+  if (view.score !== "none") drawArrows(project, fieldAt(t));
+  const drawn = drawSamples(chain, project);
+  if (view.paths) for (const n of view.followed) if (shown(chain, n)) drawPath(chain, n, project);
+  report(t, chain, drawn);
+}
+
+function redraw() {
+  if (!wanted) requestAnimationFrame(draw);
+  wanted = true;
+}
+
+function timestep() {
+  const k = Math.floor(view.at), next = Math.min(k + 1, last);
+  return Math.round(run.steps[k] + (run.steps[next] - run.steps[k]) * (view.at - k));
+}
+
+/** Index of the timestep nearest to t, in noise level, at which fields are known. */
+function fieldAt(t) {
+  const noise = (step) => Math.sqrt(1 - run.alphaBar[step]);
+  const gaps = run.fields.steps.map((step) => Math.abs(noise(step) - noise(t)));
+  return gaps.indexOf(Math.min(...gaps));
+}
+
+function drawSamples(chain, project) {
+  const count = chain.x.shape[1], size = dot(count);
+  let drawn = 0;
+  pen.globalAlpha = 0.8;
+  for (let n = 0; n < count; n++) {
+    if (!shown(chain, n)) continue;
+    const [x, y, depth] = placeAt(chain, n, view.at, project);
+    pen.fillStyle = inkOf(chain.labels, n, inks.point);
+    const far = Math.max(-1, Math.min(1, depth));
+    if (solid) pen.globalAlpha = 0.55 - far * 0.4;
+    disc(x, y, size * (1 - far * 0.25));
+    drawn++;
+  }
+  pen.globalAlpha = 1;
+  return drawn;
+}
+
+/** Radius of a dot, smaller where there are many. */
+const dot = (count) => (canvas.width / canvas.clientWidth) * Math.max(1, Math.min(3.2, (canvas.clientWidth / 9) / Math.sqrt(count)));
+
+function disc(x, y, radius) {
+  pen.beginPath();
+  pen.arc(x, y, radius, 0, 2 * Math.PI);
+  pen.fill();
+}
+
+function drawData(project) {
+  const { values, shape: [count, dim] } = run.data.x;
+  pen.fillStyle = inks.soft;
+  pen.globalAlpha = 0.4;
+  for (let n = 0; n < count; n++) {
+    const [x, y] = project(values[n * dim], values[n * dim + 1], values[n * dim + 2] ?? 0);
+    disc(x, y, dot(count) * 0.8);
+  }
+  pen.globalAlpha = 1;
+}
+
+function stroke(points, color, width, alpha = 1) {
+  pen.strokeStyle = color;
+  pen.lineWidth = width * (canvas.width / canvas.clientWidth);
+  pen.globalAlpha = alpha;
+  pen.lineJoin = "round";
+  pen.beginPath();
+  for (const [x, y] of points) pen.lineTo(x, y);
+  pen.stroke();
+  pen.globalAlpha = 1;
+}
+
+function drawCurve({ values, shape: [count] }, project) {
+  const points = Array.from({ length: count }, (_, k) => project(values[2 * k], values[2 * k + 1]));
+  stroke(points, inks.soft, 1.2, 0.8);
+}
+
+/** The way of one sample so far, over a halo that sets it off from the points. */
+function drawPath(chain, n, project) {
+  const points = [];
+  for (let k = 0; k <= view.at; k++) points.push(placeAt(chain, n, k, project));
+  points.push(placeAt(chain, n, view.at, project));
+  const color = inkOf(chain.labels, n, inks.path);
+  stroke(points, inks.plot, 4, 0.8);
+  stroke(points, color, 1.8);
+  const [x, y] = points[points.length - 1], unit = canvas.width / canvas.clientWidth;
+  pen.fillStyle = inks.plot;
+  disc(x, y, 6 * unit);
+  pen.fillStyle = color;
+  disc(x, y, 4.2 * unit);
+}
+
+function drawBox(project) {
+  const r = run.reach, ends = [-r, r];
+  for (const a of ends) for (const b of ends) {
+    stroke([project(-r, a, b), project(r, a, b)], inks.soft, 1, 0.35);
+    stroke([project(a, -r, b), project(a, r, b)], inks.soft, 1, 0.35);
+    stroke([project(a, b, -r), project(a, b, r)], inks.soft, 1, 0.35);
+  }
+}
+
+const tile = document.createElement("canvas");
+
+/** A map as an image: one colour, as opaque as the value is large. Regions take their class's. */
+function drawMap(project, field) {
+  const { grid, maps, regions } = run.fields, cells = grid * grid;
+  tile.width = tile.height = grid;
+  const brush = tile.getContext("2d"), image = brush.createImageData(grid, grid);
+  const ink = rgb(view.map === "excess" ? inks.warm : inks.map);
+  for (let c = 0; c < cells; c++) {
+    const i = field * cells + c;
+    const color = view.map === "regions" ? rgb(classInk(Math.round(regions.label.values[i]))) : ink;
+    const opaque = view.map === "regions" ? 0.08 + 0.47 * regions.sure.values[i] : 0.85 * maps[view.map].values[i];
+    image.data.set([color[0], color[1], color[2], 255 * opaque], 4 * c);
+  }
+  brush.putImageData(image, 0, 0);
+  const [left, top] = project(-run.reach, run.reach), [right, bottom] = project(run.reach, -run.reach);
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(tile, left, top, right - left, bottom - top);
+}
+
+/** Arrows from a grid, of a length of at most 1: nearly the distance between two of them. */
+function drawArrows(project, field) {
+  const count = run.fields.arrows, { values } = run.fields.scores[view.score];
+  const step = (2 * run.reach) / count, unit = canvas.width / canvas.clientWidth;
+  pen.strokeStyle = inks.arrow;
+  pen.lineWidth = 1.1 * unit;
+  pen.globalAlpha = 0.75;
+  for (let row = 0; row < count; row++) for (let column = 0; column < count; column++) {
+    const i = 2 * ((field * count + row) * count + column);
+    const x = (column + 0.5) * step - run.reach, y = run.reach - (row + 0.5) * step;
+    arrow(project(x, y), project(x + 0.9 * step * values[i], y + 0.9 * step * values[i + 1]));
+  }
+  pen.globalAlpha = 1;
+}
+
+function arrow([x0, y0], [x1, y1]) {
+  const angle = Math.atan2(y1 - y0, x1 - x0), head = Math.min(Math.hypot(x1 - x0, y1 - y0) * 0.4, canvas.width / 120);
+  pen.beginPath();
+  pen.moveTo(x0, y0);
+  pen.lineTo(x1, y1);
+  for (const turn of [2.6, -2.6]) {
+    pen.moveTo(x1, y1);
+    pen.lineTo(x1 + head * Math.cos(angle + turn), y1 + head * Math.sin(angle + turn));
+  }
+  pen.stroke();
+}
+
+/** Signal and noise at every frame, above the slider. */
+function drawNoise() {
+  const curve = $("noise"), ratio = devicePixelRatio, ink = curve.getContext("2d");
+  const [width, height] = [(curve.width = curve.clientWidth * ratio), (curve.height = curve.clientHeight * ratio)];
+  const pad = 8 * ratio, span = width - 2 * pad;
+  const line = (value) => run.steps.map((t, k) => [pad + (span * k) / last, height - 6 * ratio - value(t) * (height - 10 * ratio)]);
+  const noise = line((t) => Math.sqrt(1 - run.alphaBar[t]));
+  ink.fillStyle = inks.accent;
+  ink.globalAlpha = 0.16;
+  ink.beginPath();
+  for (const [x, y] of [[pad, height - 6 * ratio], ...noise, [pad + span, height - 6 * ratio]]) ink.lineTo(x, y);
+  ink.fill();
+  ink.globalAlpha = 1;
+  ink.strokeStyle = inks.accent;
+  ink.lineWidth = 1.5 * ratio;
+  ink.beginPath();
+  for (const [x, y] of noise) ink.lineTo(x, y);
+  ink.stroke();
+}
+
+/** Says in words, and in data-* attributes, what the canvas shows. */
+function report(t, chain, drawn) {
+  const noise = Math.sqrt(1 - run.alphaBar[t]);
+  $("reading").innerHTML = `<b>t = ${t}</b><span>noise level ${noise.toFixed(3)}</span>`;
+  Object.assign(canvas.dataset, { t, drawn, chain: chain.title, map: view.map, score: view.score, followed: view.followed.size });
+  canvas.setAttribute("aria-label", `${drawn} samples, ${chain.title}, at timestep ${t} of ${run.total}, noise level ${noise.toFixed(2)}`);
+  const slider = $("time");
+  slider.value = Math.round(view.at);
+  slider.setAttribute("aria-valuetext", `timestep ${t} of ${run.total}, noise level ${noise.toFixed(2)}`);
+  $("note").textContent = note(t);
+}
+
+function note(t) {
+  if (!run.fields) return run.dim > 3 ? "The data's first three principal axes are drawn." : "";
+  const parts = [], known = run.fields.steps[fieldAt(t)];
+  const top = run.fields.maps[view.map]?.top[run.fields.steps.indexOf(known)];
+  if (view.map === "data") parts.push(`p(x_t) of the data noised to t = ${known}; at most ${top}.`);
+  if (view.map === "samples") parts.push(`p(x_t) of the finished samples noised to t = ${known}; at most ${top}. Equal to the data's where the model is right.`);
+  if (view.map === "excess") parts.push(`p(x_t) |eps_θ − eps*|² at t = ${known}: where the network loses against the best denoiser of these data; at most ${top}.`);
+  if (view.map === "regions") parts.push(`The classifier's likeliest class at t = ${known}, paler where it is less sure.`);
+  if (view.score !== "none") parts.push(`Arrows: score times noise level, −eps, at t = ${known}; long ones are shortened.`);
+  return parts.join(" ");
+}
+
+// ---- colours ----
+
+function colorOf(name) {
+  const probe = document.createElement("i");
+  probe.style.color = `var(--${name})`;
+  document.body.append(probe);
+  const color = getComputedStyle(probe).color;
+  probe.remove();
+  return color;
+}
+
+const rgb = (color) => (color[0] === "#" ? [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16)) : color.match(/[\d.]+/g).map(Number));
+
+const dark = () => {
+  const scheme = document.documentElement.style.colorScheme;
+  return scheme ? scheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+};
+
+function paint() {
+  for (const name of ["plot", "soft", "accent", "point", "map", "warm", "arrow", "path"]) inks[name] = colorOf(name);
+  // On a dark ground the palette is a third lighter.
+  const lighter = (color) => `rgb(${rgb(color).map((v) => Math.round(v + (255 - v) * 0.34)).join()})`;
+  inks.classes = dark() ? run.colors.map(lighter) : run.colors;
+  document.querySelectorAll(".swatch").forEach((swatch, n) => (swatch.style.background = classInk(n)));
+  $("theme").textContent = dark() ? "Light" : "Dark";
+  drawNoise();
+  redraw();
+}
+
+// ---- time ----
+
+let before = 0;
+function tick(now) {
+  if (!view.playing) return;
+  const passed = Math.min((now - before) / 1000, 0.1);
+  before = now;
+  if (view.at < last) view.at = Math.min(last, view.at + passed * FRAMES_PER_SECOND * Number($("speed").value));
+  else if ((view.rest += passed) > PAUSE_AT_END) [view.at, view.rest] = [0, 0];
+  redraw();
+  requestAnimationFrame(tick);
+}
+
+function play(on) {
+  if (on === view.playing) return;
+  view.playing = on;
+  $("play").textContent = on ? "❚❚" : "▶";
+  $("play").setAttribute("aria-label", on ? "Pause" : "Play");
+  if (!on) return;
+  if (view.at >= last) view.at = 0;
+  before = performance.now();
+  requestAnimationFrame(tick);
+}
+
+function goTo(at) {
+  play(false);
+  view.at = Math.max(0, Math.min(last, at));
+  redraw();
+}
+
+// ---- controls ----
+
+function choice(kind, group, text, checked, change, swatch = false) {
+  const label = document.createElement("label"), input = document.createElement("input");
+  Object.assign(input, { type: kind, name: group, checked, value: text });
+  input.addEventListener("change", () => { change(input.checked); redraw(); });
+  label.append(input);
+  if (swatch) label.append(Object.assign(document.createElement("span"), { className: "swatch" }));
+  label.append(text);
+  $(group).append(label);
+}
+
+function buildControls() {
+  run.chains.forEach((chain, k) => choice("radio", "chains", chain.title, k === 0, () => useChain(k)));
+  run.classes.forEach((name, c) => choice("checkbox", "classes", name, true,
+    (on) => (on ? view.hidden.delete(c) : view.hidden.add(c)), true));
+  choice("checkbox", "layers", "Paths of points", view.paths, (on) => (view.paths = on));
+  choice("checkbox", "layers", "Data", view.data, (on) => (view.data = on));
+  if (run.outlines.length) choice("checkbox", "layers", "True outlines", false, (on) => (view.outlines = on));
+  if (!run.fields) return;
+  const maps = { none: "Nothing", data: "Density of the data", samples: "Density of the samples", excess: "Error of the network" };
+  if (run.fields.regions) maps.regions = "Classifier's regions";
+  for (const name in maps) choice("radio", "maps", maps[name], name === view.map, () => (view.map = name));
+  const scores = { none: "Hidden", network: "Of the network", exact: "Of the data, exact" };
+  for (const name in scores) choice("radio", "scores", scores[name], name === view.score, () => (view.score = name));
+  $("maps").hidden = $("scores").hidden = false;
+}
+
+function useChain(k) {
+  view.chain = k;
+  const chain = run.chains[k], count = chain.x.shape[1];
+  $("classes").hidden = !chain.labels.length;
+  view.followed = new Set(Array.from({ length: Math.min(count, FOLLOWED_AT_START) }, (_, n) => n));
+}
+
+/** Follows the point nearest to a place on the canvas, or lets go of it. */
+function follow(x, y) {
+  const chain = run.chains[view.chain], project = projector();
+  let nearest = -1, least = (canvas.width / 30) ** 2;
+  for (let n = 0; n < chain.x.shape[1]; n++) {
+    if (!shown(chain, n)) continue;
+    const [px, py] = placeAt(chain, n, view.at, project), gap = (px - x) ** 2 + (py - y) ** 2;
+    if (gap < least) [nearest, least] = [n, gap];
+  }
+  if (nearest < 0) return;
+  if (!view.followed.delete(nearest)) view.followed.add(nearest);
+  redraw();
+}
+
+function zoomBy(factor) {
+  view.zoom = Math.max(0.5, Math.min(20, view.zoom * factor));
+  redraw();
+}
+
+function dragBy(dx, dy) {
+  if (solid) {
+    view.yaw += dx * 0.008;
+    view.pitch = Math.max(-1.55, Math.min(1.55, view.pitch + dy * 0.008));
+  } else {
+    const unit = ((canvas.clientWidth / 2) * view.zoom) / run.reach;
+    view.x -= dx / unit;
+    view.y += dy / unit;
+  }
+  redraw();
+}
+
+function listen() {
+  let start = null, moved = 0;
+  canvas.addEventListener("pointerdown", (event) => {
+    [start, moved] = [[event.clientX, event.clientY], 0];
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!start) return;
+    const [dx, dy] = [event.clientX - start[0], event.clientY - start[1]];
+    if ((moved += Math.hypot(dx, dy)) > 4) dragBy(dx, dy);
+    start = [event.clientX, event.clientY];
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    const ratio = canvas.width / canvas.clientWidth;
+    if (start && moved <= 4) follow(event.offsetX * ratio, event.offsetY * ratio);
+    start = null;
+  });
+  canvas.addEventListener("pointercancel", () => (start = null));
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoomBy(Math.exp(-event.deltaY * 0.0015));
+  }, { passive: false });
+  $("closer").addEventListener("click", () => zoomBy(1.4));
+  $("farther").addEventListener("click", () => zoomBy(1 / 1.4));
+  $("whole").addEventListener("click", () => {
+    Object.assign(view, { zoom: 1, x: 0, y: 0 });
+    redraw();
+  });
+  $("play").addEventListener("click", () => play(!view.playing));
+  $("time").addEventListener("input", (event) => goTo(Number(event.target.value)));
+  $("theme").addEventListener("click", () => {
+    document.documentElement.style.colorScheme = dark() ? "light" : "dark";
+    paint();
+  });
+  document.addEventListener("keydown", onKey);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  new ResizeObserver(() => { drawNoise(); redraw(); }).observe(canvas);
+}
+
+/** Keys of the whole page; a control that has the focus keeps those that it knows itself. */
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const focus = event.target, onCanvas = focus === canvas, inControl = /INPUT|SELECT|BUTTON/.test(focus.tagName);
+  const turns = { ArrowLeft: [-20, 0], ArrowRight: [20, 0], ArrowUp: [0, -20], ArrowDown: [0, 20] };
+  const act = {
+    " ": () => play(!view.playing),
+    ArrowLeft: () => goTo(Math.ceil(view.at) - 1), ArrowRight: () => goTo(Math.floor(view.at) + 1),
+    Home: () => goTo(0), End: () => goTo(last),
+    "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
+  }[event.key];
+  if (onCanvas && event.shiftKey && turns[event.key]) dragBy(...turns[event.key]);
+  else if (!act || (inControl && !(focus.id === "time" && event.key === " "))) return;
+  else act();
+  event.preventDefault();
+}
+
+async function begin() {
+  await unpackAll();
+  $("time").max = last;
+  $("drag").textContent = solid
+    ? "Drag to turn, or use Shift and the arrows on the picture; the wheel zooms."
+    : "Drag to move, the wheel zooms.";
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  buildControls();
+  useChain(0);
+  listen();
+  paint();
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (still) view.at = last;
+  draw();
+  document.documentElement.dataset.ready = "yes";
+  play(!still);
+}
+begin();

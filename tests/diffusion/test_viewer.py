@@ -1,0 +1,149 @@
+"""The viewer's page: what it holds, that the numbers in it are right, and wrong input."""
+
+import base64
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy.stats import multivariate_normal
+
+from flashpoint.diffusion import Points, UserError, cli
+from flashpoint.diffusion.viewer import payload as payloads
+from flashpoint.diffusion.viewer import write_view
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    monkeypatch.setattr(payloads, "_GRID", 20)
+    monkeypatch.setattr(payloads, "_ARROWS", 6)
+    monkeypatch.setattr(payloads, "_FIELDS", 4)
+
+
+def view(run, tmp_path, **options):
+    folder, points = run
+    page = write_view(folder, points, save_to=tmp_path / "view.html", say=lambda _: None, **options)
+    text = page.read_text()
+    return text, json.loads(re.search(r'id="payload">(.*?)</script>', text, re.S)[1])
+
+
+def unpack(packed):
+    content = zlib.decompress(base64.b64decode(packed["content"]))
+    whole = np.frombuffer(content, "<i2" if packed["bits"] == 16 else "i1")
+    return whole.reshape(packed["shape"]) * packed["scale"]
+
+
+def test_the_page_is_whole_and_needs_nothing_else(states_run, tmp_path):
+    text, payload = view(states_run, tmp_path, samples=30)
+    assert text.count("<script") == 2
+    assert text.count("</script>") == 2
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", text)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "states &amp; &lt;more&gt;" in text
+    assert "& <more>" not in text
+    assert "$title" not in text
+    assert "$payload" not in text
+    assert payload["steps"][0] == 30
+    assert payload["steps"][-1] == 0
+
+
+def test_packing_keeps_numbers_to_half_a_step():
+    x = torch.randn(7, 3, 2)
+    for levels in (127, 32767):
+        packed = payloads.pack(x, levels)
+        assert np.abs(unpack(packed) - x.numpy()).max() <= packed["scale"] * 0.500001
+        assert packed["shape"] == [7, 3, 2]
+
+
+def test_a_chain_ends_with_samples_that_the_seed_decides(states_run, tmp_path):
+    _, first = view(states_run, tmp_path, samples=30, seed=3)
+    _, again = view(states_run, tmp_path, samples=30, seed=3)
+    _, other = view(states_run, tmp_path, samples=30, seed=4)
+    assert first == again
+    assert first["chains"][0]["x"] != other["chains"][0]["x"]
+    ddim, ddpm, guided = (unpack(chain["x"]) for chain in first["chains"])
+    assert ddim.shape == ddpm.shape == (len(first["steps"]), 30, 2)
+    assert guided.shape[1] == 50
+    assert first["chains"][2]["labels"] == [*range(5)] * 10
+    assert abs(ddpm[0].std() - 1) < 0.25  # noise
+
+
+def test_a_noised_density_is_the_mixture_it_says():
+    x_0, at = torch.randn(5, 2), torch.randn(40, 2)
+    alpha_bar, cell = 0.7, 0.3
+    covariance = (1 - alpha_bar + cell**2 / 12) * np.eye(2)
+    means = alpha_bar**0.5 * x_0.numpy()
+    expected = np.mean([multivariate_normal(m, covariance).pdf(at.numpy()) for m in means], axis=0)
+    found = payloads.noised_density(x_0, alpha_bar, at, cell)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_maps_have_the_grid_s_layout(states_run, tmp_path):
+    """Rows go from the top down: the densest cell is where the data are."""
+    _, payload = view(states_run, tmp_path, samples=30)
+    fields, reach = payload["fields"], payload["reach"]
+    share = unpack(fields["maps"]["data"])[-1].reshape(20, 20) ** 2
+    x = states_run[1].data.numpy()
+    counts, *_ = np.histogram2d(-x[:, 1], x[:, 0], 20, [[-reach, reach]] * 2)
+    assert np.corrcoef(share.flatten(), counts.flatten())[0, 1] > 0.9
+    assert fields["steps"] == sorted(fields["steps"], reverse=True)
+    assert fields["steps"][-1] == 1
+
+
+def test_the_exact_score_points_to_the_data_s_mean_in_noise(states_run, tmp_path):
+    _, payload = view(states_run, tmp_path, samples=30)
+    fields = payload["fields"]
+    score = unpack(fields["scores"]["exact"])[0]  # [arrows, 2] at t = T
+    ends = ((np.arange(6) + 0.5) / 6 * 2 - 1) * payload["reach"]
+    places = np.stack(np.meshgrid(ends, -ends), axis=-1).reshape(-1, 2)
+    cosine = -(score * places).sum(1) / np.linalg.norm(score, axis=1)
+    assert (cosine / np.linalg.norm(places, axis=1) > 0.9).all()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 5])
+def test_other_dimensions(dim, solid_run, make_run, tmp_path):
+    run = solid_run
+    if dim != 3:
+        run = make_run(tmp_path / "run", Points(torch.randn(60, dim), name="cloud"))
+    _, payload = view(run, tmp_path, samples=10)
+    assert payload["dim"] == dim
+    assert "fields" not in payload
+    assert [chain["title"] for chain in payload["chains"]] == [
+        "Deterministic (DDIM)",
+        "Ancestral (DDPM)",
+    ]
+    assert payload["chains"][0]["x"]["shape"][2] == (2 if dim == 1 else 3)
+
+
+def test_metrics_are_in_the_page(states_run, tmp_path):
+    text, _ = view(states_run, tmp_path, samples=30)
+    metrics = json.loads((states_run[0] / "metrics.json").read_text())["metrics"]
+    for name, entry in metrics.items():
+        assert f'<th scope="row">{name}</th>' in text
+        assert f"<td>{entry['nll']:.3f}</td>" in text
+    passed = sum(entry[k]["passed"] for entry in metrics.values() for k in entry
+                 if isinstance(entry[k], dict))  # fmt: skip
+    assert text.count('<td class="same"') == passed
+
+
+def test_the_command_and_wrong_input(states_run, solid_run, tmp_path, monkeypatch):
+    folder, points = states_run
+    monkeypatch.setattr(cli, "states_points", lambda: points)
+    page = tmp_path / "page.html"
+    arguments = ["view", str(folder), "-n", "9", "--out", str(page), "--device", "cpu"]
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    assert page.stat().st_size > 10_000
+    for wrong, message in (
+        (["view", str(tmp_path / "none")], "is no folder of a run"),
+        (["view", str(solid_run[0])], "was trained on cloud, not on STATES"),
+        (["view", str(folder), "-n", "2"], "samples must be at least 3, got 2"),
+    ):
+        result = CliRunner().invoke(cli.main, wrong)
+        assert result.exit_code == 2
+        assert message in result.output
+        assert result.output.count("\n") == 1
+    with pytest.raises(UserError, match="cannot be written"):
+        write_view(folder, points, samples=9, save_to=folder / "outputs", say=lambda _: None)
