@@ -248,7 +248,6 @@ def view(run, samples, out, data, seed, device) -> None:
     help="Folder of the studies; cells that it holds are not done again. Default: runs/studies, "
     "or runs/studies-quick.",
 )
-@click.option("--samples", default=2000, show_default=True, help="Of each cell, or of each class.")
 @click.option(
     "--page",
     type=click.Path(path_type=Path),
@@ -256,7 +255,7 @@ def view(run, samples, out, data, seed, device) -> None:
     help="Markdown file to write about every study that --out holds.",
 )
 @_options(_seed, _device)
-def study(name, quick, out, samples, page, seed, device) -> None:
+def study(name, quick, out, page, seed, device) -> None:
     """One study: a grid of models, each number beside the perfect and the published one."""
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(studies.STUDIES)}, got none")
@@ -268,7 +267,6 @@ def study(name, quick, out, samples, page, seed, device) -> None:
             chosen.quick() if quick else chosen,
             out,
             seed=seed,
-            samples=samples,
             device=device,
             say=click.echo,
         )

@@ -1,6 +1,7 @@
 """Every study of the command ``flashpoint study``, by name."""
 
 from . import published
+from .protocols import TEST_SPLIT
 from .study import Grid, Study, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
@@ -71,7 +72,7 @@ _SCHEDULE_STUDY = Study(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
             _SURFACES,
             {title: _surface(name) for title, name in _SCHEDULES.items()},
-            "test split",
+            TEST_SPLIT,
             {"EMD": published.SCHEDULES_EMD},
         ),
         Grid(
@@ -95,7 +96,7 @@ _EPOCHS = Study(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024",
             _SURFACES,
             {str(epochs): _surface(epochs=epochs) for epochs in (100, 500, 1000, 2000)},
-            "test split",
+            TEST_SPLIT,
             {"EMD": published.EPOCHS_EMD},
         ),
     ),
@@ -117,7 +118,7 @@ _COMPLEXITY = Study(
                 ", ".join(map(str, widths)): _surface(hidden_layers=widths, linear_input=False)
                 for widths in ((64,), (64, 64), (64, 128, 128), (128,) * 4, (256,) * 4)
             },
-            "test split",
+            TEST_SPLIT,
             {"EMD": published.COMPLEXITY_EMD},
         ),
     ),

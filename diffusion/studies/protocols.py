@@ -28,6 +28,7 @@ class Protocol:
     """How samples are compared with data.
 
     Args:
+        samples: how many are drawn for a cell, or for each class.
         size: points on each side of the EMD, which is the mean of 5 draws.
         test_split: compare with points that were not trained on, else with the training data.
         standardise: data to mean 0 and standard deviation 1 per axis before training.
@@ -35,17 +36,16 @@ class Protocol:
             class's samples and data, and the accuracy is counted.
     """
 
+    samples: int = 2000
     size: int = 250
     test_split: bool = False
     standardise: bool = False
     by_class: bool = False
 
 
-PROTOCOLS = {
-    "whole": Protocol(),
-    "test split": Protocol(size=128, test_split=True, standardise=True),
-    "by class": Protocol(by_class=True),
-}
+WHOLE = Protocol()
+TEST_SPLIT = Protocol(size=128, test_split=True, standardise=True)
+BY_CLASS = Protocol(samples=500, by_class=True)
 
 
 def prepare(points: Points, protocol: Protocol) -> Points:
@@ -81,15 +81,15 @@ def measure(
     return {"EMD": _score(emds), **{name: Score(value, 0.0) for name, value in rest.items()}}
 
 
-def perfect(points: Points, protocol: Protocol, n: int, seed: int = 0) -> dict[str, Score]:
-    """What new draws of the data, n of each kind, score: lower is not better.
+def perfect(points: Points, protocol: Protocol, seed: int = 0) -> dict[str, Score]:
+    """What new draws of the data, as many as a cell has samples, score: lower is not better.
 
     The standard deviation is that over independent draws.
     """
     repeats: dict[str, list[float]] = {}
     for repeat in range(_REPEATS):
         own = child_seed(child_seed(seed, _FLOOR), repeat)
-        draws = _new_draws(points, protocol, n, own)
+        draws = _new_draws(points, protocol, own)
         values = {
             "EMD": _emd(draws, points, protocol, child_seed(own, _EMD)),
             **_other_metrics(draws, points, protocol),
@@ -103,9 +103,12 @@ def _score(values: Sequence[float]) -> Score:
     return Score(mean(values), stdev(values))
 
 
-def _new_draws(points: Points, protocol: Protocol, n: int, seed: int) -> list[Tensor]:
+def _new_draws(points: Points, protocol: Protocol, seed: int) -> list[Tensor]:
     labels = range(points.num_classes) if protocol.by_class else (None,)
-    return [points.redraw(n, child_seed(seed, i), label)[0] for i, label in enumerate(labels)]
+    return [
+        points.redraw(protocol.samples, child_seed(seed, number), label)[0]
+        for number, label in enumerate(labels)
+    ]
 
 
 def _emd(samples: Sequence[Tensor], points: Points, protocol: Protocol, seed: int) -> float:

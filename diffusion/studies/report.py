@@ -12,7 +12,6 @@ from torch import Tensor
 from .. import files
 from ..plots import COLORS
 from ..points import Points
-from .protocols import PROTOCOLS
 from .runner import StudyRun, data_of
 from .study import Study
 
@@ -29,7 +28,7 @@ def write_report(run: StudyRun, results: dict) -> None:
         rows: dict[str, list] = {}
         for cell in grid.cells():
             rows.setdefault(cell.data, []).append((cell.column, run.samples_of(cell)))
-        data = [data_of(name, PROTOCOLS[grid.protocol]) for name in rows]
+        data = [data_of(name, grid.protocol) for name in rows]
         name = f"samples_{number}.png" if number else "samples.png"
         samples_figure(list(zip(data, rows.values(), strict=True)), run.folder / name)
 
@@ -125,7 +124,7 @@ DDPM and sigma_t^2 = beta_t. A study says what it changes.
 def _origin(results: dict) -> str:
     where = results["environment"]
     return (
-        f"Seed {results['seed']}, {results['samples']} samples of each kind, {where['device']}, "
+        f"Seed {results['seed']}, {where['device']}, "
         f"torch {where['torch']}; {results['training seconds']:.0f} s of training in all.\n"
     )
 

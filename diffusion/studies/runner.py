@@ -14,7 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -29,22 +29,13 @@ from ..device import choose_device
 from ..errors import check_at_least
 from ..models import MLP
 from ..points import Points
-from ..sampling import sample
+from ..sampling import SampleConfig, sample_many
 from ..training import Trainer
 from .protocols import Protocol, Score, measure, perfect, prepare
-from .study import Cell, Grid, Setting, Study
+from .study import Cell, Grid, Model, Study
 
 _TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
 _ON_CPU = 5  # models trained together where that saves no time, only risks losing their work
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a cell needs trained; several cells may need the same."""
-
-    data: str
-    protocol: Protocol
-    setting: Setting
 
 
 class StudyRun:
@@ -54,7 +45,6 @@ class StudyRun:
         study: what to do.
         folder: where; cells are shared by all studies in it.
         seed: of everything.
-        samples: drawn for each cell (of each class where a cell asks for classes).
         device: None takes CUDA where there is one.
         say: called with a line now and then.
 
@@ -68,13 +58,11 @@ class StudyRun:
         folder: Path,
         *,
         seed: int = 0,
-        samples: int = 2000,
         device: str | torch.device | None = None,
         say: Callable[[str], None] = print,
     ):
         check_at_least("seed", seed, 0)
-        check_at_least("samples", samples, 2)
-        self.study, self.seed, self.samples, self.say = study, seed, samples, say
+        self.study, self.seed, self.say = study, seed, say
         self.device = choose_device(device)
         self.folder = files.make_folder(folder / study.name)
         self._cells = files.make_folder(folder / "cells")
@@ -97,7 +85,6 @@ class StudyRun:
             "study": self.study.name,
             "varied": self.study.varied,
             "seed": self.seed,
-            "samples": self.samples,
             "environment": _environment(self.device),
             "training seconds": self._training_seconds(),
             "grids": [self._grid_results(grid) for grid in self.study.grids],
@@ -128,41 +115,58 @@ class StudyRun:
         }
 
     def _training_seconds(self) -> float:
-        seconds = {
-            _model_of(cell): self._read(cell)["training seconds"] for cell in self.study.cells()
-        }
+        seconds = {cell.model: self._read(cell)["training seconds"] for cell in self.study.cells()}
         return sum(seconds.values())
 
     def _groups(self, cells: Sequence[Cell]) -> Iterator[list[Model]]:
         """The models that cells need, those that train together in one list."""
         groups: dict[tuple, list[Model]] = {}
         for cell in cells:
-            model = _model_of(cell)
+            model = cell.model
             points = data_of(model.data, model.protocol)
             recipe = model.setting.recipe_for(len(points))
             group = groups.setdefault((points.dim, recipe), [])
             if model not in group:
                 group.append(model)
         for group in groups.values():
+            group.sort(key=lambda model: model.setting.schedule.num_steps)  # chains of one length
             together = len(group) if self.device.type == "cuda" else _ON_CPU
             for start in range(0, len(group), together):
                 yield group[start : start + together]
 
-    def _do(self, models: list[Model], cells: Sequence[Cell]) -> None:
+    def _do(self, models: list[Model], missing: Sequence[Cell]) -> None:
         """Trains models and finishes the cells that need them."""
         began = time.perf_counter()
-        trained = train(models, seed=self.seed, device=self.device)
+        networks = dict(zip(models, train(models, self.seed, self.device), strict=True))
         seconds = (time.perf_counter() - began) / len(models)
-        for model, network in zip(models, trained, strict=True):
-            for cell in cells:
-                if _model_of(cell) == model:
-                    self._finish(cell, network, seconds)
+        cells = [cell for cell in missing if cell.model in networks]
+        configs = [self._sampling(cell, networks[cell.model]) for cell in cells]
+        for cell, samples in zip(cells, draw(configs, self.device), strict=True):
+            self._finish(cell, samples.split(cell.protocol.samples), seconds)
 
-    def _finish(self, cell: Cell, network: MLP, seconds: float) -> None:
-        samples = self._draw(cell, network)
+    def _sampling(self, cell: Cell, network: MLP) -> tuple[SampleConfig, int]:
+        """What to draw for a cell, and how many in all, class by class."""
+        setting, n = cell.setting, cell.protocol.samples
+        label = None
+        if cell.protocol.by_class:
+            classes = data_of(cell.data, cell.protocol).num_classes
+            label = torch.arange(classes).repeat_interleave(n)
+            n *= classes
+        seed = child_seed(self.seed, _SAMPLING)
+        config = SampleConfig(
+            network,
+            setting.schedule,
+            seed,
+            variance=setting.variance,
+            label=label,
+            scale=setting.guidance,
+        )
+        return config, n
+
+    def _finish(self, cell: Cell, samples: Sequence[Tensor], seconds: float) -> None:
         points = data_of(cell.data, cell.protocol)
         scores = measure(samples, points, cell.protocol, child_seed(self.seed, _MEASURING))
-        files.save(self._file(cell).with_suffix(".pt"), torch.stack(samples))
+        files.save(self._file(cell).with_suffix(".pt"), torch.stack(list(samples)))
         content = {
             "data": cell.data,
             "setting": asdict(cell.setting),
@@ -173,22 +177,11 @@ class StudyRun:
         files.save_json(self._file(cell), content)
         self.say(f"{cell.data}, {self.study.varied} {cell.column}: {_line(scores)}")
 
-    def _draw(self, cell: Cell, network: MLP) -> list[Tensor]:
-        drawn = sample(
-            network,
-            cell.setting.schedule,
-            self.samples,
-            seed=child_seed(self.seed, _SAMPLING),
-            variance=cell.setting.variance,
-            device=self.device,
-        )
-        return [drawn.x.cpu()]
-
     def _perfect_scores(self, cell: Cell) -> dict:
-        file = self._perfect / f"{cell.data}-{_digest(cell.protocol, self.samples)}.json"
+        file = self._perfect / f"{cell.data}-{_digest(cell.protocol)}.json"
         if not file.is_file():
             points = data_of(cell.data, cell.protocol)
-            scores = perfect(points, cell.protocol, self.samples)
+            scores = perfect(points, cell.protocol)
             files.save_json(file, {name: score._asdict() for name, score in scores.items()})
         return json.loads(file.read_text())
 
@@ -196,13 +189,11 @@ class StudyRun:
         return json.loads(self._file(cell).read_text())
 
     def _file(self, cell: Cell) -> Path:
-        digest = _digest(cell.setting, cell.protocol, self.seed, self.samples)
+        digest = _digest(cell.setting, cell.protocol, self.seed)
         return self._cells / f"{cell.data}-{digest}.json"
 
 
-def train(
-    models: Sequence[Model], *, seed: int = 0, device: str | torch.device | None = None
-) -> list[MLP]:
+def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:
     """Trains models of one network shape together."""
     trained = []
     for model in tqdm(models, "models", leave=False):
@@ -219,14 +210,22 @@ def train(
     return trained
 
 
+def draw(configs: Sequence[tuple[SampleConfig, int]], device: str | torch.device) -> list[Tensor]:
+    """Samples [n, d] on the CPU for each configuration and number, as many as can at once."""
+    places: dict[int, list[int]] = {}
+    for place, (_, n) in enumerate(configs):
+        places.setdefault(n, []).append(place)
+    found = {}
+    for n, group in places.items():
+        samples = sample_many([configs[place][0] for place in group], n, device=device)
+        found |= zip(group, (drawn.x.cpu() for drawn in samples), strict=True)
+    return [found[place] for place in range(len(configs))]
+
+
 @cache
 def data_of(name: str, protocol: Protocol) -> Points:
     """A data set as a protocol has it."""
     return prepare(dataset(name), protocol)
-
-
-def _model_of(cell: Cell) -> Model:
-    return Model(cell.data, cell.protocol, cell.setting.model)
 
 
 def _digest(*parts) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..recipes import PlainRecipe, Recipe
 from ..schedules import Schedule
-from .protocols import PROTOCOLS, Protocol
+from .protocols import WHOLE, Protocol
 from .published import Row
 
 CLASSIC_WIDTHS = (128,) * 6  # an input layer without activation, five blocks with ReLU
@@ -20,12 +21,14 @@ class Setting:
         recipe: how to train.
         epochs: passes over the data, which decide the number of steps; None keeps the recipe's.
         variance: of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
+        guidance: scale w of classifier-free guidance; None where no class is asked for.
     """
 
     schedule: Schedule
     recipe: Recipe
     epochs: int | None = None
     variance: str = "posterior"
+    guidance: float | None = None
 
     def recipe_for(self, n_points: int) -> Recipe:
         """The recipe with its number of steps for a data set of so many points."""
@@ -43,7 +46,7 @@ class Setting:
     @property
     def model(self) -> "Setting":
         """What two settings have in common if one trained model serves both."""
-        return replace(self, variance="posterior")
+        return replace(self, variance="posterior", guidance=None)
 
 
 def classic(
@@ -66,6 +69,14 @@ def classic(
     return Setting(Schedule(T, schedule, *beta, time_feature="sinusoidal"), recipe, epochs, "beta")
 
 
+class Model(NamedTuple):
+    """What a cell needs trained; several cells may need the same."""
+
+    data: str
+    protocol: Protocol
+    setting: Setting
+
+
 @dataclass(frozen=True)
 class Cell:
     """Where a data set meets a setting."""
@@ -74,6 +85,11 @@ class Cell:
     column: str
     setting: Setting
     protocol: Protocol
+
+    @property
+    def model(self) -> Model:
+        """What is to be trained for it."""
+        return Model(self.data, self.protocol, self.setting.model)
 
 
 @dataclass(frozen=True)
@@ -84,20 +100,20 @@ class Grid:
         title: of the table.
         rows: names of data sets.
         columns: settings by the label of what is varied.
-        protocol: one of :data:`PROTOCOLS`.
+        protocol: how its cells are measured.
         published: numbers by metric and data set, in the order of the columns.
     """
 
     title: str
     rows: tuple[str, ...]
     columns: dict[str, Setting]
-    protocol: str = "whole"
+    protocol: Protocol = WHOLE
     published: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """Row by row."""
         return [
-            Cell(data, column, setting, PROTOCOLS[self.protocol])
+            Cell(data, column, setting, self.protocol)
             for data in self.rows
             for column, setting in self.columns.items()
         ]

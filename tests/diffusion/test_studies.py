@@ -21,7 +21,7 @@ from flashpoint.diffusion.studies import (
     write_page,
     write_report,
 )
-from flashpoint.diffusion.studies.protocols import PROTOCOLS, measure, perfect, prepare
+from flashpoint.diffusion.studies.protocols import TEST_SPLIT, WHOLE, measure, perfect, prepare
 from flashpoint.diffusion.studies.runner import data_of
 
 
@@ -40,9 +40,10 @@ TOY = Study(
             "toy grid",
             ("moons", "blobs"),
             {"3": _toy_setting(3), "4": _toy_setting(4)},
+            protocol=replace(WHOLE, samples=60),
             published={"EMD": {"moons": (1.0, None), "blobs": (1e4,)}},
         ),
-        Grid("surface", ("sin_5_5",), {"3": _toy_setting(3)}, "test split"),
+        Grid("surface", ("sin_5_5",), {"3": _toy_setting(3)}, replace(TEST_SPLIT, samples=60)),
     ),
     quick_rows=("moons",),
     quick_columns=("3",),
@@ -53,7 +54,7 @@ TOY = Study(
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    run = StudyRun(TOY, folder, samples=60, device="cpu", say=str)
+    run = StudyRun(TOY, folder, device="cpu", say=str)
     results = run.run()
     write_report(run, results)
     return folder, run, results
@@ -91,13 +92,13 @@ def test_cells_already_done_are_not_done_again(done):
     lost = max(untouched)
     content = lost.read_text()
     lost.unlink()
-    again = StudyRun(TOY, folder, samples=60, device="cpu", say=str).run()
+    again = StudyRun(TOY, folder, device="cpu", say=str).run()
     assert {f: f.stat().st_mtime_ns for f in untouched if f != lost} == {
         f: t for f, t in untouched.items() if f != lost
     }
     assert json.loads(lost.read_text())["metrics"] == json.loads(content)["metrics"]
     assert again["grids"] == results["grids"]
-    other_seed = StudyRun(TOY, folder, seed=1, samples=60, device="cpu", say=str)
+    other_seed = StudyRun(TOY, folder, seed=1, device="cpu", say=str)
     assert not any(other_seed._file(cell).is_file() for cell in TOY.cells())
 
 
@@ -114,17 +115,17 @@ def test_page(done, tmp_path):
 
 
 def test_perfect_samples_reach_the_known_floors():
-    points = data_of("moons", PROTOCOLS["whole"])
-    scores = perfect(points, PROTOCOLS["whole"], 500)
+    points = data_of("moons", WHOLE)
+    scores = perfect(points, WHOLE)
     assert scores["EMD"].value == pytest.approx(27.9, abs=3 * 2.8 / 10**0.5)
     assert scores["kernel NLL"].value == pytest.approx(0.949, abs=0.02)
     # Samples that collapsed onto one point are far from it.
-    collapsed = measure([points.data[:1].expand(500, 2)], points, PROTOCOLS["whole"])
+    collapsed = measure([points.data[:1].expand(500, 2)], points, WHOLE)
     assert collapsed["EMD"].value > 5 * scores["EMD"].value
 
 
 def test_standardised_data_and_its_new_draws_have_unit_scale():
-    points = prepare(data_of("helix", PROTOCOLS["whole"]), PROTOCOLS["test split"])
+    points = prepare(data_of("helix", WHOLE), TEST_SPLIT)
     torch.testing.assert_close(points.data.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(points.data.std(0), torch.ones(3), atol=1e-3, rtol=0)
     fresh = points.redraw(20_000, 5)[0]
@@ -178,7 +179,6 @@ def test_wrong_input_is_one_line():
     for arguments, words in (
         (["timestep"], "NAME must be one of timesteps"),
         ([], "NAME must be one of timesteps"),
-        (["timesteps", "--samples", "1"], "samples must be at least 2"),
         (["timesteps", "--seed", "-1"], "seed must be at least 0"),
     ):
         result = CliRunner().invoke(main, ["study", *arguments])
