@@ -1,7 +1,9 @@
 """Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
 
 from .datasets import DATASETS, dataset, fashion_mnist
+from .denoiser import Denoiser, load
 from .errors import UserError
+from .export import export_model
 from .metrics import (
     GaussianMixture,
     PointMasses,
@@ -37,6 +39,7 @@ __all__ = [
     "ConditionalMLP",
     "DDIMScheduler",
     "DDPMScheduler",
+    "Denoiser",
     "GaussianMixture",
     "PointMasses",
     "Points",
@@ -53,9 +56,11 @@ __all__ = [
     "emd_by_class",
     "evaluate",
     "excess_loss",
+    "export_model",
     "fashion_mnist",
     "kde_nll",
     "kernel_nll",
+    "load",
     "load_points",
     "memorisation",
     "mmd",

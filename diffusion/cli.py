@@ -11,9 +11,11 @@ import click
 import torch
 
 from . import files, plots, studies
+from .denoiser import load
 from .device import choose_device
 from .errors import UserError, check_choice
 from .experiment import Run, Settings, summary
+from .export import SUFFIXES, export_model
 from .metrics import Evaluation, evaluate
 from .points import Points, load_points
 from .recipes import RECIPES
@@ -276,6 +278,32 @@ def study(name, quick, out, page, seed, device) -> None:
     if page is not None:
         studies.write_page(tuple(studies.STUDIES.values()), out, page)
         click.echo(f"the page of all studies is {page}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "format_", default="safetensors", show_default=True, help=", ".join(SUFFIXES)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder for the files. Default: exports/ in the run's folder.",
+)
+def export(run, format_, out) -> None:
+    """Write a run's networks as safetensors, ONNX or torch.export, and check them by running them.
+
+    Each is a function of points and timesteps; the schedule is in the file's metadata.
+    """
+    check_choice("format", format_, SUFFIXES)
+    denoiser = load(run)
+    folder = files.make_folder(out or run / "exports")
+    for name, model in (("denoiser", denoiser.model), ("classifier", denoiser.classifier)):
+        if model is not None:
+            path = folder / f"{name}{SUFFIXES[format_]}"
+            difference = export_model(model, denoiser.schedule, format_, path)
+            click.echo(f"{path}: differs from the network by {difference:.1e} at most")
 
 
 @main.command()

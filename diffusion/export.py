@@ -1,0 +1,152 @@
+"""Networks as files that other software runs, and the proof that it does.
+
+The exported function is y = f(x, t), or f(x, t, label) of a conditional model, for points x float32
+[N, d], t and label int64 [N] and any N: the noise of a denoiser, the logits of a classifier. It
+holds the table of timestep features; architecture and schedule are in the file's metadata.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import files
+from .denoiser import Model, description, from_safetensors, to_safetensors
+from .errors import UserError, check_choice
+from .models import ConditionalMLP
+from .schedules import Schedule
+
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
+
+_TOLERANCE = 1e-5  # relative to the largest output, in float32
+_CHECKED_ROWS = (1, 7, 256)
+_NAMES = ("x", "t", "label")
+
+_Inputs = tuple[Tensor, ...]
+_Run = Callable[..., Tensor]
+
+
+class TimestepModel(nn.Module):
+    """A network as a function of points and timesteps, the table of features inside.
+
+    Args:
+        model: takes (point, timestep feature), and labels if it is conditional.
+        schedule: that it was trained with.
+    """
+
+    time_features: Tensor
+
+    def __init__(self, model: Model, schedule: Schedule):
+        super().__init__()
+        self.model = model
+        self.register_buffer("time_features", schedule.time_features.float())
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network's output [N, ...] for x [N, d] at t [N]; label C means no class."""
+        inputs = torch.cat((x, self.time_features[t]), dim=1)
+        return self.model(inputs) if label is None else self.model(inputs, label)
+
+    def example(self, rows: int) -> _Inputs:
+        """x and t, and labels for a conditional model, drawn at random."""
+        generator, model = torch.Generator().manual_seed(rows), self.model
+        total, features = self.time_features.shape
+        dim = model.shape.widths[0] - features
+        t = torch.randint(total, (rows,), generator=generator)
+        if not isinstance(model, ConditionalMLP):
+            return torch.randn(rows, dim, generator=generator), t
+        x = torch.randn(rows, dim - model.class_features.shape[1], generator=generator)
+        return x, t, torch.randint(model.num_classes + 1, (rows,), generator=generator)
+
+
+def export_model(model: Model, schedule: Schedule, format: str, path: str | Path) -> float:
+    """Writes a network in another format, once what it will write has run.
+
+    Args:
+        model: a denoiser, or a classifier of noisy points.
+        schedule: that it was trained with.
+        format: ``safetensors``, ``onnx`` (checked with onnxruntime) or ``torch.export``.
+        path: of the file.
+
+    Returns:
+        the largest difference of the exported function from the model, relative to the largest
+        output where that is more than 1.
+
+    Raises:
+        ValueError: the format is unknown, what it needs is not installed, the exported function
+            differs from the model by more than rounding, or the file cannot be written.
+    """
+    check_choice("format", format, SUFFIXES)
+    plain = TimestepModel(model, schedule).cpu().eval()
+    if format == "safetensors":
+        content = to_safetensors(model, schedule)
+        run: _Run = TimestepModel(*from_safetensors(content, "the export"))
+    else:
+        make = _onnx if format == "onnx" else _torch_export
+        with _quietly():
+            content, run = make(plain, description(model, schedule))
+    difference = max(_difference(plain, run, plain.example(rows)) for rows in _CHECKED_ROWS)
+    if not difference <= _TOLERANCE:
+        raise UserError(
+            f"the {format} file would differ from the model by {difference:.1e}, more than "
+            f"{_TOLERANCE:.0e}; nothing was written"
+        )
+    files.write_atomically(Path(path), content)
+    return difference
+
+
+@torch.no_grad()
+def _difference(plain: TimestepModel, run: _Run, inputs: _Inputs) -> float:
+    want = plain(*inputs)
+    return ((run(*inputs) - want).abs().max() / want.abs().max().clamp(min=1)).item()
+
+
+def _program(plain: TimestepModel) -> torch.export.ExportedProgram:
+    inputs, batch = plain.example(2), torch.export.Dim("batch")
+    return torch.export.export(plain, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+
+
+def _torch_export(plain: TimestepModel, metadata: dict[str, str]) -> tuple[bytes, _Run]:
+    buffer = io.BytesIO()
+    torch.export.save(_program(plain), buffer, extra_files=metadata)
+    content = buffer.getvalue()
+    return content, torch.export.load(io.BytesIO(content)).module()
+
+
+def _onnx(plain: TimestepModel, metadata: dict[str, str]) -> tuple[bytes, _Run]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # for torch.onnx
+    except ImportError:
+        raise UserError('onnx is not installed; pip install "flashpoint[export]"') from None
+    names = _NAMES[: len(plain.example(1))]
+    program = torch.onnx.export(
+        _program(plain), dynamo=True, verbose=False, input_names=names, output_names=["y"]
+    )
+    program.model.metadata_props.update(metadata)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["y"], given)[0])
+
+    return content, run
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's own warnings about packages and classes of its exporters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
