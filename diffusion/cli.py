@@ -11,6 +11,8 @@ import click
 import torch
 
 from . import files, plots, studies
+from .commands import data_option, device_option, options, read_points, seed_option
+from .commands.data import data_command
 from .denoiser import load
 from .device import choose_device
 from .errors import UserError, check_choice
@@ -22,7 +24,6 @@ from .recipes import RECIPES
 from .report import write_report
 from .sampling import METHODS, sample
 from .schedules import SCHEDULES, Schedule
-from .states import states_points
 from .viewer import write_view
 
 
@@ -46,25 +47,8 @@ def main() -> None:
     """
 
 
-def _options(*options):
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_data = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Your own points: .pt ({data, labels}), .npy, .npz or .csv. Default: the STATES data.",
-)
-_device = click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-_seed = click.option("--seed", default=0, show_default=True, help="Of everything random.")
-_run_options = _options(
-    _data,
+_run_options = options(
+    data_option,
     click.option(
         "--out",
         type=click.Path(path_type=Path),
@@ -92,8 +76,8 @@ _run_options = _options(
     click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance."),
     click.option("--beta-end", default=0.02, show_default=True, help="Largest variance."),
     click.option("--checkpoint-every", default=500, show_default=True, help="Training steps."),
-    _seed,
-    _device,
+    seed_option,
+    device_option,
 )
 
 
@@ -144,7 +128,7 @@ def train(**options) -> None:
     default=None,
     help="File for the samples, .pt; a figure goes beside it.",
 )
-@_options(_seed, _device)
+@options(seed_option, device_option)
 def sample_command(run, samples, label, scale, method, eta, steps, out, seed, device) -> None:
     """Draw samples from the networks of a run's folder."""
     config_file = run / "config.json"
@@ -185,12 +169,12 @@ def sample_command(run, samples, label, scale, method, eta, steps, out, seed, de
     help="Real points that were not trained on, for the check of memorisation.",
 )
 @click.option("--real-draws", default=40, show_default=True, help="Behind each metric's band.")
-@_options(_data, _seed)
-def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
+@options(data_option, seed_option)
+def evaluate_command(samples, label, held_out, real_draws, data, only_class, seed) -> None:
     """Measure a file of samples against the data, each number beside what real data scores."""
-    points = _points(data)
-    if label is not None and not 0 <= label < points.num_classes:
-        raise UserError(f"label must be from 0 to {points.num_classes - 1}, got {label}")
+    points = read_points(data, only_class)
+    if label is not None:
+        points.check_label(label)
     others = None
     if held_out is not None:
         others = _same_dimension(load_points(held_out), points, "held-out points")
@@ -212,11 +196,12 @@ def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--real-draws", default=20, show_default=True, help="Behind each metric's band.")
-@_options(_data, _seed, _device)
-def report(run, real_draws, data, seed, device) -> None:
+@options(data_option, seed_option, device_option)
+def report(run, real_draws, data, only_class, seed, device) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
+    points = read_points(data, only_class)
     targets = write_report(
-        run, _points(data), real_draws=real_draws, seed=seed, device=device, say=click.echo
+        run, points, real_draws=real_draws, seed=seed, device=device, say=click.echo
     )
     click.echo(f"the report is {' and '.join(map(str, targets))}")
 
@@ -230,10 +215,10 @@ def report(run, real_draws, data, seed, device) -> None:
     default=None,
     help="The page. Default: view.html in the run's folder.",
 )
-@_options(_data, _seed, _device)
-def view(run, samples, out, data, seed, device) -> None:
+@options(data_option, seed_option, device_option)
+def view(run, samples, out, data, only_class, seed, device) -> None:
     """Write a page in which a run's reverse process can be watched, one file for any browser."""
-    points = _points(data)
+    points = read_points(data, only_class)
     path = write_view(
         run, points, samples=samples, seed=seed, device=device, save_to=out, say=click.echo
     )
@@ -256,7 +241,7 @@ def view(run, samples, out, data, seed, device) -> None:
     default=None,
     help="Markdown file to write about every study that --out holds.",
 )
-@_options(_seed, _device)
+@options(seed_option, device_option)
 def study(name, quick, out, page, seed, device) -> None:
     """One study: a grid of models, each number beside the perfect and the published one."""
     if name is None and page is None:
@@ -328,22 +313,21 @@ def info() -> None:
         )
 
 
+main.add_command(data_command)
+
+
 def _same_dimension(points: Points, data: Points, what: str) -> Points:
     if points.dim != data.dim:
         raise UserError(f"{what} must have dimension {data.dim} like the data, got {points.dim}")
     return points
 
 
-def _points(data: Path | None) -> Points:
-    return states_points() if data is None else load_points(data)
-
-
 def _start(
-    data, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size, samples,
-    timesteps, schedule, beta_start, beta_end, checkpoint_every, seed, device,
+    data, only_class, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size,
+    samples, timesteps, schedule, beta_start, beta_end, checkpoint_every, seed, device,
 ) -> Run:  # fmt: skip
     chosen = choose_device(device)
-    points = _points(data)
+    points = read_points(data, only_class)
     check_choice("recipe", recipe, RECIPES)
     denoiser, classifier = RECIPES[recipe]
     settings = Settings(

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..kernels.philox import child_seed
 from . import files, plots
 from .errors import UserError, check_at_least
-from .metrics import Evaluation, evaluate, kde_nll
+from .metrics import Evaluation, Score, evaluate, kde_nll
 from .models import MLP
 from .points import Points
 from .recipes import RECIPES, ClassicRecipe, Recipe
@@ -123,7 +123,11 @@ class Run:
         self.checkpoints, self.outputs, self.figures = (
             files.make_folder(self.folder / name) for name in ("checkpoints", "outputs", "figures")
         )
-        self.nll_data = kde_nll(points.data, points.data)  # refuses flat data before any work
+        self.nll_data: float | None = None
+        try:
+            self.nll_data = kde_nll(points.data, points.data)
+        except UserError as error:
+            say(f"the likelihood under a density estimate is left out: {error}")
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
         if points.labels is not None and points.num_classes > 1:
@@ -231,6 +235,8 @@ class Run:
         return shown
 
     def _validate(self) -> None:
+        if self.nll_data is None:
+            return
         schedule = self.settings.schedule
         x = sample(
             self.denoiser.model(),
@@ -366,11 +372,21 @@ def summary(results: dict[str, Evaluation]) -> str:
     ]
     for name, result in results.items():
         purity = "" if result.purity is None else f"{result.purity:.2%}"
-        near, back, sliced = result.scores.values()
+        likelihood = "not defined | not defined | "
+        if result.nll is not None:
+            likelihood = f"{result.nll:.3f} | {result.nll_data:.3f} | {result.delta_nll:+.3f}"
+        near, back, sliced = map(result.scores.get, _SUMMARY)
         lines.append(
-            f"| {name} | {result.nll:.3f} | {result.nll_data:.3f} | {result.delta_nll:+.3f} "
-            f"| {purity} | {near.value:.4f} ({near.low:.4f} to {near.high:.4f}) "
-            f"| {back.value:.4f} ({back.low:.4f} to {back.high:.4f}) "
-            f"| {sliced.value:.4f} ({sliced.high:.4f}) |"
+            f"| {name} | {likelihood} | {purity} | {_beside(near)} | {_beside(back)} "
+            f"| {'not defined' if sliced is None else f'{sliced.value:.4f} ({sliced.high:.4f})'} |"
         )
     return "\n".join(lines)
+
+
+_SUMMARY = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
+
+
+def _beside(score: Score | None) -> str:
+    if score is None:
+        return "not defined"
+    return f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})"

@@ -1,5 +1,6 @@
 """Figures. Every function returns a matplotlib Figure and writes it where ``save_to`` says."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,11 +33,13 @@ def scatter(
 ) -> Figure:
     """Samples [n, d], coloured by label if there are labels, over the true outlines if known.
 
-    One dimension is drawn as a histogram; of more than two, the first two.
+    One dimension is drawn as a histogram, three as a view from above, images as images; of other
+    dimensions the first two.
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
     named = labels is not None and points is not None
-    _draw(figure.subplots(), samples, labels, points, title, legend=named)
+    dim = torch.as_tensor(samples).shape[1]
+    _draw(_axes(figure, 1, dim)[0], samples, labels, points, title, legend=named)
     return _finish(figure, save_to)
 
 
@@ -45,7 +48,7 @@ def panels(
 ) -> Figure:
     """(title, samples [n, d], labels or None) side by side, all in the data's frame."""
     figure = Figure(figsize=(4 * len(parts), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    axes = _axes(figure, len(parts), points.dim)
     for axis, (title, samples, labels) in zip(axes, parts, strict=True):
         _draw(axis, samples, labels, points, title)
     return _finish(figure, save_to)
@@ -57,9 +60,10 @@ def conditional(
     """Guided samples [n, d] of each class (or of ``labels``), each over the whole data in grey."""
     labels = range(len(samples)) if labels is None else labels
     figure = Figure(figsize=(4 * len(samples), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(samples), squeeze=False)[0]
+    axes = _axes(figure, len(samples), points.dim)
     for label, axis, x in zip(labels, axes, samples, strict=True):
-        _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
+        if points.image_shape is None:
+            _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
         _draw(axis, x, torch.full((len(x),), label), points, points.class_name(label))
     return _finish(figure, save_to)
 
@@ -67,12 +71,16 @@ def conditional(
 def training_curves(
     losses: dict[str, Tensor],
     validation: Sequence[tuple[int, float]],
-    nll_data: float,
+    nll_data: float | None,
     save_to=None,
 ) -> Figure:
-    """Loss of each network against the step, and the validation NLL beside the data's own."""
-    figure = Figure(figsize=(5 * (len(losses) + 1), 4), layout="constrained")
-    axes = figure.subplots(1, len(losses) + 1)
+    """Loss of each network against the step, and the validation NLL beside the data's own.
+
+    The NLL is left out if the data has none.
+    """
+    panels = len(losses) + (nll_data is not None)
+    figure = Figure(figsize=(5 * panels, 4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, (name, loss) in zip(axes, losses.items(), strict=False):
         loss = loss.cpu().numpy()
         width = max(1, len(loss) // 100)
@@ -81,6 +89,8 @@ def training_curves(
         axis.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[0], label=f"mean of {width}")
         axis.set(title=f"{name} loss", xlabel="step", yscale="log")
         axis.legend(frameon=False)
+    if nll_data is None:
+        return _finish(figure, save_to)
     if validation:
         axes[-1].plot(*zip(*validation, strict=True), "o-", color=COLORS[0], label="samples")
     axes[-1].axhline(nll_data, color=COLORS[1], linestyle="--", label="the data itself")
@@ -126,7 +136,7 @@ def density(points: Points, samples: Tensor, save_to=None) -> Figure:
     outside the frame are not drawn, but counted.
     """
     groups = [("data", points.data), ("samples", samples)]
-    low, high = _frame(points)
+    low, high = (corner[:2] for corner in _frame(points))
     count = min(80, max(20, int(len(points) ** 0.5)))
     cells = [np.linspace(*ends, count + 1) for ends in zip(low, high, strict=True)]
     if points.dim == 1:
@@ -232,7 +242,7 @@ def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str
     One dimension is drawn as a histogram; of more than two, the first two.
     """
     figure = Figure(figsize=(4, 4), dpi=110, layout="constrained")
-    canvas, axis = FigureCanvasAgg(figure), figure.subplots()
+    canvas, axis = FigureCanvasAgg(figure), _axes(figure, 1, points.dim)[0]
     images = []
     titles = [*(f"t = {step}" for step in steps[:-1]), "samples"]
     for x, title in zip(frames, titles, strict=True):
@@ -250,6 +260,10 @@ def _draw(
     axis: Axes, samples, labels, points: Points | None, title: str, alpha=0.6, legend=False
 ) -> None:
     samples = np.asarray(torch.as_tensor(samples).cpu())
+    if points is not None and points.image_shape is not None:
+        axis.imshow(_mosaic(samples, points.image_shape), cmap="gray", vmin=-1, vmax=1)
+        axis.set(title=title, xticks=[], yticks=[])
+        return
     if samples.shape[1] == 1:
         axis.hist(samples[:, 0], bins=100, density=True, color=COLORS[0], alpha=alpha)
         axis.set(title=title, xlabel="x")
@@ -263,27 +277,46 @@ def _draw(
     for label, rows in groups:
         name = points.class_name(int(label)) if legend and label is not None else None
         color = COLORS[(label or 0) % len(COLORS)]
-        axis.scatter(*samples[rows, :2].T, s=2, linewidths=0, alpha=alpha, color=color, label=name)
+        coordinates = samples[rows, : 3 if axis.name == "3d" else 2].T
+        axis.scatter(*coordinates, s=2, linewidths=0, alpha=alpha, color=color, label=name)
     if points is not None and points.outlines:
         rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
         axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))
     if points is not None:
         low, high = _frame(points)
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        if axis.name == "3d":
+            axis.set(zlim=(low[2], high[2]))
     axis.set(title=title, aspect="equal")
     if legend:
         axis.legend(markerscale=5, frameon=False, fontsize="small", loc="upper right")
 
 
 def _frame(points: Points) -> tuple[list[float], list[float]]:
-    """The corners of what is shown of the plane."""
-    plane = points.data[:, :2]
-    return (plane.amin(0) - 0.3).tolist(), (plane.amax(0) + 0.3).tolist()
+    """The corners of what is shown."""
+    return (points.data.amin(0) - 0.3).tolist(), (points.data.amax(0) + 0.3).tolist()
+
+
+def _axes(figure: Figure, count: int, dim: int) -> list[Axes]:
+    """So many panels in a row, of space if the points [n, d] lie in it, otherwise of the plane."""
+    projection = {"projection": "3d"} if dim == 3 else {}
+    return list(figure.subplots(1, count, squeeze=False, subplot_kw=projection)[0])
+
+
+def _mosaic(samples: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
+    """The first images [n, d] in a square of up to ten by ten."""
+    height, width = image_shape
+    side = min(10, math.ceil(len(samples) ** 0.5))
+    tiles = np.full((side * side, height, width), -1.0)
+    shown = samples[: side * side]
+    tiles[: len(shown)] = shown.reshape(-1, height, width)
+    return tiles.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, -1)
 
 
 def _finish(figure: Figure, save_to: str | Path | None) -> Figure:
     for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
+        if axis.name != "3d":
+            axis.spines[["top", "right"]].set_visible(False)
     if save_to is not None:
         figure.savefig(save_to, dpi=130)
     return figure

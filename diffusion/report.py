@@ -48,6 +48,7 @@ _PATHS_SHOWN, _PATH_STEPS = 40, 100
 _FRAMES_SHOWN, _FRAME_SAMPLES = 40, 1500
 _TRUE_POINTS, _NOISE_LEVELS = 10_000, 16  # behind the excess loss
 
+_UNDEFINED = "not defined"
 _SCORES = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
 _MEASURES = {"kde_nll": kde_nll, "sliced_wasserstein": sliced_wasserstein}
 _SAMPLERS = {"DDPM": {"method": "ddpm", "variance": "posterior"}, "DDIM": {"method": "ddim"}}
@@ -161,7 +162,8 @@ class Material:
     @cached_property
     def flat(self) -> Points:
         """The points, along their two principal axes where they have more than two dimensions."""
-        return replace(self.points, data=self.flatten(self.points.data), redraw=None)
+        flat = self.flatten(self.points.data)
+        return replace(self.points, data=flat, redraw=None, image_shape=None)
 
     def flatten(self, x: Tensor) -> Tensor:
         """Points [..., d] along the data's two principal axes; as they are if d is 1 or 2."""
@@ -265,9 +267,13 @@ def _training(material: Material) -> list[Part]:
     names = [name for name in ("denoiser", "classifier") if name in state]
     losses = {name: _recorded(state[name]["losses"]) for name in names}
     data, figure = material.points.data, material.figures / "training_curves.png"
-    plots.training_curves(losses, state["validation"], kde_nll(data, data), figure)
-    caption = "Training loss, and the NLL of a few samples during training beside the data's own."
-    return [Heading("Training"), Picture(figure, caption)]
+    validated = bool(state["validation"])
+    nll_data = kde_nll(data, data) if validated else None
+    plots.training_curves(losses, state["validation"], nll_data, figure)
+    caption = "Training loss"
+    if validated:
+        caption += ", and the NLL of a few samples during training beside the data's own"
+    return [Heading("Training"), Picture(figure, f"{caption}.")]
 
 
 def _recorded(losses: Tensor) -> Tensor:
@@ -307,10 +313,9 @@ def _class_scores(material: Material) -> list[Part]:
     rows = [
         (
             name,
-            f"{entry['nll']:.3f}",
-            f"{entry['nll_data']:.3f}",
+            *(_number(entry[key]) for key in ("nll", "nll_data")),
             f"{entry['purity']:.2%}",
-            *(_beside(entry[score]) for score in _SCORES),
+            *(_beside(entry[score]) if score in entry else _UNDEFINED for score in _SCORES),
         )
         for name, entry in material.metrics.items()
         if entry["purity"] is not None
@@ -319,6 +324,10 @@ def _class_scores(material: Material) -> list[Part]:
     found, real = (emd_by_class(each, points) for each in (material.guided, classes))
     text = f"EMD by class: {found:.1f}; data against data scores {real:.1f}."
     return [*([Table(header, rows)] if rows else []), Paragraph(text)]
+
+
+def _number(value: float | None) -> str:
+    return _UNDEFINED if value is None else f"{value:.3f}"
 
 
 def _beside(score: dict) -> str:
@@ -348,14 +357,15 @@ def _step_counts(material: Material) -> list[Part]:
     seed = child_seed(material.seed, _REAL)
     pairs = real_pairs(material.points, None, _SAMPLES_PER_COUNT, 20, seed)
     n, data = len(pairs[0][0]), pairs[0][1]
-    curves = {METRICS[name].title: {sampler: [] for sampler in _SAMPLERS} for name in _MEASURES}
+    measures = {name: measure for name, measure in _MEASURES.items() if _defined(measure, pairs)}
+    curves = {METRICS[name].title: {sampler: [] for sampler in _SAMPLERS} for name in measures}
     for sampler, options in _SAMPLERS.items():
         for count in counts:
             x = material.sample(n, _STEPS, num_steps=count, **options)
-            for name, measure in _MEASURES.items():
+            for name, measure in measures.items():
                 curves[METRICS[name].title][sampler].append(measure(x, data))
     bands = {}
-    for name, measure in _MEASURES.items():
+    for name, measure in measures.items():
         real = score(name, 0.0, [measure(*pair) for pair in pairs])
         bands[METRICS[name].title] = (real.low, real.high)
     figure = material.figures / "reverse_steps.png"
@@ -372,6 +382,13 @@ def _step_counts(material: Material) -> list[Part]:
         Picture(figure, f"Of {n} samples each, without guidance."),
         Table(header, [*rows, ["99% of real draws", *real]]),
     ]
+
+
+def _defined(measure: Callable[[Tensor, Tensor], float], pairs: list) -> bool:
+    try:
+        return all(math.isfinite(measure(*pair)) for pair in pairs)
+    except UserError:
+        return False
 
 
 def _excess(material: Material) -> list[Part]:
@@ -432,6 +449,10 @@ def _battery(material: Material, real_draws: int) -> list[Part]:
             "as real data" if one.passed else "differs",
         ]
         for name, one in (result.scores | result.battery).items()
+    ]
+    rows += [
+        [METRICS[name].title, _UNDEFINED, "", "", reason]
+        for name, reason in result.left_out.items()
     ]
     header = ["metric", "samples", "perfect score", "99% of real draws", ""]
     text = (

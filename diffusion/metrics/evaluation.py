@@ -14,7 +14,7 @@ from ...kernels.philox import child_seed, permute, seed_tensor
 from ..errors import UserError, check_at_least
 from ..points import Points
 from .distances import emd, label_of_nearest, mmd, nearest_distances, sliced_wasserstein, subset
-from .likelihood import kde_nll, kernel_nll
+from .likelihood import kde_nll, kernel_nll, same_dimension
 from .two_sample import memorisation, nearest_neighbour_test, occupancy
 
 
@@ -78,24 +78,27 @@ class Evaluation:
     """Samples compared with data.
 
     Attributes:
-        nll: negative log-likelihood of the samples under a KDE of the whole data.
-        nll_data: of the data itself, or of its points of the class asked for.
+        nll: negative log-likelihood of the samples under a KDE of the whole data; None where
+            there is no such estimate.
+        nll_data: of the data itself, or of its points of the class asked for; None likewise.
         scores: median distance to the nearest data point, of data points to the nearest sample,
             and the sliced Wasserstein distance, by name.
         purity: fraction of samples whose nearest data point has the class asked for; None where
             no class was.
         battery: all other metrics by name, if they were asked for.
+        left_out: why, by name, of each metric that is not defined for these samples and data.
     """
 
-    nll: float
-    nll_data: float
+    nll: float | None
+    nll_data: float | None
     scores: dict[str, Score]
     purity: float | None = None
     battery: dict[str, Score] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
-    def delta_nll(self) -> float:
-        return self.nll - self.nll_data
+    def delta_nll(self) -> float | None:
+        return None if self.nll is None else self.nll - self.nll_data
 
     def to_dict(self) -> dict:
         scores = {
@@ -108,6 +111,7 @@ class Evaluation:
             "delta_nll": self.delta_nll,
             "purity": self.purity,
             **scores,
+            "left_out": self.left_out,
         }
 
     def table(self) -> str:
@@ -119,6 +123,8 @@ class Evaluation:
                 f"| {METRICS[name].title} | {score.value:.4g} | {score.real:.4g} "
                 f"| {score.low:.4g} to {score.high:.4g} | {verdict} |"
             )
+        for name, reason in self.left_out.items():
+            lines.append(f"| {METRICS[name].title} | | | | left out: {reason} |")
         return "\n".join(lines)
 
 
@@ -150,10 +156,14 @@ def evaluate(
         held_out: [M, d] real points that were not trained on, for the check of memorisation. They
             are drawn where the distribution is known; without either the check is left out.
 
+    A metric that is not defined for the data is left out and its reason told: a density estimate
+    needs data that fills all its dimensions.
+
     Raises:
         ValueError: the samples' dimension is not the data's, or there are fewer than 4 points.
     """
     check_at_least("repeats", repeats, 2)
+    same_dimension(samples, points.data)
     if held_out is not None:
         check_at_least("number of held-out points", len(held_out), 2)
     samples = samples.cpu()
@@ -176,15 +186,25 @@ def evaluate(
         for found, trio in zip(numbers, _trios(draws, points, label, held_out, seed), strict=False):
             found.update(memorisation(*trio, seed)._asdict())
     found, *real = numbers
-    scores = {
-        name: score(name, value, [one[name] for one in real]) for name, value in found.items()
-    }
+    scores, left_out = {}, {}
+    for name, value in found.items():
+        values = torch.tensor([one[name] for one in real], dtype=torch.float64)
+        if math.isfinite(value) and METRICS[name].scale.to(values).isfinite().all():
+            scores[name] = score(name, value, values.tolist())
+        else:
+            left_out[name] = "not defined for these points"
+    nll = nll_data = None
+    try:
+        nll, nll_data = kde_nll(samples, points.data), kde_nll(data, points.data)
+    except UserError as error:
+        left_out["kde_nll"] = str(error)
     return Evaluation(
-        kde_nll(samples, points.data),
-        kde_nll(data, points.data),
-        {name: scores.pop(name) for name in _ALWAYS},
+        nll,
+        nll_data,
+        {name: scores.pop(name) for name in _ALWAYS if name in scores},
         purity,
         scores,
+        left_out,
     )
 
 
@@ -234,7 +254,10 @@ def _measure(
     }
     if not full:
         return numbers
-    numbers["kde_nll"] = kde_nll(samples, points.data if points.redraw else data)
+    try:
+        numbers["kde_nll"] = kde_nll(samples, points.data if points.redraw else data)
+    except UserError:
+        numbers["kde_nll"] = math.nan
     numbers["kernel_nll"] = kernel_nll(samples, data)
     numbers["emd"] = emd(samples, data, seed=seed)
     numbers["mmd"] = mmd(samples, data, seed=seed)

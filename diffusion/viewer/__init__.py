@@ -93,6 +93,10 @@ def _about(material: Material) -> str:
     )
 
 
+def _likelihood(nll: float | None) -> str:
+    return "not defined" if nll is None else f"{nll:.3f}"
+
+
 def _metrics(material: Material) -> str:
     """What was measured of the run's samples, as a table; a sentence where nothing was."""
     if not material.metrics:
@@ -104,7 +108,7 @@ def _metrics(material: Material) -> str:
         purity = "" if entry["purity"] is None else f"{entry['purity']:.2%}"
         rows.append(
             [_cell("th", kind, ' scope="row"')]
-            + [_cell("td", f"{entry[key]:.3f}") for key in ("nll", "nll_data")]
+            + [_cell("td", _likelihood(entry[key])) for key in ("nll", "nll_data")]
             + [_cell("td", purity)]
             + [_score(entry[name]) for name in names]
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.diffusion import MLP
+from flashpoint.diffusion import MLP, load_points
 from flashpoint.diffusion.cli import main
 
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
@@ -91,6 +91,40 @@ def test_own_data_of_any_dimension(tmp_path, dim, labels):
     assert made == {"uncond_gen_samples.pt", *guided}
 
 
+def test_data_in_a_plane_is_trained_on_without_a_likelihood(tmp_path):
+    data = np.random.default_rng(0).normal(size=(200, 3))
+    data[:, 1] = 1
+    np.savez(tmp_path / "flat.npz", data=data, labels=np.arange(200) % 2)
+    result = flashpoint("states", *SMALL, "--data", tmp_path / "flat.npz", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "r/metrics.json").read_text())["metrics"]["unconditional"]
+    assert metrics["nll"] is None
+    assert "must not lie in a plane" in metrics["left_out"]["kde_nll"]
+    assert "the likelihood under a density estimate is left out" in result.output
+    assert "| not defined | not defined |" in result.output
+
+
+def test_a_data_set_by_its_name(tmp_path):
+    result = flashpoint("train", *SMALL, "--data", "digits", "--out", tmp_path / "r")
+    assert result.exit_code == 0, result.output
+    assert "digits: 1797 points in 64 dimensions" in result.output
+    state = torch.load(tmp_path / "r/checkpoints/denoiser.pt", weights_only=True)
+    MLP(65, 64, [256] * 4).load_state_dict(state, strict=True)
+
+
+def test_a_picture_and_the_parts_of_a_data_set(tmp_path):
+    out = tmp_path / "new" / "blobs.png"
+    result = flashpoint("data", "blobs", "--test-fraction", 0.25, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "two blobs: 1567" in result.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+    test = load_points(tmp_path / "new/blobs_test.pt")
+    assert len(test) == 2000
+    assert test.num_classes == 2
+    one = flashpoint("data", "digits", "--only-class", 7, "--out", tmp_path / "7.png")
+    assert "digits_7: 179 points in 64 dimensions" in one.output
+
+
 def test_train_alone(tmp_path):
     result = flashpoint("train", *SMALL, "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
@@ -144,7 +178,7 @@ def test_info_and_help():
     result = flashpoint("info")
     for word in ("python", "torch", "triton", "cuda", "cpu"):
         assert word in result.output
-    for command in ([], ["states"], ["train"], ["sample"], ["evaluate"], ["info"]):
+    for command in ([], ["states"], ["train"], ["sample"], ["evaluate"], ["info"], ["data"]):
         assert flashpoint(*command, "--help").exit_code == 0
 
 
@@ -154,7 +188,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     (tmp_path / "file").write_text("")
     np.save(tmp_path / "3d.npy", np.zeros((9, 3)))
     np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
-    np.save(tmp_path / "flat.npy", np.ones((9, 2)))
     np.save(tmp_path / "empty.npy", np.zeros((0, 2)))
     np.savez(tmp_path / "labels.npz", data=np.zeros((9, 2)), labels=np.zeros(4))
     (tmp_path / "data.txt").write_text("1 2")
@@ -183,7 +216,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--epochs", 3], "--epochs is for the classic recipes"),
         (["states", "--data", tmp_path / "data.txt"], "must be one of .pt, .npy, .npz, .csv"),
         (["states", "--data", tmp_path / "labels.npz"], "labels must be [9]"),
-        (["states", "--data", tmp_path / "flat.npy", "--out", tmp_path / "f"], "must not lie in"),
+        (["states", "--data", "mons"], "did you mean 'moons'"),
+        (["states", "--data", "moons", "--only-class", 2], "label must be from 0 to 1, got 2"),
+        (["data", "helix", "--test-fraction", 2], "test_fraction must be between 0 and 1"),
         (["states", "--data", tmp_path / "empty.npy"], "at least one row"),
         (["states", "--device", "cuda:7"], "does not exist"),
         (["states", "--device", "gpu"], "device must be cpu"),

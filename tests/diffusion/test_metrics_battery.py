@@ -414,3 +414,20 @@ def test_wrong_input_is_named():
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_what_is_not_defined_is_left_out_with_its_reason():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(400, 3, generator=generator)
+    flat[:, 2] = 1
+    result = evaluate(flat[:200], Points(flat), repeats=4, full=True)
+    assert result.nll is None
+    assert result.delta_nll is None
+    assert "must not lie in a plane" in result.left_out["kde_nll"]
+    assert "sliced_wasserstein" in result.scores
+    assert "emd" in result.battery
+    assert "| left out: " in result.table()
+    one_place = evaluate(torch.zeros(9, 2), Points(torch.zeros(40, 2)), repeats=4)
+    assert one_place.left_out["sample_to_data"] == "not defined for these points"
+    with pytest.raises(UserError, match=r"samples must be \[n, 3\]"):
+        evaluate(torch.zeros(9, 2), Points(flat))

@@ -24,6 +24,7 @@ from flashpoint.diffusion import (
     report,
     states_points,
 )
+from flashpoint.diffusion.datasets import DATASETS
 from flashpoint.kernels.philox import child_seed
 
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
@@ -46,7 +47,7 @@ def quick():
         patch.setattr(report, "_FRAME_SAMPLES", 50)
         patch.setattr(report, "_TRUE_POINTS", 200)
         patch.setattr(plots, "_GRID", 20)
-        patch.setattr(cli, "states_points", lambda: STATES)
+        patch.setitem(DATASETS, "states", lambda: STATES)
         patch.setattr(experiment, "_VALIDATION_SAMPLES", 50)
         yield
 

@@ -1,0 +1,49 @@
+"""``flashpoint data``: a picture of a data set, and its points as files."""
+
+from pathlib import Path
+
+import click
+
+from .. import files, plots
+from ..points import Points
+from . import options, out_option, read_points
+
+
+@click.command(name="data")
+@click.argument("name")
+@click.option("--only-class", type=int, default=None, help="One class of the data alone.")
+@click.option(
+    "--test-fraction",
+    type=float,
+    default=None,
+    help="Write the points too, <name>_train.pt and with this part of them <name>_test.pt.",
+)
+@options(out_option("The picture, .png. Default: <name>.png."))
+def data_command(
+    name: str, only_class: int | None, test_fraction: float | None, out: Path | None
+) -> None:
+    """Draw a data set: a name, or a file like --data of the other commands."""
+    points = read_points(name, only_class)
+    parts = (
+        {}
+        if test_fraction is None
+        else dict(zip(("train", "test"), points.split(test_fraction), strict=True))
+    )
+    out = out or Path(f"{points.name.lower()}.png")
+    files.make_folder(out.parent)
+    plots.scatter(points.data, points.labels, points, points.name, out)
+    click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions")
+    for label in range(points.num_classes):
+        click.echo(f"  {points.class_name(label)}: {len(points.of_class(label))}")
+    click.echo(f"picture: {out}")
+    for part, half in parts.items():
+        path = out.with_name(f"{out.stem}_{part}.pt")
+        files.save(path, _content(half))
+        click.echo(f"{part}: {len(half)} points in {path}")
+
+
+def _content(points: Points) -> dict:
+    """What :func:`load_points` reads."""
+    if points.labels is None:
+        return {"data": points.data}
+    return {"data": points.data, "labels": points.labels}
