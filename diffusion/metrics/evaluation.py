@@ -111,7 +111,7 @@ class Evaluation:
             "delta_nll": self.delta_nll,
             "purity": self.purity,
             **scores,
-            "left_out": self.left_out,
+            **({"left_out": self.left_out} if self.left_out else {}),
         }
 
     def table(self) -> str:

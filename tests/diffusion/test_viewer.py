@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
 from flashpoint.diffusion import Points, UserError, cli
+from flashpoint.diffusion.datasets import DATASETS
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
 
@@ -131,7 +132,7 @@ def test_metrics_are_in_the_page(states_run, tmp_path):
 
 def test_the_command_and_wrong_input(states_run, solid_run, tmp_path, monkeypatch):
     folder, points = states_run
-    monkeypatch.setattr(cli, "states_points", lambda: points)
+    monkeypatch.setitem(DATASETS, "states", lambda: points)
     page = tmp_path / "page.html"
     arguments = ["view", str(folder), "-n", "9", "--out", str(page), "--device", "cpu"]
     assert CliRunner().invoke(cli.main, arguments).exit_code == 0
