@@ -235,6 +235,22 @@ def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Fi
     return _finish(figure, save_to)
 
 
+def against_evaluations(
+    curves: dict[str, tuple[Sequence[int], Sequence[float]]], save_to=None
+) -> Figure:
+    """Error of solvers by name, [S], against their evaluations of the denoiser, [S]."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for color, (name, (evaluations, errors)) in zip(COLORS, curves.items(), strict=False):
+        axis.plot(evaluations, errors, "o-", color=color, label=name)
+    axis.set(
+        xscale="log", yscale="log", xlabel="evaluations of the denoiser",
+        ylabel="distance to the exact result",
+    )  # fmt: skip
+    axis.legend(frameon=False)
+    return _finish(figure, save_to)
+
+
 def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str | Path) -> None:
     """The reverse process as a GIF: points [K, n, d] at the timesteps [K], over the outlines.
 

@@ -51,7 +51,12 @@ _TRUE_POINTS, _NOISE_LEVELS = 10_000, 16  # behind the excess loss
 _UNDEFINED = "not defined"
 _SCORES = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
 _MEASURES = {"kde_nll": kde_nll, "sliced_wasserstein": sliced_wasserstein}
-_SAMPLERS = {"DDPM": {"method": "ddpm", "variance": "posterior"}, "DDIM": {"method": "ddim"}}
+_SAMPLERS = {
+    "DDPM": {"method": "ddpm", "variance": "posterior"},
+    "DDIM": {"method": "ddim"},
+    "DPM-Solver++(2M)": {"method": "dpm++2m"},
+    "Heun": {"method": "heun"},
+}
 
 
 @dataclass(frozen=True)

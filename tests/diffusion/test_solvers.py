@@ -4,9 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, sample
+from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, few_steps, plots, sample
 from flashpoint.diffusion.metrics import sliced_wasserstein
-from flashpoint.diffusion.sampling import reverse_table, timesteps
 from flashpoint.diffusion.solvers import SOLVERS, solver_timesteps
 
 SCHEDULE = Schedule(500)
@@ -28,16 +27,11 @@ def noise_at_T(n=400):
 
 
 def solve(method, count, x):
-    steps = solver_timesteps(SCHEDULE, count)
-    *_, x = SOLVERS[method](exact_noise(steps), SCHEDULE, steps, x)
-    return x
+    return few_steps.solve(method, MIXTURE, SCHEDULE, count, x)
 
 
 def ddim(count, x):
-    steps = timesteps(SCHEDULE, count)
-    for i, (c_x, c_eps, *_) in enumerate(reverse_table(SCHEDULE, steps, method="ddim")):
-        x = c_x * x + c_eps * exact_noise(steps)(x, i)
-    return x
+    return solve("ddim", count, x)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +62,17 @@ def test_twenty_steps_are_as_good_as_500_where_20_of_ddim_are_not(method):
     best = sliced_wasserstein(solve("heun", 100, x_T), data)
     assert sliced_wasserstein(solve(method, 20, x_T), data) == pytest.approx(best, rel=0.02)
     assert sliced_wasserstein(ddim(20, x_T), data) > 1.1 * best
+
+
+def test_the_figure_of_quality_against_steps():
+    found = few_steps.step_errors(few_steps.eight_gaussians(), Schedule(100), (5, 20), n=50)
+    assert found.evaluations == {"ddim": [5, 20], "dpm++2m": [5, 20], "heun": [9, 39]}
+    assert all(0 < fine < coarse / 3 for coarse, fine in found.errors.values())
+    assert found.errors["heun"][1] < found.errors["ddim"][1] / 2
+    curves = {name: (found.evaluations[name], found.errors[name]) for name in found.errors}
+    lines = plots.against_evaluations(curves).axes[0].lines
+    assert [line.get_label() for line in lines] == list(found.errors)
+    assert lines[2].get_xydata().tolist() == [*map(list, zip(*curves["heun"], strict=True))]
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 50])
