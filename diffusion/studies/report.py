@@ -27,7 +27,7 @@ def write_report(run: StudyRun, results: dict) -> None:
     for number, grid in enumerate(run.study.grids):
         rows: dict[str, list] = {}
         for cell in grid.cells():
-            rows.setdefault(cell.data, []).append((cell.column, run.samples_of(cell)))
+            rows.setdefault(cell.data, []).append((cell.column, run.store.samples(cell)))
         data = [data_of(name, grid.protocol) for name in rows]
         name = f"samples_{number}.png" if number else "samples.png"
         samples_figure(list(zip(data, rows.values(), strict=True)), run.folder / name)
@@ -38,7 +38,7 @@ def table(results: dict) -> str:
     return "\n".join(
         _grid_table(grid, metric)
         for grid in results["grids"]
-        for metric in grid["cells"][0]["metrics"]
+        for metric in grid["cells"][0]["scores"]
     )
 
 
@@ -73,7 +73,8 @@ def samples_figure(
     figure = Figure(figsize=(1.4 * count, 1.6 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), count, squeeze=False)
     for (points, cells), axes in zip(rows, panels, strict=True):
-        low, high = points.data[:, :2].amin(0) - 0.3, points.data[:, :2].amax(0) + 0.3
+        low = (points.data[:, :2].amin(0) - 0.3).tolist()
+        high = (points.data[:, :2].amax(0) + 0.3).tolist()
         for axis, (title, sets) in zip(axes, [(points.name, [points.data]), *cells], strict=True):
             for color, x in zip(COLORS * 2, sets, strict=False):
                 axis.scatter(*x[: _SHOWN // len(sets), :2].T, s=0.5, linewidths=0, color=color)
@@ -148,7 +149,7 @@ def _row(grid: dict, data: str) -> Iterator[dict]:
 
 
 def _entry(grid: dict, cell: dict, metric: str) -> str:
-    entry, published = _value(cell["metrics"], metric), cell["published"][metric]
+    entry, published = _value(cell["scores"], metric), cell["published"][metric]
     if published is not None:
         entry += f" ({published:g})"
     return f"{entry} ✗" if is_worse(grid, cell, metric) else entry
@@ -168,7 +169,7 @@ def is_worse(grid: dict, cell: dict, metric: str) -> bool:
     published = cell["published"][metric]
     if published is None:
         return False
-    scores, perfect = cell["metrics"][metric], grid["perfect"][cell["data"]][metric]
+    scores, perfect = cell["scores"][metric], grid["perfect"][cell["data"]][metric]
     sign = -1 if metric in _HIGHER_IS_BETTER else 1
     return sign * (scores["value"] - published) > 2 * max(scores["sd"], perfect["sd"])
 
@@ -176,7 +177,7 @@ def is_worse(grid: dict, cell: dict, metric: str) -> bool:
 def _panel(axis: Axes, grid: dict, data: str) -> None:
     cells, places = list(_row(grid, data)), np.arange(len(grid["columns"]))
     value, sd = (
-        np.array([cell["metrics"]["EMD"][part] for cell in cells]) for part in ("value", "sd")
+        np.array([cell["scores"]["EMD"][part] for cell in cells]) for part in ("value", "sd")
     )
     published = np.array([cell["published"]["EMD"] for cell in cells], dtype=float)
     floor, floor_sd = (grid["perfect"][data]["EMD"][part] for part in ("value", "sd"))

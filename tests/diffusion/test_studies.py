@@ -67,7 +67,7 @@ def test_a_study_leaves_every_number_and_figure(done):
     for name in ("plot", "samples", "samples_1"):
         assert (folder / f"toy/{name}.png").read_bytes().startswith(b"\x89PNG")
     for cell in TOY.cells():
-        (samples,) = run.samples_of(cell)
+        (samples,) = run.store.samples(cell)
         assert samples.shape == (60, 3 if cell.data == "sin_5_5" else 2)
         assert samples.isfinite().all()
 
@@ -77,7 +77,7 @@ def test_the_table_shows_ours_published_and_perfect(done):
     lines = (folder / "toy/table.md").read_text().splitlines()
     moons, blobs = results["grids"][0]["cells"][0], results["grids"][0]["cells"][2]
     line = next(line for line in lines if line.startswith("| moons |"))
-    value, sd = moons["metrics"]["EMD"]["value"], moons["metrics"]["EMD"]["sd"]
+    value, sd = moons["scores"]["EMD"]["value"], moons["scores"]["EMD"]["sd"]
     perfect_emd = results["grids"][0]["perfect"]["moons"]["EMD"]
     assert f"| {value:.1f} ± {sd:.1f} (1) ✗ |" in line
     assert line.endswith(f"| {perfect_emd['value']:.1f} ± {perfect_emd['sd']:.1f} |")
@@ -85,21 +85,27 @@ def test_the_table_shows_ours_published_and_perfect(done):
     assert not report.is_worse(results["grids"][0], blobs, "EMD")
 
 
-def test_cells_already_done_are_not_done_again(done):
-    folder, _, results = done
-    untouched = {file: file.stat().st_mtime_ns for file in (folder / "cells").glob("*.json")}
-    assert len(untouched) == 5
-    lost = max(untouched)
+def test_what_is_done_is_not_done_again(done):
+    folder, run, results = done
+    made = {
+        file: file.stat().st_mtime_ns
+        for part in ("cells", "models")
+        for file in (folder / part).iterdir()
+    }
+    assert len(made) == 5 * 2 + 5 * 2
+    lost = max(folder.glob("cells/*.json"))
     content = lost.read_text()
     lost.unlink()
     again = StudyRun(TOY, folder, device="cpu", say=str).run()
-    assert {f: f.stat().st_mtime_ns for f in untouched if f != lost} == {
-        f: t for f, t in untouched.items() if f != lost
-    }
-    assert json.loads(lost.read_text())["metrics"] == json.loads(content)["metrics"]
-    assert again["grids"] == results["grids"]
+    changed = {file for file, time in made.items() if file.stat().st_mtime_ns != time}
+    assert changed == {lost, lost.with_suffix(".pt")}
+    assert lost.read_text() == content
+    assert again == results
     other_seed = StudyRun(TOY, folder, seed=1, device="cpu", say=str)
-    assert not any(other_seed._file(cell).is_file() for cell in TOY.cells())
+    for cell in TOY.cells():
+        assert run.store.has_cell(cell)
+        assert not other_seed.store.has_cell(cell)
+        assert not other_seed.store.has_model(cell.model)
 
 
 def test_page(done, tmp_path):
