@@ -1,9 +1,11 @@
 """Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
 
+from .classification import DiffusionClassifier
 from .datasets import DATASETS, dataset, fashion_mnist
 from .denoiser import Denoiser, load
 from .errors import UserError
 from .export import export_model
+from .latents import interpolate, invert, slerp
 from .metrics import (
     GaussianMixture,
     PointMasses,
@@ -23,6 +25,7 @@ from .metrics import (
 from .models import MLP, BlockMLP, ConditionalMLP, class_table
 from .points import Points, load_points
 from .recipes import RECIPES, ClassicRecipe, Recipe
+from .rewards import class_reward, sample_with_reward
 from .sampling import SampleConfig, Samples, reverse_table, sample, sample_many
 from .schedulers import DDIMScheduler, DDPMScheduler
 from .schedules import Schedule, sinusoidal_embedding
@@ -40,6 +43,7 @@ __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
     "Denoiser",
+    "DiffusionClassifier",
     "GaussianMixture",
     "PointMasses",
     "Points",
@@ -50,6 +54,7 @@ __all__ = [
     "States",
     "Trainer",
     "UserError",
+    "class_reward",
     "class_table",
     "dataset",
     "emd",
@@ -58,6 +63,8 @@ __all__ = [
     "excess_loss",
     "export_model",
     "fashion_mnist",
+    "interpolate",
+    "invert",
     "kde_nll",
     "kernel_nll",
     "load",
@@ -70,7 +77,9 @@ __all__ = [
     "reverse_table",
     "sample",
     "sample_many",
+    "sample_with_reward",
     "sinusoidal_embedding",
+    "slerp",
     "sliced_wasserstein",
     "states_points",
 ]

@@ -1,12 +1,13 @@
 """The networks, all multi-layer perceptrons, and their flat form that the kernels take."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import MLPParameters, MLPShape, Network
+from ..kernels import MLPParameters, MLPShape, Network, accelerate
 from .errors import UserError, check_at_least, check_choice
 from .schedules import EMBEDDING_DIM, sinusoidal_embedding
 
@@ -291,4 +292,13 @@ def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"another architecture: {' '.join(str(error).split())}") from error
+    return model
+
+
+def fused_copy(model: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """A copy of a network on the device whose layers run fused; other functions as they are."""
+    if not isinstance(model, nn.Module):
+        return model
+    model = copy.deepcopy(model).to(device)
+    accelerate(model)
     return model

@@ -1,0 +1,157 @@
+"""Classification without training a classifier: which class explains the noise in a point best."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.philox import Stream, child_seed, normals, random_words, seed_tensor
+from .device import choose_device
+from .errors import UserError, check_at_least
+from .models import fused_copy
+from .schedules import Schedule
+
+_ROWS = 100_000  # of the network's input at once
+
+# (point and timestep feature [n, d + F], label int64 [n]) -> noise [n, d]
+ConditionalDenoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+class DiffusionClassifier:
+    """p(y | x_0) of a conditional diffusion model (Li et al. 2023, algorithm 1).
+
+    A class's log-likelihood is bounded from below by minus half the denoising error, weighted over
+    the timesteps (Ho et al. 2020, equation 12; Kingma et al. 2021, equation 14)::
+
+        log p(x_0 | y) >= -1/2 sum_t w_t E |eps - eps_theta(x_t, t, y)|^2 + constant
+        w_t = (SNR(t - 1) - SNR(t)) / SNR(t),    SNR = alpha_bar / (1 - alpha_bar)
+
+    and Bayes' rule makes posteriors of the bounds. All classes see the same noise, and each noise
+    with both signs, so that chance hits them alike. Methods have the names and the meaning of
+    scikit-learn's.
+
+    Args:
+        model: a :class:`~flashpoint.diffusion.ConditionalMLP`, or any function of its inputs.
+        schedule: that it was trained with.
+        num_classes: C; None asks the model.
+        timesteps: int64 [S] in rising order, where the error is measured; each stands for its
+            neighbours too. None takes up to 100 between which the weights are shared evenly.
+        noises: pairs of noise and its negative at each timestep.
+        prior: float [C], the classes' shares; None for equal ones.
+        seed: of the noise.
+        device: None takes CUDA where there is one.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ConditionalDenoiser,
+        schedule: Schedule,
+        *,
+        num_classes: int | None = None,
+        timesteps: Tensor | None = None,
+        noises: int = 4,
+        prior: Tensor | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ):
+        check_at_least("noises", noises, 1)
+        self.device = choose_device(device)
+        self.model = fused_copy(model, self.device)
+        self.schedule, self.noises, self.seed = schedule, noises, seed
+        classes = model.num_classes if num_classes is None else num_classes
+        self.classes_ = np.arange(classes)
+        weight = bound_weights(schedule)
+        self.timesteps = even_timesteps(weight, 100) if timesteps is None else timesteps
+        if len(self.timesteps) == 0 or not (self.timesteps.diff() > 0).all():
+            raise UserError("timesteps must be in rising order, and at least one")
+        if not 0 <= self.timesteps[0] <= self.timesteps[-1] < schedule.num_steps:
+            raise UserError(f"timesteps must be from 0 to {schedule.num_steps - 1}")
+        self.weights = _cell_sums(weight, self.timesteps)  # [S]
+        prior = torch.ones(classes) if prior is None else torch.as_tensor(prior)
+        if prior.shape != (classes,) or not (prior > 0).all():
+            raise UserError(f"prior must be {classes} positive numbers, got {prior.tolist()}")
+        self.log_prior = (prior / prior.sum()).double().log()
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """The bound of log p(x_0 | y), up to a constant that the classes share, float64 [n, C].
+
+        Args:
+            x: clean points [n, d].
+        """
+        x = torch.as_tensor(x, dtype=torch.float32, device=self.device)
+        if x.dim() != 2:
+            raise UserError(f"x must be [n, d], got {list(x.shape)}")
+        per_point = 2 * self.noises * len(self.classes_)
+        parts, size = [], max(1, _ROWS // per_point)
+        for start in range(0, len(x), size):
+            parts.append(self._bound(x[start : start + size], start))
+        return torch.cat(parts) if parts else torch.empty(0, len(self.classes_)).double()
+
+    def _bound(self, x: Tensor, first_row: int) -> Tensor:
+        """:meth:`log_likelihood` of a few points, whose rows are counted from ``first_row``."""
+        n, dim = x.shape
+        classes = len(self.classes_)
+        labels = torch.arange(classes, device=self.device).expand(2 * self.noises * n, -1)
+        rows = torch.arange(first_row, first_row + n, device=self.device)
+        bound = torch.zeros(n, classes, dtype=torch.float64, device=self.device)
+        for t, weight in zip(self.timesteps.tolist(), self.weights.tolist(), strict=True):
+            alpha_bar = self.schedule.alpha_bar[t].item()
+            eps = self._noise(t, rows, dim)  # [2 * noises * n, d]
+            x_t = alpha_bar**0.5 * x.repeat(2 * self.noises, 1) + (1 - alpha_bar) ** 0.5 * eps
+            feature = self.schedule.time_features[t].float().to(self.device)
+            inputs = torch.cat((x_t, feature.expand(len(x_t), -1)), dim=1)
+            inputs = inputs.repeat_interleave(classes, dim=0)  # [2 * noises * n * C, d + F]
+            error = self.model(inputs, labels.reshape(-1)).unflatten(0, (-1, classes))
+            error = (error - eps[:, None]).double().square().sum(dim=2)  # [2 * noises * n, C]
+            bound -= weight / 2 * error.view(2 * self.noises, n, classes).mean(dim=0)
+        return bound.cpu()
+
+    def _noise(self, t: int, rows: Tensor, dim: int) -> Tensor:
+        """Standard normal noise of these rows, and its negative, [2 * noises * n, d]."""
+        halves = []
+        for number in range(self.noises):
+            seed = seed_tensor(child_seed(self.seed, number), self.device)
+            words = random_words(seed, Stream.NOISE, t, rows, dim + dim % 2)[0]
+            halves.append(normals(words[:, : dim + dim % 2])[:, :dim])
+        eps = torch.cat(halves)
+        return torch.cat((eps, -eps))
+
+    def predict_proba(self, x: Tensor) -> np.ndarray:
+        """p(y | x_0) of clean points [n, d], float64 [n, C]."""
+        return (self.log_likelihood(x) + self.log_prior).softmax(dim=1).numpy()
+
+    def predict(self, x: Tensor) -> np.ndarray:
+        """The likeliest class of clean points [n, d], int64 [n]."""
+        return self.predict_proba(x).argmax(axis=1)
+
+    def score(self, x: Tensor, labels: Tensor) -> float:
+        """The share of clean points [n, d] whose likeliest class is their label [n]."""
+        return float((self.predict(x) == np.asarray(labels)).mean())
+
+
+def bound_weights(schedule: Schedule) -> Tensor:
+    """w_t of the likelihood's bound, float64 [T].
+
+    At the first timestep, which has no noise level before it, it is 1: that of a decoder whose
+    variance is the noise's.
+    """
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    return torch.cat((torch.ones(1, dtype=torch.float64), snr[:-1] / snr[1:] - 1))
+
+
+def even_timesteps(weight: Tensor, most: int) -> Tensor:
+    """Timesteps int64, at most so many, each with about the same part of the weight [T]."""
+    share = weight.cumsum(0) / weight.sum()
+    middles = (torch.arange(most, dtype=torch.float64) + 0.5) / most
+    return torch.searchsorted(share, middles).clamp(max=len(weight) - 1).unique()
+
+
+def _cell_sums(weight: Tensor, timesteps: Tensor) -> Tensor:
+    """The weight [T] of all timesteps, each added to that of the nearest chosen one, [S]."""
+    nearest = (torch.arange(len(weight))[:, None] - timesteps).abs().argmin(dim=1)
+    return torch.zeros(len(timesteps), dtype=torch.float64).index_add_(0, nearest, weight)
