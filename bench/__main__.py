@@ -5,9 +5,11 @@ import sys
 import click
 
 from ..diffusion import UserError
-from . import operations, race, record
+from . import gate, gate_selftest, operations, race, record
 
 COMMANDS = {
+    "gate": gate.main,
+    "gate-selftest": gate_selftest.main,
     "operations": operations.main,
     "race": race.main,
     "record": record.main,

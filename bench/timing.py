@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 Work = Callable[[], object]
 
 # Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
 # the resolution of an event matters.
 GRAPH_WORKS = 20
-ROUND_SECONDS = 2e-3
+ROUND_SECONDS, LONG_RUN = 2e-3, 0.25
 MIN_ROUNDS = 3
 
 
@@ -60,6 +60,14 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.median(values)), float(found.low), float(found.high))
 
 
+def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
+    """Exact 95% interval of a rate (Clopper and Pearson 1934); 0 to 1 without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    found = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="exact")
+    return float(found.low), float(found.high)
+
+
 def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
     """The work, so many times, in a CUDA graph.
 
@@ -98,14 +106,13 @@ def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
     return (time.perf_counter() - began) / works
 
 
-def warm_repeats(runner: Runner, device: torch.device) -> tuple[int, float]:
-    """Warms up; how many runs last a round, and how many seconds that round takes."""
+def warm_up(runner: Runner, device: torch.device) -> float:
+    """Runs until warm; seconds of one run."""
     seconds(runner, 1, device)
     once = seconds(runner, 1, device) * runner.works
-    if once < ROUND_SECONDS:  # short enough to warm up more, and to measure better
+    if once < LONG_RUN:  # short enough to warm up more, and to measure better
         once = seconds(runner, 3, device) * runner.works
-    repeats = max(1, round(ROUND_SECONDS / once))
-    return repeats, repeats * once
+    return once
 
 
 def paired(
@@ -124,8 +131,12 @@ def paired(
         budget: seconds; fewer rounds are made where all would take longer, but at least three.
     """
     runners = (ours, peer)
-    repeats, cost = zip(*(warm_repeats(runner, device) for runner in runners), strict=True)
-    rounds = int(max(min(rounds, MIN_ROUNDS), min(rounds, budget / sum(cost))))
+    once = [warm_up(runner, device) for runner in runners]
+    # Both work about as long in a round, so that neither's ratio is the noisier for it.
+    target = max(ROUND_SECONDS, min(LONG_RUN, max(once)))
+    repeats = [max(1, round(target / cost)) for cost in once]
+    round_cost = sum(cost * count for cost, count in zip(once, repeats, strict=True))
+    rounds = int(max(min(rounds, MIN_ROUNDS), min(rounds, budget / round_cost)))
     times = np.empty((rounds, 2))  # of ours, of the peer
     for number in range(rounds):
         for which in (0, 1) if number % 2 == 0 else (1, 0):

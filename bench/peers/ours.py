@@ -11,7 +11,7 @@ from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch
 from ..timing import Runner
 from .base import Peer
 
-TRAINING_STEPS = 20  # in one call of Trainer.run
+TRAINING_STEPS = {"cuda": 20, "cpu": 4}  # in one call of Trainer.run
 _LONG = 10**6  # steps of a recipe, so that its learning rate stays where it is
 
 
@@ -71,7 +71,8 @@ class Ours(Peer):
 
     def training(self, rows, classify=False):
         trainer = self.trainer(rows, classify)
-        return Runner(lambda: trainer.run(TRAINING_STEPS), TRAINING_STEPS)
+        steps = TRAINING_STEPS[self.device.type]
+        return Runner(lambda: trainer.run(steps), steps)
 
     def epoch(self, rows, steps):
         recipe = ClassicRecipe(_LONG // steps, batch_size=rows, lr=LEARNING_RATE)

@@ -1,0 +1,263 @@
+"""The nightly gate: has ours become slower than it was?
+
+    python -m flashpoint.bench gate             compare with the committed baseline of this GPU
+    python -m flashpoint.bench gate --update    write the baseline
+
+Ours and the frozen work of ``reference_work.py`` run in turn, A B B A. What is compared from night
+to night is the median of the paired ratios: clocks, drivers and neighbours move both. Ours has
+become slower if even the bound of the ratio's bootstrap 95% interval that speaks for it is more
+than 3% worse than the baseline's ratio, and so in a second measurement too.
+
+Exit status 0: as fast as the baseline, or there was none and it was written. 1: slower, with a
+table, or wrong. 2: the night is invalid, because the reference itself took a time that is more than
+10% off, or the baseline is of another GPU or another version of the suite.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from ..diffusion import UserError
+from ..diffusion.files import make_folder, save_json
+from .machine import describe, free_device, reference_hash, short_name
+from .peers.ours import Ours
+from .problem import Problem, states_problem
+from .race import TOLERANCE, Referee
+from .record import SUITE, Record, record_option
+from .reference_work import Sampling, Training
+from .timing import Runner, Timing, from_graph, paired
+
+BASELINES = Path(__file__).with_name("records") / "baselines"
+SLOWER, REFERENCE_MOVED = 1.03, 1.10
+_CHECKS = ("training", "sampling", "guided")
+_UPDATE_ROUNDS = 3  # times as many for a baseline, which every night is compared with
+
+# Rows of training steps, and rows and reverse steps of sampling, that a night can afford.
+_TRAINING = {"cuda": (2048, 10_000), "cpu": (2048,)}
+_SAMPLING = {"cuda": (5000, 500), "cpu": (2000, 10)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work of the gate; making ready a runner loads everything it needs."""
+
+    name: str
+    ours: Callable[[], Runner]
+    reference: Callable[[], Runner]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Tonight's times of a work beside the baseline's.
+
+    Attributes:
+        slowdown: of ours against the reference, 1 for none; ``least`` at the interval's bound.
+        reference_moved: tonight's time of the reference over that of the baseline.
+    """
+
+    name: str
+    now: Timing
+    before: Timing
+
+    @property
+    def slowdown(self) -> float:
+        return self.before.speedup / self.now.speedup
+
+    @property
+    def least(self) -> float:
+        return self.before.speedup / self.now.high
+
+    @property
+    def reference_moved(self) -> float:
+        return self.now.peer_us / self.before.peer_us
+
+    @property
+    def slower(self) -> bool:
+        return self.least > SLOWER
+
+    @property
+    def invalid(self) -> bool:
+        return not 1 / REFERENCE_MOVED <= self.reference_moved <= REFERENCE_MOVED
+
+
+def works(problem: Problem, device: torch.device, extra_rows: float = 0.0) -> Iterator[Work]:
+    """What is timed.
+
+    Args:
+        problem: data and networks of ours.
+        device: where.
+        extra_rows: fraction of rows that ours does too much, to see whether the gate notices.
+    """
+    ours = Ours(problem, device, "half" if device.type == "cuda" else "fp32")
+
+    def more(rows: int) -> int:
+        return round(rows * (1 + extra_rows))
+
+    def captured(work: Callable[[], object], count: int) -> Runner:
+        return from_graph(work, count) if device.type == "cuda" else Runner(work)
+
+    for rows in _TRAINING[device.type]:
+        yield Work(
+            f"training step, {rows:,} rows",
+            lambda rows=rows: ours.training(more(rows)),
+            lambda rows=rows: captured(Training(rows, device).step, 20),
+        )
+    rows, steps = _SAMPLING[device.type]
+    chain = problem.chain(steps, "ddpm", guided=False)
+    yield Work(
+        f"sampling, {rows:,} rows, {steps} steps",
+        lambda: ours.sampling(chain, more(rows)),
+        lambda: captured(Sampling(rows, steps, device).chain, 1),
+    )
+
+
+def measure(todo: list[Work], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Each work's paired timing of ours and the reference."""
+    return {work.name: paired(work.ours(), work.reference(), rounds, device) for work in todo}
+
+
+def check_correct(problem: Problem, device: torch.device) -> None:
+    """Ours must get what float64 gets.
+
+    Raises:
+        SystemExit: it does not, so there are no numbers; status 1.
+    """
+    precision = "half" if device.type == "cuda" else "fp32"
+    referee = Referee(problem, device)
+    for check in _CHECKS:
+        error = referee.error("ours", precision, check)
+        if not error <= TOLERANCE[precision]:
+            click.echo(
+                f"gate: {check} is wrong (error {error:.1e}, allowed {TOLERANCE[precision]:g}); "
+                "nothing is timed",
+                err=True,
+            )
+            raise SystemExit(1)
+
+
+def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
+    """The baseline's timings by work; None if there is none.
+
+    Raises:
+        ValueError: it is of another device, suite version or reference work, or unreadable.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        timings = {name: Timing(**timing) for name, timing in content["works"].items()}
+        found = {name: content[name] for name in ("device", "suite", "reference work")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"baseline {path.name} cannot be read ({error!r})") from error
+    here = {"device": short_name(device), "suite": SUITE, "reference work": reference_hash()}
+    for name, value in here.items():
+        if found[name] != value:
+            raise UserError(
+                f"baseline {path.name} was made with {name} {found[name]}, here it is {value}; "
+                "gate --update writes a new one"
+            )
+    return timings
+
+
+def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device) -> None:
+    make_folder(path.parent)
+    save_json(path, {
+        "device": short_name(device),
+        "suite": SUITE,
+        "reference work": reference_hash(),
+        "machine": describe(),
+        "works": {name: asdict(timing) for name, timing in timings.items()},
+    })  # fmt: skip
+
+
+def compare(now: dict[str, Timing], before: dict[str, Timing]) -> list[Verdict]:
+    """Verdicts of the works that the baseline has."""
+    return [Verdict(name, timing, before[name]) for name, timing in now.items() if name in before]
+
+
+def judge(
+    todo: list[Work],
+    before: dict[str, Timing],
+    measure_works: Callable[[list[Work]], dict[str, Timing]],
+) -> list[Verdict]:
+    """Measures all, and what seems slower once more; the last verdict of each work."""
+    verdicts = {one.name: one for one in compare(measure_works(todo), before)}
+    if any(one.invalid for one in verdicts.values()):
+        return list(verdicts.values())
+    again = [work for work in todo if work.name in verdicts and verdicts[work.name].slower]
+    if again:
+        click.echo(f"once more: {'; '.join(work.name for work in again)}")
+        verdicts |= {one.name: one for one in compare(measure_works(again), before)}
+    return list(verdicts.values())
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Tonight beside the baseline, in Markdown."""
+    lines = [
+        "| work | ours, us | reference, us | slower by | at least | reference moved | |",
+        "| --- " * 7 + "|",
+    ]
+    for one in verdicts:
+        word = "**invalid**" if one.invalid else "**slower**" if one.slower else "as before"
+        lines.append(
+            f"| {one.name} | {one.now.ours_us:.1f} | {one.now.peer_us:.1f} "
+            f"| {one.slowdown - 1:+.1%} | {one.least - 1:+.1%} | {one.reference_moved - 1:+.1%} "
+            f"| {word} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--update", is_flag=True, help="Write the baseline instead of comparing with it.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--rounds", default=40, show_default=True, help="Paired rounds of each work.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Default: bench/records/baselines/<this GPU>.json.",
+)
+@click.option(
+    "--extra-rows",
+    default=0.0,
+    show_default=True,
+    help="Fraction of rows that ours does too much, to see whether the gate notices.",
+)
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(update, device, rounds, baseline, extra_rows, busy, folder) -> None:
+    """Has ours become slower than the committed baseline of this GPU?"""
+    device = free_device(device, busy)
+    path = baseline or BASELINES / f"{short_name(device)}.json"
+    before = None if update else read_baseline(path, device)
+    problem = states_problem()
+    check_correct(problem, device)
+    todo, record = list(works(problem, device, extra_rows)), Record(folder)
+    if before is None:
+        timings = measure(todo, rounds * _UPDATE_ROUNDS, device)
+        write_baseline(path, timings, device)
+        record.put("gate", verdict="baseline written", results=_plain(timings))
+        why = "" if update else "no baseline of this device yet; "
+        click.echo(f"gate: {why}wrote {path.name}")
+        return
+    verdicts = judge(todo, before, lambda some: measure(some, rounds, device))
+    word, status = "as fast as the baseline", 0
+    if any(one.invalid for one in verdicts):
+        word, status = "invalid night: the reference itself moved by more than 10%", 2
+    elif any(one.slower for one in verdicts):
+        word, status = "slower than the baseline", 1
+    record.put("gate", verdict=word, results=_plain({one.name: one.now for one in verdicts}))
+    click.echo(f"{table(verdicts)}\ngate: {word}")
+    raise SystemExit(status)
+
+
+def _plain(timings: dict[str, Timing]) -> list[dict]:
+    return [{"work": name, **asdict(timing)} for name, timing in timings.items()]
+
+
+if __name__ == "__main__":
+    main()

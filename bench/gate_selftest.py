@@ -1,0 +1,97 @@
+"""Does the gate notice, and does it keep quiet? Planted work shows it.
+
+    python -m flashpoint.bench gate-selftest --device cpu --record FOLDER
+
+A baseline is written. Then the gate runs again and again, each time in a process of its own as it
+does every night: with nothing planted, where each alarm is false, and with 5% and 20% more rows in
+ours, where it should alarm. Rates come with their Clopper-Pearson 95% interval.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from .machine import free_device
+from .record import Record, record_option
+from .timing import clopper_pearson
+
+_OUTCOMES = {0: "quiet", 1: "alarm", 2: "invalid night"}
+
+
+@dataclass
+class Planted:
+    """What the gate said of so much planted work.
+
+    Attributes:
+        extra_rows: fraction of rows planted.
+        runs: how often the gate ran, without invalid nights.
+        alarms: how often it said slower.
+        invalid: how often it called the night invalid.
+        low, high: Clopper-Pearson 95% interval of alarms / runs.
+    """
+
+    extra_rows: float
+    runs: int
+    alarms: int
+    invalid: int
+    low: float
+    high: float
+
+
+def gate(*arguments: str) -> int:
+    """Exit status of the gate in a new process.
+
+    Raises:
+        RuntimeError: the gate failed otherwise than by a verdict.
+    """
+    command = [sys.executable, "-m", "flashpoint.bench", "gate", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    verdict = done.returncode == 0 or done.stdout.rstrip().rpartition("\n")[2].startswith("gate: ")
+    if done.returncode not in _OUTCOMES or not verdict:
+        raise RuntimeError(f"gate ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.returncode
+
+
+def summarise(extra_rows: float, statuses: list[int]) -> Planted:
+    """The rate of alarms with its interval, over the nights that were valid."""
+    count = Counter(_OUTCOMES[status] for status in statuses)
+    runs = count["quiet"] + count["alarm"]
+    low, high = clopper_pearson(count["alarm"], runs)
+    return Planted(extra_rows, runs, count["alarm"], count["invalid night"], low, high)
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--repeats", default=30, show_default=True, help="Runs of the gate with nothing.")
+@click.option("--planted-repeats", default=20, show_default=True, help="Runs with each planting.")
+@click.option("--rounds", default=40, show_default=True, help="Paired rounds of each work.")
+@record_option
+def main(device, repeats, planted_repeats, rounds, folder) -> None:
+    """Plant work in the gate's timed process and count how often it notices."""
+    device, record, results = free_device(device), Record(folder), []
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ["--device", str(device), "--rounds", str(rounds),
+                   "--baseline", str(Path(scratch) / "baseline.json")]  # fmt: skip
+        gate("--update", *options)
+        for extra_rows, count in ((0.0, repeats), (0.05, planted_repeats), (0.2, planted_repeats)):
+            statuses = [
+                gate("--extra-rows", str(extra_rows), *options)
+                for _ in tqdm(range(count), desc=f"{extra_rows:.0%} planted", ncols=80)
+            ]
+            found = summarise(extra_rows, statuses)
+            results.append(asdict(found))
+            record.put("gate-selftest", rounds=rounds, results=results)
+            click.echo(
+                f"{extra_rows:4.0%} more rows: {found.alarms} alarms of {found.runs}, "
+                f"95% {found.low:.1%} to {found.high:.1%}; {found.invalid} invalid nights"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""``python -m pytest bench/``: the works of flashpoint under pytest-benchmark.
+
+On a GPU the clock is CUDA events and the kernels run; without one it is ``perf_counter`` and the
+reference does. ``--benchmark-disable`` runs each work once, without a clock. Results are stored
+under the GPU's name: ``--benchmark-storage .benchmarks/<name> --benchmark-autosave``.
+"""
+
+import pytest
+import torch
+
+from flashpoint.bench import machine, timing
+from flashpoint.bench.peers.ours import Ours
+from flashpoint.bench.problem import states_problem
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_collection_modifyitems(items):
+    clock = timing.timer(DEVICE)
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=clock))
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    machine_info["flashpoint"] = machine.describe() | {"name": machine.short_name(DEVICE)}
+
+
+@pytest.fixture(scope="session")
+def device():
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def problem():
+    return states_problem()
+
+
+@pytest.fixture(scope="session")
+def ours(problem):
+    return Ours(problem, DEVICE, "half" if DEVICE.type == "cuda" else "fp32")
+
+
+@pytest.fixture
+def timed(benchmark):
+    """Times a runner: a few warm rounds, then enough of them; what the last one returned."""
+
+    def run(runner, cost, rounds=20):
+        benchmark.extra_info.update(flops=cost.flops, bytes=cost.bytes, works=runner.works)
+        return benchmark.pedantic(runner.run, rounds=rounds, warmup_rounds=3, iterations=1)
+
+    return run
