@@ -4,7 +4,7 @@ An ``nn.Sequential`` can change at any time: layers are replaced, hooked, parame
 read at every call, which costs less than calling its layers one by one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def _worth_fusing(x: Tensor) -> bool:
 
 def read_layers(layers: nn.Sequential) -> Layers | str:
     """The perceptron that the layers are, or in a few words why they cannot be run fused."""
-    children = list(layers._modules.values())
+    children: list[Any] = list(layers._modules.values())
     linear_input = len(children) > 3 and all(type(child) is nn.Linear for child in children[:2])
     first = 2 if linear_input else 1  # position of the first activation
     linears, activations = children[:first] + children[first + 1 :: 2], children[first::2]
@@ -130,5 +130,5 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
 
 def _kind(activation: nn.Module) -> tuple[str, float]:
     """Name and fixed slope."""
-    kind = type(activation)
-    return ACTIVATIONS[kind], activation.negative_slope if kind is nn.LeakyReLU else 0.0
+    slope = activation.negative_slope if type(activation) is nn.LeakyReLU else 0.0
+    return ACTIVATIONS[type(activation)], slope

@@ -25,4 +25,5 @@ class FusedPerceptron(nn.Module):
     has_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_layers(self, x)  # self is the Sequential that is kernelized
+        # self is the Sequential that is kernelized.
+        return run_layers(self, x)  # type: ignore[arg-type]

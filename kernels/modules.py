@@ -56,7 +56,7 @@ class FusedMLP(nn.Module):
             del layers[1]
         self.model = nn.Sequential(*layers[:-1])
         self.precision = precision
-        self._plain = (self.model,)
+        self._plain: tuple[nn.Module] = (self.model,)
 
     @classmethod
     def from_module(cls, module: nn.Module, *, precision: str | None = None) -> "FusedMLP":

@@ -117,7 +117,7 @@ def _elementwise() -> None:
     reverse_step.reverse_step(x, x, torch.zeros(1, 4), x, x)
 
 
-MAIN = {
+MAIN: dict[str, Callable[[], None]] = {
     "train fp16": partial(_train, "fp16"),
     "adamw": _update_weights,
     "sample fp16": partial(_sample, "fp16", guided=False),
@@ -169,7 +169,7 @@ class Resources:
 
 def launches(arch: int, cases: dict[str, Callable[[], None]]) -> dict[str, Launch]:
     """The different kernels that the cases launch on an architecture, by name."""
-    found = {}
+    found: dict[str, Launch] = {}
     with _intercepted_launches() as intercepted, _imitated(arch):
         for case, run in cases.items():
             run()
@@ -231,7 +231,7 @@ def compile_offline(launch: Launch) -> Resources:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(compiled.asm["ptx"])
         cubin.write_bytes(compiled.asm["cubin"])
-        target = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
+        target = _word(r"\.target (\w+)", compiled.asm["ptx"])
         said = _run(
             get_ptxas(launch.arch).path, "-v", f"--gpu-name={target}", str(ptx), "-o", os.devnull
         )
@@ -259,8 +259,14 @@ def _run(*command: str) -> str:
     return done.stdout + done.stderr
 
 
+def _word(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, f"no {pattern} in {text}"
+    return found[1]
+
+
 def _number(pattern: str, text: str) -> int:
-    return int(re.search(pattern, text)[1])
+    return int(_word(pattern, text))
 
 
 # The record: {version of triton: {"sm_90": {name of the kernel: its resources}}}.
@@ -334,7 +340,8 @@ def _compile_all(
         f"triton {triton.__version__}\n{'chip':7}{'kernel':42}{'registers':>9}{'spill stores':>13}"
         f"{'spill loads':>12}{'stack':>7}{'shared':>8}  {'tensor core':24}{'seconds':>7}"
     )
-    found, problems = {arch: {} for arch in archs}, []
+    found: Found = {arch: {} for arch in archs}
+    problems = []
     # Not forked: torch has threads.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         pending = [

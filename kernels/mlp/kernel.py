@@ -408,7 +408,9 @@ def backward(
     grads = saved.activations.new_empty((models, programs * TILE_ROWS, net.gradient_columns))
     slope_parts = flat.new_empty((models, net.layers - 1, tiles))
     grad_x = grad_y.new_empty((models, rows, shape.widths[0])) if need_x else None
-    if need_weights and grad is None:
+    if not need_weights:
+        grad = None
+    elif grad is None:
         grad = torch.empty_like(flat)
     if rows and models:
         abs_max = _abs_max(grad_y) if precision == "fp16" else None
@@ -419,16 +421,18 @@ def backward(
                 grad_x, rows, net, config, TILE_ROWS, need_weights, need_x,
                 num_warps=config.warps,
             )  # fmt: skip
-            if need_weights:
+            if grad is not None:
                 weight_gradients(saved, grads, slope_parts, grad, net, config, abs_max=abs_max)
-    elif need_weights:
+    elif grad is not None:
         grad.zero_()
-    return grad_x, shape.unpack(grad) if need_weights else None
+    return grad_x, None if grad is None else shape.unpack(grad)
 
 
 def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str) -> Tensor:
     """Gradient of sum(grad_y * y) with respect to x alone, [M, B, in]."""
-    return backward(grad_y, saved, shape, precision, need_weights=False)[0]
+    grad_x, _ = backward(grad_y, saved, shape, precision, need_weights=False)
+    assert grad_x is not None
+    return grad_x
 
 
 def weight_gradients(

@@ -118,7 +118,8 @@ def _runs(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     The first and the last layer are in no run: they read the input and write the output.
     """
-    starts, lengths = [], []
+    starts: list[int] = []
+    lengths: list[int] = []
     for layer in range(1, len(widths) - 2):
         square = widths[layer - 1] == widths[layer] == widths[layer + 1]
         if square and layer > 1:

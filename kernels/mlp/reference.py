@@ -70,7 +70,7 @@ def backward(
             grad_z, grad_slope = _activate_backward(
                 grad_h, preactivations[layer - 1], parameters, shape, layer - 1
             )
-            if grad_slope is not None:
+            if grad.slope is not None and grad_slope is not None:
                 grad.slope[:, _slope_index(shape, layer - 1)] += grad_slope
 
 
@@ -94,11 +94,11 @@ def _linear(h: Tensor, parameters: MLPParameters, layer: int) -> Tensor:
     return torch.baddbmm(parameters.biases[layer].unsqueeze(1), h, weight)
 
 
-def _slope(parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor | float | None:
-    """The slope for z < 0 after hidden layer ``layer``: a number, or [M, 1, 1]."""
-    if shape.activation == "prelu":
+def _slope(parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor | float:
+    """The slope for z < 0 after hidden layer ``layer``: of PReLU [M, 1, 1], else a number."""
+    if parameters.slope is not None:
         return parameters.slope[:, _slope_index(shape, layer), None, None]
-    return shape.negative_slope if shape.activation == "leaky_relu" else None
+    return shape.negative_slope
 
 
 def _slope_index(shape: MLPShape, layer: int) -> int:
@@ -110,11 +110,13 @@ def _activate(z: Tensor, parameters: MLPParameters, shape: MLPShape, layer: int)
     if shape.linear_input and layer == 0:
         return z
     slope = _slope(parameters, shape, layer)
+    if isinstance(slope, Tensor):
+        return (
+            F.prelu(z, slope.flatten())
+            if slope.shape[0] == 1
+            else z.relu() + slope * z.clamp(max=0)
+        )
     match shape.activation:
-        case "prelu" if slope.shape[0] == 1:
-            return F.prelu(z, slope.flatten())
-        case "prelu":
-            return z.relu() + slope * z.clamp(max=0)
         case "leaky_relu":
             return F.leaky_relu(z, slope)
         case "none":

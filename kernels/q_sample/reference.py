@@ -17,7 +17,7 @@ _INDEX, _TIMESTEP, _NOISE = 0, 1, 2
 class Draw(NamedTuple):
     """What is random about the rows of a batch."""
 
-    index: Tensor  # int64 [M, B], which data point
+    index: Tensor  # type: ignore[assignment]  # int64 [M, B], which data point
     t: Tensor  # int64 [M, B], 0 is the least noisy timestep
     eps: Tensor  # float32 [M, B, d]
 

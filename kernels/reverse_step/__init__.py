@@ -72,14 +72,16 @@ def reverse_step(
             raise ValueError(
                 f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
             )
-    x, *rest = (a if a is None or a.dim() == 3 else a.unsqueeze(0) for a in (x_t, *others.values()))
-    eps, z, grad_log_p, eps_uncond = rest
+    x, eps = _with_model_axis(x_t), _with_model_axis(eps)
+    z, grad_log_p, eps_uncond = (
+        None if a is None else _with_model_axis(a) for a in (z, grad_log_p, eps_uncond)
+    )
     coefficients = coefficients.reshape(-1, 4)
     seeds = None
     if seed is not None and z is None:
         check_positive("step", step, allow_zero=True)
         seeds = seed_tensor(seed, x.device).expand(len(x))
-    if use_triton(backend, "x_t", x_t, elementwise_gap(x, *rest)):
+    if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p, eps_uncond)):
         from . import kernel
 
         x_prev = kernel.reverse_step(
@@ -92,6 +94,10 @@ def reverse_step(
             z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
         x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)
+
+
+def _with_model_axis(x: Tensor) -> Tensor:
+    return x if x.dim() == 3 else x.unsqueeze(0)
 
 
 def draw_noise(seed: int | Tensor, stream: Stream, steps: Tensor, rows: Tensor, dim: int) -> Tensor:

@@ -87,11 +87,10 @@ def reverse_step(
     """
     models, rows, dim = x_t.shape
     x_prev = torch.empty_like(x_t, memory_format=torch.contiguous_format)
-    x_t, eps, z, grad_log_p, eps_uncond, seed = (
-        None if part is None else part.contiguous()
-        for part in (x_t, eps, z, grad_log_p, eps_uncond, seed)
+    x_t, eps, coefficients = x_t.contiguous(), eps.contiguous(), coefficients.contiguous()
+    z, grad_log_p, eps_uncond, seed = (
+        None if part is None else part.contiguous() for part in (z, grad_log_p, eps_uncond, seed)
     )
-    coefficients = coefficients.contiguous()
     if x_t.numel():
         with device_of(x_t):
             reverse_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](

@@ -182,8 +182,9 @@ def sample_chain(
     programs = min(triton.cdiv(rows, TILE_ROWS), max(1, triton.cdiv(PROGRAMS, models)))
     flat, packed, acts = _buffers(denoiser, net, programs)
     eps = x.new_empty((1 + free, *x.shape))
+    guidance: tuple[Tensor | None, ...] = (None, None, None, None, None, None)
     if guide is None:
-        guide_net, guidance = None, (None, None, None, None, None, None)
+        guide_net = None
     else:
         guide_net = layout_of(guide.classifier.shape, precision)
         guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
