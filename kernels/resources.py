@@ -6,8 +6,8 @@
 No GPU and no driver is needed: the operations run on CPU tensors, their launches are intercepted
 instead of made, and each is compiled for each architecture just as its launch there would be. The
 record, ``resources.json``, is kept for each version of triton. Exit status 1 means that a kernel
-spills more than it did, no longer uses the tensor cores, or needs more shared memory than a chip
-has.
+spills more than it did, no longer uses the tensor cores, needs more shared memory than a chip has,
+or takes more than five seconds of processor time to compile.
 
 With another triton, in an environment of its own::
 
@@ -25,7 +25,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -59,6 +58,8 @@ RECORD = Path(__file__).with_name("resources.json")
 # Shared memory that one block can have, in bytes (CUDA C++ programming guide, table of technical
 # specifications per compute capability).
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# Seconds of processor time that a cold compilation may take.
+PATIENCE = 5.0
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA)\b")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -164,7 +165,7 @@ class Resources:
     stack: int
     shared: int
     tensor_core: dict[str, int]  # instructions of each kind
-    seconds: float  # of a cold compilation
+    seconds: float  # of processor time, of a cold compilation; others' work does not count
 
 
 def launches(arch: int, cases: dict[str, Callable[[], None]]) -> dict[str, Launch]:
@@ -225,9 +226,9 @@ def compile_offline(launch: Launch) -> Resources:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
     with tempfile.TemporaryDirectory() as folder, _empty_cache(folder):
-        start = time.perf_counter()
+        start = _processor_time()
         compiled = triton.compile(source, target=_target(launch.arch), options=launch.options)
-        seconds = time.perf_counter() - start
+        seconds = _processor_time() - start
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(compiled.asm["ptx"])
         cubin.write_bytes(compiled.asm["cubin"])
@@ -246,6 +247,12 @@ def compile_offline(launch: Launch) -> Resources:
         tensor_core=dict(sorted(tensor_core.items())),
         seconds=round(seconds, 1),
     )
+
+
+def _processor_time() -> float:
+    """Of this process and of those that it has waited for, such as ptxas, in seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @contextmanager
@@ -285,6 +292,8 @@ def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]
         problems.append(
             f"needs {found.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
         )
+    if found.seconds > PATIENCE:
+        problems.append(f"took {found.seconds} s to compile, {PATIENCE} s are allowed")
     if recorded is None:
         return problems
     for spill in ("spill_stores", "spill_loads"):
@@ -363,7 +372,7 @@ def _compile_all(
 def _compare(record: dict | None, found: Found) -> list[str]:
     """Problems of all kernels against the record of this version of triton."""
     if record is None:
-        print(f"no record of triton {triton.__version__}: only shared memory is checked")
+        print(f"no record of triton {triton.__version__}: only shared memory and compile time are checked")
     problems = []
     for arch, kernels in found.items():
         recorded = (record or {}).get(f"sm_{arch}", {})

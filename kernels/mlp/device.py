@@ -14,6 +14,15 @@ def divisor(width, limit):
 
 
 @triton.constexpr_function
+def gradient_columns(activation, limit):
+    """How many columns of a hidden layer's gradient are computed at once, at most ``limit``.
+
+    Derivatives made of exponentials need registers of their own; with more columns they spill.
+    """
+    return min(limit, 128) if activation in ("silu", "gelu", "tanh") else limit
+
+
+@triton.constexpr_function
 def has_slope(shape):
     """Whether the activation is z * slope for z < 0; a linear input is a slope of 1."""
     return shape.activation in ("prelu", "leaky_relu") or (

@@ -78,8 +78,9 @@ class MLPShape:
     @property
     def num_parameters(self) -> int:
         """Length P of the flat buffer of one network."""
-        layers = sum(o * i + o * self.bias for i, o in pairwise(self.widths))
-        return layers + self.slopes * (self.activation == "prelu")
+        # Widths may be symbolic, and some versions of PyTorch multiply those by no bool.
+        layers = sum(o * (i + int(self.bias)) for i, o in pairwise(self.widths))
+        return layers + self.slopes * int(self.activation == "prelu")
 
     def unpack(self, flat: Tensor) -> MLPParameters:
         """Views of a flat buffer: weight and bias of each layer in order, then the slopes.

@@ -7,7 +7,7 @@ the next may read only after a barrier.
 import triton
 import triton.language as tl
 
-from .device import activate_backward, divisor, linear, rounded, slope_of
+from .device import activate_backward, divisor, gradient_columns, linear, rounded, slope_of
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def _layer_backward(
     Returns the tile's part of the gradient of the slope, sum of grad_h z where z <= 0.
     """
     PADDED: tl.constexpr = NET.padded[FIRST]
-    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
+    CHUNK: tl.constexpr = divisor(PADDED, gradient_columns(NET.shape.activation, CONFIG.out))
     row = tl.arange(0, ROWS)[:, None]
     source = acts + NET.columns[FIRST] + i * PADDED
     target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED

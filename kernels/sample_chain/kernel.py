@@ -4,6 +4,8 @@ A program takes 64 rows through all steps; nothing but the weights is shared bet
 what a step leaves for the next one stays in cache.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -27,6 +29,9 @@ from ..q_sample.reference import gather_points
 from ..reverse_step.kernel import update
 from .reference import Condition, Guide, Network
 
+# Columns of a layer that are accumulated at once if a classifier guides: with the pointers of two
+# networks at hand, more would spill and take longer than five seconds to compile.
+_GUIDED_COLUMNS = 64
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
 
@@ -188,6 +193,7 @@ def sample_chain(
     else:
         guide_net = layout_of(guide.classifier.shape, precision)
         guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
+        config = replace(config, out=min(config.out, _GUIDED_COLUMNS))
         guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
         guidance = (
             guide.labels.contiguous(), guide_flat, guide_packed, guide_acts,
