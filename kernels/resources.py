@@ -372,7 +372,7 @@ def _compile_all(
 def _compare(record: dict | None, found: Found) -> list[str]:
     """Problems of all kernels against the record of this version of triton."""
     if record is None:
-        print(f"no record of triton {triton.__version__}: only shared memory and compile time are checked")
+        print(f"no record of triton {triton.__version__}: spills and tensor cores are not checked")
     problems = []
     for arch, kernels in found.items():
         recorded = (record or {}).get(f"sm_{arch}", {})
