@@ -10,9 +10,12 @@ from pathlib import Path
 import click
 import torch
 
-from . import files, plots, studies
+from . import files, studies
 from .commands import data_option, device_option, options, read_points, seed_option
+from .commands.classify import classify_command
 from .commands.data import data_command
+from .commands.interpolate import interpolate_command
+from .commands.sample import sample_command
 from .denoiser import load
 from .device import choose_device
 from .errors import UserError, check_choice
@@ -22,7 +25,6 @@ from .metrics import Evaluation, evaluate
 from .points import Points, load_points
 from .recipes import RECIPES
 from .report import write_report
-from .sampling import METHODS, sample
 from .schedules import SCHEDULES, Schedule
 from .viewer import write_view
 
@@ -106,57 +108,6 @@ def train(**options) -> None:
     run = _start(**options)
     _train(run)
     click.echo(f"checkpoints are in {run.checkpoints}")
-
-
-@main.command(name="sample")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--samples", default=5000, show_default=True, help="How many.")
-@click.option("--label", type=int, default=None, help="Class to guide towards. Default: none.")
-@click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="ddpm",
-    show_default=True,
-    help="ddim is deterministic; dpm++2m and heun too, and want 10 to 50 --steps.",
-)
-@click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
-@click.option("--steps", type=int, default=None, help="Reverse steps. Default: all.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="File for the samples, .pt; a figure goes beside it.",
-)
-@options(seed_option, device_option)
-def sample_command(run, samples, label, scale, method, eta, steps, out, seed, device) -> None:
-    """Draw samples from the networks of a run's folder."""
-    config_file = run / "config.json"
-    if not config_file.is_file():
-        raise UserError(f"{run} is no folder of a run: it has no config.json")
-    config = json.loads(config_file.read_text())
-    guidance = {}
-    if label is not None:
-        classifier = files.load_mlp(run / "checkpoints" / "classifier.pt")
-        guidance = {"classifier": classifier, "label": label}
-        if scale is not None:
-            guidance["scale"] = scale
-    x = sample(
-        files.load_mlp(run / "checkpoints" / "denoiser.pt"),
-        Schedule(**config["schedule"]),
-        samples,
-        seed=seed,
-        method=method,
-        eta=eta,
-        num_steps=steps,
-        device=device,
-        **guidance,
-    ).x.cpu()
-    out = out or run / "outputs" / ("samples.pt" if label is None else f"samples_{label}.pt")
-    files.make_folder(out.parent)
-    files.save(out, x)
-    plots.scatter(x, save_to=out.with_suffix(".png"))
-    click.echo(f"{samples} samples are in {out}, their picture in {out.with_suffix('.png')}")
 
 
 @main.command(name="evaluate")
@@ -313,7 +264,8 @@ def info() -> None:
         )
 
 
-main.add_command(data_command)
+for command in (classify_command, data_command, interpolate_command, sample_command):
+    main.add_command(command)
 
 
 def _same_dimension(points: Points, data: Points, what: str) -> Points:

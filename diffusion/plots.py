@@ -197,6 +197,31 @@ def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=No
     return _finish(figure, save_to)
 
 
+def interpolation(ways: Tensor, points: Points, save_to=None) -> Figure:
+    """The ways [K, n, d] between n pairs of points: a row of images for each, or a line."""
+    ways = ways.cpu()
+    count, pairs, dim = ways.shape
+    if points.image_shape is not None:
+        figure = Figure(figsize=(count, pairs), layout="constrained")
+        height, width = points.image_shape
+        strips = ways.unflatten(2, (height, width)).permute(1, 2, 0, 3)  # [n, height, K, width]
+        axis = figure.subplots()
+        axis.imshow(strips.reshape(pairs * height, -1).numpy(), cmap="gray", vmin=-1, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        return _finish(figure, save_to)
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = _axes(figure, 1, dim)[0]
+    if dim == 1:
+        axis.plot(ways[..., 0])
+        axis.set(xlabel="step of the way", ylabel="x")
+        return _finish(figure, save_to)
+    _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
+    for pair in range(pairs):
+        shown = 3 if axis.name == "3d" else 2
+        axis.plot(*ways[:, pair, :shown].T, "o-", markersize=3, color=COLORS[pair % 6])
+    return _finish(figure, save_to)
+
+
 def against_steps(
     counts: Sequence[int],
     curves: dict[str, dict[str, Sequence[float]]],

@@ -96,6 +96,19 @@ class Points:
             self, data=self.of_class(label), labels=None, class_names=(), name=name, redraw=redraw
         )
 
+    def fresh(self, n: int, seed: int) -> "Points":
+        """As many new points from the same distribution.
+
+        Raises:
+            ValueError: the distribution is not known.
+        """
+        if self.redraw is None:
+            raise UserError(
+                f"{self.name}: the distribution is not known, new points have no source"
+            )
+        data, labels = self.redraw(n, seed)
+        return replace(self, data=data, labels=labels)
+
     def split(self, test_fraction: float = 0.2, seed: int = 0) -> tuple["Points", "Points"]:
         """Points to train on and points to test with, drawn at random, a part of each class.
 

@@ -224,7 +224,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--device", "gpu"], "device must be cpu"),
         (["states", "--out", tmp_path / "file" / "run"], "cannot be written"),
         (["train", *SMALL, "--steps", 50, "--resume", "--out", folder], "other settings"),
-        (["sample", tmp_path], "no config.json"),
+        (["sample", tmp_path], "holds no model"),
         (["sample", broken], "no state_dict of an MLP"),
         (["sample", folder, "--steps", 501], "num_steps must be from 1 to 500"),
         (["sample", folder, "--label", 9, "-n", 3], "label must be from 0 to 4"),

@@ -1,0 +1,101 @@
+"""``flashpoint sample``: new samples of a run, or a saved file of samples made again."""
+
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from .. import files, plots
+from ..denoiser import load
+from ..errors import UserError
+from ..points import load_points
+from ..sampling import METHODS, VARIANCES
+from . import device_option, options, out_option, seed_option
+
+
+@click.command(name="sample")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-n", "--samples", type=int, default=None, help="How many. Default: 5000.")
+@click.option("--label", type=int, default=None, help="Class of the samples. Default: all.")
+@click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="ddpm",
+    show_default=True,
+    help="ddim is deterministic; dpm++2m and heun too, and want 10 to 50 --steps.",
+)
+@click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
+@click.option(
+    "--variance",
+    type=click.Choice(VARIANCES),
+    default=None,
+    help="Noise of ddpm. Default: posterior, but none with --prior.",
+)
+@click.option("--steps", type=int, default=None, help="Reverse steps. Default: all.")
+@click.option(
+    "--prior",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File with x_T, .pt, .npy, .npz or .csv: start from these instead of drawing them.",
+)
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File of samples that must come out again, bit for bit.",
+)
+@options(
+    out_option("File for the samples, .pt; a figure goes beside it."), seed_option, device_option
+)
+def sample_command(
+    run, samples, label, scale, method, eta, variance, steps, prior, compare, out, seed, device
+) -> None:
+    """Draw samples from the networks of a run's folder, or of a model's file.
+
+    With --prior and the default method every step is deterministic, z = 0: checkpoint and prior
+    alone decide the samples.
+    """
+    denoiser = load(run)
+    chosen = {} if label is None else {"label": label}
+    if scale is not None:
+        if label is None:
+            raise UserError("--scale needs a --label")
+        chosen["scale"] = scale
+    if prior is not None:
+        if samples is not None:
+            raise UserError("--samples and --prior exclude each other: a sample for each row")
+        chosen["x_T"] = load_points(prior).data
+        samples = len(chosen["x_T"])
+    x = denoiser.sample(
+        5000 if samples is None else samples,
+        seed=seed,
+        method=method,
+        eta=eta,
+        variance=variance or ("posterior" if prior is None else "none"),
+        num_steps=steps,
+        device=device,
+        **chosen,
+    ).x.cpu()
+    if out is None:
+        folder = run / "outputs" if run.is_dir() else run.parent
+        out = folder / ("samples.pt" if label is None else f"samples_{label}.pt")
+    files.make_folder(out.parent)
+    files.save(out, x)
+    plots.scatter(x, save_to=out.with_suffix(".png"))
+    click.echo(f"{len(x)} samples are in {out}, their picture in {out.with_suffix('.png')}")
+    if compare is not None:
+        _compare(x, load_points(compare).data, compare)
+
+
+def _compare(x: Tensor, saved: Tensor, path: Path) -> None:
+    if x.shape != saved.shape:
+        raise UserError(f"samples are {list(x.shape)}, those of {path} {list(saved.shape)}")
+    if not torch.equal(x, saved):
+        rows = (x != saved).any(dim=1).sum().item()
+        raise UserError(
+            f"samples differ from {path} in {rows} of {len(x)} rows, "
+            f"by up to {(x - saved).abs().max().item():.2g}"
+        )
+    click.echo(f"they equal {path} bit for bit")
