@@ -62,8 +62,10 @@ class DiffusionClassifier:
         self.device = choose_device(device)
         self.model = fused_copy(model, self.device)
         self.schedule, self.noises, self.seed = schedule, noises, seed
-        classes = model.num_classes if num_classes is None else num_classes
-        self.classes_ = np.arange(classes)
+        num_classes = num_classes or getattr(model, "num_classes", None)
+        if num_classes is None:
+            raise UserError("num_classes must be given: the model does not know it")
+        self.classes_ = np.arange(num_classes)
         weight = bound_weights(schedule)
         self.timesteps = even_timesteps(weight, 100) if timesteps is None else timesteps
         if len(self.timesteps) == 0 or not (self.timesteps.diff() > 0).all():
@@ -71,9 +73,9 @@ class DiffusionClassifier:
         if not 0 <= self.timesteps[0] <= self.timesteps[-1] < schedule.num_steps:
             raise UserError(f"timesteps must be from 0 to {schedule.num_steps - 1}")
         self.weights = _cell_sums(weight, self.timesteps)  # [S]
-        prior = torch.ones(classes) if prior is None else torch.as_tensor(prior)
-        if prior.shape != (classes,) or not (prior > 0).all():
-            raise UserError(f"prior must be {classes} positive numbers, got {prior.tolist()}")
+        prior = torch.ones(num_classes) if prior is None else torch.as_tensor(prior)
+        if prior.shape != (num_classes,) or not (prior > 0).all():
+            raise UserError(f"prior must be {num_classes} positive numbers, got {prior.tolist()}")
         self.log_prior = (prior / prior.sum()).double().log()
 
     @torch.no_grad()

@@ -128,8 +128,8 @@ def evaluate_command(samples, label, held_out, real_draws, data, only_class, see
         points.check_label(label)
     others = None
     if held_out is not None:
-        others = _same_dimension(load_points(held_out), points, "held-out points")
-        others = others.data if label is None or others.labels is None else others.of_class(label)
+        kept = _same_dimension(load_points(held_out), points, "held-out points")
+        others = kept.data if label is None or kept.labels is None else kept.of_class(label)
     result: Evaluation = evaluate(
         _same_dimension(load_points(samples), points, "samples").data,
         points,

@@ -12,11 +12,9 @@ from torch import Tensor
 from ..kernels import MLPShape
 from . import files
 from .errors import UserError
-from .models import MLP, BlockMLP, ConditionalMLP, new_mlp
+from .models import BlockMLP, ConditionalMLP, Perceptron, new_mlp
 from .sampling import Samples, sample
 from .schedules import Schedule
-
-Model = MLP | BlockMLP
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,9 @@ class Denoiser:
         classifier: of noisy points, if there is one to guide with.
     """
 
-    model: Model
+    model: Perceptron
     schedule: Schedule
-    classifier: Model | None = None
+    classifier: Perceptron | None = None
 
     def sample(self, n: int, **options: Any) -> Samples:
         """:func:`~flashpoint.diffusion.sample` from this model.
@@ -91,11 +89,11 @@ def load(
     if path.suffix == ".safetensors":
         return Denoiser(*from_safetensors(path.read_bytes(), f"file {path}"))
     config = _config(path.parent.parent) if path.parent.name == "checkpoints" else None
-    if schedule is None and config is None:
-        raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
     if config is not None:
         schedule = schedule or Schedule(**config["schedule"])
         activation = activation or config[path.stem].get("activation")
+    if schedule is None:
+        raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
     return Denoiser(files.load_mlp(path, activation), schedule)
 
 
@@ -117,7 +115,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _tensors(model: Model) -> dict[str, Tensor]:
+def _tensors(model: Perceptron) -> dict[str, Tensor]:
     """Parameters and buffers, each once: the shared activation has one name here."""
     return {name: x.detach() for name, x in (*model.named_parameters(), *model.named_buffers())}
 
@@ -126,19 +124,19 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: x.shape for name, x in tensors.items()}
 
 
-def description(model: Model, schedule: Schedule) -> dict[str, str]:
+def description(model: Perceptron, schedule: Schedule) -> dict[str, str]:
     """Architecture and schedule as the metadata of a file."""
     network = {"layout": type(model).__name__, **asdict(model.shape)}
     return {"network": json.dumps(network), "schedule": json.dumps(asdict(schedule))}
 
 
-def to_safetensors(model: Model, schedule: Schedule) -> bytes:
+def to_safetensors(model: Perceptron, schedule: Schedule) -> bytes:
     """Content of a ``.safetensors`` file with architecture and schedule in its metadata."""
     tensors = {name: x.contiguous() for name, x in _tensors(model).items()}
     return _safetensors().save(tensors, {"format": "pt", **description(model, schedule)})
 
 
-def from_safetensors(content: bytes, name: str) -> tuple[Model, Schedule]:
+def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
     """The inverse of :func:`to_safetensors`.
 
     Args:
@@ -166,7 +164,7 @@ def from_safetensors(content: bytes, name: str) -> tuple[Model, Schedule]:
     return model, Schedule(**json.loads(metadata["schedule"]))
 
 
-def _new_model(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Model:
+def _new_model(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Perceptron:
     network = dict(network)
     layout, widths = network.pop("layout"), tuple(network.pop("widths"))
     shape = MLPShape(widths, **network)

@@ -78,6 +78,8 @@ class Settings:
     def quick(self) -> "Settings":
         """Reduced to what takes about a minute on two CPU cores."""
         denoiser, classifier = RECIPES["fast"]
+        assert isinstance(denoiser, Recipe)
+        assert isinstance(classifier, Recipe)
         return replace(
             self,
             # Averages over fewer steps, so that the first ones are forgotten by the end.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from . import files
-from .denoiser import Model, description, from_safetensors, to_safetensors
+from .denoiser import description, from_safetensors, to_safetensors
 from .errors import UserError, check_choice
-from .models import ConditionalMLP
+from .models import ConditionalMLP, Perceptron
 from .schedules import Schedule
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
@@ -41,7 +41,7 @@ class TimestepModel(nn.Module):
 
     time_features: Tensor
 
-    def __init__(self, model: Model, schedule: Schedule):
+    def __init__(self, model: Perceptron, schedule: Schedule):
         super().__init__()
         self.model = model
         self.register_buffer("time_features", schedule.time_features.float())
@@ -63,7 +63,7 @@ class TimestepModel(nn.Module):
         return x, t, torch.randint(model.num_classes + 1, (rows,), generator=generator)
 
 
-def export_model(model: Model, schedule: Schedule, format: str, path: str | Path) -> float:
+def export_model(model: Perceptron, schedule: Schedule, format: str, path: str | Path) -> float:
     """Writes a network in another format, once what it will write has run.
 
     Args:
@@ -127,6 +127,7 @@ def _onnx(plain: TimestepModel, metadata: dict[str, str]) -> tuple[bytes, _Run]:
     program = torch.onnx.export(
         _program(plain), dynamo=True, verbose=False, input_names=names, output_names=["y"]
     )
+    assert program is not None  # it is where the exporter is asked for by dynamo
     program.model.metadata_props.update(metadata)
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -1,13 +1,14 @@
 """From points to the noise they come from, and the way between two points through that noise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .device import choose_device
 from .errors import UserError, check_at_least
-from .models import ConditionalMLP, fused_copy
+from .models import ConditionalMLP, Perceptron, fused_copy
 from .sampling import reverse_table, sample, timesteps
 from .schedules import Schedule
 
@@ -83,7 +84,7 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def interpolate(
-    model: Callable[[Tensor], Tensor],
+    model: Perceptron,
     schedule: Schedule,
     a: Tensor,
     b: Tensor,
@@ -116,9 +117,9 @@ def interpolate(
     check_at_least("count", count, 2)
     if a.shape != b.shape:
         raise UserError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
-    options = {"label": label, "num_steps": num_steps, "device": device}
-    ends = [invert(model, schedule, x, **options) for x in (a, b)]
-    x_T = slerp(*ends, torch.linspace(0, 1, count))  # [K, n, d]
+    options: dict[str, Any] = {"label": label, "num_steps": num_steps, "device": device}
+    first, last = (invert(model, schedule, x, **options) for x in (a, b))
+    x_T = slerp(first, last, torch.linspace(0, 1, count))  # [K, n, d]
     if label is not None:
         options["label"] = torch.as_tensor(label).expand(len(a)).repeat(count)
     if not isinstance(model, ConditionalMLP):

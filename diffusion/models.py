@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
 
 
-class _Perceptron(nn.Module):
+class Perceptron(nn.Module):
     """What all layouts of a perceptron share: its shape and its flat form."""
 
     shape: MLPShape
@@ -51,15 +52,16 @@ class _Perceptron(nn.Module):
                 f"got {list(flat.shape)}"
             )
         weights, biases, slope = self.shape.unpack(flat[None])
+        assert biases is not None  # every layer here has one
         for layer, weight, bias in zip(self.linears(), weights, biases, strict=True):
             layer.weight.copy_(weight[0])
             layer.bias.copy_(bias[0])
-        if slope is not None:
+        if slope is not None and isinstance(self.act, nn.PReLU):
             self.act.weight.copy_(slope[0])
         return self
 
 
-class MLP(_Perceptron):
+class MLP(Perceptron):
     """Linear layers with one activation, shared by all of them, in between.
 
     With PReLU, whose slope is shared too, the ``state_dict`` has the keys ``act.weight``,
@@ -189,7 +191,7 @@ class _Block(nn.Module):
         return self.linear(h).relu()
 
 
-class BlockMLP(_Perceptron):
+class BlockMLP(Perceptron):
     """The classic network: a linear layer, ReLU blocks, a linear layer.
 
     The same function as ``MLP(..., activation="relu", linear_input=True)``, with the ``state_dict``
@@ -210,9 +212,9 @@ class BlockMLP(_Perceptron):
         widths = (input_dim, *hidden_layers, output_dim)
         self.shape = MLPShape(widths, "relu", linear_input=True)
         self.act = nn.ReLU()
-        self.inblock = nn.Linear(*widths[:2])
+        self.inblock = nn.Linear(widths[0], widths[1])
         self.midblocks = nn.ModuleList([_Block(*pair) for pair in pairwise(widths[1:-1])])
-        self.outblock = nn.Linear(*widths[-2:])
+        self.outblock = nn.Linear(widths[-2], widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., output_dim] of x [..., input_dim]."""
@@ -246,7 +248,7 @@ def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
     The first of the shape's widths counts the class features.
     """
     dim, *hidden, out = shape.widths
-    options = {"activation": shape.activation, "linear_input": shape.linear_input}
+    options: Any = {"activation": shape.activation, "linear_input": shape.linear_input}
     if class_features is None:
         return MLP(dim, out, hidden, **options)
     dim -= class_features.shape[1]

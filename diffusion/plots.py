@@ -1,8 +1,9 @@
 """Figures. Every function returns a matplotlib Figure and writes it where ``save_to`` says."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .models import MLP
+from .models import Perceptron
 from .points import Points
 from .schedules import Schedule
 
@@ -82,10 +83,10 @@ def training_curves(
     figure = Figure(figsize=(5 * panels, 4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, (name, loss) in zip(axes, losses.items(), strict=False):
-        loss = loss.cpu().numpy()
-        width = max(1, len(loss) // 100)
-        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-        axis.plot(loss, color=COLORS[5], linewidth=0.4, alpha=0.6, label="each step")
+        each = loss.cpu().numpy()
+        width = max(1, len(each) // 100)
+        smooth = np.convolve(each, np.ones(width) / width, mode="valid")
+        axis.plot(each, color=COLORS[5], linewidth=0.4, alpha=0.6, label="each step")
         axis.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[0], label=f"mean of {width}")
         axis.set(title=f"{name} loss", xlabel="step", yscale="log")
         axis.legend(frameon=False)
@@ -100,7 +101,7 @@ def training_curves(
 
 
 def classifier_map(
-    classifier: MLP, schedule: Schedule, points: Points, steps: Sequence[int], save_to=None
+    classifier: Perceptron, schedule: Schedule, points: Points, steps: Sequence[int], save_to=None
 ) -> Figure:
     """What a classifier of 2-D noisy points answers over the plane at each of the timesteps.
 
@@ -145,7 +146,8 @@ def density(points: Points, samples: Tensor, save_to=None) -> Figure:
     axes = figure.subplots(1, 2)
     area = np.prod([edges[1] - edges[0] for edges in cells])
     shares = [
-        np.histogram2d(*x[:, :2].cpu().numpy().T, cells)[0] / (len(x) * area) for _, x in groups
+        np.histogram2d(x[:, 0].cpu().numpy(), x[:, 1].cpu().numpy(), cells)[0] / (len(x) * area)
+        for _, x in groups
     ]
     brightest = np.quantile(shares[0][shares[0] > 0], 0.99)
     for axis, (title, _), share in zip(axes, groups, shares, strict=True):
@@ -186,10 +188,9 @@ def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=No
     axis.add_collection(
         LineCollection(list(paths[..., :2].mT.permute(2, 0, 1)), colors=colors, linewidths=0.7)
     )
-    axis.scatter(
-        *paths[0, :, :2].T, s=14, facecolors="white", edgecolors=colors, label="noise", zorder=3
-    )
-    axis.scatter(*paths[-1, :, :2].T, s=14, c=colors, label="sample", zorder=3)
+    (x, y), (x_0, y_0) = paths[0, :, :2].T, paths[-1, :, :2].T
+    axis.scatter(x, y, s=14, facecolors="white", edgecolors=colors, label="noise", zorder=3)
+    axis.scatter(x_0, y_0, s=14, c=colors, label="sample", zorder=3)
     ends = paths[..., :2].flatten(0, 1)
     low, high = (ends.amin(0) - 0.2).tolist(), (ends.amax(0) + 0.2).tolist()
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
@@ -224,7 +225,7 @@ def interpolation(ways: Tensor, points: Points, save_to=None) -> Figure:
 
 def against_steps(
     counts: Sequence[int],
-    curves: dict[str, dict[str, Sequence[float]]],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
     real: dict[str, tuple[float, float]],
     save_to=None,
 ) -> Figure:
@@ -261,7 +262,7 @@ def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Fi
 
 
 def against_evaluations(
-    curves: dict[str, tuple[Sequence[int], Sequence[float]]], save_to=None
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], save_to=None
 ) -> Figure:
     """Error of solvers by name, [S], against their evaluations of the denoiser, [S]."""
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -319,7 +320,8 @@ def _draw(
         name = points.class_name(int(label)) if legend and label is not None else None
         color = COLORS[(label or 0) % len(COLORS)]
         coordinates = samples[rows, : 3 if axis.name == "3d" else 2].T
-        axis.scatter(*coordinates, s=2, linewidths=0, alpha=alpha, color=color, label=name)
+        options: Any = {"s": 2, "linewidths": 0, "alpha": alpha, "color": color, "label": name}
+        axis.scatter(*coordinates, **options)
     if points is not None and points.outlines:
         rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
         axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))

@@ -37,7 +37,7 @@ class Points:
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     name: str = "points"
-    redraw: Callable[..., tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    redraw: Callable[..., tuple[Tensor, Tensor | None]] | None = field(default=None, repr=False)
     outlines: tuple[Tensor, ...] = field(default=(), repr=False)
     image_shape: tuple[int, int] | None = None
 
@@ -90,7 +90,8 @@ class Points:
             ValueError: there is no such class.
         """
         self.check_label(label)
-        redraw = self.redraw and (lambda n, seed, _=None: (self.redraw(n, seed, label)[0], None))
+        whole = self.redraw
+        redraw = whole and (lambda n, seed, _=None: (whole(n, seed, label)[0], None))
         name = f"{self.name}_{label}"
         return replace(
             self, data=self.of_class(label), labels=None, class_names=(), name=name, redraw=redraw

@@ -216,7 +216,7 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
 
 # Denoiser and classifier, by name. The classic ones are two published settings for STATES.
 _CLASSIFIER = (100, 200, 500)
-RECIPES = {
+RECIPES: dict[str, tuple[Recipe | ClassicRecipe, Recipe | ClassicRecipe]] = {
     "fast": (
         Recipe(),
         Recipe(steps=2500, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),

@@ -34,7 +34,7 @@ from .metrics import (
     score,
     sliced_wasserstein,
 )
-from .models import MLP
+from .models import Perceptron
 from .points import Points
 from .sampling import sample, timesteps
 from .schedules import Schedule
@@ -50,8 +50,11 @@ _TRUE_POINTS, _NOISE_LEVELS = 10_000, 16  # behind the excess loss
 
 _UNDEFINED = "not defined"
 _SCORES = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
-_MEASURES = {"kde_nll": kde_nll, "sliced_wasserstein": sliced_wasserstein}
-_SAMPLERS = {
+_MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "kde_nll": kde_nll,
+    "sliced_wasserstein": sliced_wasserstein,
+}
+_SAMPLERS: dict[str, dict[str, str]] = {
     "DDPM": {"method": "ddpm", "variance": "posterior"},
     "DDIM": {"method": "ddim"},
     "DPM-Solver++(2M)": {"method": "dpm++2m"},
@@ -212,7 +215,7 @@ def write_report(
     material = Material(Path(folder), points, choose_device(device), seed)
     parts: list[Part] = []
     for section in (_about, _samples, _training, _guided, _paths, _step_counts, _excess):
-        say(f"report: {section.__doc__.splitlines()[0].rstrip('.').lower()} ...")
+        say(f"report: {(section.__doc__ or '').splitlines()[0].rstrip('.').lower()} ...")
         parts += section(material)
     say("report: every metric ...")
     parts += _battery(material, real_draws)
@@ -238,7 +241,7 @@ def _about(material: Material) -> list[Part]:
     return [Table(("", ""), rows)]
 
 
-def _network(model: MLP) -> str:
+def _network(model: Perceptron) -> str:
     widths = " - ".join(map(str, model.shape.widths))
     return f"{widths}, {model.shape.num_parameters:,} parameters"
 
@@ -363,7 +366,9 @@ def _step_counts(material: Material) -> list[Part]:
     pairs = real_pairs(material.points, None, _SAMPLES_PER_COUNT, 20, seed)
     n, data = len(pairs[0][0]), pairs[0][1]
     measures = {name: measure for name, measure in _MEASURES.items() if _defined(measure, pairs)}
-    curves = {METRICS[name].title: {sampler: [] for sampler in _SAMPLERS} for name in measures}
+    curves: dict[str, dict[str, list[float]]] = {
+        METRICS[name].title: {sampler: [] for sampler in _SAMPLERS} for name in measures
+    }
     for sampler, options in _SAMPLERS.items():
         for count in counts:
             x = material.sample(n, _STEPS, num_steps=count, **options)
@@ -371,8 +376,8 @@ def _step_counts(material: Material) -> list[Part]:
                 curves[METRICS[name].title][sampler].append(measure(x, data))
     bands = {}
     for name, measure in measures.items():
-        real = score(name, 0.0, [measure(*pair) for pair in pairs])
-        bands[METRICS[name].title] = (real.low, real.high)
+        drawn = score(name, 0.0, [measure(*pair) for pair in pairs])
+        bands[METRICS[name].title] = (drawn.low, drawn.high)
     figure = material.figures / "reverse_steps.png"
     plots.against_steps(counts, curves, bands, figure)
     header = ["reverse steps", *(f"{title}, {s}" for title in curves for s in _SAMPLERS)]

@@ -10,7 +10,7 @@ from ..kernels.philox import Stream, child_seed, random_words, seed_tensor
 from ..kernels.reverse_step import draw_noise
 from .device import choose_device
 from .errors import UserError, check_at_least
-from .models import fused_copy
+from .models import Perceptron, fused_copy
 from .sampling import Samples, reverse_table, timesteps
 from .schedules import Schedule
 
@@ -70,7 +70,10 @@ def sample_with_reward(
     check_at_least("temperature", temperature, 0)
     check_at_least("batch_size", batch_size, 1)
     device = choose_device(device)
-    dim = model.shape.widths[-1] if dim is None else dim
+    if dim is None:
+        if not isinstance(model, Perceptron):
+            raise UserError("dim must be given: the model does not know it")
+        dim = model.shape.widths[-1]
     chain = _Chain(fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps))
     parts, size = [], max(1, batch_size // candidates)
     for start in range(0, n, size):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels import Condition, Guide, Network, draw_prior, sample_chain
 from .device import choose_device
 from .errors import UserError, check_at_least, check_choice
-from .models import MLP
+from .models import Perceptron
 from .schedules import Schedule
 from .solvers import SOLVERS, solver_chain, solver_timesteps
 
@@ -134,21 +134,21 @@ class SampleConfig:
         x_T: [n, d], where to start; None draws it.
     """
 
-    model: MLP
+    model: Perceptron
     schedule: Schedule
     seed: int = 0
     method: str = "ddpm"
     variance: str = "posterior"
     eta: float = 0.0
     num_steps: int | None = None
-    classifier: MLP | None = None
+    classifier: Perceptron | None = None
     label: int | Tensor | None = None
     scale: GuidanceScale | None = None
     x_T: Tensor | None = None
 
 
 def sample(
-    model: MLP,
+    model: Perceptron,
     schedule: Schedule,
     n: int,
     *,
@@ -223,7 +223,8 @@ def sample_many(
     for number, config in enumerate(configs):
         chain = _prepare(config, n, device)
         groups[chain.kind].append((number, chain))
-    found, done = {}, 0
+    found: dict[int, Samples] = {}
+    done = 0
     for group in groups.values():
         numbers, chains = zip(*group, strict=True)
         parts, rows = [], max(1, batch_size // len(chains))
@@ -315,14 +316,14 @@ def _condition(
     if class_features is None:
         return None
     classes = len(class_features) - 1
-    free = config.classifier is None and config.label is not None
-    label = config.label if free else classes
-    free = free and (callable(scale) or scale != 0)
+    told = config.classifier is None and config.label is not None
+    label = classes if config.label is None or not told else config.label
+    free = told and (callable(scale) or scale != 0)
     labels = _labels(label, n, classes + 1, device)
     return Condition(class_features.detach().float().to(device)[None], labels, free)
 
 
-def _class_features(model: MLP) -> Tensor | None:
+def _class_features(model: Perceptron) -> Tensor | None:
     """What a conditional model is told of the classes, [C + 1, E]; None for any other model."""
     return getattr(model, "class_features", None)
 
@@ -347,17 +348,19 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """Some rows of chains of one kind: samples [M, B, d] and trajectory [K, M, B, d]."""
     denoiser = _stack_networks([chain.denoiser for chain in chains])
-    guide, condition = chains[0].guide, chains[0].condition
-    if guide is not None:
+    guide = condition = None  # of one kind: all have them or none
+    guides = [chain.guide for chain in chains if chain.guide is not None]
+    if guides:
         guide = Guide(
-            _stack_networks([chain.guide.classifier for chain in chains]),
-            torch.cat([chain.guide.labels[:, rows] for chain in chains]),
+            _stack_networks([each.classifier for each in guides]),
+            torch.cat([each.labels[:, rows] for each in guides]),
         )
-    if condition is not None:
+    conditions = [chain.condition for chain in chains if chain.condition is not None]
+    if conditions:
         condition = Condition(
-            torch.cat([chain.condition.class_features for chain in chains]),
-            torch.cat([chain.condition.labels[:, rows] for chain in chains]),
-            condition.free,
+            torch.cat([each.class_features for each in conditions]),
+            torch.cat([each.labels[:, rows] for each in conditions]),
+            conditions[0].free,
         )
     device = denoiser.parameters.device
     longest = max(len(chain.table) for chain in chains)
@@ -419,6 +422,6 @@ def _stack_networks(networks: Sequence[Network]) -> Network:
     return Network(torch.cat([each.parameters for each in networks]), networks[0].shape)
 
 
-def _network(model: MLP, device: torch.device) -> Network:
+def _network(model: Perceptron, device: torch.device) -> Network:
     parameters, shape = model.network()
     return Network(parameters.to(device), shape)

@@ -189,6 +189,7 @@ class _Scheduler:
                 f"num_inference_steps must be from 1 to {total}, got {num_inference_steps}"
             )
         # numpy's ranges, rounding included, are those of diffusers.
+        steps: np.ndarray
         if self.timestep_spacing == "linspace":
             steps = np.linspace(0, total - 1, num_inference_steps).round()[::-1]
         elif self.timestep_spacing == "leading":
@@ -313,7 +314,7 @@ class DDPMScheduler(_Scheduler):
         c_x0 = prev**0.5 * (1 - alpha) / (1 - a)
         c_x = alpha**0.5 * (1 - prev) / (1 - a)
         output = StepOutput(_combine(sample, x_0, z, c_x, c_x0, c_noise), x_0)
-        return output if return_dict else tuple(output)
+        return output if return_dict else (output.prev_sample, output.pred_original_sample)
 
     def _alpha_bar_before(self, t: int) -> Tensor:
         """alpha_bar of the next timestep of the chain; 1 after the last."""
@@ -410,7 +411,7 @@ class DDIMScheduler(_Scheduler):
             z = _noise_like(model_output, generator) if variance_noise is None else variance_noise
         x_prev = _combine(x_0, eps, z, prev**0.5, (1 - prev - sigma**2) ** 0.5, sigma)
         output = StepOutput(x_prev, x_0)
-        return output if return_dict else tuple(output)
+        return output if return_dict else (output.prev_sample, output.pred_original_sample)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     if not 1 <= count <= total:
         raise UserError(f"num_steps must be from 1 to {total}, got {num_steps}")
     log_ratio = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2  # of sigma to alpha
-    ends = (log_ratio[[-1, 0]] / _RHO).exp().tolist()
-    wanted = _RHO * torch.linspace(*ends, count, dtype=torch.float64).log()
+    first, last = (log_ratio[[-1, 0]] / _RHO).exp().tolist()
+    wanted = _RHO * torch.linspace(first, last, count, dtype=torch.float64).log()
     nearest = (log_ratio - wanted[:, None]).abs().argmin(dim=1).flip(0)
     place = torch.arange(count)
     distinct = (nearest - place).cummax(0).values + place

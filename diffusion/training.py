@@ -1,6 +1,7 @@
 """Training of denoisers and noisy-point classifiers, the whole data set on the device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,11 +89,12 @@ class Trainer:
         def resident(tensor: Tensor) -> Tensor:
             return tensor.float()[None].to(self.device)
 
+        labels = points.labels if classify else None
         self.data = TrainingData(
             points=resident(points.data),
             alpha_bar=resident(schedule.alpha_bar),
             time_features=resident(features),
-            labels=points.labels[None].to(self.device) if classify else None,
+            labels=None if labels is None else labels[None].to(self.device),
             n_points=torch.tensor([len(points)], device=self.device),
             t_table=timestep_table(schedule, recipe.low_noise)[None].to(self.device),
         )
@@ -134,7 +136,7 @@ class Trainer:
 
     def _record(self, loss: Tensor, epoch: int | None) -> None:
         self.losses[self._place(self.step)] = loss
-        if epoch is not None:
+        if epoch is not None and isinstance(self.recipe, ClassicRecipe):
             self.epoch_losses[epoch] += loss / self.recipe.steps_per_epoch(self.pairs)
 
     def _place(self, step: int) -> int:
@@ -159,7 +161,7 @@ class Trainer:
         """The network with the averaged weights, on the CPU."""
         return new_mlp(self.shape).load_flat(self.state.ema[0].cpu())
 
-    def state_dict(self) -> dict[str, Tensor | int]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that a later :meth:`load_state_dict` needs to go on as if never stopped."""
         return {
             "step": self.step,
@@ -170,7 +172,7 @@ class Trainer:
             **{name: tensor.cpu() for name, tensor in self.state._asdict().items()},
         }
 
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a saved state.
 
         Raises:

@@ -43,6 +43,7 @@ def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
 
 def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
     """The label int64 [n] of the data point nearest to each sample [n, d]."""
+    assert points.labels is not None  # its callers ask for classes
     return points.labels[nearest(samples, points.data)[1][:, 0]]
 
 
@@ -67,14 +68,16 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 
     words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(projections), dim + 1)
     directions = torch.nn.functional.normalize(normals(words[0])[:, :dim].double(), dim=1)
     # numpy's sort is several times as fast as torch's.
-    a, b = (np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b))  # [P, n], [P, m]
-    n, m = a.shape[1], b.shape[1]
+    shadow_a, shadow_b = (  # [P, n], [P, m]
+        np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b)
+    )
+    n, m = len(a), len(b)
     if n == m:
-        return float(np.abs(a - b).mean())
+        return float(np.abs(shadow_a - shadow_b).mean())
     # Both quantile functions are constant between neighbours among the levels i/n and j/m.
     levels = np.sort(np.concatenate((np.arange(n + 1) / n, np.arange(1, m) / m)))
     middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
-    gap = a[:, (middle * n).astype(int)] - b[:, (middle * m).astype(int)]  # [P, n + m - 1]
+    gap = shadow_a[:, (middle * n).astype(int)] - shadow_b[:, (middle * m).astype(int)]
     return float((np.abs(gap) * width).sum(axis=1).mean())
 
 

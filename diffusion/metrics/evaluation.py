@@ -98,7 +98,7 @@ class Evaluation:
 
     @property
     def delta_nll(self) -> float | None:
-        return None if self.nll is None else self.nll - self.nll_data
+        return None if self.nll is None or self.nll_data is None else self.nll - self.nll_data
 
     def to_dict(self) -> dict:
         scores = {

@@ -55,7 +55,7 @@ def prepare(points: Points, protocol: Protocol) -> Points:
     centre, scale = points.data.mean(0), points.data.std(0, correction=0)
 
     def redraw(n: int, seed: int, label: int | None = None):
-        data, labels = points.redraw(n, seed, label)
+        data, labels = _redrawn(points, n, seed, label)
         return (data - centre) / scale, labels
 
     return replace(points, data=(points.data - centre) / scale, redraw=redraw)
@@ -103,10 +103,18 @@ def _score(values: Sequence[float]) -> Score:
     return Score(mean(values), stdev(values))
 
 
+def _redrawn(
+    points: Points, n: int, seed: int, label: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Fresh points [n, d] and their labels; every data set of a study can be drawn anew."""
+    assert points.redraw is not None
+    return points.redraw(n, seed, label)
+
+
 def _new_draws(points: Points, protocol: Protocol, seed: int) -> list[Tensor]:
     labels = range(points.num_classes) if protocol.by_class else (None,)
     return [
-        points.redraw(protocol.samples, child_seed(seed, number), label)[0]
+        _redrawn(points, protocol.samples, child_seed(seed, number), label)[0]
         for number, label in enumerate(labels)
     ]
 
@@ -116,7 +124,7 @@ def _emd(samples: Sequence[Tensor], points: Points, protocol: Protocol, seed: in
         return emd_by_class(samples, points, size=protocol.size, seed=seed)
     data = points.data
     if protocol.test_split:
-        data, _ = points.redraw(_TEST_POINTS, _TEST)
+        data, _ = _redrawn(points, _TEST_POINTS, _TEST)
     return emd(samples[0], data, size=protocol.size, seed=seed)
 
 

@@ -26,7 +26,7 @@ TIMESTEPS_EMD = _table("""
     manycircles 33.65 26.41 27.77 27.98 30.98 30.34
     helix       56.00 59.33 57.15 56.13 58.87 60.49
 """)
-TIMESTEPS_NLL = {
+TIMESTEPS_NLL: dict[str, Row] = {
     name: (None, None, None, None, nll, None)
     for name, nll in zip(_FIVE_SETS, (0.94, 1.01, 0.01, 0.54, 1.53), strict=True)
 }

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from .study import Cell, Grid, Model, Study
 
 _TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
 _ON_CPU = 5  # models or cells done together where that saves no time and risks what is under way
+
+_Item = TypeVar("_Item", Model, Cell)
 
 
 class StudyRun:
@@ -66,8 +69,8 @@ class StudyRun:
         for group in self._groups(list(models)):
             self._train(group)
         missing.sort(key=lambda cell: cell.setting.schedule.num_steps)  # chains of one length
-        for group in self._pieces(missing):
-            self._draw(group)
+        for piece in self._pieces(missing):
+            self._draw(piece)
         results = self.results()
         files.save_json(self.folder / "results.json", results)
         return results
@@ -119,7 +122,7 @@ class StudyRun:
         for group in groups.values():
             yield from self._pieces(group)
 
-    def _pieces(self, group: Sequence) -> Iterator[Sequence]:
+    def _pieces(self, group: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
         """All at once on a GPU, a few at a time on a CPU."""
         size = max(1, len(group)) if self.device.type == "cuda" else _ON_CPU
         return (group[start : start + size] for start in range(0, len(group), size))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..models import MLP
+from ..models import Perceptron
 from .protocols import Protocol, Score
 from .study import Cell, Model
 
@@ -43,13 +43,13 @@ class Store:
     def has_model(self, model: Model) -> bool:
         return self._model_file(model).is_file()
 
-    def save_model(self, model: Model, network: MLP, seconds: float) -> None:
+    def save_model(self, model: Model, network: Perceptron, seconds: float) -> None:
         """Keeps a network; ``seconds`` is its share of the time of those trained together."""
         file = self._model_file(model)
         files.save_json(file.with_suffix(".json"), {"training seconds": seconds})
         files.save(file, network.state_dict())
 
-    def load_model(self, model: Model) -> MLP:
+    def load_model(self, model: Model) -> Perceptron:
         return files.load_mlp(self._model_file(model), model.setting.recipe.activation)
 
     def training_seconds(self, model: Model) -> float:

@@ -40,7 +40,7 @@ class Frame:
 
     def project(self, x: Tensor) -> Tensor:
         """Points [..., 2 or 3] to draw, of points [..., d]."""
-        if self.axes is not None:
+        if self.centre is not None and self.axes is not None:
             return (x.float() - self.centre) @ self.axes
         return torch.cat((x, torch.zeros_like(x)), dim=-1) if x.shape[-1] == 1 else x
 
@@ -131,8 +131,8 @@ def _chains(material: Material, samples: int, frame: Frame) -> tuple[list[dict],
             **options,
         )
         x = frame.project(made.trajectory[shown.to(made.trajectory.device)].cpu())
-        labels = [] if labels is None else labels.tolist()
-        return {"title": title, "x": pack(x, 2**15 - 1), "labels": labels}
+        named = [] if labels is None else labels.tolist()
+        return {"title": title, "x": pack(x, 2**15 - 1), "labels": named}
 
     chains = [
         chain("Deterministic (DDIM)", _DDIM, n, method="ddim"),
