@@ -37,7 +37,7 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
             raise RuntimeError(f"backend 'triton' {problem} ({name} is on {tensor.device})")
         gap = problem
     if gap is not None:
-        _log_once(f"plain PyTorch instead of Triton kernels: {gap}")
+        log_once(f"plain PyTorch instead of Triton kernels: {gap}")
         return False
     return True
 
@@ -68,7 +68,7 @@ def _problem(device: torch.device) -> str | None:
 
 
 @run_by_compiler
-def _log_once(message: str) -> None:
+def log_once(message: str) -> None:
     _log(message)
 
 

@@ -10,6 +10,7 @@ from .._validate import (
     check_last_dim,
     check_positive,
     check_same_device,
+    check_shape,
 )
 from ..philox import Stream, normals, random_words, seed_tensor
 from . import reference
@@ -26,7 +27,7 @@ def reverse_step(
     grad_log_p: Tensor | None = None,
     eps_uncond: Tensor | None = None,
     seed: int | Tensor | None = None,
-    step: int = 0,
+    step: int | Tensor = 0,
     first_row: int = 0,
     backend: str | None = None,
 ) -> Tensor:
@@ -48,7 +49,8 @@ def reverse_step(
             classifier-free guidance.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
             seed there is no noise.
-        step: number of the step in [0, 2**32).
+        step: number of the step in [0, 2**32), an int or, so that a captured CUDA graph can count,
+            int64 [1].
         first_row: global number of the first row.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
@@ -79,7 +81,11 @@ def reverse_step(
     coefficients = coefficients.reshape(-1, 4)
     seeds = None
     if seed is not None and z is None:
-        check_positive("step", step, allow_zero=True)
+        if isinstance(step, Tensor):
+            check_same_device(x_t=x_t, step=step)
+            check_shape("step", step, (1,))
+        else:
+            check_positive("step", step, allow_zero=True)
         seeds = seed_tensor(seed, x.device).expand(len(x))
     if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p, eps_uncond)):
         from . import kernel
@@ -90,7 +96,7 @@ def reverse_step(
     else:
         if seeds is not None:
             rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
-            steps = torch.tensor([step], device=x.device)
+            steps = step if isinstance(step, Tensor) else torch.tensor([step], device=x.device)
             z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
         x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)

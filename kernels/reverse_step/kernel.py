@@ -25,11 +25,12 @@ _GUIDE = tl.constexpr(reference.GUIDE)
 @triton.jit(do_not_specialize=_VARYING)
 def reverse_kernel(
     x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, coefficients_ptr, coefficients_stride,
-    seed_ptr, step, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    seed_ptr, step, step_ptr, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad) + c_noise z of ``rows`` rows.
 
-    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0.
+    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0; the
+    step is read too if it has a pointer.
     Without the pointer of grad, or of eps without condition, there is no such guidance.
     """
     column = tl.program_id(1) * 2
@@ -44,6 +45,8 @@ def reverse_kernel(
     drawn_0, drawn_1 = 0.0, 0.0
     if seed_ptr is not None:
         seed = tl.load(seed_ptr + model)
+        if step_ptr is not None:
+            step = tl.load(step_ptr)
         element = first_row + row.to(tl.int64)
         drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
     x, eps, out = x_ptr + offset, eps_ptr + offset, out_ptr + offset
@@ -78,7 +81,7 @@ def reverse_step(
     grad_log_p: Tensor | None,
     eps_uncond: Tensor | None = None,
     seed: Tensor | None = None,
-    step: int = 0,
+    step: int | Tensor = 0,
     first_row: int = 0,
 ) -> Tensor:
     """x_{t-1} from x_t [M, B, d], coefficients [M, 4] or [1, 4], and all others like x_t.
@@ -91,10 +94,11 @@ def reverse_step(
     z, grad_log_p, eps_uncond, seed = (
         None if part is None else part.contiguous() for part in (z, grad_log_p, eps_uncond, seed)
     )
+    number, numbers = (0, step) if isinstance(step, Tensor) else (step, None)
     if x_t.numel():
         with device_of(x_t):
             reverse_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
                 x_t, eps, grad_log_p, eps_uncond, z, coefficients, model_stride(coefficients),
-                seed, step, first_row, rows, x_prev, dim, _ROWS,
+                seed, number, numbers, first_row, rows, x_prev, dim, _ROWS,
             )  # fmt: skip
     return x_prev

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import use_triton
+from .._dispatch import log_once, use_triton
 from .._validate import (
     check_backend,
     check_positive,
@@ -16,7 +16,7 @@ from ..mlp.layout import gap_of
 from ..overflow import observe
 from ..philox import Stream, seed_tensor
 from ..reverse_step import draw_noise
-from . import reference
+from . import reference, stepwise
 from .reference import Condition, Guide, Network
 
 __all__ = ["Condition", "Guide", "Network", "draw_prior", "sample_chain"]
@@ -70,7 +70,9 @@ def sample_chain(
         precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
             the reference works in float32 always.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
-            chooses.
+            chooses. For networks too large for one launch the kernels go step by step, on CUDA
+            as replays of one graph; what they do not cover PyTorch computes, as precisely as it is
+            set to.
 
     Returns:
         samples [M, B, d] and the trajectory [K, M, B, d], which starts with x_T and ends with the
@@ -116,12 +118,15 @@ def sample_chain(
     if guide is not None:
         gap = gap or gap_of(guide.classifier.shape, x_T.dtype, classifier=True)
     with torch.no_grad():
-        if use_triton(backend, "x_T", x_T, gap):
+        if not use_triton(backend, "x_T", x_T):
+            samples, trajectory = reference.sample_chain(*arguments)
+        elif gap is None:
             from . import kernel
 
             samples, trajectory = kernel.sample_chain(*arguments, precision)
         else:
-            samples, trajectory = reference.sample_chain(*arguments)
+            log_once(f"a sampling chain step by step instead of in one launch: {gap}")
+            samples, trajectory = stepwise.sample_chain(*arguments, precision)
     observe("sample_chain", precision, [parameters, x_T], [samples])
     return samples, trajectory
 

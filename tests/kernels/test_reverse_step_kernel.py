@@ -44,6 +44,11 @@ def test_drawn_noise(device, size, guided):
         for backend in ("triton", "torch")
     )
     torch.testing.assert_close(actual, expected, **CLOSE)
+    counted = reverse_step(
+        x_t, eps, coefficients, seed=seed, backend="triton",
+        **(options | {"step": torch.tensor([9], device=device)}),
+    )  # fmt: skip
+    assert torch.equal(counted, actual)
     if actual.numel():
         assert not torch.equal(
             actual, reverse_step(x_t, eps, coefficients, backend="triton", **options)

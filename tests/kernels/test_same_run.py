@@ -1,5 +1,8 @@
 """Same seed, same run: training and sampling on the kernels follow the reference."""
 
+import logging
+import time
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from flashpoint.kernels import (
     MLPShape,
     Network,
     TrainingData,
+    _dispatch,
     adamw_,
     adamw_state,
     draw_prior,
@@ -16,6 +20,7 @@ from flashpoint.kernels import (
     train_step,
 )
 from flashpoint.kernels.sample_chain import kernel as chain
+from flashpoint.kernels.sample_chain import stepwise
 
 POINTS, STEPS = 200, 30
 # Relative difference of losses and of samples that rounding is allowed.
@@ -154,10 +159,75 @@ def test_chain_of_a_conditional_denoiser(device, monkeypatch, precision, free, g
     assert relative_difference(samples, expected) <= TOLERANCE[precision]
 
 
+def chain_arguments(device, shape, rows=7, steps=6, models=2):
+    """A denoiser and a noisy chain of it."""
+    table = torch.tensor([1.01, -0.1, 0.1, 0.5], device=device).expand(models, steps, 4).clone()
+    table[:, :, 0] -= torch.linspace(0, 0.1, steps, device=device)
+    features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
+    seed = torch.tensor([1, 2], device=device)
+    x_T = draw_prior(rows, 2, seed=seed, device=device)
+    return Network(make_parameters(shape, models, device), shape), x_T, table, features
+
+
+@pytest.mark.parametrize("large", ["denoiser", "classifier", "conditional", "free"])
+@pytest.mark.parametrize("keep_every", [0, 4])
+def test_networks_too_large_for_one_launch_go_step_by_step(device, caplog, large, keep_every):
+    _dispatch._log.cache_clear()
+    classes, width = 3, 4 if large in ("conditional", "free") else 0
+    shape = MLPShape((3 + width, 16, 2) if large == "classifier" else (3 + width, 520, 2))
+    arguments = chain_arguments(device, shape)
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2, 2]] * 2, device=device)
+    guide = condition = None
+    if large == "classifier":
+        judge = MLPShape((3, 520, classes))
+        guide = Guide(Network(make_parameters(judge, 2, device), judge), labels)
+    elif width:
+        table = torch.randn(2, classes + 1, width, device=device)
+        condition = Condition(table, labels, large == "free")
+    options = {
+        "seed": torch.tensor([1, 2**40], device=device), "first_row": 5, "keep_every": keep_every,
+        "guide": guide, "condition": condition, "precision": "fp32",
+    }  # fmt: skip
+    with caplog.at_level(logging.INFO, logger="flashpoint"):
+        for _ in range(2):
+            samples, trajectory = sample_chain(*arguments, backend="triton", **options)
+    assert [record.message for record in caplog.records] == [
+        "a sampling chain step by step instead of in one launch: "
+        "a hidden layer of 520, wider than 512"
+    ]
+    expected = sample_chain(*arguments, backend="torch", **options)
+    assert relative_difference(samples, expected[0]) <= TOLERANCE["fp32"]
+    assert trajectory.shape == expected[1].shape
+    torch.testing.assert_close(trajectory, expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_both_ways_of_the_kernels_give_the_same_chain(device):
+    shape = MLPShape((3, 16, 16, 2))
+    arguments, seed = chain_arguments(device, shape), torch.tensor([3, 4], device=device)
+    at_once, _ = sample_chain(*arguments, seed=seed, backend="triton", precision="fp32")
+    with torch.no_grad():
+        by_step, _ = stepwise.sample_chain(*arguments, seed, None, None, 0, 0, "fp32")
+    assert relative_difference(by_step, at_once) <= 1e-5
+
+
+@pytest.mark.gpu
+def test_steps_are_replayed_without_waiting_for_the_device(device):
+    """A thousand steps are queued in less time than they take."""
+    arguments = chain_arguments(device, MLPShape((3, 1024, 1024, 2)), rows=20_000, steps=1000)
+    sample_chain(*arguments, seed=1)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    sample_chain(*arguments, seed=1)
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    assert queued < (time.perf_counter() - start) / 2
+
+
 @pytest.mark.parametrize(("rows", "steps"), [(0, 3), (5, 0), (1, 1)])
 @pytest.mark.parametrize("keep_every", [0, 2])
-def test_chains_of_nothing(device, rows, steps, keep_every):
-    shape = MLPShape((3, 16, 2))
+@pytest.mark.parametrize("width", [16, 520])
+def test_chains_of_nothing(device, rows, steps, keep_every, width):
+    shape = MLPShape((3, width, 2))
     denoiser = Network(make_parameters(shape, 1, device), shape)
     table, features = torch.ones(1, steps, 4, device=device), torch.ones(1, steps, 1, device=device)
     x_T = torch.randn(1, rows, 2, device=device)
