@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 import torch
 
-from . import files, studies
+from . import files
 from .commands import data_option, device_option, options, read_points, seed_option
 from .commands.classify import classify_command
 from .commands.data import data_command
 from .commands.interpolate import interpolate_command
 from .commands.sample import sample_command
+from .commands.study import study_command
 from .denoiser import load
 from .device import choose_device
 from .errors import UserError, check_choice
@@ -177,46 +178,6 @@ def view(run, samples, out, data, only_class, seed, device) -> None:
 
 
 @main.command()
-@click.argument("name", required=False)
-@click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder of the studies; cells that it holds are not done again. Default: runs/studies, "
-    "or runs/studies-quick.",
-)
-@click.option(
-    "--page",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Markdown file to write about every study that --out holds.",
-)
-@options(seed_option, device_option)
-def study(name, quick, out, page, seed, device) -> None:
-    """One study: a grid of models, each number beside the perfect and the published one."""
-    if name is None and page is None:
-        raise UserError(f"NAME must be one of {', '.join(studies.STUDIES)}, got none")
-    out = out or Path("runs") / ("studies-quick" if quick else "studies")
-    if name is not None:
-        check_choice("NAME", name, studies.STUDIES)
-        chosen = studies.STUDIES[name]
-        run = studies.StudyRun(
-            chosen.quick() if quick else chosen,
-            out,
-            seed=seed,
-            device=device,
-            say=click.echo,
-        )
-        studies.write_report(run, run.run())
-        click.echo((run.folder / "table.md").read_text())
-        click.echo(f"everything is in {run.folder}")
-    if page is not None:
-        studies.write_page(tuple(studies.STUDIES.values()), out, page)
-        click.echo(f"the page of all studies is {page}")
-
-
-@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format", "format_", default="safetensors", show_default=True, help=", ".join(SUFFIXES)
@@ -264,7 +225,9 @@ def info() -> None:
         )
 
 
-for command in (classify_command, data_command, interpolate_command, sample_command):
+for command in (
+    classify_command, data_command, interpolate_command, sample_command, study_command,
+):  # fmt: skip
     main.add_command(command)
 
 

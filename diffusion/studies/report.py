@@ -34,12 +34,16 @@ def write_report(run: StudyRun, results: dict) -> None:
 
 
 def table(results: dict) -> str:
-    """Markdown: a table for each grid and metric, each number beside the published one."""
-    return "\n".join(
-        _grid_table(grid, metric)
-        for grid in results["grids"]
-        for metric in grid["cells"][0]["scores"]
-    )
+    """Markdown: a table for each grid and metric, each number beside the published one.
+
+    Where accuracies were published, another one compares EMDs at equal accuracy.
+    """
+    parts = []
+    for grid in results["grids"]:
+        parts += [_grid_table(grid, metric) for metric in grid["cells"][0]["scores"]]
+        if any(cell["published"].get("accuracy") is not None for cell in grid["cells"]):
+            parts.append(_equal_accuracy_table(grid))
+    return "\n".join(parts)
 
 
 def plot(results: dict, save_to: Path) -> Figure:
@@ -142,6 +146,58 @@ def _grid_table(grid: dict, metric: str) -> str:
         perfect = _value(grid["perfect"][data], metric)
         lines.append(f"| {data} | {' | '.join(entries)} | {perfect} |")
     return "\n".join([*lines, ""])
+
+
+def at_published_accuracy(grid: dict, published: dict) -> dict | None:
+    """The cell of least EMD among those of its data set as accurate as a published one.
+
+    Published accuracies are rounded to hundredths: 0.005 below counts as reached.
+
+    Args:
+        grid: of the results.
+        published: the cell whose published accuracy is to be reached.
+
+    Returns:
+        A cell, or None where no cell is as accurate.
+    """
+    least = published["published"]["accuracy"] - 0.005
+    reach = [
+        cell
+        for cell in _row(grid, published["data"])
+        if cell["scores"]["accuracy"]["value"] >= least
+    ]
+    return min(reach, key=lambda cell: cell["scores"]["EMD"]["value"], default=None)
+
+
+def _equal_accuracy_table(grid: dict) -> str:
+    lines = [
+        f"{grid['title']}: least EMD at each published accuracy",
+        "",
+        "| data | published accuracy | published EMD | EMD | at | perfect samples |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for cell in grid["cells"]:
+        accuracy, theirs = cell["published"]["accuracy"], cell["published"]["EMD"]
+        if accuracy is None:
+            continue
+        ours = at_published_accuracy(grid, cell)
+        entry, column = "not reached", ""
+        if ours is not None:
+            entry, column = _value(ours["scores"], "EMD"), ours["column"]
+            if _exceeds(grid, ours, theirs):
+                entry += " ✗"
+        perfect = _value(grid["perfect"][cell["data"]], "EMD")
+        lines.append(
+            f"| {cell['data']} | {accuracy:g} | {theirs:g} | {entry} | {column} | {perfect} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _exceeds(grid: dict, cell: dict, published: float) -> bool:
+    """Whether a cell's EMD is above both a published number and the floor, by 2 deviations."""
+    ours, perfect = cell["scores"]["EMD"], grid["perfect"][cell["data"]]["EMD"]
+    margin = 2 * max(ours["sd"], perfect["sd"])
+    return ours["value"] > max(published, perfect["value"]) + margin
 
 
 def _row(grid: dict, data: str) -> Iterator[dict]:

@@ -21,7 +21,14 @@ from flashpoint.diffusion.studies import (
     write_page,
     write_report,
 )
-from flashpoint.diffusion.studies.protocols import TEST_SPLIT, WHOLE, measure, perfect, prepare
+from flashpoint.diffusion.studies.protocols import (
+    BY_CLASS,
+    TEST_SPLIT,
+    WHOLE,
+    measure,
+    perfect,
+    prepare,
+)
 from flashpoint.diffusion.studies.runner import data_of
 
 
@@ -118,6 +125,48 @@ def test_page(done, tmp_path):
     assert "| moons |" in text
     assert (tmp_path / "studies/toy.png").is_file()
     assert text.split("## Another")[1].strip().endswith("Not run yet.")
+
+
+def _guided_cell(column, emd, accuracy, published):
+    return {
+        "data": "moons",
+        "column": column,
+        "scores": {"EMD": {"value": emd, "sd": 1.0}, "accuracy": {"value": accuracy, "sd": 0.0}},
+        "published": dict(zip(("EMD", "accuracy"), published, strict=True)),
+    }
+
+
+def test_emds_are_compared_at_equal_accuracy():
+    grid = {
+        "title": "guided",
+        "rows": ["moons"],
+        "columns": ["0", "1", "2"],
+        "perfect": {"moons": {"EMD": {"value": 17.0, "sd": 1.0},
+                              "accuracy": {"value": 1.0, "sd": 0.0}}},
+        "cells": [
+            _guided_cell("0", 18.0, 0.90, (None, None)),
+            _guided_cell("1", 24.0, 0.97, (30.0, 0.97)),
+            _guided_cell("2", 40.0, 0.996, (20.0, 0.99)),
+        ],
+    }  # fmt: skip
+    _, one, two = grid["cells"]
+    assert report.at_published_accuracy(grid, one)["column"] == "1"
+    assert report.at_published_accuracy(grid, two)["column"] == "2"
+    text = report.table({"grids": [grid]})
+    assert "| moons | 0.97 | 30 | 24.0 ± 1.0 | 1 | 17.0 ± 1.0 |" in text
+    assert "| moons | 0.99 | 20 | 40.0 ± 1.0 ✗ | 2 | 17.0 ± 1.0 |" in text
+    two["published"]["accuracy"] = 1.01
+    assert report.at_published_accuracy(grid, two) is None
+    assert "| not reached |" in report.table({"grids": [grid]})
+
+
+def test_accuracy_counts_samples_that_look_like_their_class():
+    moons = data_of("moons", WHOLE)
+    points = replace(moons, data=moons.data[:1000], labels=moons.labels[:1000])
+    own = [points.of_class(label)[:300] for label in range(2)]
+    protocol = replace(BY_CLASS, samples=300)
+    assert measure(own, points, protocol)["accuracy"].value > 0.99
+    assert measure(own[::-1], points, protocol)["accuracy"].value < 0.01
 
 
 def test_perfect_samples_reach_the_known_floors():

@@ -1,0 +1,54 @@
+"""``flashpoint study``: a grid of models, each number beside the perfect and the published one."""
+
+from pathlib import Path
+
+import click
+
+from ..errors import UserError, check_choice
+from ..studies import STUDIES, StudyRun, write_page, write_report
+from . import device_option, options, out_option, seed_option
+
+
+@click.command(name="study")
+@click.argument("name", required=False)
+@click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Markdown file to write about every study that --out holds.",
+)
+@options(
+    out_option(
+        "Folder of all studies; what it holds is not done again. Default: runs/studies, with "
+        "--quick runs/studies-quick."
+    ),
+    seed_option,
+    device_option,
+)
+def study_command(
+    name: str | None,
+    quick: bool,
+    page: Path | None,
+    out: Path | None,
+    seed: int,
+    device: str | None,
+) -> None:
+    """Train, draw and measure a grid of models, in published settings.
+
+    NAME is one of timesteps, betas, schedules, epochs, complexity. The same command goes on where
+    it was interrupted.
+    """
+    if name is None and page is None:
+        raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
+    out = out or Path("runs") / ("studies-quick" if quick else "studies")
+    if name is not None:
+        check_choice("NAME", name, STUDIES)
+        study = STUDIES[name].quick() if quick else STUDIES[name]
+        run = StudyRun(study, out, seed=seed, device=device, say=click.echo)
+        write_report(run, run.run())
+        click.echo((run.folder / "table.md").read_text())
+        click.echo(f"everything is in {run.folder}")
+    if page is not None:
+        write_page(tuple(STUDIES.values()), out, page)
+        click.echo(f"the page of all studies is {page}")
