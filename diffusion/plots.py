@@ -55,6 +55,23 @@ def panels(
     return _finish(figure, save_to)
 
 
+def sample_grid(
+    rows: Sequence[tuple[Points, Sequence[tuple[str, Tensor, Tensor | None]]]], save_to=None
+) -> Figure:
+    """A row of small panels for each data set: itself, then (title, samples, labels or None)."""
+    count = max(len(parts) for _, parts in rows) + 1
+    figure = Figure(figsize=(1.6 * count, 1.8 * len(rows)), layout="constrained")
+    lines = figure.subfigures(len(rows), squeeze=False)[:, 0]
+    for line, (points, parts) in zip(lines, rows, strict=True):
+        own = (points.name, points.data[:1000], None)
+        panels = zip(_axes(line, count, points.dim), (own, *parts), strict=False)
+        for axis, (title, samples, labels) in panels:
+            _draw(axis, samples, labels, points, title)
+            axis.set(xticks=[], yticks=[])
+            axis.title.set_size("small")
+    return _finish(figure, save_to)
+
+
 def conditional(
     samples: Sequence[Tensor], points: Points, save_to=None, labels: Sequence[int] | None = None
 ) -> Figure:

@@ -1,7 +1,9 @@
 """Every study of the command ``flashpoint study``, by name."""
 
+from dataclasses import replace
+
 from . import published
-from .protocols import TEST_SPLIT
+from .protocols import BY_CLASS, TEST_SPLIT
 from .study import Grid, Study, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
@@ -127,6 +129,29 @@ _COMPLEXITY = Study(
     quick_factor=2,
 )
 
+_REWARD = Study(
+    name="reward",
+    title="How to ask for a class without training for it?",
+    varied="temperature",
+    teaches="",
+    grids=(
+        Grid(
+            "SVDD-PM with 10 candidates, T = 150, 100 epochs",
+            _FIVE_SETS,
+            {
+                f"{temperature:g}": replace(classic(150), temperature=temperature)
+                for temperature in (0, 0.2, 1)
+            },
+            BY_CLASS,
+            {"EMD": published.REWARD_EMD, "accuracy": published.REWARD_ACCURACY},
+        ),
+    ),
+    quick_rows=("moons", "helix"),
+    quick_columns=("0", "1"),
+    quick_factor=5,
+)
+
 STUDIES = {
-    study.name: study for study in (_TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY)
+    study.name: study
+    for study in (_TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY, _REWARD)
 }

@@ -14,7 +14,7 @@ from ..points import Points
 
 _REPEATS = 10  # of a measurement, behind its standard deviation
 _TEST_POINTS = 5000
-_TEST, _FLOOR, _EMD = range(3)  # what draws random numbers of its own
+_TEST, _FLOOR, _EMD, _JUDGE = range(4)  # what draws random numbers of its own
 
 
 class Score(NamedTuple):
@@ -49,10 +49,8 @@ TEST_SPLIT = Protocol(size=128, test_split=True, standardise=True)
 BY_CLASS = Protocol(samples=500, by_class=True)
 
 
-def prepare(points: Points, protocol: Protocol) -> Points:
-    """The data as the models of a grid see it."""
-    if not protocol.standardise:
-        return points
+def standardised(points: Points) -> Points:
+    """The data at mean 0 and standard deviation 1 per axis, and its new draws moved alike."""
     centre, scale = points.data.mean(0), points.data.std(0, correction=0)
 
     def redraw(n: int, seed: int, label: int | None = None):
@@ -69,7 +67,7 @@ def measure(
 
     Args:
         samples: one set [n, d], or one of each class.
-        points: the data as :func:`prepare` gives it.
+        points: the data, :func:`standardised` if the protocol says so.
         protocol: how.
         seed: of the draws.
 
@@ -141,15 +139,15 @@ def _other_metrics(
 
 def _accuracy(samples: Sequence[Tensor], points: Points) -> float:
     """How many samples a classifier of the data takes for the class that was asked for."""
-    judge = _classifier(points)
+    judge = classifier(points, _JUDGE)
     right = [float((judge.predict(x) == label).mean()) for label, x in enumerate(samples)]
     return mean(right)
 
 
 @cache
-def _classifier(points: Points):
-    """Trained on the data; published accuracies are those of one like it."""
+def classifier(points: Points, seed: int):
+    """Scikit-learn's MLP of 100 and 50 units, trained on the data; what course work takes."""
     from sklearn.neural_network import MLPClassifier
 
-    judge = MLPClassifier((100, 50), max_iter=500, random_state=0)
-    return judge.fit(points.data.numpy(), points.labels.numpy())
+    network = MLPClassifier((100, 50), max_iter=500, random_state=seed)
+    return network.fit(points.data.numpy(), points.labels.numpy())

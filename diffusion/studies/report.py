@@ -5,15 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from .. import files
-from ..plots import COLORS
-from ..points import Points
+from ..plots import COLORS, sample_grid
 from .runner import StudyRun, data_of
-from .study import Study
+from .study import Grid, Study
 
 _DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2}
 _HIGHER_IS_BETTER = ("accuracy",)
@@ -25,12 +24,20 @@ def write_report(run: StudyRun, results: dict) -> None:
     files.write_atomically(run.folder / "table.md", table(results).encode())
     plot(results, run.folder / "plot.png")
     for number, grid in enumerate(run.study.grids):
-        rows: dict[str, list] = {}
-        for cell in grid.cells():
-            rows.setdefault(cell.data, []).append((cell.column, run.store.samples(cell)))
-        data = [data_of(name, grid.protocol) for name in rows]
         name = f"samples_{number}.png" if number else "samples.png"
-        samples_figure(list(zip(data, rows.values(), strict=True)), run.folder / name)
+        sample_grid(_sample_rows(run, grid), run.folder / name)
+
+
+def _sample_rows(run: StudyRun, grid: Grid) -> list:
+    """For each data set of a grid: it, and title, samples and labels of its cells."""
+    rows: dict[str, list] = {}
+    for cell in grid.cells():
+        samples = run.store.samples(cell)
+        shown = [x[: _SHOWN // len(samples)] for x in samples]
+        labels = [torch.full((len(x),), label) for label, x in enumerate(shown)]
+        part = (cell.column, torch.cat(shown), torch.cat(labels) if len(shown) > 1 else None)
+        rows.setdefault(cell.data, []).append(part)
+    return [(data_of(name, grid.protocol.standardise), parts) for name, parts in rows.items()]
 
 
 def table(results: dict) -> str:
@@ -60,31 +67,6 @@ def plot(results: dict, save_to: Path) -> Figure:
         axes[0].set_ylabel("EMD")
     panels[0][0].legend(frameon=False, fontsize="x-small")
     figure.supxlabel(results["varied"], fontsize="medium")
-    figure.savefig(save_to, dpi=90)
-    return figure
-
-
-def samples_figure(
-    rows: Sequence[tuple[Points, Sequence[tuple[str, Sequence[Tensor]]]]], save_to: Path
-) -> Figure:
-    """Samples of every cell of a grid: a row of panels for each data set, itself at the left.
-
-    Args:
-        rows: the data set, and for each column its label and the sets of samples [n, d].
-        save_to: file.
-    """
-    count = len(rows[0][1]) + 1
-    figure = Figure(figsize=(1.4 * count, 1.6 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), count, squeeze=False)
-    for (points, cells), axes in zip(rows, panels, strict=True):
-        low = (points.data[:, :2].amin(0) - 0.3).tolist()
-        high = (points.data[:, :2].amax(0) + 0.3).tolist()
-        for axis, (title, sets) in zip(axes, [(points.name, [points.data]), *cells], strict=True):
-            for color, x in zip(COLORS * 2, sets, strict=False):
-                axis.scatter(*x[: _SHOWN // len(sets), :2].T, s=0.5, linewidths=0, color=color)
-            axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-            axis.set_title(title, fontsize="small")
-            axis.set_aspect("equal")
     figure.savefig(save_to, dpi=90)
     return figure
 

@@ -18,13 +18,14 @@ from ..device import choose_device
 from ..errors import check_at_least
 from ..models import MLP
 from ..points import Points
+from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import Trainer
-from .protocols import Protocol, Score, measure, perfect, prepare
+from .protocols import Protocol, Score, classifier, measure, perfect, standardised
 from .store import Store
 from .study import Cell, Grid, Model, Study
 
-_TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
+_TRAINING, _SAMPLING, _MEASURING, _REWARD = range(4)  # what draws random numbers of its own
 _ON_CPU = 5  # models or cells done together where that saves no time and risks what is under way
 
 _Item = TypeVar("_Item", Model, Cell)
@@ -109,14 +110,15 @@ class StudyRun:
 
     def _perfect(self, data: str, protocol: Protocol) -> dict:
         if not self.store.has_perfect(data, protocol):
-            self.store.save_perfect(data, protocol, perfect(data_of(data, protocol), protocol))
+            points = data_of(data, protocol.standardise)
+            self.store.save_perfect(data, protocol, perfect(points, protocol))
         return self.store.perfect(data, protocol)
 
     def _groups(self, models: Sequence[Model]) -> Iterator[Sequence[Model]]:
         """Models of one network shape and number of steps, which train together."""
         groups: dict[tuple, list[Model]] = {}
         for model in models:
-            points = data_of(model.data, model.protocol)
+            points = data_of(model.data, model.standardise)
             kind = points.dim, points.num_classes, model.setting.recipe_for(len(points))
             groups.setdefault(kind, []).append(model)
         for group in groups.values():
@@ -136,19 +138,25 @@ class StudyRun:
 
     def _draw(self, cells: Sequence[Cell]) -> None:
         """Draws the samples of cells and measures them."""
-        found = draw([self._sampling(cell) for cell in cells], self.device)
-        for cell, x in zip(cells, found, strict=True):
+        for cell, x in zip(cells, self._samples(cells), strict=True):
             samples = x.split(cell.protocol.samples)
-            points = data_of(cell.data, cell.protocol)
+            points = data_of(cell.data, cell.protocol.standardise)
             scores = measure(samples, points, cell.protocol, child_seed(self.seed, _MEASURING))
             self.store.save_cell(cell, samples, scores)
             self.say(f"{cell.data}, {self.study.varied} {cell.column}: {_line(scores)}")
 
-    def _sampling(self, cell: Cell) -> tuple[SampleConfig, int]:
-        """What to draw for a cell, and how many in all, class by class."""
+    def _samples(self, cells: Sequence[Cell]) -> Iterator[Tensor]:
+        """For each cell its samples [n, d] on the CPU, class by class; chains run together."""
+        chains = [cell for cell in cells if cell.setting.temperature is None]
+        found = iter(draw([self._chain(cell) for cell in chains], self.device))
+        for cell in cells:
+            yield next(found) if cell.setting.temperature is None else self._seek(cell)
+
+    def _chain(self, cell: Cell) -> tuple[SampleConfig, int]:
+        """What to draw for a cell, and how many in all."""
         setting, n, label = cell.setting, cell.protocol.samples, None
         if cell.protocol.by_class:
-            classes = data_of(cell.data, cell.protocol).num_classes
+            classes = data_of(cell.data, cell.protocol.standardise).num_classes
             label = torch.arange(classes).repeat_interleave(n)
             n *= classes
         config = SampleConfig(
@@ -161,12 +169,30 @@ class StudyRun:
         )
         return config, n
 
+    def _seek(self, cell: Cell) -> Tensor:
+        """Samples of each class, by the reward of a classifier."""
+        points = data_of(cell.data, cell.protocol.standardise)
+        model, judge = self.store.load_model(cell.model), classifier(points, _REWARD)
+        parts = [
+            sample_with_reward(
+                model,
+                cell.setting.schedule,
+                cell.protocol.samples,
+                class_reward(judge.predict_proba, label),
+                temperature=cell.setting.temperature,
+                seed=child_seed(child_seed(self.seed, _SAMPLING), label),
+                device=self.device,
+            ).x.cpu()
+            for label in range(points.num_classes)
+        ]
+        return torch.cat(parts)
+
 
 def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:
     """Trains models of one network shape and number of steps together."""
     trained = []
     for model in tqdm(models, "models", leave=False):
-        points = data_of(model.data, model.protocol)
+        points = data_of(model.data, model.standardise)
         trainer = Trainer(
             points,
             model.setting.schedule,
@@ -192,9 +218,9 @@ def draw(configs: Sequence[tuple[SampleConfig, int]], device: str | torch.device
 
 
 @cache
-def data_of(name: str, protocol: Protocol) -> Points:
-    """A data set as a protocol has it."""
-    return prepare(dataset(name), protocol)
+def data_of(name: str, standardise: bool) -> Points:
+    """A data set by name, as the models see it."""
+    return standardised(dataset(name)) if standardise else dataset(name)
 
 
 def _line(scores: dict[str, Score]) -> str:

@@ -21,7 +21,9 @@ class Setting:
         recipe: how to train.
         epochs: passes over the data, which decide the number of steps; None keeps the recipe's.
         variance: of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
-        guidance: scale w of classifier-free guidance; None where no class is asked for.
+        guidance: scale w of classifier-free guidance, where the model is told the class.
+        temperature: of the choice among 10 candidates by their reward, the log-probability of the
+            class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`).
     """
 
     schedule: Schedule
@@ -29,6 +31,7 @@ class Setting:
     epochs: int | None = None
     variance: str = "posterior"
     guidance: float | None = None
+    temperature: float | None = None
 
     def recipe_for(self, n_points: int) -> Recipe:
         """The recipe with its number of steps for a data set of so many points."""
@@ -46,7 +49,7 @@ class Setting:
     @property
     def model(self) -> "Setting":
         """What two settings have in common if one trained model serves both."""
-        return replace(self, variance="posterior", guidance=None)
+        return replace(self, variance="posterior", guidance=None, temperature=None)
 
 
 def classic(
@@ -73,7 +76,7 @@ class Model(NamedTuple):
     """What a cell needs trained; several cells may need the same."""
 
     data: str
-    protocol: Protocol
+    standardise: bool
     setting: Setting
 
 
@@ -89,7 +92,7 @@ class Cell:
     @property
     def model(self) -> Model:
         """What is to be trained for it."""
-        return Model(self.data, self.protocol, self.setting.model)
+        return Model(self.data, self.protocol.standardise, self.setting.model)
 
 
 @dataclass(frozen=True)
