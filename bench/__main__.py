@@ -5,7 +5,7 @@ import sys
 import click
 
 from ..diffusion import UserError
-from . import gate, gate_selftest, operations, race, record
+from . import gate, gate_selftest, history, operations, race, record, roofline
 
 COMMANDS = {
     "gate": gate.main,
@@ -13,6 +13,8 @@ COMMANDS = {
     "operations": operations.main,
     "race": race.main,
     "record": record.main,
+    "report": history.main,
+    "roofline": roofline.main,
 }
 
 

@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion import MLP
-from ..kernels import FusedMLP, TrainingData, q_sample_batch, reverse_step, train_step
+from ..kernels import (
+    FusedMLP,
+    TrainingData,
+    adamw_,
+    adamw_state,
+    q_sample_batch,
+    reverse_step,
+    train_step,
+)
 from .machine import free_device
 from .record import Record, record_option
 from .timing import Runner, Timing, Work, from_graph, paired
@@ -236,6 +244,14 @@ def reverse_update(device: torch.device, rows: int) -> Comparison:
 
     peers = {"eager": peer, "compiled": torch.compile(peer)}
     return Comparison("reverse_step", rows, "fp32", ours, peers, error, 1e-5)
+
+
+def optimiser(device: torch.device, parameters: int) -> Work:
+    """One update of AdamW and of the averaged weights."""
+    values, grad = torch.randn(2, 1, parameters, device=device).unbind()
+    values = values.clone()
+    state = adamw_state(values)
+    return lambda: adamw_(values, grad, state, lr=1e-3, step=1)
 
 
 def pytorch_precision(precision: str, device: torch.device):

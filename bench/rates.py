@@ -26,7 +26,9 @@ def measure_rates(device: torch.device, small: bool = False) -> Rates:
     shrink = 16 if small else 1
     return Rates(
         {
-            precision: _matmul(device, _MATRIX[kind] // shrink, dtype, precision == "tf32")
+            precision: _matmul(
+                device, max(256, _MATRIX[kind] // shrink), dtype, precision == "tf32"
+            )
             for precision, dtype in _PRECISIONS[kind].items()
         },
         memory=_copy(device, _MEMORY_BYTES[kind] // shrink**2),

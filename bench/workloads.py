@@ -21,6 +21,15 @@ EPOCH_ROWS, EXPERIMENT_ROWS = 10_000, 2048
 EXPERIMENT_STEPS = (5000, 2500)  # of denoiser and classifier: the recipe "fast"
 _LEAST_STEPS = 4
 
+# Names and rows of all works, in the order of a reader.
+EVERY_WORK = (
+    *(("training step", rows) for rows in sorted(STEP_ROWS)),
+    ("epoch of 2.5 million pairs", EPOCH_ROWS),
+    ("sampling", CHAIN_ROWS),
+    ("guided sampling", CHAIN_ROWS * CLASSES),
+    ("whole STATES experiment", EXPERIMENT_ROWS),
+)
+
 
 @dataclass(frozen=True)
 class Workload:

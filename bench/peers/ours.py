@@ -7,8 +7,8 @@ from ...diffusion import ClassicRecipe, Recipe, Trainer, sample
 from ...kernels import Guide, Network, sample_chain
 from ...kernels.philox import seed_tensor
 from ...kernels.q_sample.reference import draw_fresh, gather_points
-from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch
-from ..timing import Runner
+from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch, Chain
+from ..timing import Runner, Work
 from .base import Peer
 
 TRAINING_STEPS = {"cuda": 20, "cpu": 4}  # in one call of Trainer.run
@@ -61,6 +61,14 @@ class Ours(Peer):
             guide=None if labels is None else self.guide(labels),
         )  # fmt: skip
         return x[0].cpu()
+
+    def chain_work(self, chain: Chain, rows: int, labels: Tensor | None) -> Work:
+        """The operation ``sample_chain`` alone, from given noise, everything on the device."""
+        x_T = torch.randn(1, rows, 2, device=self.device)
+        table, features = (part[None].to(self.device) for part in chain)
+        guide = None if labels is None else self.guide(labels.to(self.device))
+        denoiser, seed = self.network(classify=False), seed_tensor(0, self.device)
+        return lambda: sample_chain(denoiser, x_T, table, features, seed=seed, guide=guide)[0]
 
     def network(self, classify: bool) -> Network:
         parameters, shape = self.problem.network(classify).network()
