@@ -3,20 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from .errors import UserError, check_at_least, check_choice
 from .models import ACTIVATIONS
 
 OPTIMIZERS = ("adamw", "adam")
-
-
-class Batch(NamedTuple):
-    """Which rows a step draws, in the words of ``flashpoint.kernels.train_step``."""
-
-    step: int
-    epoch: int | None = None
-    refresh: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ class Recipe:
     linear_input: bool = False
 
     optimizer = "adamw"
+    refresh = None  # nothing is kept from step to step
 
     def __post_init__(self):
         check_at_least("steps", self.steps, 1)
@@ -68,9 +60,9 @@ class Recipe:
         """Number of optimiser steps, whatever the number of (point, timestep) pairs."""
         return self.steps
 
-    def batch(self, step: int, pairs: int) -> Batch:  # noqa: ARG002
-        """What step 0 ... draws."""
-        return Batch(step)
+    def epoch(self, step: int, pairs: int) -> int | None:  # noqa: ARG002
+        """There are none: every step draws anew."""
+        return None
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:  # noqa: ARG002
         """Of step 0 ...; does not depend on the losses."""
@@ -193,14 +185,13 @@ class ClassicRecipe:
         """Number of optimiser steps over ``pairs`` (point, timestep) pairs."""
         return self.epochs * self.steps_per_epoch(pairs)
 
-    def batch(self, step: int, pairs: int) -> Batch:
-        """What step 0 ... draws: a piece of its epoch's order."""
-        epoch, step = divmod(step, self.steps_per_epoch(pairs))
-        return Batch(step, epoch, epoch // self.refresh)
+    def epoch(self, step: int, pairs: int) -> int:
+        """The epoch that step 0 ... belongs to."""
+        return step // self.steps_per_epoch(pairs)
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:
         """Of step 0 ..., given the mean loss of each epoch before it."""
-        epoch = step // self.steps_per_epoch(pairs)
+        epoch = self.epoch(step, pairs)
         return self.lr * self.decay.scale(epoch, self.epochs, self.lr, losses)
 
 

@@ -109,15 +109,15 @@ class Trainer:
         """
         recipe = self.recipe
         for _ in range(min(steps, self.total_steps - self.step)):
-            batch = recipe.batch(self.step, self.pairs)
             loss, _ = train_step(
                 self.parameters,
                 self.shape,
                 self.data,
                 batch_size=recipe.batch_size,
                 seed=self.seed,
+                step=self.step,
+                refresh=recipe.refresh,
                 grad=self.grad,
-                **batch._asdict(),
             )
             adamw_(
                 self.parameters,
@@ -129,7 +129,7 @@ class Trainer:
                 decoupled=recipe.optimizer == "adamw",
                 ema_decay=recipe.ema_decay,
             )
-            self._record(loss[0], batch.epoch)
+            self._record(loss[0], recipe.epoch(self.step, self.pairs))
             self.step += 1
             if on_step is not None:
                 on_step(self.step)
@@ -149,7 +149,7 @@ class Trainer:
     def _learning_rate(self) -> float:
         """Of the step about to be taken; looks at past losses once an epoch."""
         recipe, step = self.recipe, self.step
-        epoch = recipe.batch(step, self.pairs).epoch
+        epoch = recipe.epoch(step, self.pairs)
         if epoch is None:
             return recipe.learning_rate(step, self.pairs, ())
         if self._epoch_rate is None or self._epoch_rate[0] != epoch:

@@ -6,27 +6,32 @@ ordinary case.
 
 from . import layers
 from .accelerate import Acceleration, accelerate
-from .adamw import AdamWState, adamw_, adamw_state
+from .adamw import AdamWState, Course, Shadow, adamw_, adamw_state, shadow_of
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
 from .modules import FusedMLP
 from .overflow import detect_overflow
 from .q_sample import Draw, q_sample, q_sample_batch
+from .reduce_grad import ReducedGradient, reduce_grad
 from .reverse_step import reverse_step
 from .sample_chain import Condition, Guide, Network, draw_prior, sample_chain
-from .train_step import TrainingData, train_step
+from .train_step import TrainingData, Workspace, train_step, training_sums, workspace_of
 
 __all__ = [
     "ACTIVATIONS",
     "Acceleration",
     "AdamWState",
     "Condition",
+    "Course",
     "Draw",
     "FusedMLP",
     "Guide",
     "MLPParameters",
     "MLPShape",
     "Network",
+    "ReducedGradient",
+    "Shadow",
     "TrainingData",
+    "Workspace",
     "accelerate",
     "adamw_",
     "adamw_state",
@@ -36,7 +41,11 @@ __all__ = [
     "mlp",
     "q_sample",
     "q_sample_batch",
+    "reduce_grad",
     "reverse_step",
     "sample_chain",
+    "shadow_of",
     "train_step",
+    "training_sums",
+    "workspace_of",
 ]

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,16 +43,18 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from ._dispatch import imitated_capability
-from .adamw import adamw_state
+from .adamw import Course, adamw_state, shadow_of
 from .adamw.kernel import adamw_
 from .mlp import MLPShape
 from .mlp import kernel as mlp
 from .q_sample import kernel as q_sample
+from .q_sample.reference import TrainingData
+from .reduce_grad import kernel as reduce_grad
+from .reduce_grad.reference import ReducedGradient
 from .reverse_step import kernel as reverse_step
 from .sample_chain.kernel import sample_chain
 from .sample_chain.reference import Guide, Network
-from .train_step.kernel import train_step
-from .train_step.reference import TrainingData
+from .train_step.kernel import buffers_of, training_sums
 
 RECORD = Path(__file__).with_name("resources.json")
 # Shared memory that one block can have, in bytes (CUDA C++ programming guide, table of technical
@@ -74,27 +76,51 @@ def _network(shape: MLPShape) -> Network:
     return Network(torch.zeros(1, shape.num_parameters), shape)
 
 
-def _train(precision: str, epoch: int | None = None) -> None:
-    parameters = _network(_DENOISER).parameters
+def _train(precision: str, refresh: int | None = None, told: int = 0) -> None:
+    shape = replace(_DENOISER, widths=(3 + told, *_DENOISER.widths[1:]))
+    parameters = _network(shape).parameters
     data = TrainingData(
         points=torch.zeros(1, 5000, 2),
         alpha_bar=torch.ones(1, 500),
         time_features=torch.zeros(1, 500, 1),
-        labels=None,
+        labels=torch.zeros(1, 5000, dtype=torch.int64) if told else None,
         n_points=torch.tensor([5000]),
         t_table=torch.arange(500)[None],
+        class_features=torch.zeros(1, told, told) if told else None,
+        p_uncond=torch.zeros(1) if told else None,
     )
-    train_step(
-        parameters, _DENOISER, data, torch.empty_like(parameters), precision,
-        batch_size=2048, seed=torch.tensor([0]), step=0, epoch=epoch, refresh=0, first_row=0,
+    buffers, splits = buffers_of(data, shape, 1, 2048, precision)
+    training_sums(
+        parameters, shape, data, torch.empty(1, splits, shape.num_parameters + 2),
+        shadow_of(parameters, shape, precision), buffers, batch_size=2048,
+        seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=2048,
+        add=False,
     )  # fmt: skip
 
 
 def _update_weights() -> None:
-    parameters = _network(_DENOISER).parameters
-    state = adamw_state(parameters)
-    for lr, decoupled in ((1e-3, True), (torch.ones(1), False)):
-        adamw_(parameters, parameters, state, lr, 1, (0.9, 0.999), 1e-8, 0.01, decoupled, 0.998)
+    parameters, shape = _network(_DENOISER)
+    state, size = adamw_state(parameters), shape.num_parameters + 2
+    one = torch.ones(1, dtype=torch.int64)
+    course = Course(torch.ones(1, 9), one, one, torch.ones(1, 9))
+    sums, squares = torch.ones(1, 8, size), torch.ones(1, triton.cdiv(size, reduce_grad.BLOCK))
+    shadow = shadow_of(parameters, shape, "fp16")
+    rest = (0.998, None, None, None)
+    common = (state, 1e-3, 1, (0.9, 0.999), 1e-8, 0.01)
+    adamw_(parameters, parameters, *common, True, *rest)
+    # The end of a training step, and the same with a norm to clip to.
+    common = (state, course, one, (0.9, 0.999), 1e-8, 0.01)
+    adamw_(parameters, sums, *common, True, 0.998, None, None, shadow)
+    reduced = ReducedGradient(sums[:, :1].contiguous(), squares)
+    reduce_grad.reduce_grad(sums, reduced)
+    adamw_(parameters, reduced.sums, *common, False, 0.998, 1.0, squares, shadow)
+
+
+def _draw() -> None:
+    x = torch.zeros(1, 5000, 2)
+    table = torch.arange(500)[None]
+    data = TrainingData(x, torch.ones(1, 500), x[:, :500, :0], None, torch.tensor([5000]), table)
+    q_sample.draw(data, torch.tensor([0]), 0, 2048)
 
 
 def _sample(precision: str, guided: bool) -> None:
@@ -126,7 +152,9 @@ MAIN: dict[str, Callable[[], None]] = {
 CASES: dict[str, Callable[[], None]] = {
     **MAIN,
     "guided fp16": partial(_sample, "fp16", guided=True),
-    "epoch fp16": partial(_train, "fp16", epoch=0),
+    "epoch fp16": partial(_train, "fp16", refresh=25),
+    "conditional fp16": partial(_train, "fp16", told=6),
+    "draw": _draw,
     "drop-in fp16": partial(_perceptron, _DENOISER, "fp16"),
     "train bf16": partial(_train, "bf16"),
     "train tf32": partial(_train, "tf32"),

@@ -2,7 +2,14 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from ..mlp.layout import layout_of
+from ..mlp.shape import MLPShape
+from ..reduce_grad.reference import mean_of
+
+_CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 class AdamWState(NamedTuple):
@@ -13,26 +20,128 @@ class AdamWState(NamedTuple):
     ema: Tensor
 
 
+class Course(NamedTuple):
+    """What the updates of M models look up and write down on their way, all on the device."""
+
+    rates: Tensor  # float32 [M, K], learning rates, each used for ``every`` updates
+    every: Tensor  # int64 [M]
+    total: Tensor  # int64 [M], updates after which a model stays as it is
+    losses: Tensor  # float32 [M, R], of each update; where there are more, of R evenly spread ones
+    means: Tensor | None = None  # float32 [M, K], mean loss of the updates of each rate
+
+
+class Shadow(NamedTuple):
+    """The weights as the matrix products of the kernels read them."""
+
+    packed: Tensor  # [M, size], padded weights in the precision of the products
+    shape: MLPShape
+    precision: str
+
+
+def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
+    """Writes the rounded weights of parameters [M, P]; the padding stays zero."""
+    net = layout_of(shadow.shape, shadow.precision)
+    for layer, weight in enumerate(shadow.shape.unpack(parameters).weights):
+        out, width = weight.shape[1:]
+        padded = shadow.packed[:, net.packed[layer] : net.packed[layer + 1]]
+        padded = padded.view(len(padded), net.padded[layer + 1], net.padded[layer])
+        padded[:, :out, :width] = weight
+        if layer == 0 and net.split:  # the rest of an input meets the weight of its rounded part
+            padded[:, :out, width : 2 * width] = weight
+
+
+def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The rate of update ``step``, from 1, and whether a model still takes it; both [M]."""
+    entry = ((step - 1) // course.every).clamp(max=course.rates.shape[1] - 1)
+    return course.rates.gather(1, entry[:, None])[:, 0], step <= course.total
+
+
+def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
+    """Records the losses [M] of update ``step`` of the models that still take it."""
+    models = (step <= course.total).nonzero()[:, 0]
+    every, total, loss = course.every[models], course.total[models], loss[models]
+    place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
+    # What is not finite stays, also where several updates share a place.
+    course.losses[models, place] = loss + 0 * course.losses[models, place]
+    if course.means is not None:
+        course.means[models, (step - 1) // every] += loss / every
+
+
 def adamw_(
     parameters: Tensor,
     grad: Tensor,
     state: AdamWState,
-    lr: Tensor,
-    step: int,
+    lr: float | Tensor | Course,
+    step: int | Tensor,
     betas: tuple[float, float],
     eps: float,
-    weight_decay: float,
+    weight_decay: float | Tensor,
     decoupled: bool,
-    ema_decay: float,
+    ema_decay: float | Tensor,
+    clip_norm: float | Tensor | None,
+    squares: Tensor | None,
+    shadow: Shadow | None,
 ) -> None:
-    """In place, step counted from 1; lr [M, 1]."""
+    """In place, step counted from 1; what differs between models is [M]."""
+    keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
+    if isinstance(lr, Course):
+        course, (lr, keep) = lr, look_up(lr, step)
+    else:
+        course = None
+    loss = None
+    if grad.dim() == 3:
+        grad, loss = mean_of(grad)
+        keep = keep & loss.isfinite()
+    if squares is not None:
+        norm = squares.sum(dim=1).sqrt()
+        keep = keep & norm.isfinite()
+        if clip_norm is not None:
+            grad = grad * (clip_norm / (norm + _CLIP_EPS)).clamp(max=1)[:, None]
+        if loss is not None:
+            loss = torch.where(norm.isfinite(), loss, torch.nan)
+    if course is not None and loss is not None:
+        write_down(course, step, loss)
+    options = (step, betas, eps, decoupled)
+    buffers = (parameters, grad, *state)
+    columns = [_column(number) for number in (lr, weight_decay, ema_decay)]
+    if keep.all():
+        _update(*buffers, *columns, *options)
+    elif keep.any():
+        chosen = [buffer[keep] for buffer in buffers]
+        _update(*chosen, *(c[keep] if torch.is_tensor(c) else c for c in columns), *options)
+        for buffer, updated in zip((parameters, *state), (chosen[0], *chosen[2:]), strict=True):
+            buffer[keep] = updated
+    if shadow is not None:
+        update_shadow(parameters, shadow)
+
+
+def _column(number: float | Tensor) -> float | Tensor:
+    """A number, or [M, 1]."""
+    return number[:, None] if torch.is_tensor(number) else number
+
+
+def _update(
+    p: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    ema: Tensor,
+    lr: float | Tensor,
+    weight_decay: float | Tensor,
+    ema_decay: float | Tensor,
+    step: int | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    decoupled: bool,
+) -> None:
     beta1, beta2 = betas
+    step = step.double() if torch.is_tensor(step) else step
     if not decoupled:
-        grad = grad + weight_decay * parameters
-    state.exp_avg.lerp_(grad, 1 - beta1)
-    state.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (state.exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
+        grad = grad + weight_decay * p
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
     if decoupled:
-        parameters.mul_(1 - lr * weight_decay)
-    parameters.sub_(state.exp_avg / denominator * (lr / (1 - beta1**step)))
-    state.ema.lerp_(parameters, 1 - ema_decay)
+        p.mul_(1 - lr * weight_decay)
+    p.sub_(exp_avg / denominator * (lr / (1 - beta1**step)))
+    ema.lerp_(p, 1 - ema_decay)

@@ -7,7 +7,7 @@ Same contract as :mod:`.reference`, in four launches after the weights are packe
 2. :func:`backward_kernel`: the same backwards, down to the gradient of every pre-activation, of
    the slopes, and of x if asked.
 3. :func:`weight_gradient_kernel`: dW_l = dz_l^T h_l, the rows split over programs.
-4. :func:`reduce_kernel`: sums the parts in a fixed order, so two runs give the same bits.
+4. :mod:`..reduce_grad`: sums the parts in a fixed order, so two runs give the same bits.
 
 Activations are recomputed from z, because the slope of a PReLU may be negative: the sign of z
 decides which side of it a row was on.
@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import capability_of, device_of
+from ..reduce_grad.kernel import add_up
 from .config import OPERAND_DTYPES, PROGRAMS, TILE_ROWS, Config, config_for
 from .device import activate, gradient_scale, slope_of
 from .layout import Layout, layout_of
@@ -37,7 +38,7 @@ from .tile import (
 
 _BLOCK = 1024  # elements of an element-wise program
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["rows", "chunk", "splits", "tiles"]
+_VARYING = ["rows", "chunk", "tiles"]
 
 
 @triton.jit
@@ -158,34 +159,48 @@ def bias_tiles(net, config, layer):
 
 @triton.jit(do_not_specialize=_VARYING)
 def weight_gradient_kernel(
-    acts_ptr, grads_ptr, buffer_rows, flat_ptr, parts_ptr, chunk,
-    NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts_ptr, grads_ptr, buffer_rows, rows, flat_ptr, tile_parts_ptr, tiles, parts_ptr, chunk,
+    abs_max_ptr, factor,
+    NET: tl.constexpr, CONFIG: tl.constexpr, LOSS: tl.constexpr, ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Parts [M, splits, P] of all weight and bias gradients, from ``chunk`` rows each.
+    """Parts [M, splits, P] of all gradients, from ``chunk`` rows each, times ``factor``.
 
-    Grid (tiles, splits, M): first the tiles of the weights, then those of the biases.
+    Grid (tasks, splits, M): first the tiles of the weights, then those of the biases, then what the
+    tiles of rows have summed, [M, hidden layers, tiles]: the slopes. With LOSS both end with two
+    more: the loss and the number of terms. With ADD the parts are added to what is there.
     """
     LAYERS: tl.constexpr = NET.layers
     TILES: tl.constexpr = weight_tiles(NET, CONFIG, LAYERS)
+    BIASES: tl.constexpr = bias_tiles(NET, CONFIG, LAYERS)
+    SIZE: tl.constexpr = NET.shape.num_parameters + (2 if LOSS else 0)
+    SUMS: tl.constexpr = LAYERS - 1 + (2 if LOSS else 0)
     task = tl.program_id(0)
     split = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
     flat = flat_ptr + model * NET.shape.num_parameters
-    parts = parts_ptr + (model * tl.num_programs(1) + split) * NET.shape.num_parameters
+    parts = parts_ptr + (model * tl.num_programs(1) + split) * SIZE
     first = split * chunk
-    count = tl.minimum(chunk, buffer_rows - first)
+    count = tl.minimum(chunk, rows - first)
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
+    factor *= gradient_scale(abs_max_ptr, model, NET)[1]
     if task < TILES:
-        _weight_gradient(acts, grads, count, flat, parts, task, NET, CONFIG)
+        _weight_gradient(acts, grads, count, flat, parts, task, factor, NET, CONFIG, ADD)
+    elif task < TILES + BIASES:
+        _bias_gradient(grads, count, parts, task - TILES, factor, NET, CONFIG, ADD)
     else:
-        _bias_gradient(grads, count, parts, task - TILES, NET, CONFIG)
+        # All tiles of rows are the first split's; there are few numbers to each.
+        tile_parts = tile_parts_ptr + model * SUMS * tiles
+        _tile_sums(tile_parts, tl.where(split == 0, tiles, 0), tiles, parts, factor, NET, LOSS, ADD,
+                   BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _weight_gradient(
-    acts, grads, count, flat, parts, task, NET: tl.constexpr, CONFIG: tl.constexpr
-):
+    acts, grads, count, flat, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr,
+    ADD: tl.constexpr,
+):  # fmt: skip
     """One tile of dW = dz^T h, summed over ``count`` rows."""
     LAYERS: tl.constexpr = NET.layers
     IN: tl.constexpr = CONFIG.grad_in
@@ -211,11 +226,9 @@ def _weight_gradient(
         column_in, column_out, tl.multiple_of(padded_in, 16), tl.multiple_of(padded_out, 16),
         flat + NET.flat[LAYERS], layer, NET, CONFIG,
     )  # fmt: skip
-    tl.store(
-        parts + flat_start + column_out[None, :] * inputs + column_in[:, None],
-        acc,
-        mask=(column_out < outputs)[None, :] & (column_in < inputs)[:, None],
-    )
+    pointers = parts + flat_start + column_out[None, :] * inputs + column_in[:, None]
+    inside = (column_out < outputs)[None, :] & (column_in < inputs)[:, None]
+    _store_part(pointers, acc * factor, inside, ADD)
 
 
 @triton.jit
@@ -244,7 +257,9 @@ def _outer_product(
 
 
 @triton.jit
-def _bias_gradient(grads, count, parts, task, NET: tl.constexpr, CONFIG: tl.constexpr):
+def _bias_gradient(
+    grads, count, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr, ADD: tl.constexpr
+):
     """One tile of db = sum of dz over ``count`` rows."""
     ROWS: tl.constexpr = CONFIG.grad_rows
     OUT: tl.constexpr = CONFIG.grad_out
@@ -263,40 +278,30 @@ def _bias_gradient(grads, count, parts, task, NET: tl.constexpr, CONFIG: tl.cons
     for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
         acc += tl.load(pointers, mask=(column < outputs)[None, :], other=0.0).to(tl.float32)
         pointers += ROWS * NET.gradient_columns
-    tl.store(parts + flat_start + column, tl.sum(acc, axis=0), mask=column < outputs)
+    total = tl.sum(acc, axis=0) * factor
+    _store_part(parts + flat_start + column, total, column < outputs, ADD)
 
 
-@triton.jit(do_not_specialize=_VARYING)
-def reduce_kernel(
-    parts_ptr, splits, slope_parts_ptr, tiles, abs_max_ptr, factor,
-    grad_ptr, grad_stride_model, grad_stride,
-    NET: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _tile_sums(
+    tile_parts, count, tiles, parts, factor, NET: tl.constexpr, LOSS: tl.constexpr,
+    ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad [M, P] is ``factor`` times the sum of the parts, without the scale of grad_y.
-
-    Always in the same order. Grid (blocks, M); the last block has the slopes.
-    """
-    LAYERS: tl.constexpr = NET.layers
-    SIZE: tl.constexpr = NET.flat[LAYERS]
-    SLOPES: tl.constexpr = NET.shape.slopes
-    model = tl.program_id(1).to(tl.int64)
-    grad = grad_ptr + model * grad_stride_model
-    factor *= gradient_scale(abs_max_ptr, model, NET)[1]
-    if tl.program_id(0) < tl.cdiv(SIZE, BLOCK):
-        element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        parts = parts_ptr + model * splits * NET.shape.num_parameters + element
-        acc = tl.zeros((BLOCK,), tl.float32)
-        for _ in range(splits):
-            acc += tl.load(parts, mask=element < SIZE, other=0.0)
-            parts += NET.shape.num_parameters
-        tl.store(grad + element * grad_stride, acc * factor, mask=element < SIZE)
-    elif NET.shape.activation == "prelu" and SLOPES > 0:
-        # A linear input is the first hidden layer, and has no slope.
-        skipped = tiles * (model * (LAYERS - 1) + NET.shape.linear_input)
-        length = tiles * NET.shape.activated_layers // SLOPES
-        for slope in tl.static_range(SLOPES):
-            total = _sum(slope_parts_ptr + skipped + slope * length, length, BLOCK)
-            tl.store(grad + (SIZE + slope) * grad_stride, total * factor)
+    """Sums of the first ``count`` tiles: the gradients of the slopes, the loss, the terms."""
+    HIDDEN: tl.constexpr = NET.layers - 1
+    SLOPES: tl.constexpr = NET.shape.slopes if NET.shape.activation == "prelu" else 0
+    SHARED: tl.constexpr = NET.shape.activated_layers // NET.shape.slopes if SLOPES > 0 else 0
+    FIRST: tl.constexpr = NET.shape.linear_input  # a linear input has no slope
+    start = parts + NET.flat[NET.layers]
+    for slope in tl.static_range(SLOPES):
+        total = 0.0
+        for layer in tl.static_range(SHARED):
+            total += _sum(tile_parts + (FIRST + slope * SHARED + layer) * tiles, count, BLOCK)
+        _store_part(start + slope, total * factor, None, ADD)
+    if LOSS:
+        for column in tl.static_range(2):
+            total = _sum(tile_parts + (HIDDEN + column) * tiles, count, BLOCK)
+            _store_part(start + SLOPES + column, total, None, ADD)
 
 
 @triton.jit
@@ -306,6 +311,13 @@ def _sum(pointer, length, BLOCK: tl.constexpr):
         element = start + tl.arange(0, BLOCK)
         acc += tl.load(pointer + element, mask=element < length, other=0.0)
     return tl.sum(acc)
+
+
+@triton.jit
+def _store_part(pointers, value, mask, ADD: tl.constexpr):
+    if ADD:
+        value += tl.load(pointers, mask=mask)
+    tl.store(pointers, value, mask=mask)
 
 
 class Saved(NamedTuple):
@@ -422,7 +434,10 @@ def backward(
                 num_warps=config.warps,
             )  # fmt: skip
             if grad is not None:
-                weight_gradients(saved, grads, slope_parts, grad, net, config, abs_max=abs_max)
+                splits, _ = split_rows(net, config, models, tiles * TILE_ROWS)
+                parts = flat.new_empty((models, splits, shape.num_parameters))
+                weight_gradients(saved, grads, slope_parts, parts, net, config, abs_max=abs_max)
+                add_up(parts, grad)
     elif grad is not None:
         grad.zero_()
     return grad_x, None if grad is None else shape.unpack(grad)
@@ -438,43 +453,46 @@ def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str
 def weight_gradients(
     saved: Saved,
     grads: Tensor,
-    slope_parts: Tensor,
-    grad: Tensor,
+    tile_parts: Tensor,
+    parts: Tensor,
     net: Layout,
     config: Config,
     *,
+    rows: int | None = None,
     abs_max: Tensor | None = None,
     factor: float = 1.0,
+    loss: bool = False,
+    add: bool = False,
 ) -> None:
-    """Writes ``factor`` times the parameter gradients into grad [M, P].
+    """Writes parts of the parameter gradients, whose sum they are, times ``factor``.
 
     Args:
         saved: what the forward pass saved.
         grads: gradients of all pre-activations and of y, [M, rows rounded up, columns].
-        slope_parts: each tile's part of the slope gradients, float32 [M, hidden layers, tiles].
-        grad: float32 [M, P], overwritten.
+        tile_parts: float32 [M, hidden layers, tiles], each tile's part of the slope gradients; with
+            ``loss`` two more, of the loss and of the number of terms, which stay as they are.
+        parts: float32 [M, S, P], with ``loss`` [M, S, P + 2]; S is that of :func:`split_rows`.
         net, config: layout and tile sizes.
+        rows: how many rows of the buffers to sum, a multiple of ``TILE_ROWS``; None for all.
         abs_max: float32 [M], which grads were scaled by; None if they were not.
         factor: to multiply with.
+        add: add to what ``parts`` holds.
     """
-    models, rows, _ = grads.shape
-    flat, size = saved.flat, net.shape.num_parameters
-    tiles = weight_tiles(net, config, net.layers)
-    splits, chunk = _split(rows, tiles * models, config)
-    parts = flat.new_empty((models, splits, size))
-    weight_gradient_kernel[tiles + bias_tiles(net, config, net.layers), splits, models](
-        saved.activations, grads, rows, flat, parts, chunk, net, config,
+    models, buffer_rows, _ = grads.shape
+    splits, chunk = split_rows(net, config, models, buffer_rows)
+    rows = buffer_rows if rows is None else rows
+    tasks = weight_tiles(net, config, net.layers) + bias_tiles(net, config, net.layers)
+    tasks += loss or net.shape.activation == "prelu"
+    weight_gradient_kernel[tasks, splits, models](
+        saved.activations, grads, buffer_rows, rows, saved.flat, tile_parts, tile_parts.shape[2],
+        parts, chunk, abs_max, factor, net, config, loss, add, _BLOCK,
         num_warps=config.grad_warps,
     )  # fmt: skip
-    prelu = net.shape.activation == "prelu"
-    reduce_kernel[triton.cdiv(net.flat[-1], _BLOCK) + prelu, models](
-        parts, splits, slope_parts, slope_parts.shape[2], abs_max, factor, grad, *grad.stride(),
-        net, _BLOCK,
-    )  # fmt: skip
 
 
-def _split(rows: int, tiles: int, config: Config) -> tuple[int, int]:
+def split_rows(net: Layout, config: Config, models: int, rows: int) -> tuple[int, int]:
     """Into how many parts the sum over rows is split, and how many rows each has."""
+    tiles = weight_tiles(net, config, net.layers) * models
     splits = max(1, min(PROGRAMS // tiles, rows // (4 * config.grad_rows)))
     chunk = triton.cdiv(triton.cdiv(rows, splits), config.grad_rows) * config.grad_rows
     return triton.cdiv(rows, chunk), chunk

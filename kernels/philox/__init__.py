@@ -6,7 +6,8 @@ backend and still see the same numbers.
 * :func:`philox4x32` is the generator of Salmon et al., "Parallel random numbers: as easy as
   1, 2, 3" (SC 2011), the same as Triton's ``tl.randint4x``.
 * :func:`random_words` lays its output out as one row of 32-bit words per element.
-* :func:`uniform_integers` and :func:`normals` turn words into timesteps, indices and noise.
+* :func:`uniform_integers`, :func:`uniform` and :func:`normals` turn words into timesteps,
+  indices, chances and noise.
 * :func:`permute` is a keyed bijection of [0, n): an epoch's order that needs no memory.
 """
 
@@ -18,6 +19,7 @@ from .reference import (
     philox4x32,
     random_words,
     seed_tensor,
+    uniform,
     uniform_integers,
 )
 
@@ -29,5 +31,6 @@ __all__ = [
     "philox4x32",
     "random_words",
     "seed_tensor",
+    "uniform",
     "uniform_integers",
 ]

@@ -13,6 +13,7 @@ from .reference import _BLOCK_BITS, Stream
 DRAW = tl.constexpr(int(Stream.DRAW))
 NOISE = tl.constexpr(int(Stream.NOISE))
 ORDER = tl.constexpr(int(Stream.ORDER))
+CLASS = tl.constexpr(int(Stream.CLASS))
 
 _STREAM_SHIFT = tl.constexpr(_BLOCK_BITS)
 _KEY_BLOCKS = tl.constexpr(_FEISTEL_ROUNDS // 4)
@@ -90,19 +91,22 @@ def normal_pair(seed, STREAM: tl.constexpr, step, element, pair):
 
 
 @triton.jit
-def permute(index, n, bits, seed, epoch):
+def permute(index, n, seed, epoch):
     """Where each position of an epoch's order points to.
 
     Args:
         index: int64, positions in [0, n).
-        n: size of the domain, a scalar up to 2**62.
-        bits: how many bits n - 1 has, a scalar.
+        n: size of the domain, an int64 scalar up to 2**62.
         seed: int64 scalar.
         epoch: epoch number, a scalar below 2**32.
 
     Returns:
         int64, values in [0, n), the same as :func:`~.permutation.permute`.
     """
+    one = tl.full((), 1, tl.int64)
+    bits = 0  # that n - 1 has
+    while (one << bits) < n:
+        bits += 1
     value = _feistel(index, bits, seed, epoch)
     while tl.max((value >= n).to(tl.int32), axis=0) > 0:
         value = tl.where(value >= n, _feistel(value, bits, seed, epoch), value)

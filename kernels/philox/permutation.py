@@ -1,5 +1,7 @@
 """A keyed bijection of [0, n): the order of an epoch as a function, not a table."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from .reference import _MASK32, Stream, random_words
 _FEISTEL_ROUNDS = 8
 
 
-def permute(index: Tensor, n: int, seed: Tensor, epoch: int) -> Tensor:
+def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Tensor) -> Tensor:
     """Where each position of an epoch's order points to; every value of [0, n) exactly once.
 
     A Feistel network over the smallest power of two that holds n, its halves updated in turn, is
@@ -18,9 +20,9 @@ def permute(index: Tensor, n: int, seed: Tensor, epoch: int) -> Tensor:
 
     Args:
         index: int64 [R] or [M, R], positions in [0, n).
-        n: size of the domain, 1 to 2**62.
+        n: size of the domain, 1 to 2**62, of all models or of each.
         seed: int64 [M], one per model.
-        epoch: epoch number in [0, 2**32).
+        epoch: epoch number in [0, 2**32), an int or int64 [M, 1].
 
     Returns:
         int64 [M, R], values in [0, n).
@@ -28,21 +30,38 @@ def permute(index: Tensor, n: int, seed: Tensor, epoch: int) -> Tensor:
     Raises:
         ValueError: n is out of range.
     """
-    if not 1 <= n <= 2**62:
-        raise ValueError(f"n must be from 1 to 2**62, got {n}")
+    sizes = [n] if isinstance(n, int) else list(n)
+    for size in sizes:
+        if not 1 <= size <= 2**62:
+            raise ValueError(f"n must be from 1 to 2**62, got {size}")
+    domains = [(size, *_halves(size)) for size in sizes]
+    if len(set(domains)) == 1:  # numbers broadcast without a tensor being made in every step
+        n, *halves = domains[0]
+    else:
+        n, *halves = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
     rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
     keys = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
-    value = _feistel(index.expand(seed.shape[0], -1), n, keys)
+    value = _feistel(index.expand(seed.shape[0], -1), keys, *halves)
     while (outside := value >= n).any():
-        value = torch.where(outside, _feistel(value, n, keys), value)
+        value = torch.where(outside, _feistel(value, keys, *halves), value)
     return value
 
 
-def _feistel(value: Tensor, n: int, keys: Tensor) -> Tensor:
-    """One pass of the network over [0, 2**bits), bits being what n - 1 needs."""
+def _halves(n: int) -> tuple[int, int, int]:
+    """Bits of the lower half of what n - 1 needs, and the masks of both halves."""
     bits = (n - 1).bit_length()
     low_bits = bits // 2
-    low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    return low_bits, (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+
+
+def _feistel(
+    value: Tensor,
+    keys: Tensor,
+    low_bits: int | Tensor,
+    low_mask: int | Tensor,
+    high_mask: int | Tensor,
+) -> Tensor:
+    """One pass of the network over [0, 2**bits); the halves are numbers, or [M, 1]."""
     high, low = value >> low_bits, value & low_mask  # [M, R]
     for round_number, key in enumerate(keys.unbind(1)):
         if round_number % 2 == 0:

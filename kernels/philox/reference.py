@@ -30,6 +30,7 @@ class Stream(IntEnum):
     PRIOR = 2  # x_T
     ORDER = 3  # round keys of an epoch's permutation
     SEED = 4  # seeds of the parts of an experiment
+    CLASS = 5  # whether a training row's class is withheld
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
@@ -116,6 +117,11 @@ def uniform_integers(words: Tensor, n: int | Tensor) -> Tensor:
     return (words * n) >> 32
 
 
+def uniform(words: Tensor) -> Tensor:
+    """The middle of one of 2**24 cells of (0, 1), float32, from 32-bit words."""
+    return (words >> 8).float() * 2.0**-24 + 2.0**-25
+
+
 def normals(words: Tensor) -> Tensor:
     """Standard normal numbers from pairs of words (Box and Muller 1958).
 
@@ -125,8 +131,7 @@ def normals(words: Tensor) -> Tensor:
     Returns:
         float32 [..., 2k]; the largest possible magnitude is 5.9.
     """
-    uniform = (words >> 8).float() * 2.0**-24 + 2.0**-25  # the middle of 2**24 cells of (0, 1)
-    pairs = uniform.unflatten(-1, (-1, 2))
+    pairs = uniform(words).unflatten(-1, (-1, 2))
     radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
     angle = 2.0 * math.pi * pairs[..., 1]
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)

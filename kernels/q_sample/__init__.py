@@ -14,9 +14,9 @@ from .._validate import (
 )
 from ..philox import seed_tensor
 from . import reference
-from .reference import Draw
+from .reference import Draw, TrainingData
 
-__all__ = ["Draw", "q_sample", "q_sample_batch"]
+__all__ = ["Draw", "TrainingData", "q_sample", "q_sample_batch"]
 
 
 def q_sample(
@@ -99,7 +99,7 @@ def q_sample_batch(
     check_positive("step", step, allow_zero=True)
     check_same_device(points=points, alpha_bar=alpha_bar)
     points = points if points.dim() == 3 else points[None]
-    models, n_points, dim = points.shape
+    models, n_points, _ = points.shape
     alpha_bar = alpha_bar.expand(models, -1)
     check_last_dim("alpha_bar", alpha_bar, alpha_bar.shape[-1])
     seeds = seed_tensor(seed, points.device).expand(models)
@@ -108,14 +108,18 @@ def q_sample_batch(
     else:
         check_range("t_table", t_table, 0, alpha_bar.shape[1])
     t_table = t_table.expand(models, -1)
-    counts = torch.full((models,), n_points, device=points.device)
+    data = reference.TrainingData(
+        points=points,
+        alpha_bar=alpha_bar,
+        time_features=points.new_empty((1, alpha_bar.shape[1], 0)),
+        labels=None,
+        n_points=torch.full((models,), n_points, device=points.device),
+        t_table=t_table,
+    )
     if use_triton(backend, "points", points, elementwise_gap(points)):
         from . import kernel
 
-        no_features = points.new_empty((1, alpha_bar.shape[1], 0))
-        source = kernel.Source(points, alpha_bar, no_features, counts, t_table)
-        return kernel.draw_fresh(source, seeds, step, first_row, batch_size)
-    rows = torch.arange(first_row, first_row + batch_size, device=points.device)
-    draw = reference.draw_fresh(seeds, step, rows, counts, t_table, dim)
+        return kernel.draw(data, seeds, step, batch_size, None, first_row, batch_size)
+    draw = reference.batch_draw(data, seeds, step, batch_size, None, first_row, batch_size)
     x_0 = reference.gather_points(points, draw.index)
     return reference.q_sample(x_0, alpha_bar, draw.t, draw.eps), draw

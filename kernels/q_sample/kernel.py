@@ -1,10 +1,8 @@
 """The forward process in Triton: draw a row, noise it, write what the network sees of it.
 
-Same contract as :mod:`.reference`. One launch draws index, timestep and noise, gathers the point
-and the timestep's feature, and writes x_t.
+Same contract as :mod:`.reference`. One launch draws index, timestep, noise and class, gathers
+the point and the features, and writes x_t and the rest of the network's input.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -12,75 +10,131 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import device_of, model_stride
-from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform_integers
-from .reference import Draw
+from ..philox.kernel import CLASS as CLASS_STREAM
+from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform, uniform_integers
+from .reference import Draw, TrainingData
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["entries", "step", "refresh", "first_row", "rows", "points", "pairs", "bits"]
-
-
-class Source(NamedTuple):
-    """What rows are drawn from; the first axis is M, or 1 if all models share it."""
-
-    points: Tensor  # float32 [M, N, d]
-    alpha_bar: Tensor  # float32 [M, T]
-    time_features: Tensor  # float32 [M, T, F]
-    n_points: Tensor  # int64 [M], how many of the N points each model has
-    t_table: Tensor  # int64 [M, K], timesteps that fresh rows are drawn from
+_VARYING = ["entries", "steps", "step", "batch_size", "refresh", "first_row", "rows", "classes"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def draw_kernel(
     points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
-    n_points_ptr, t_table_ptr, t_table_stride, entries, seed_ptr, step, refresh, first_row, rows,
-    points, pairs, bits, inputs_ptr, eps_ptr, t_ptr, index_ptr,
-    DIM: tl.constexpr, FEATURES: tl.constexpr, EPOCH: tl.constexpr, ROWS: tl.constexpr,
+    labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
+    n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
+    seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
+    inputs_ptr, eps_ptr, t_ptr, index_ptr, condition_ptr, live_ptr,
+    DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Inputs [M, rows, DIM + FEATURES] of the network, eps, t and index of ``rows`` rows.
+    """Inputs [M, rows, DIM + TIME + CLASS] of the network and the draw of ``rows`` rows.
 
     Grid (row tiles, pairs of columns, M): first the pairs of coordinates, then those of features.
-
-    Without EPOCH the draw is a function of (seed, step, row). With it, ``step`` is the epoch, the
-    row is a position in the order of the ``pairs`` of timestep and one of ``points`` points, whose
-    numbers have ``bits`` bits, and the noise is a function of the pair and ``refresh``.
+    The step is read from its pointer, or without one it is ``step``; see
+    :func:`~.reference.batch_draw` for what a row is a function of.
     """
-    PAIRS: tl.constexpr = (DIM + 1) // 2
     pair = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live = row < rows
+    present = row < rows
     seed = tl.load(seed_ptr + model)
-    element = first_row + row.to(tl.int64)
-    if EPOCH:
-        element = permute(tl.where(live, element, 0), pairs, bits, seed, step)
-        index, t = element % points, element // points
-        step = refresh
-    else:
-        word_0, word_1, _, _ = random_words(seed, DRAW, step, element, 0)
-        index = uniform_integers(word_0, tl.load(n_points_ptr + model))
-        t_table = t_table_ptr + model * t_table_stride
-        t = tl.load(t_table + uniform_integers(word_1, entries))
+    if step_ptr is not None:
+        step = tl.load(step_ptr)
+    index, t, element, step, live = locate_rows(
+        first_row + row.to(tl.int64), model, n_points_ptr, n_steps_ptr, steps,
+        t_table_ptr + model * t_table_stride, n_entries_ptr, entries,
+        seed, step, batch_size, refresh, EPOCH,
+    )  # fmt: skip
     position = model * rows + row
-    inputs = inputs_ptr + position * (DIM + FEATURES)
-    if pair == 0:
-        tl.store(index_ptr + position, index, mask=live)
-        tl.store(t_ptr + position, t, mask=live)
-    if pair < PAIRS:
+    told = class_features_ptr
+    once = row < tl.where(pair == 0, rows, 0)
+    if CLASS > 0:
+        condition = draw_condition(
+            labels_ptr + model * labels_stride, index, tl.load(p_uncond_ptr + model), classes,
+            seed, step, element,
+        )  # fmt: skip
+        told += model * class_features_stride + condition * CLASS
+        tl.store(condition_ptr + position, condition, mask=once)
+    tl.store(index_ptr + position, index, mask=once)
+    tl.store(t_ptr + position, t, mask=once)
+    if EPOCH:
+        tl.store(live_ptr + position, live, mask=once)
+    write_rows(
+        points_ptr + model * points_stride + index * DIM,
+        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
+        features_ptr + model * features_stride + t * TIME, told, seed, step, element,
+        inputs_ptr + position * (DIM + TIME + CLASS), eps_ptr + position * DIM, present,
+        pair, pair + 1, DIM, TIME, CLASS,
+    )  # fmt: skip
+
+
+@triton.jit
+def locate_rows(
+    row, model, n_points_ptr, n_steps_ptr, steps, t_table, n_entries_ptr, entries,
+    seed, step, batch_size, refresh, EPOCH: tl.constexpr,
+):  # fmt: skip
+    """Which point and timestep the rows of a step's batch are made of.
+
+    Returns:
+        index, t, the element and the step that the rows' noise is a function of, and whether a row
+        is there: an epoch's last batch has fewer. Rows that are not have the draw of position 0.
+    """
+    n_points = tl.load(n_points_ptr + model)
+    if EPOCH:
+        if n_steps_ptr is not None:
+            steps = tl.load(n_steps_ptr + model)
+        pairs = n_points * steps
+        length = tl.cdiv(pairs, batch_size)  # of an epoch, in steps
+        epoch = step // length
+        position = row + (step % length) * batch_size
+        live = position < pairs
+        element = permute(tl.where(live, position, 0), pairs, seed, epoch)
+        index, t, step = element % n_points, element // n_points, epoch // refresh
+    else:
+        if n_entries_ptr is not None:
+            entries = tl.load(n_entries_ptr + model)
+        word_0, word_1, _, _ = random_words(seed, DRAW, step, row, 0)
+        element, live = row, row >= 0
+        index = uniform_integers(word_0, n_points)
+        t = tl.load(t_table + uniform_integers(word_1, entries))
+    return index, t, element, step, live
+
+
+@triton.jit
+def draw_condition(labels, index, p_uncond, classes, seed, step, element):
+    """The class that the network is told of each row, ``classes`` where it is withheld."""
+    word, _, _, _ = random_words(seed, CLASS_STREAM, step, element, 0)
+    return tl.where(uniform(word) < p_uncond, classes, tl.load(labels + index))
+
+
+@triton.jit
+def write_rows(
+    x_0, alpha_bar, time_features, class_features, seed, step, element, inputs, eps, live,
+    first, last, DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr,
+):  # fmt: skip
+    """Writes pairs first ... last - 1 of the columns of eps and of the network's inputs.
+
+    First come the pairs of coordinates, then those of features. Each pointer is that of a row.
+    """
+    PAIRS: tl.constexpr = (DIM + 1) // 2
+    for pair in tl.range(first, tl.minimum(last, PAIRS), num_stages=1):
         # The first pair of a row's words made index and t.
         eps_0, eps_1 = normal_pair(seed, DRAW, step, element, pair + 1)
-        alpha_bar = tl.load(alpha_bar_ptr + model * alpha_bar_stride + t, mask=live, other=1.0)
-        x_0 = points_ptr + model * points_stride + index * DIM
-        eps = eps_ptr + position * DIM
         _noise(x_0, eps, inputs, pair * 2, eps_0, alpha_bar, live)
         if pair * 2 + 1 < DIM:
             _noise(x_0, eps, inputs, pair * 2 + 1, eps_1, alpha_bar, live)
-    else:
-        first = (pair - PAIRS) * 2
-        features = features_ptr + model * features_stride + t * FEATURES
-        for column in range(first, tl.minimum(first + 2, FEATURES)):
-            tl.store(inputs + DIM + column, tl.load(features + column, mask=live), mask=live)
+    begin = tl.maximum(first - PAIRS, 0) * 2
+    end = tl.minimum((last - PAIRS) * 2, TIME + CLASS)
+    for column in tl.range(begin, tl.minimum(end, TIME), num_stages=1):
+        value = tl.load(time_features + column, mask=live, other=0.0)
+        tl.store(inputs + DIM + column, value, mask=live)
+    if CLASS > 0:
+        for column in tl.range(tl.maximum(begin, TIME), end, num_stages=1):
+            value = tl.load(class_features + column - TIME, mask=live, other=0.0)
+            tl.store(inputs + DIM + column, value, mask=live)
 
 
 @triton.jit
@@ -124,60 +178,53 @@ def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     return x_t
 
 
-def draw_fresh(
-    source: Source, seed: Tensor, step: int, first_row: int, rows: int
+def source_arguments(data: TrainingData) -> tuple:
+    """What rows are made of, as the first arguments of a kernel that draws."""
+    points, alpha_bar, features, t_table = (
+        part.contiguous()
+        for part in (data.points, data.alpha_bar, data.time_features, data.t_table)
+    )
+    labels, told = (
+        None if part is None else part.contiguous() for part in (data.labels, data.class_features)
+    )
+    return (
+        points, model_stride(points), alpha_bar, model_stride(alpha_bar),
+        features, model_stride(features), labels, 0 if labels is None else model_stride(labels),
+        told, 0 if told is None else model_stride(told), 0 if told is None else told.shape[1] - 1,
+        data.p_uncond, data.n_points.contiguous(), data.n_steps, alpha_bar.shape[1],
+        t_table, model_stride(t_table), data.n_entries, t_table.shape[1],
+    )  # fmt: skip
+
+
+def draw(
+    data: TrainingData,
+    seed: Tensor,
+    step: int | Tensor,
+    batch_size: int,
+    refresh: int | None = None,
+    first_row: int = 0,
+    rows: int | None = None,
 ) -> tuple[Tensor, Draw]:
-    """Rows drawn anew in every step, a function of (seed, step, row).
+    """The network's inputs, float32 [M, B, d + F + E], and the draw behind them.
 
-    Args:
-        source: what is drawn from.
-        seed: int64 [M].
-        step: training step in [0, 2**32).
-        first_row: global number of the first row.
-        rows: how many rows B.
-
-    Returns:
-        The network's inputs, float32 [M, B, d + F]: x_t and the feature of t; and the draw.
+    Same arguments as :func:`~.reference.batch_draw`; what ``data`` has of each model is [M].
     """
-    return _draw(source, seed, step, 0, first_row, rows, 0)
-
-
-def draw_epoch(
-    source: Source, seed: Tensor, epoch: int, refresh: int, first_row: int, rows: int
-) -> tuple[Tensor, Draw]:
-    """Rows of an epoch's order over all pairs of the N points and T timesteps.
-
-    Args:
-        source: what is drawn from; every model has all N points and T timesteps.
-        seed: int64 [M].
-        epoch, refresh: which order and which noise, in [0, 2**32).
-        first_row: position in the order of the first row; rows after the last pair are left out.
-        rows: how many rows B at most.
-
-    Returns:
-        As :func:`draw_fresh`.
-    """
-    pairs = source.points.shape[1] * source.alpha_bar.shape[1]
-    rows = max(0, min(rows, pairs - first_row))
-    return _draw(source, seed, epoch, refresh, first_row, rows, pairs)
-
-
-def _draw(
-    source: Source, seed: Tensor, step: int, refresh: int, first_row: int, rows: int, pairs: int
-) -> tuple[Tensor, Draw]:
-    models, dim, width = len(seed), source.points.shape[-1], source.time_features.shape[-1]
-    points, alpha_bar, features, n_points, t_table = (part.contiguous() for part in source)
-    inputs = points.new_empty((models, rows, dim + width))
-    eps = points.new_empty((models, rows, dim))
+    models, dim, width = len(seed), data.points.shape[-1], data.time_features.shape[-1]
+    told = 0 if data.class_features is None else data.class_features.shape[-1]
+    rows = batch_size - first_row if rows is None else rows
+    inputs = data.points.new_empty((models, rows, dim + width + told))
+    eps = data.points.new_empty((models, rows, dim))
     t, index = (seed.new_empty((models, rows)) for _ in range(2))
-    pairs_of_columns = triton.cdiv(dim, 2) + triton.cdiv(width, 2)
+    condition = seed.new_empty((models, rows)) if told else None
+    live = None if refresh is None else seed.new_empty((models, rows), dtype=torch.bool)
+    pairs_of_columns = triton.cdiv(dim, 2) + triton.cdiv(width + told, 2)
+    on_device = isinstance(step, Tensor)
     if rows and models:
-        with device_of(points):
+        with device_of(inputs):
             draw_kernel[triton.cdiv(rows, _ROWS), pairs_of_columns, models](
-                points, model_stride(points), alpha_bar, model_stride(alpha_bar),
-                features, model_stride(features), n_points, t_table, model_stride(t_table),
-                t_table.shape[1], seed.contiguous(), step, refresh, first_row, rows,
-                points.shape[1], pairs, max(0, pairs - 1).bit_length(),
-                inputs, eps, t, index, dim, width, pairs > 0, _ROWS,
+                *source_arguments(data), seed.contiguous(), step if on_device else None,
+                0 if on_device else step, batch_size, refresh or 0, first_row, rows,
+                inputs, eps, t, index, condition, live,
+                dim, width, told, refresh is not None, _ROWS,
             )  # fmt: skip
-    return inputs, Draw(index, t, eps)
+    return inputs, Draw(index, t, eps, condition, live)

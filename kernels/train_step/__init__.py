@@ -1,6 +1,7 @@
 """One training step of M diffusion models or noisy-point classifiers."""
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
 from .._dispatch import use_triton
@@ -11,15 +12,105 @@ from .._validate import (
     check_same_device,
     check_shape,
 )
+from ..adamw import Shadow, shadow_of
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
 from ..overflow import observe
 from ..philox import seed_tensor
-from ..q_sample.reference import Draw, draw_epoch, draw_fresh
+from ..q_sample.reference import TrainingData, batch_draw
+from ..reduce_grad import mean_of, reduce_grad
 from . import reference
-from .reference import TrainingData
 
-__all__ = ["TrainingData", "train_step"]
+__all__ = ["TrainingData", "Workspace", "train_step", "training_sums", "workspace_of"]
+
+
+class Workspace(NamedTuple):
+    """What the steps of a training run work in, allocated once.
+
+    Without ``shadow`` and ``buffers`` the steps are those of the reference.
+    """
+
+    sums: Tensor  # float32 [M, S, P + 2], what a step leaves
+    shadow: Shadow | None  # weights as the kernels read them, which adamw_ keeps up to date
+    buffers: tuple | None
+
+
+def workspace_of(
+    parameters: Tensor,
+    shape: MLPShape,
+    data: TrainingData,
+    rows: int,
+    *,
+    precision: str = "fp16",
+    backend: str | None = None,
+) -> Workspace:
+    """A workspace for calls of :func:`training_sums` with up to ``rows`` rows.
+
+    Args:
+        parameters: float32 [M, P]; the shadow starts with their values.
+        shape, data, precision, backend: as in :func:`train_step`.
+        rows: most rows of a call.
+
+    Raises:
+        ValueError: shapes or devices do not fit, or a count is out of range.
+    """
+    check_backend(backend)
+    check_precision(precision)
+    check_positive("rows", rows, allow_zero=True)
+    _check(parameters, shape, data)
+    models, size = parameters.shape
+    gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
+    if not use_triton(backend, "parameters", parameters, gap):
+        return Workspace(parameters.new_empty(models, 1, size + 2), None, None)
+    from . import kernel
+
+    buffers, splits = kernel.buffers_of(data, shape, models, rows, precision)
+    sums = parameters.new_empty(models, splits, size + 2)
+    return Workspace(sums, shadow_of(parameters, shape, precision), buffers)
+
+
+def training_sums(
+    parameters: Tensor,
+    shape: MLPShape,
+    data: TrainingData,
+    workspace: Workspace,
+    *,
+    batch_size: int,
+    seed: Tensor,
+    step: int | Tensor,
+    refresh: int | None = None,
+    first_row: int = 0,
+    rows: int | None = None,
+    add: bool = False,
+) -> Tensor:
+    """The gradients, losses and numbers of terms of a step, summed over rows but not over parts.
+
+    What :func:`train_step` is made of: nothing is allocated, so that a CUDA graph can hold it, and
+    :func:`~flashpoint.kernels.adamw_` takes the result as it is. It adds up: chunks of a batch by
+    ``add``, ranks by an all-reduce of what :func:`~flashpoint.kernels.reduce_grad` returns.
+
+    Args:
+        parameters, shape, data: as in :func:`train_step`.
+        workspace: of this network, and this data, for at least ``rows`` rows.
+        batch_size, step, refresh, first_row, rows: as in :func:`train_step`.
+        seed: int64 [M].
+        add: add to what the workspace's sums hold, instead of overwriting it.
+
+    Returns:
+        ``workspace.sums``, [M, S, P + 2].
+    """
+    rows = batch_size - first_row if rows is None else rows
+    if workspace.buffers is None:
+        draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
+        reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
+    else:
+        from . import kernel
+
+        kernel.training_sums(
+            parameters, shape, data, *workspace, batch_size=batch_size, seed=seed, step=step,
+            refresh=refresh, first_row=first_row, rows=rows, add=add,
+        )  # fmt: skip
+    return workspace.sums
 
 
 def train_step(
@@ -29,30 +120,33 @@ def train_step(
     *,
     batch_size: int,
     seed: int | Tensor,
-    step: int,
-    epoch: int | None = None,
-    refresh: int = 0,
+    step: int | Tensor,
+    refresh: int | None = None,
     first_row: int = 0,
+    rows: int | None = None,
     grad: Tensor | None = None,
     precision: str = "fp16",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws a batch, noises it, returns the loss and its gradient (Ho et al. 2020, algorithm 1).
 
-    With labels in ``data`` the network is a classifier and the loss the cross-entropy; without,
-    it predicts the noise and the loss is the mean squared error over rows and coordinates.
+    With labels in ``data`` the network is a classifier and the loss the cross-entropy; without, or
+    with class features, it predicts the noise and the loss is the mean squared error over rows and
+    coordinates.
 
     Args:
         parameters: float32 [M, P], flat parameters of M networks.
         shape: the shape of these networks; the input width is d plus the width of the features.
         data: points, schedules, features and labels.
-        batch_size: rows B of each model.
+        batch_size: rows B of a step of each model.
         seed: one seed, or int64 [M].
-        step: training step; the batch is a function of (seed, step).
-        epoch: None draws points, timesteps and noise anew at every step. A number takes rows
-            [step * B, (step + 1) * B) of that epoch's order over all N * T pairs instead.
-        refresh: with ``epoch``, which noise; a pair keeps its noise until this changes.
-        first_row: global number of the first row.
+        step: training step from 0, an int or an int64 scalar on the device; the batch is a function
+            of (seed, step).
+        refresh: None draws points, timesteps and noise anew at every step. A number leads through
+            epochs over all N * T pairs of point and timestep: with S = ceil(N T / B), step s takes
+            rows (s mod S) * B ... of the order of epoch s // S, fewer at its end; a pair keeps its
+            noise for ``refresh`` epochs.
+        first_row, rows: the part of the batch to do, a chunk of it or a rank's; default all.
         grad: where the gradient goes, [M, P]; None allocates it.
         precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
             the reference works in float32 always.
@@ -60,64 +154,46 @@ def train_step(
             chooses.
 
     Returns:
-        loss float32 [M] and gradient float32 [M, P].
+        loss float32 [M] and gradient float32 [M, P], means over the rows.
 
     Raises:
         ValueError: shapes or devices do not fit, or a count is out of range.
     """
-    check_backend(backend)
     check_precision(precision)
     check_positive("batch_size", batch_size)
-    check_positive("step", step, allow_zero=True)
+    if not isinstance(step, Tensor):
+        check_positive("step", step, allow_zero=True)
+    if refresh is not None:
+        check_positive("refresh", refresh)
+    rows = batch_size - first_row if rows is None else rows
+    if grad is not None:
+        check_shape("grad", grad, parameters.shape)
+    flat = parameters.contiguous()
+    workspace = workspace_of(flat, shape, data, rows, precision=precision, backend=backend)
+    seed = seed_tensor(seed, parameters.device).expand(len(parameters)).contiguous()
+    sums = training_sums(
+        flat, shape, data, workspace, batch_size=batch_size, seed=seed, step=step, refresh=refresh,
+        first_row=first_row, rows=rows,
+    )  # fmt: skip
+    if workspace.buffers is not None:
+        sums = reduce_grad(sums, backend=backend).sums
+    mean, loss = mean_of(sums)
+    if grad is not None:
+        mean = grad.copy_(mean)
+    observe("train_step", precision, [parameters], [loss, mean])
+    return loss, mean
+
+
+def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
+    """Raises ValueError if the network, its parameters and the data do not fit together."""
     check_same_device(parameters=parameters, points=data.points, alpha_bar=data.alpha_bar)
-    models = parameters.shape[0]
-    check_shape("parameters", parameters, (models, shape.num_parameters))
-    grad = torch.empty_like(parameters) if grad is None else grad
-    check_shape("grad", grad, parameters.shape)
-    width = data.points.shape[-1] + data.time_features.shape[-1]
-    if shape.widths[0] != width:
+    check_shape("parameters", parameters, (len(parameters), shape.num_parameters))
+    if shape.widths[0] != data.input_width:
+        features = "point, timestep feature and class feature"
+        if data.class_features is None:
+            features = "point and timestep feature"
         raise ValueError(
-            f"shape must have input width {width} (point and timestep feature), "
-            f"got {shape.widths[0]}"
+            f"shape must have input width {data.input_width} ({features}), got {shape.widths[0]}"
         )
-    seeds = seed_tensor(seed, parameters.device).expand(models)
-    gap = gap_of(shape, parameters.dtype, classifier=data.labels is not None)
-    if use_triton(backend, "parameters", parameters, gap):
-        from . import kernel
-
-        loss = kernel.train_step(
-            parameters,
-            shape,
-            data,
-            grad,
-            precision,
-            batch_size=batch_size,
-            seed=seeds,
-            step=step,
-            epoch=epoch,
-            refresh=refresh,
-            first_row=first_row,
-        )
-    else:
-        draw = _draw(data, seeds, batch_size, step, epoch, refresh, first_row)
-        loss = reference.train_step(parameters, shape, data, draw, grad)
-    observe("train_step", precision, [parameters], [loss, grad])
-    return loss, grad
-
-
-def _draw(
-    data: TrainingData,
-    seed: Tensor,
-    batch_size: int,
-    step: int,
-    epoch: int | None,
-    refresh: int,
-    first_row: int,
-) -> Draw:
-    device, dim = data.points.device, data.points.shape[-1]
-    rows = torch.arange(first_row, first_row + batch_size, device=device)
-    if epoch is None:
-        return draw_fresh(seed, step, rows, data.n_points, data.t_table, dim)
-    n_points, n_steps = data.points.shape[1], data.alpha_bar.shape[1]
-    rows = rows + step * batch_size
-    return draw_epoch(seed, epoch, refresh, rows[rows < n_points * n_steps], n_points, n_steps, dim)
+    if data.class_features is not None and (data.labels is None or data.p_uncond is None):
+        raise ValueError("class_features need labels and p_uncond, got None")

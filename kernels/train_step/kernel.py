@@ -1,36 +1,46 @@
-"""One training step in five launches: the same algorithm as :mod:`.reference`.
+"""The sums of a training step in two launches: the same algorithm as :mod:`.reference`.
 
-1. the weights are packed, 2. a batch is drawn and noised, 3. :func:`train_kernel` takes each tile
-of it forwards, through the loss and backwards, 4. and 5. the gradients of the weights.
+1. :func:`train_kernel` draws and noises a tile of rows, takes it forwards, through the loss and
+   backwards; 2. the gradients of the weights, the rows split over programs.
+
+The third launch of a step is :mod:`..adamw`, which adds up their parts.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import capability_of, device_of, model_stride
+from .._dispatch import capability_of, device_of
+from ..adamw.reference import Shadow
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
-from ..mlp.config import TILE_ROWS, config_for
+from ..mlp.config import OPERAND_DTYPES, TILE_ROWS, config_for
 from ..mlp.device import UNIT_SCALE, divisor, softmax
-from ..mlp.layout import Layout, layout_of
+from ..mlp.layout import layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
-from ..q_sample.kernel import Source, draw_epoch, draw_fresh
-from ..q_sample.reference import Draw
-from .reference import TrainingData
+from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
+from ..q_sample.reference import TrainingData
+
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+_VARYING = ["entries", "steps", "step", "batch_size", "refresh", "first_row", "rows", "classes"]
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=_VARYING)
 def train_kernel(
-    inputs_ptr, eps_ptr, labels_ptr, labels_stride, index_ptr, flat_ptr, packed_ptr,
-    acts_ptr, grads_ptr, buffer_rows, slope_parts_ptr, loss_parts_ptr, rows,
+    points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
+    labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
+    n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
+    seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
+    flat_ptr, packed_ptr, inputs_ptr, eps_ptr, acts_ptr, grads_ptr, buffer_rows, tile_parts_ptr,
+    DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Forward, loss and backward of one tile; grid (tiles, M).
+    """Draw, forward, loss and backward of one tile; grid (tiles, M).
 
-    The loss is that of eps, or with labels of the label of point ``index``. Its parts are sums over
-    rows, and so are the gradients, scaled.
+    The loss is that of eps, or with labels that are not told to the network, of the label. Its
+    parts and the number of its terms are sums over rows, and so are the gradients, scaled.
     """
     LAYERS: tl.constexpr = NET.layers
     IN: tl.constexpr = NET.shape.widths[0]
@@ -38,25 +48,51 @@ def train_kernel(
     model = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = first + tl.arange(0, ROWS)
-    live = row < rows
+    seed = tl.load(seed_ptr + model)
+    if step_ptr is not None:
+        step = tl.load(step_ptr)
+    index, t, element, step, live = locate_rows(
+        first_row + row, model, n_points_ptr, n_steps_ptr, steps,
+        t_table_ptr + model * t_table_stride, n_entries_ptr, entries,
+        seed, step, batch_size, refresh, EPOCH,
+    )  # fmt: skip
+    live = live & (row < rows)
+    labels = labels_ptr
+    if labels_ptr is not None:
+        labels += model * labels_stride
+    told = class_features_ptr
+    if CLASS > 0:
+        p_uncond = tl.load(p_uncond_ptr + model)
+        condition = draw_condition(labels, index, p_uncond, classes, seed, step, element)
+        told += model * class_features_stride + condition * CLASS
+    position = model * buffer_rows + row
+    write_rows(
+        points_ptr + model * points_stride + index * DIM,
+        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
+        features_ptr + model * features_stride + t * TIME, told, seed, step, element,
+        inputs_ptr + position * IN, eps_ptr + position * DIM, live,
+        0, (DIM + 1) // 2 + (TIME + CLASS + 1) // 2, DIM, TIME, CLASS,
+    )  # fmt: skip
+    tl.debug_barrier()
     flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
-    inputs = inputs_ptr + (model * rows + first) * IN
-    store_input(inputs, IN, 1, live, acts, NET, ROWS)
+    store_input(inputs_ptr + (model * buffer_rows + first) * IN, IN, 1, live, acts, NET, ROWS)
     tl.debug_barrier()
     forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
-    if labels_ptr is None:
-        eps = eps_ptr + (model * rows + first) * NET.shape.widths[LAYERS]
+    terms = tl.sum(live.to(tl.float32), axis=0)
+    if labels_ptr is None or CLASS > 0:
+        eps = eps_ptr + (model * buffer_rows + first) * DIM
         loss = _eps_loss(acts, packed, flat, grads, eps, live, NET, CONFIG, ROWS)
+        terms *= DIM
     else:
-        index = tl.load(index_ptr + model * rows + row, mask=live, other=0)
-        label = tl.load(labels_ptr + model * labels_stride + index)
+        label = tl.load(labels + index)
         loss = _label_loss(acts, packed, flat, grads, label, live, NET, CONFIG, ROWS)
-    tl.store(loss_parts_ptr + model * tiles + tl.program_id(0), loss)
+    parts = tile_parts_ptr + model * (LAYERS + 1) * tiles + tl.program_id(0)
+    tl.store(parts + (LAYERS - 1) * tiles, loss)
+    tl.store(parts + LAYERS * tiles, terms)
     tl.debug_barrier()
-    parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tl.program_id(0)
     backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
 
 
@@ -106,69 +142,72 @@ def _label_loss(
     return -tl.sum(tl.where(chosen, log_p, 0.0))
 
 
-def train_step(
+class Buffers(NamedTuple):
+    """What the launches of a step hand on, for a number of rows; not kept between steps."""
+
+    inputs: Tensor  # float32 [M, rows, d + F + E]
+    eps: Tensor  # float32 [M, rows, d]
+    activations: Tensor  # [M, rows, columns], operand dtype
+    gradients: Tensor  # [M, rows, columns], operand dtype
+    tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles]
+
+
+def buffers_of(data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str):
+    """Buffers for steps of up to ``rows`` rows, and into how many parts their gradient is split."""
+    net = layout_of(shape, precision)
+    config = config_for(precision, capability_of(data.points.device))
+    tiles = max(1, triton.cdiv(rows, TILE_ROWS))
+    new = data.points.new_empty
+    dtype = OPERAND_DTYPES[precision]
+    buffers = Buffers(
+        inputs=new((models, tiles * TILE_ROWS, data.input_width)),
+        eps=new((models, tiles * TILE_ROWS, data.points.shape[-1])),
+        activations=new((models, tiles * TILE_ROWS, net.activation_columns), dtype=dtype),
+        gradients=new((models, tiles * TILE_ROWS, net.gradient_columns), dtype=dtype),
+        tile_parts=new((models, net.layers + 1, tiles)),
+    )
+    return buffers, mlp.split_rows(net, config, models, tiles * TILE_ROWS)[0]
+
+
+def training_sums(
     parameters: Tensor,
     shape: MLPShape,
     data: TrainingData,
-    grad: Tensor,
-    precision: str,
+    sums: Tensor,
+    shadow: Shadow,
+    buffers: Buffers,
     *,
     batch_size: int,
     seed: Tensor,
-    step: int,
-    epoch: int | None,
-    refresh: int,
+    step: int | Tensor,
+    refresh: int | None,
     first_row: int,
-) -> Tensor:
-    """Loss [M]; the gradient is written into ``grad`` [M, P]. See :func:`..train_step`."""
-    source = Source(
-        data.points,
-        data.alpha_bar,
-        data.time_features,
-        data.n_points.expand(len(parameters)),
-        data.t_table,
-    )
-    if epoch is None:
-        inputs, draw = draw_fresh(source, seed, step, first_row, batch_size)
-    else:
-        first_row += step * batch_size
-        inputs, draw = draw_epoch(source, seed, epoch, refresh, first_row, batch_size)
-    return _fused(inputs, draw, parameters, data.labels, grad, layout_of(shape, precision))
-
-
-def _fused(
-    inputs: Tensor,
-    draw: Draw,
-    parameters: Tensor,
-    labels: Tensor | None,
-    grad: Tensor,
-    net: Layout,
-) -> Tensor:
-    """Loss [M] of the drawn rows; writes the gradient."""
-    config = config_for(net.precision, capability_of(inputs.device))
-    models, rows, _ = inputs.shape
+    rows: int,
+    add: bool,
+) -> None:
+    """Writes sums [M, S, P + 2]; see :func:`..training_sums`."""
     if not rows:
-        grad.zero_()
-        return grad.new_full((models,), torch.nan)
-    tiles = triton.cdiv(rows, TILE_ROWS)
-    flat = parameters.float().contiguous()
-    packed = mlp.pack(flat, net.shape, net.precision)
-    acts = packed.new_empty((models, tiles * TILE_ROWS, net.activation_columns))
-    grads = packed.new_empty((models, tiles * TILE_ROWS, net.gradient_columns))
-    slope_parts = flat.new_empty((models, net.layers - 1, tiles))
-    loss_parts = flat.new_empty((models, tiles))
-    if labels is not None:
-        labels = labels.contiguous()
-    with device_of(inputs):
+        if not add:
+            sums.zero_()
+        return
+    net = layout_of(shape, shadow.precision)
+    config = config_for(shadow.precision, capability_of(parameters.device))
+    models, tiles = len(parameters), triton.cdiv(rows, TILE_ROWS)
+    inputs, eps, acts, grads, tile_parts = buffers
+    tile_parts = tile_parts.flatten()[: models * (net.layers + 1) * tiles]
+    tile_parts = tile_parts.view(models, net.layers + 1, tiles)
+    told = 0 if data.class_features is None else data.class_features.shape[-1]
+    on_device = isinstance(step, Tensor)
+    with device_of(parameters):
         train_kernel[tiles, models](
-            inputs, draw.eps, labels, 0 if labels is None else model_stride(labels), draw.index,
-            flat, packed, acts, grads, acts.shape[1], slope_parts, loss_parts, rows,
+            *source_arguments(data), seed, step if on_device else None, 0 if on_device else step,
+            batch_size, refresh or 0, first_row, rows,
+            parameters, shadow.packed, inputs, eps, acts, grads, acts.shape[1], tile_parts,
+            data.points.shape[-1], data.time_features.shape[-1], told, refresh is not None,
             net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
-        count = rows if labels is not None else rows * net.shape.widths[-1]
-        derivative = (1 if labels is not None else 2) / UNIT_SCALE.value
         mlp.weight_gradients(
-            mlp.Saved(acts, packed, flat), grads, slope_parts, grad, net, config,
-            factor=derivative / count,
+            mlp.Saved(acts, shadow.packed, parameters), grads, tile_parts, sums, net, config,
+            rows=tiles * TILE_ROWS, loss=True, add=add,
+            factor=(1 if data.classifies else 2) / UNIT_SCALE.value,
         )  # fmt: skip
-    return loss_parts.sum(dim=1) / count

@@ -4,11 +4,13 @@ Algorithm 1 of Ho et al. 2020, and for a classifier the same with the label's lo
 
     index, t, eps ~ Philox
     x_t  = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
-    y    = MLP(x_t, feature(t))
-    loss = mean (y - eps)^2            or   mean -log softmax(y)[label]
-"""
+    y    = MLP(x_t, feature(t), feature(class))
+    loss = sum (y - eps)^2             or   sum -log softmax(y)[label]
 
-from typing import NamedTuple
+The class is withheld from some rows, so that the network also learns to do without (Ho and Salimans
+2022, algorithm 1). Losses and gradients are sums over rows beside a count of terms: so they add up
+over chunks of a batch and over ranks, and whoever applies them divides.
+"""
 
 import torch
 from torch import Tensor
@@ -16,49 +18,65 @@ from torch.nn import functional as F
 
 from ..mlp import MLPShape
 from ..mlp import reference as mlp
-from ..q_sample.reference import Draw, gather_points, q_sample
-
-
-class TrainingData(NamedTuple):
-    """All that the rows of M models are made of, resident on the device."""
-
-    points: Tensor  # float32 [M, N, d]
-    alpha_bar: Tensor  # float32 [M, T]
-    time_features: Tensor  # float32 [M, T, F], what the network sees of t
-    labels: Tensor | None  # int64 [M, N], what a classifier predicts
-    n_points: Tensor  # int64 [M], how many of the N points each model has
-    t_table: Tensor  # int64 [M, K], timesteps that fresh rows are drawn from, each entry as likely
+from ..q_sample.reference import Draw, TrainingData, gather_points, q_sample
 
 
 def noisy_inputs(data: TrainingData, draw: Draw) -> Tensor:
-    """The network's input [M, B, d + F]: the noisy point and its timestep's feature."""
+    """The network's input [M, B, d + F + E]: noisy point, feature of its timestep, of its class."""
     x_t = q_sample(gather_points(data.points, draw.index), data.alpha_bar, draw.t, draw.eps)
-    return torch.cat((x_t, gather_points(data.time_features, draw.t)), dim=-1)
+    parts = [x_t, gather_points(data.time_features, draw.t)]
+    if draw.condition is not None:
+        parts.append(gather_points(data.class_features, draw.condition))
+    return torch.cat(parts, dim=-1)
 
 
-def train_step(
-    parameters: Tensor, shape: MLPShape, data: TrainingData, draw: Draw, grad: Tensor
-) -> Tensor:
-    """Loss [M] of the drawn rows; their mean gradient is written into ``grad`` [M, P]."""
+def training_sums(
+    parameters: Tensor, shape: MLPShape, data: TrainingData, draw: Draw, sums: Tensor, add: bool
+) -> None:
+    """Writes gradients, loss and number of terms of the drawn rows into sums [M, 1, P + 2].
+
+    With ``add`` they are added to what is there.
+    """
     networks = shape.unpack(parameters)
     y, inputs, preactivations = mlp.forward(noisy_inputs(data, draw), networks, shape)
-    if data.labels is None:
-        loss, grad_y = eps_loss(y, draw.eps)
+    if data.classifies:
+        labels = data.labels.expand(len(y), -1).gather(1, draw.index)
+        loss, grad_y, count = label_loss(y, labels, draw.live)
     else:
-        loss, grad_y = label_loss(y, data.labels.expand(len(y), -1).gather(1, draw.index))
-    mlp.backward(grad_y, inputs, preactivations, networks, shape, shape.unpack(grad))
-    return loss
+        loss, grad_y, count = eps_loss(y, draw.eps, draw.live)
+    total = torch.empty_like(sums[:, 0]) if add else sums[:, 0]
+    grad = shape.unpack(total[:, :-2])
+    mlp.backward(grad_y, inputs, preactivations, networks, shape, grad)
+    total[:, -2], total[:, -1] = loss, count
+    if add:
+        sums[:, 0] += total
 
 
-def eps_loss(y: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error per model [M] and its gradient [M, B, d]."""
+def eps_loss(
+    y: Tensor, eps: Tensor, live: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Squared error per model [M], its gradient [M, B, d], and the number of terms.
+
+    Rows [M, B] that are not live have no part in it.
+    """
     error = y - eps
-    return error.square().mean(dim=(1, 2)), error * (2 / max(1, error[0].numel()))
+    if live is not None:
+        error = error * live[..., None]
+    loss = error.square().sum(dim=(1, 2))
+    return loss, error * 2, _terms(error, live) * error.shape[2]
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy per model [M] and its gradient [M, B, classes], labels [M, B]."""
+def label_loss(
+    logits: Tensor, labels: Tensor, live: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Cross-entropy per model [M], its gradient [M, B, classes], and the number of terms."""
     log_p = logits.log_softmax(dim=-1)
-    loss = -log_p.gather(-1, labels[..., None]).mean(dim=(1, 2))
-    one_hot = F.one_hot(labels, logits.shape[-1])
-    return loss, (log_p.exp() - one_hot) / max(1, labels.shape[1])
+    wanted = -log_p.gather(-1, labels[..., None])[..., 0]
+    grad = log_p.exp() - F.one_hot(labels, logits.shape[-1])
+    if live is not None:
+        wanted, grad = wanted * live, grad * live[..., None]
+    return wanted.sum(dim=1), grad, _terms(logits, live)
+
+
+def _terms(rows: Tensor, live: Tensor | None) -> Tensor | int:
+    return rows.shape[1] if live is None else live.sum(dim=1)

@@ -43,7 +43,7 @@ class MaterialisedTable:
     def fill(self, refresh):
         """x_t, feature, eps and label of pair t * N + i, in that order."""
         seed = torch.tensor([self.trainer.seed])
-        draw = draw_epoch(seed, 0, refresh, torch.arange(N * 7), N, 7, 2)
+        draw = draw_epoch(seed, 0, refresh, torch.arange(N * 7), [N], [7], 2)
         pair = (draw.t * N + draw.index)[0]
         eps = torch.empty(N * 7, 2)
         eps[pair] = draw.eps[0]
@@ -60,7 +60,7 @@ class MaterialisedTable:
             if epoch % self.recipe.refresh == 0:
                 self.fill(epoch // self.recipe.refresh)
             seed = torch.tensor([self.trainer.seed])
-            draw = draw_epoch(seed, epoch, 0, torch.arange(N * 7), N, 7, 2)
+            draw = draw_epoch(seed, epoch, 0, torch.arange(N * 7), [N], [7], 2)
             rates.append(self.optimizer.param_groups[0]["lr"])
             mean = []
             for rows in (draw.t * N + draw.index)[0].split(self.recipe.batch_size):

@@ -21,9 +21,9 @@ SEEDS = (0, 12345, 2**32 + 7, 2**63 - 1)
 STEPS = (0, 1, 2**31 + 5, 2**32 - 1)
 
 
-@triton.jit(do_not_specialize=["step", "block", "n", "bits"])
+@triton.jit(do_not_specialize=["step", "block", "n"])
 def draw(
-    seed_ptr, step, element_ptr, block, n, bits, words_ptr, integers_ptr, normals_ptr, order_ptr,
+    seed_ptr, step, element_ptr, block, n, words_ptr, integers_ptr, normals_ptr, order_ptr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, ROWS)
@@ -38,7 +38,7 @@ def draw(
     z0, z1 = kernel.normal_pair(seed, kernel.NOISE, step, element, block * 2 + 1)
     tl.store(normals_ptr + row * 2, z0)
     tl.store(normals_ptr + row * 2 + 1, z1)
-    tl.store(order_ptr + row, kernel.permute(row.to(tl.int64) % n, n, bits, seed, step))
+    tl.store(order_ptr + row, kernel.permute(row.to(tl.int64) % n, n.to(tl.int64), seed, step))
 
 
 @triton.jit
@@ -68,8 +68,7 @@ def run(device, seed, step, block, n):
             (1, torch.int64),
         )
     )
-    bits = (n - 1).bit_length()
-    draw[1,](seeds, step, elements(device), block, n, bits, words, integers, noise, order, ROWS)
+    draw[1,](seeds, step, elements(device), block, n, words, integers, noise, order, ROWS)
     return seeds, words, integers[:, 0], noise, order[:, 0]
 
 

@@ -3,79 +3,96 @@
 import pytest
 import torch
 
-from flashpoint.kernels import q_sample, q_sample_batch
+from flashpoint.kernels import TrainingData, q_sample, q_sample_batch
 from flashpoint.kernels.q_sample import kernel, reference
+from flashpoint.kernels.train_step.reference import noisy_inputs
 
-POINTS, STEPS, ENTRIES, ROWS = 50, 20, 37, 300
+POINTS, STEPS, ENTRIES, ROWS, CLASSES = 50, 20, 37, 300, 4
 CLOSE = {"rtol": 1e-5, "atol": 3e-6}
 
 
-def make_source(dim, features, models, device):
+def make_data(dim, features, models, device, told=0):
+    """Data of models with numbers of points, timesteps and entries of their own."""
     generator = torch.Generator().manual_seed(0)
-    return kernel.Source(
-        *(
-            tensor.to(device)
-            for tensor in (
-                torch.randn(models, POINTS, dim, generator=generator),
-                torch.rand(models, STEPS, generator=generator),
-                torch.randn(models, STEPS, features, generator=generator),
-                torch.randint(1, POINTS, (models,), generator=generator),
-                torch.randint(0, STEPS, (models, ENTRIES), generator=generator),
-            )
-        )
+    data = TrainingData(
+        torch.randn(models, POINTS, dim, generator=generator),
+        torch.rand(models, STEPS, generator=generator),
+        torch.randn(models, STEPS, features, generator=generator),
+        torch.randint(0, CLASSES, (models, POINTS), generator=generator),
+        torch.randint(1, POINTS, (models,), generator=generator),
+        torch.randint(0, STEPS, (models, ENTRIES), generator=generator),
+        torch.randn(models, CLASSES + 1, told, generator=generator) if told else None,
+        torch.linspace(0.1, 0.6, models) if told else None,
+        torch.randint(1, STEPS, (models,), generator=generator),
+        torch.randint(1, ENTRIES, (models,), generator=generator),
     )
+    return TrainingData(*(None if part is None else part.to(device) for part in data))
 
 
-def check(source, inputs, draw, expected):
+def check(data, seed, *arguments):
+    """The kernel's draw and inputs are the reference's; returns the draw."""
+    inputs, draw = kernel.draw(data, seed, *arguments)
+    expected = reference.batch_draw(data, seed, *arguments)
     assert torch.equal(draw.index, expected.index)
     assert torch.equal(draw.t, expected.t)
+    for actual, wanted in ((draw.condition, expected.condition), (draw.live, expected.live)):
+        assert (actual is None) == (wanted is None)
+        assert wanted is None or torch.equal(actual, wanted)
     torch.testing.assert_close(draw.eps, expected.eps, **CLOSE)
-    x_0 = reference.gather_points(source.points, expected.index)
-    x_t = reference.q_sample(x_0, source.alpha_bar, expected.t, expected.eps)
-    features = reference.gather_points(source.time_features, expected.t)
-    torch.testing.assert_close(inputs, torch.cat((x_t, features), dim=-1), **CLOSE)
+    torch.testing.assert_close(inputs, noisy_inputs(data, expected), **CLOSE)
+    return draw
 
 
 @pytest.mark.parametrize(
-    ("dim", "features", "models"), [(2, 1, 1), (3, 5, 2), (1, 0, 2), (7, 2, 1)]
+    ("dim", "features", "models", "told"),
+    [(2, 1, 1, 0), (3, 5, 2, 0), (1, 0, 2, 0), (7, 2, 1, 0), (2, 1, 2, 3), (1, 3, 1, 1)],
 )
 @pytest.mark.usefixtures("poisoned")
-def test_fresh_draw(device, dim, features, models):
-    source = make_source(dim, features, models, device)
+def test_fresh_draw(device, dim, features, models, told):
+    data = make_data(dim, features, models, device, told)
     seed = torch.arange(models, device=device) + 2**40
-    inputs, draw = kernel.draw_fresh(source, seed, 2**31, 11, ROWS)
-    rows = torch.arange(11, 11 + ROWS, device=device)
-    expected = reference.draw_fresh(seed, 2**31, rows, source.n_points, source.t_table, dim)
-    check(source, inputs, draw, expected)
+    draw = check(data, seed, 2**31, 11 + ROWS, None, 11, ROWS)
+    assert (draw.index < data.n_points[:, None]).all()
+    if told:
+        withheld = (draw.condition == CLASSES).double().mean(dim=1)
+        torch.testing.assert_close(withheld, data.p_uncond.double(), rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("first_row", [0, 900, 1000, 2000])
+@pytest.mark.parametrize("step", [0, 1, 5, 40, torch.tensor(7)])
+@pytest.mark.parametrize("told", [0, 3])
 @pytest.mark.usefixtures("poisoned")
-def test_draw_of_an_epoch(device, first_row):
-    source = make_source(3, 2, 2, device)
+def test_draw_of_an_epoch(device, step, told):
+    data = make_data(3, 2, 2, device, told)
     seed = torch.tensor([3, 2**50], device=device)
-    inputs, draw = kernel.draw_epoch(source, seed, 5, 2, first_row, ROWS)
-    rows = torch.arange(first_row, max(first_row, min(first_row + ROWS, POINTS * STEPS)))
-    expected = reference.draw_epoch(seed, 5, 2, rows.to(device), POINTS, STEPS, 3)
-    check(source, inputs, draw, expected)
+    step = step.to(device) if torch.is_tensor(step) else step
+    check(data, seed, step, 100, 2)
+    check(data, seed, step, 100, 2, 30, 41)
 
 
 @pytest.mark.usefixtures("poisoned")
 def test_an_epoch_has_every_pair_once(device):
-    source = make_source(2, 1, 1, device)
-    seed = torch.tensor([1], device=device)
-    _, draw = kernel.draw_epoch(source, seed, 0, 0, 0, POINTS * STEPS)
-    pairs = draw.t * POINTS + draw.index
-    assert torch.equal(pairs[0].sort()[0], torch.arange(POINTS * STEPS, device=device))
+    data = make_data(2, 1, 2, device)
+    seed = torch.tensor([1, 2], device=device)
+    draws = [kernel.draw(data, seed, step, 97, 5)[1] for step in range(20)]
+    for model in range(2):
+        n, pairs = int(data.n_points[model]), int(data.n_points[model] * data.n_steps[model])
+        steps = -(-pairs // 97)
+        seen = torch.cat([
+            (draw.t[model] * n + draw.index[model])[draw.live[model]] for draw in draws[:steps]
+        ])  # fmt: skip
+        assert torch.equal(seen.sort()[0], torch.arange(pairs, device=device))
 
 
 def test_models_can_share_their_data(device):
-    source = make_source(2, 1, 1, device)
-    shared = source._replace(n_points=source.n_points.expand(3))
+    data = make_data(2, 1, 1, device)
+    shared = data._replace(
+        n_points=data.n_points.expand(3), n_steps=data.n_steps.repeat(3),
+        n_entries=data.n_entries.repeat(3),
+    )  # fmt: skip
     seed = torch.tensor([4, 5, 6], device=device)
-    inputs, _ = kernel.draw_fresh(shared, seed, 0, 0, 10)
+    inputs, _ = kernel.draw(shared, seed, 0, 10)
     for model in range(3):
-        alone, _ = kernel.draw_fresh(source, seed[model : model + 1], 0, 0, 10)
+        alone, _ = kernel.draw(data, seed[model : model + 1], 0, 10)
         assert torch.equal(inputs[model], alone[0])
 
 
@@ -114,9 +131,5 @@ def test_batch(device):
 
 @pytest.mark.gpu
 def test_a_million_rows(device):
-    source = make_source(2, 1, 1, device)
-    seed = torch.tensor([9], device=device)
-    inputs, draw = kernel.draw_fresh(source, seed, 2000, 2**33, 1_000_007)
-    rows = torch.arange(2**33, 2**33 + 1_000_007, device=device)
-    expected = reference.draw_fresh(seed, 2000, rows, source.n_points, source.t_table, 2)
-    check(source, inputs, draw, expected)
+    data = make_data(2, 1, 1, device)
+    check(data, torch.tensor([9], device=device), 2000, 2**34, None, 2**33, 1_000_007)

@@ -22,6 +22,7 @@ from flashpoint.kernels import (
     train_step,
 )
 from flashpoint.kernels.mlp import reference as mlp_reference
+from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.train_step.reference import noisy_inputs
 
 T, N = 20, 50
@@ -173,28 +174,25 @@ def test_a_batch_split_over_ranks_is_the_same_batch():
     assert torch.equal(whole[0], torch.cat([x_t for x_t, _ in parts], dim=1))
 
 
-def test_an_epoch_sees_every_pair_once_and_keeps_its_noise_until_refreshed(monkeypatch):
-    data, shape = training_data(), shape_of()
-    parameters = parameters_of(shape, dtype=torch.float32)
-    seen = []
-    step_module = __import__("sys").modules["flashpoint.kernels.train_step"]
-    run = step_module.reference.train_step
-    monkeypatch.setattr(
-        step_module.reference, "train_step",
-        lambda p, s, d, draw, g: seen.append(draw) or run(p, s, d, draw, g),
-    )  # fmt: skip
+def test_an_epoch_sees_every_pair_once_and_keeps_its_noise_until_refreshed():
+    data, seed = training_data(), torch.tensor([5])
+    steps = -(-N * T // 64)
 
-    def epoch(number, refresh):
-        seen.clear()
-        for step in range(-(-N * T // 64)):
-            train_step(parameters, shape, data, batch_size=64, seed=5, step=step, epoch=number,
-                       refresh=refresh)  # fmt: skip
-        index, t, eps = (torch.cat(parts, dim=1)[0] for parts in zip(*seen, strict=True))
+    def epoch(number):
+        draws = [
+            batch_draw(data, seed, step, 64, 2)
+            for step in range(number * steps, (number + 1) * steps)
+        ]
+        live = torch.cat([draw.live for draw in draws], dim=1)[0]
+        index, t, eps = (
+            torch.cat([getattr(draw, name) for draw in draws], dim=1)[0][live]
+            for name in ("index", "t", "eps")
+        )
         pair = t * N + index
         assert torch.equal(pair.sort().values, torch.arange(N * T))
         return pair, eps[pair.argsort()]
 
-    (order_0, noise_0), (order_1, noise_1), (_, fresh) = epoch(0, 0), epoch(1, 0), epoch(1, 1)
+    (order_0, noise_0), (order_1, noise_1), (_, fresh) = (epoch(number) for number in range(3))
     assert not torch.equal(order_0, order_1)
     assert torch.equal(noise_0, noise_1)
     assert not torch.equal(noise_1, fresh)

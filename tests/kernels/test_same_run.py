@@ -28,7 +28,8 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
 PRECISIONS = tuple(TOLERANCE)
 
 
-def make_data(device, models=1, labels=None):
+def make_data(device, models=1, labels=None, told=0):
+    """Data of a classifier of so many labels, or of a network that is told them."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(models, POINTS, 2, generator=generator).cumsum(dim=1)
     points = (points - points.mean(1, keepdim=True)) / points.std(1, keepdim=True)
@@ -40,6 +41,8 @@ def make_data(device, models=1, labels=None):
         None if classes is None else classes.to(device),
         torch.full((models,), POINTS, device=device),
         torch.arange(STEPS, device=device).expand(models, -1),
+        torch.randn(models, labels + 1, told, generator=generator).to(device) if told else None,
+        torch.full((models,), 0.3, device=device) if told else None,
     )
 
 
@@ -82,13 +85,13 @@ def test_loss_curves(device, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "options",
-    [{"step": 7}, {"step": 7, "first_row": 1000}, {"step": 59, "epoch": 2, "refresh": 1}],
+    [{"step": 7}, {"step": 7, "first_row": 30, "rows": 71}, {"step": 119 + 59, "refresh": 2}],
 )
-@pytest.mark.parametrize("labels", [None, 5])
+@pytest.mark.parametrize(("labels", "told"), [(None, 0), (5, 0), (5, 4)])
 @pytest.mark.usefixtures("poisoned")
-def test_one_step(device, precision, options, labels):
-    data = make_data(device, models=2, labels=labels)
-    shape = MLPShape((3, 20, 40, labels or 2))
+def test_one_step(device, precision, options, labels, told):
+    data = make_data(device, models=2, labels=labels, told=told)
+    shape = MLPShape((3 + told, 20, 40, labels if labels and not told else 2))
     parameters = make_parameters(shape, 2, device)
     seed = torch.tensor([5, 2**40], device=device)
     options = {"batch_size": 101, "seed": seed, **options}
