@@ -1,0 +1,62 @@
+"""Each example runs as its user runs it, and what it promises is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments, folder):
+    # Plain Python: Triton's interpreter, which the tests switch on, is not what users have.
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, EXAMPLES / name, "--quick", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    said = run("quickstart.py", folder=tmp_path)
+    shares = [float(share) for share in re.findall(r"([\d.]+)% in the state", said)]
+    assert len(shares) == 5
+    assert np.mean(shares) > 50  # a sample without guidance is in a state in 20% of cases
+    assert Image.open(tmp_path / "runs/quickstart/samples.png").width > 500
+
+
+def test_accelerate_a_script(tmp_path):
+    said = run("accelerate_a_script.py", folder=tmp_path)
+    assert "net: fused" in said
+    assert float(re.search(r"difference of the loss .*: (\S+)", said)[1]) < 1e-3
+    before, after, ratio = (
+        float(re.search(rf"{name}:? +([\d.]+)", said)[1])
+        for name in ("before", "after", "before / after")
+    )
+    assert ratio == pytest.approx(before / after, rel=0.5)
+
+
+def test_own_data(tmp_path):
+    said = run("own_data.py", folder=tmp_path)
+    assert "4000 points in 4 dimensions, 2 classes" in said
+    data = np.loadtxt(tmp_path / "runs/own_data/tori.csv", delimiter=",", skiprows=1)[:, :4]
+    samples = np.load(tmp_path / "runs/own_data/samples.npy")
+    assert samples.shape == (500, 4)
+    assert np.abs(samples.std(0) / data.std(0) - 1).max() < 0.25
+
+
+def test_own_data_from_a_file(tmp_path):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((300, 3)) * 7 + 40)
+    said = run("own_data.py", "--data", "mine.npy", folder=tmp_path)
+    assert "300 points in 3 dimensions, no classes" in said
+    assert abs(np.load(tmp_path / "runs/own_data/samples.npy").mean() - 40) < 3
+
+
+def test_every_example_is_tested():
+    tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    assert tested == {path.name for path in EXAMPLES.glob("*.py")}
