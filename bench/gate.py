@@ -164,6 +164,7 @@ def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
 
 
 def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device) -> None:
+    """Keeps timings as what later ones are compared with."""
     make_folder(path.parent)
     save_json(path, {
         "device": short_name(device),

@@ -84,6 +84,7 @@ def duration(us: float) -> str:
 
 
 def title(entry: dict) -> str:
+    """A workload's name, and how far it was cut."""
     cut = f" ({entry['steps']} of {entry['full_steps']} steps)"
     return f"{entry['work']}, {entry['rows']:,} rows" + cut * (entry["steps"] < entry["full_steps"])
 
@@ -96,6 +97,7 @@ def of_work(entries: list[dict], work: str, rows: int) -> tuple[dict | None, lis
 
 
 def times_as_fast(entry: dict) -> str:
+    """A speedup with its interval."""
     timing = entry["timing"]
     return f"{timing['speedup']:.2f} ({timing['low']:.2f} to {timing['high']:.2f})"
 
@@ -169,6 +171,7 @@ def selftest_table(results: list[dict]) -> str:
 
 
 def provenance(record: Measured) -> str:
+    """On which machine, with which versions and when a record was made."""
     machine = record.machine
     commit = (machine["commit"] or "unknown")[:10]
     changed = ", with uncommitted changes" if machine["uncommitted changes"] else ""

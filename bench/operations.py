@@ -298,6 +298,7 @@ def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result
 
 
 def one_line(error: Exception) -> str:
+    """An error's type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 

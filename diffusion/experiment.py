@@ -154,6 +154,7 @@ class Run:
 
     @property
     def trainers(self) -> dict[str, Trainer]:
+        """The trainers that there are, by name."""
         trainers = {"denoiser": self.denoiser, "classifier": self.classifier}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 

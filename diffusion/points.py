@@ -70,13 +70,16 @@ class Points:
 
     @property
     def dim(self) -> int:
+        """Dimension d of a point."""
         return self.data.shape[1]
 
     @property
     def num_classes(self) -> int:
+        """C; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def class_name(self, label: int) -> str:
+        """What figures and tables call a class."""
         return self.class_names[label] if self.class_names else f"class {label}"
 
     def of_class(self, label: int) -> Tensor:
@@ -155,6 +158,9 @@ def load_points(path: str | Path) -> Points:
     ``.npy`` an array [N, d]; ``.csv`` numbers, one point per line, and if there is a header whose
     last column is called ``label`` or ``labels``, that column holds the labels. Labels are optional
     everywhere.
+
+    Args:
+        path: of the file; its suffix says what it holds.
 
     Raises:
         ValueError: the file is missing, of another type, unreadable, or its content is no point

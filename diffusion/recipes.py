@@ -100,6 +100,7 @@ class StepDecay:
     factor: float = 0.99
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
+        """What the learning rate is multiplied with in an epoch, counted from 0."""
         return self.factor ** (epoch // self.every)
 
 
@@ -110,6 +111,7 @@ class CosineDecay:
     floor: float = 5e-6
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
+        """What the learning rate is multiplied with in an epoch, counted from 0."""
         low = self.floor / lr
         return low + (1 - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
@@ -125,6 +127,7 @@ class PlateauDecay:
     patience: int = 3
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
+        """What the learning rate is multiplied with in an epoch, counted from 0."""
         scale, best, bad = 1.0, math.inf, 0
         for loss in losses[:epoch]:
             if loss < best * (1 - 1e-4):
@@ -179,6 +182,7 @@ class ClassicRecipe:
         _check_common(self)
 
     def steps_per_epoch(self, pairs: int) -> int:
+        """Optimiser steps that visit every (point, timestep) pair once."""
         return -(-pairs // self.batch_size)
 
     def total_steps(self, pairs: int) -> int:

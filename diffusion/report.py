@@ -64,22 +64,30 @@ _SAMPLERS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Heading:
+    """The title of a section."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """Plain text."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of text under a header."""
+
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Picture:
+    """An image file and what it shows."""
+
     path: Path
     caption: str
 

@@ -87,14 +87,17 @@ class Schedule:
 
     @cached_property
     def beta(self) -> Tensor:
+        """Variance that each step adds."""
         return SCHEDULES[self.name](self.num_steps, self.beta_start, self.beta_end)
 
     @cached_property
     def alpha(self) -> Tensor:
+        """1 - beta."""
         return 1 - self.beta
 
     @cached_property
     def alpha_bar(self) -> Tensor:
+        """Product of alpha up to t: the part of x_t's variance that is still data."""
         return self.alpha.cumprod(0)
 
     @cached_property

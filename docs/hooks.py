@@ -33,7 +33,9 @@ def code(path: str, name: str) -> str:
     text = (ROOT / path).read_text()
     node = ast.parse(text)
     for part in name.split("."):
-        node = next(child for child in node.body if getattr(child, "name", None) == part)
+        node = next((child for child in node.body if getattr(child, "name", "") == part), None)
+        if node is None:
+            raise ValueError(f"{path} has no {name}, which a page of the documentation shows")
     lines = ast.get_source_segment(text, node, padded=True).splitlines()
     if ast.get_docstring(node):
         docstring = node.body[0]

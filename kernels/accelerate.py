@@ -12,6 +12,7 @@ class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` that runs as one fused perceptron whenever its layers are one."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """y [..., out] of x [..., in]."""
         return run_layers(self, x)
 
 

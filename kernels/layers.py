@@ -25,5 +25,6 @@ class FusedPerceptron(nn.Module):
     has_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
+        """y [..., out] of x [..., in]."""
         # self is the Sequential that is kernelized.
         return run_layers(self, x)  # type: ignore[arg-type]

@@ -70,6 +70,7 @@ class Score:
 
     @property
     def passed(self) -> bool:
+        """Whether the value is inside the band of real draws."""
         return self.low <= self.value <= self.high
 
 
@@ -98,9 +99,11 @@ class Evaluation:
 
     @property
     def delta_nll(self) -> float | None:
+        """The samples' NLL less the data's; None where there is none."""
         return None if self.nll is None or self.nll_data is None else self.nll - self.nll_data
 
     def to_dict(self) -> dict:
+        """Plain numbers for JSON: the NLLs, the purity, and every score by name."""
         scores = {
             name: {**asdict(score), "passed": score.passed}
             for name, score in (self.scores | self.battery).items()

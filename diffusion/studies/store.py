@@ -41,6 +41,7 @@ class Store:
         )
 
     def has_model(self, model: Model) -> bool:
+        """Whether a trained model is there."""
         return self._model_file(model).is_file()
 
     def save_model(self, model: Model, network: Perceptron, seconds: float) -> None:
@@ -50,12 +51,15 @@ class Store:
         files.save(file, network.state_dict())
 
     def load_model(self, model: Model) -> Perceptron:
+        """A trained model."""
         return files.load_mlp(self._model_file(model), model.setting.recipe.activation)
 
     def training_seconds(self, model: Model) -> float:
+        """How long a model was trained."""
         return _read(self._model_file(model).with_suffix(".json"))["training seconds"]
 
     def has_cell(self, cell: Cell) -> bool:
+        """Whether a cell's scores are there."""
         return self._cell_file(cell).is_file()
 
     def save_cell(self, cell: Cell, samples: Sequence[Tensor], scores: dict[str, Score]) -> None:
@@ -71,18 +75,23 @@ class Store:
         files.save_json(file, content)
 
     def scores(self, cell: Cell) -> Scores:
+        """A cell's scores by name."""
         return _read(self._cell_file(cell))["scores"]
 
     def samples(self, cell: Cell) -> list[Tensor]:
+        """A cell's samples."""
         return list(files.load(self._cell_file(cell).with_suffix(".pt")))
 
     def has_perfect(self, data: str, protocol: Protocol) -> bool:
+        """Whether the scores of real draws are there."""
         return self._perfect_file(data, protocol).is_file()
 
     def save_perfect(self, data: str, protocol: Protocol, scores: dict[str, Score]) -> None:
+        """Keeps the scores of real draws."""
         files.save_json(self._perfect_file(data, protocol), _plain(scores))
 
     def perfect(self, data: str, protocol: Protocol) -> Scores:
+        """The scores of real draws by name."""
         return _read(self._perfect_file(data, protocol))
 
     def _model_file(self, model: Model) -> Path:

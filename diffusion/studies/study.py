@@ -166,5 +166,6 @@ class Study:
         return replace(grid, title=title, rows=rows, columns=columns, published={})
 
     def cells(self) -> Iterator[Cell]:
+        """Every cell of every grid."""
         for grid in self.grids:
             yield from grid.cells()

@@ -22,7 +22,13 @@ def adamw_state(parameters: Tensor) -> AdamWState:
 
 
 def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
-    """The weights of parameters [M, P] as the kernels multiply them in this precision."""
+    """The weights as the kernels multiply them.
+
+    Args:
+        parameters: float32 [M, P].
+        shape: of the networks.
+        precision: of the matrix products, ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+    """
     size = layout_of(shape, precision).packed[-1]
     dtype = OPERAND_DTYPES[precision]
     shadow = Shadow(parameters.new_zeros((len(parameters), size), dtype=dtype), shape, precision)

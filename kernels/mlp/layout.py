@@ -56,6 +56,7 @@ class Layout:
 
     @property
     def layers(self) -> int:
+        """Number of Linear layers."""
         return len(self.padded) - 1
 
     @property

@@ -68,6 +68,7 @@ class MLPShape:
 
     @property
     def hidden_layers(self) -> int:
+        """Number of hidden layers."""
         return len(self.widths) - 2
 
     @property

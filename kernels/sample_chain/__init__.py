@@ -30,7 +30,15 @@ def draw_prior(
     first_row: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone."""
+    """x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone.
+
+    Args:
+        rows: B.
+        dim: d.
+        seed: one seed, or int64 [M].
+        first_row: global number of the first row.
+        device: where the numbers are made.
+    """
     numbers = torch.arange(first_row, first_row + rows, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     return draw_noise(seed_tensor(seed, device), Stream.PRIOR, zero, numbers, dim)[0]
