@@ -53,7 +53,7 @@ from .reduce_grad import kernel as reduce_grad
 from .reduce_grad.reference import ReducedGradient
 from .reverse_step import kernel as reverse_step
 from .sample_chain.kernel import sample_chain
-from .sample_chain.reference import Guide, Network
+from .sample_chain.reference import Condition, Guide, Network
 from .train_step.kernel import buffers_of, training_sums
 
 RECORD = Path(__file__).with_name("resources.json")
@@ -67,6 +67,7 @@ _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
+_CLASS_WIDTH = 16  # of what a conditional denoiser is told of a class
 
 
 # What is compiled: the operations, called as their users call them.
@@ -123,11 +124,15 @@ def _draw() -> None:
     q_sample.draw(data, torch.tensor([0]), 0, 2048)
 
 
-def _sample(precision: str, guided: bool) -> None:
+def _sample(precision: str, guided: bool = False, free: bool = False) -> None:
     labels = torch.zeros(1, 5000, dtype=torch.int64)
+    shape, condition = _DENOISER, None
+    if free:
+        shape = replace(shape, widths=(3 + _CLASS_WIDTH, *shape.widths[1:]))
+        condition = Condition(torch.zeros(1, 6, _CLASS_WIDTH), labels, free)
     sample_chain(
-        _network(_DENOISER), torch.zeros(1, 5000, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
-        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, None,
+        _network(shape), torch.zeros(1, 5000, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
+        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, condition,
         0, 0, precision,
     )  # fmt: skip
 
@@ -147,11 +152,12 @@ def _elementwise() -> None:
 MAIN: dict[str, Callable[[], None]] = {
     "train fp16": partial(_train, "fp16"),
     "adamw": _update_weights,
-    "sample fp16": partial(_sample, "fp16", guided=False),
+    "sample fp16": partial(_sample, "fp16"),
 }
 CASES: dict[str, Callable[[], None]] = {
     **MAIN,
     "guided fp16": partial(_sample, "fp16", guided=True),
+    "classifier-free fp16": partial(_sample, "fp16", free=True),
     "epoch fp16": partial(_train, "fp16", refresh=25),
     "conditional fp16": partial(_train, "fp16", told=6),
     "draw": _draw,

@@ -1,12 +1,14 @@
 """Reverse steps against diffusers' schedulers and closed forms; guidance against its formula."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from flashpoint.diffusion import MLP, Schedule, UserError, sample, sampling
 from flashpoint.diffusion.sampling import SampleConfig, reverse_table, sample_many, timesteps
-from flashpoint.kernels import reverse_step
+from flashpoint.kernels import reverse_step, sample_chain
 
 SCHEDULE = Schedule(50)
 SCHEDULER = {"num_train_timesteps": 50, "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
@@ -275,6 +277,32 @@ def test_progress_counts_the_samples_of_all_models():
     seen = []
     sample_many(many()[:4], 5, batch_size=6, device="cpu", progress=seen.append)
     assert seen == [6, 12, 15, 20]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ddim", "num_steps": 5, "classifier": 3, "label": torch.arange(6) % 3},
+        {"variance": "beta", "num_steps": 4, "scale": 2.0, "label": torch.arange(6) % 4},
+        {"method": "ddim", "eta": 0.5, "num_steps": 5, "scale": lambda t: t / 10, "label": 1},
+    ],
+    ids=["guided", "classifier-free", "scale of t"],
+)
+def test_strided_guided_chains_of_rows_of_any_class_on_the_kernels(device, monkeypatch, options):
+    options = dict(options)
+    network = conditional_model()
+    if "classifier" in options:
+        network, options["classifier"] = model(), model(options["classifier"])
+    arguments = (network, SCHEDULE, 6)
+    options |= {"keep_every": 2, "device": device}
+    found = []
+    for backend in ("triton", "torch"):
+        run = partial(sample_chain, backend=backend, precision="fp32")
+        monkeypatch.setattr(sampling, "sample_chain", run)
+        found.append(sample(*arguments, **options))
+    assert len(found[0].trajectory) == 1 + -(-options["num_steps"] // 2)
+    torch.testing.assert_close(found[0].trajectory, found[1].trajectory, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[0].trajectory[-1], found[0].x)
 
 
 def test_trajectory():

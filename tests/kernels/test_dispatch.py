@@ -1,11 +1,12 @@
 """Which backend runs, and what is said when the one asked for cannot."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from flashpoint.kernels import MLPShape, _dispatch, q_sample, reverse_step, train_step
+from flashpoint.kernels import MLPShape, _dispatch, mlp, q_sample, reverse_step, train_step
 from flashpoint.kernels._dispatch import elementwise_gap, use_triton
 from flashpoint.kernels.mlp.layout import gap_of
 
@@ -45,6 +46,31 @@ def test_old_gpu(monkeypatch):
     assert _dispatch._problem(torch.device("cuda:0")) == (
         "needs compute capability 8.0 or more, got 7.5"
     )
+
+
+def test_old_gpu_is_refused_in_one_line_or_left_to_the_reference(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    tensor = SimpleNamespace(device=torch.device("cuda:0"), is_cuda=True)
+    with pytest.raises(
+        RuntimeError,
+        match=r"^backend 'triton' needs compute capability 8.0 .*, got 7.5 \(x is on cuda:0\)$",
+    ):
+        use_triton("triton", "x", tensor)
+    with caplog.at_level(logging.INFO, logger="flashpoint"):
+        assert not use_triton(None, "x", tensor)
+    assert "needs compute capability 8.0 or more, got 7.5" in caplog.text
+
+
+def test_wide_layers_go_to_the_reference_with_one_line(device, caplog):
+    x = torch.randn(5, 3, device=device)
+    weights = [torch.randn(513, 3, device=device), torch.randn(2, 513, device=device)]
+    with caplog.at_level(logging.INFO, logger="flashpoint"):
+        for _ in range(2):
+            y = mlp(x, weights, activation="relu", backend="triton")
+    torch.testing.assert_close(y, (x @ weights[0].T).relu() @ weights[1].T)
+    assert [record.message for record in caplog.records] == [
+        "plain PyTorch instead of Triton kernels: a hidden layer of 513, wider than 512"
+    ]
 
 
 def test_what_kernels_do_not_cover_goes_to_the_reference_with_one_line(device, caplog):

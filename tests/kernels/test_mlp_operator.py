@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashpoint.kernels import mlp
+from flashpoint.kernels import MLPShape, mlp
 from flashpoint.kernels.mlp import operator, reference
 
 WIDTHS = (3, 5, 4, 2)
@@ -304,6 +304,43 @@ def test_func_transforms_go_through_the_reference(device, backend):
     for row, matrix in zip(tensors.x, torch.vmap(torch.func.jacrev(run))(tensors.x), strict=True):
         expected = torch.autograd.functional.jacobian(run, row)
         torch.testing.assert_close(matrix, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (4,), (7,), (0, 5), (2, 6, 7)])
+def test_any_subset_may_require_grad_on_the_kernels(device, wanted):
+    tensors = Tensors(device, rows=65)
+    expected = tensors.gradients(tensors.run(backend="torch"))
+    for i, tensor in enumerate(tensors.all):
+        tensor.requires_grad_(i in wanted)
+    y = tensors.run(backend="triton", precision="fp32")
+    leaves = [tensors.all[i] for i in wanted]
+    got = torch.autograd.grad(y, leaves, tensors.grad_y)
+    torch.testing.assert_close(got, tuple(expected[i] for i in wanted), rtol=1e-5, atol=1e-4)
+
+
+def large(rows):
+    return pytest.param(rows, marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize("rows", [2048, large(10_000), large(131_072), large(1_000_000)])
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 1e4])
+def test_fp16_gradients_of_a_mean_loss_of_any_scale(device, rows, scale):
+    """Gradients near 1 / rows underflow in fp16 unless they are scaled on their way."""
+    generator = torch.Generator().manual_seed(0)
+    shape = MLPShape((3, 32, 32, 2))
+    x, target = (torch.randn(rows, width, generator=generator).to(device) for width in (3, 2))
+    flat = (torch.rand(1, shape.num_parameters, generator=generator) - 0.5).to(device)
+
+    def gradients(dtype, **options):
+        weights, biases, slope = shape.unpack(flat.to(dtype))
+        leaves = [part[0].clone().requires_grad_() for part in (*weights, *biases, slope)]
+        y = mlp(x.to(dtype), leaves[:3], leaves[3:6], leaves[6], **options)
+        loss = torch.nn.functional.mse_loss(y, target.to(dtype), reduction="mean")
+        return torch.autograd.grad(loss * scale, leaves)
+
+    ours = gradients(torch.float32, backend="triton", precision="fp16")
+    for got, exact in zip(ours, gradients(torch.float64, backend="torch"), strict=True):
+        assert (got - exact).norm() <= 2e-2 * exact.norm()
 
 
 @pytest.mark.gpu

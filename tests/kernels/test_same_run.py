@@ -167,8 +167,7 @@ def chain_arguments(device, shape, rows=7, steps=6, models=2):
     table = torch.tensor([1.01, -0.1, 0.1, 0.5], device=device).expand(models, steps, 4).clone()
     table[:, :, 0] -= torch.linspace(0, 0.1, steps, device=device)
     features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
-    seed = torch.tensor([1, 2], device=device)
-    x_T = draw_prior(rows, 2, seed=seed, device=device)
+    x_T = draw_prior(rows, 2, seed=torch.arange(models), device=device)
     return Network(make_parameters(shape, models, device), shape), x_T, table, features
 
 
@@ -242,6 +241,24 @@ def test_chains_of_nothing(device, rows, steps, keep_every, width):
     assert trajectory.shape == (kept, *x_T.shape)
     if not steps:
         assert torch.equal(samples, x_T)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), ("tf32", 4e-3), ("fp16", 2e-3), ("bf16", 3e-2)]
+)
+@pytest.mark.parametrize("rows", [10_000, 1_000_007])
+@pytest.mark.parametrize("guided", [False, True])
+def test_full_size_chain(device, precision, tolerance, rows, guided):
+    arguments = chain_arguments(device, MLPShape((3, 256, 256, 256, 256, 2)), rows, 10, models=1)
+    judge = MLPShape((3, 100, 200, 500, 5))
+    labels = torch.arange(rows, device=device)[None] % 5
+    guide = Guide(Network(make_parameters(judge, 1, device), judge), labels) if guided else None
+    samples, expected = (
+        sample_chain(*arguments, seed=1, guide=guide, precision=precision, backend=backend)[0]
+        for backend in ("triton", "torch")
+    )
+    assert relative_difference(samples, expected) <= tolerance
 
 
 @pytest.mark.gpu
