@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .errors import UserError, check_at_least, check_choice
-from .models import ACTIVATIONS
+from .models import ACTIVATIONS, CLASS_EMBEDDINGS
 
 OPTIMIZERS = ("adamw", "adam")
 
@@ -28,6 +28,9 @@ class Recipe:
             detail of the samples is decided in the few least noisy timesteps, which a uniform draw
             visits too rarely (compare Karras et al. 2022, section 5).
         activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
+        p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
+            2022, algorithm 1); None trains one that is told no classes.
+        class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
 
     Raises:
         ValueError: a count or rate is out of range.
@@ -43,6 +46,8 @@ class Recipe:
     low_noise: float = 0.75
     activation: str = "prelu"
     linear_input: bool = False
+    p_uncond: float | None = None
+    class_embedding: str = "learned"
 
     optimizer = "adamw"
     refresh = None  # nothing is kept from step to step
@@ -156,6 +161,9 @@ class ClassicRecipe:
         weight_decay: of the optimiser.
         refresh: epochs between two draws of the noise.
         activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
+        p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
+            2022, algorithm 1); None trains one that is told no classes.
+        class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
 
     Raises:
         ValueError: a count or rate is out of range, or an unknown optimiser.
@@ -171,6 +179,8 @@ class ClassicRecipe:
     refresh: int = 25
     activation: str = "prelu"
     linear_input: bool = False
+    p_uncond: float | None = None
+    class_embedding: str = "learned"
 
     ema_decay = 0.0  # the result is the last weights
     low_noise = 0.0
@@ -203,6 +213,9 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
     check_at_least("batch_size", recipe.batch_size, 1)
     check_at_least("weight_decay", recipe.weight_decay, 0)
     check_choice("activation", recipe.activation, ACTIVATIONS)
+    check_choice("class_embedding", recipe.class_embedding, CLASS_EMBEDDINGS)
+    if recipe.p_uncond is not None and not 0 <= recipe.p_uncond <= 1:
+        raise UserError(f"p_uncond must be from 0 to 1, got {recipe.p_uncond}")
     if not recipe.lr > 0:
         raise UserError(f"lr must be positive, got {recipe.lr}")
     if any(width < 1 for width in recipe.hidden_layers):

@@ -10,7 +10,7 @@ from ..kernels import AdamWState, MLPShape, TrainingData, adamw_, adamw_state, t
 from ..kernels.philox import child_seed
 from .device import choose_device
 from .errors import UserError
-from .models import MLP, new_mlp, seeded_mlp
+from .models import MLP, class_table, new_mlp, seeded_mlp
 from .points import Points
 from .recipes import ClassicRecipe, Recipe
 from .schedules import Schedule
@@ -32,6 +32,15 @@ def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
     return torch.searchsorted(weight.cumsum(0), quantile).clamp(max=schedule.num_steps - 1)
 
 
+def _class_features(points: Points, recipe: Recipe | ClassicRecipe) -> Tensor | None:
+    """What a conditional denoiser is told of each class, [C + 1, E]; None for any other."""
+    if recipe.p_uncond is None:
+        return None
+    if points.labels is None:
+        raise UserError(f"{points.name}: a conditional denoiser needs labels, got none")
+    return class_table(points.num_classes, recipe.class_embedding)
+
+
 class Trainer:
     """Trains one network; :meth:`run` as many times as wanted, until ``total_steps`` are done.
 
@@ -39,7 +48,8 @@ class Trainer:
         points: the data set.
         schedule: of the forward process.
         recipe: how to train.
-        classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
+        classify: False trains a denoiser, True a classifier of noisy points. The latter needs
+            labels, and so does a conditional denoiser, one whose recipe has a ``p_uncond``.
         seed: of the initial weights and of everything drawn.
         device: None takes CUDA where there is one.
 
@@ -52,7 +62,7 @@ class Trainer:
             recipe.
 
     Raises:
-        ValueError: a classifier is asked for and the points have no labels.
+        ValueError: labels are needed and the points have none.
     """
 
     def __init__(
@@ -71,7 +81,9 @@ class Trainer:
         self.device = choose_device(device)
         features = schedule.time_features
         outputs = points.num_classes if classify else points.dim
-        widths = (points.dim + features.shape[1], *recipe.hidden_layers, outputs)
+        self.class_features = None if classify else _class_features(points, recipe)  # [C + 1, E]
+        told = 0 if self.class_features is None else self.class_features.shape[1]
+        widths = (points.dim + features.shape[1] + told, *recipe.hidden_layers, outputs)
         self.shape = MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
         model = seeded_mlp(self.shape, child_seed(seed, 0))
         self.seed = child_seed(seed, 1)
@@ -89,7 +101,8 @@ class Trainer:
         def resident(tensor: Tensor) -> Tensor:
             return tensor.float()[None].to(self.device)
 
-        labels = points.labels if classify else None
+        conditional = self.class_features is not None
+        labels = points.labels if classify or conditional else None
         self.data = TrainingData(
             points=resident(points.data),
             alpha_bar=resident(schedule.alpha_bar),
@@ -97,6 +110,8 @@ class Trainer:
             labels=None if labels is None else labels[None].to(self.device),
             n_points=torch.tensor([len(points)], device=self.device),
             t_table=timestep_table(schedule, recipe.low_noise)[None].to(self.device),
+            class_features=resident(self.class_features) if conditional else None,
+            p_uncond=torch.tensor([recipe.p_uncond], device=self.device) if conditional else None,
         )
 
     @torch.no_grad()
@@ -159,7 +174,7 @@ class Trainer:
 
     def model(self) -> MLP:
         """The network with the averaged weights, on the CPU."""
-        return new_mlp(self.shape).load_flat(self.state.ema[0].cpu())
+        return new_mlp(self.shape, self.class_features).load_flat(self.state.ema[0].cpu())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later :meth:`load_state_dict` needs to go on as if never stopped."""

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flashpoint.diffusion import Points, Recipe, Schedule, Trainer, UserError, states_points
+from flashpoint.diffusion import (
+    ConditionalMLP,
+    Points,
+    Recipe,
+    Schedule,
+    Trainer,
+    UserError,
+    sample,
+    states_points,
+)
 from flashpoint.diffusion.training import timestep_table
 
 SCHEDULE = Schedule(50)
@@ -113,6 +122,8 @@ def test_a_state_of_another_run_is_refused():
         ({"warmup": 1.0}, "warmup must be in"),
         ({"ema_decay": -0.1}, "ema_decay must be in"),
         ({"low_noise": 1.1}, "low_noise must be from 0 to 1"),
+        ({"p_uncond": -0.1}, "p_uncond must be from 0 to 1"),
+        ({"class_embedding": "learnt"}, "did you mean 'learned'"),
     ],
 )
 def test_a_wrong_recipe_is_named(arguments, message):
@@ -123,3 +134,31 @@ def test_a_wrong_recipe_is_named(arguments, message):
 def test_a_classifier_without_labels_is_refused():
     with pytest.raises(UserError, match="needs labels"):
         Trainer(Points(torch.randn(9, 2)), SCHEDULE, RECIPE, classify=True, device="cpu")
+    with pytest.raises(UserError, match="a conditional denoiser needs labels"):
+        Trainer(Points(torch.randn(9, 2)), SCHEDULE, replace(RECIPE, p_uncond=0.1), device="cpu")
+
+
+@pytest.mark.parametrize("embedding", ["learned", "sinusoidal"])
+def test_a_conditional_denoiser_learns_the_classes_and_all_of_them_together(embedding):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 2
+    data = torch.randn(600, 2, generator=generator) * 0.1 + (2.0 * labels[:, None] - 1)
+    recipe = Recipe(
+        steps=500, hidden_layers=(64, 64), batch_size=256, lr=1e-2, ema_decay=0.95, p_uncond=0.3,
+        class_embedding=embedding,
+    )  # fmt: skip
+    run = Trainer(Points(data, labels), Schedule(40, "cosine"), recipe, device="cpu")
+    run.run(500)
+    model = run.model()
+    assert isinstance(model, ConditionalMLP)
+    for label in range(2):
+        x = sample(model, Schedule(40, "cosine"), 200, label=label, device="cpu").x
+        assert ((x.sum(dim=1) > 0) == bool(label)).double().mean() > 0.9  # chance 0.5
+    x = sample(model, Schedule(40, "cosine"), 400, device="cpu").x
+    assert (x.sum(dim=1) > 0).double().mean() == pytest.approx(0.5, abs=0.12)
+    again = Trainer(Points(data, labels), Schedule(40, "cosine"), recipe, device="cpu")
+    again.run(120)
+    resumed = Trainer(Points(data, labels), Schedule(40, "cosine"), recipe, device="cpu")
+    resumed.load_state_dict(again.state_dict())
+    resumed.run(380)
+    assert torch.equal(resumed.parameters, run.parameters)
