@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save(path: Path, content) -> None:
+def save(path: Path, content: object) -> None:
     """``torch.save``, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -46,7 +47,7 @@ def save_json(path: Path, content: dict) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def load(path: Path):
+def load(path: Path) -> Any:
     """``torch.load`` of tensors and plain containers alone, onto the CPU.
 
     Raises:

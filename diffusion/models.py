@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
+
+_Self = TypeVar("_Self", bound="Perceptron")
 
 
 class Perceptron(nn.Module):
@@ -44,7 +46,7 @@ class Perceptron(nn.Module):
         return Network(self.shape.pack(parameters), self.shape)
 
     @torch.no_grad()
-    def load_flat(self, flat: Tensor):
+    def load_flat(self: _Self, flat: Tensor) -> _Self:
         """Copies flat parameters [P] into this module; returns the module."""
         if flat.shape != (self.shape.num_parameters,):
             raise UserError(

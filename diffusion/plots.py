@@ -19,6 +19,8 @@ from .models import Perceptron
 from .points import Points
 from .schedules import Schedule
 
+SaveTo = str | Path | None
+
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _INK = "#444444"
@@ -26,11 +28,11 @@ _GRID = 300  # cells along each axis of a classifier's map
 
 
 def scatter(
-    samples,
+    samples: Tensor | np.ndarray,
     labels: Tensor | None = None,
     points: Points | None = None,
     title: str = "",
-    save_to=None,
+    save_to: SaveTo = None,
 ) -> Figure:
     """Samples [n, d], coloured by label if there are labels, over the true outlines if known.
 
@@ -45,7 +47,7 @@ def scatter(
 
 
 def panels(
-    parts: Sequence[tuple[str, Tensor, Tensor | None]], points: Points, save_to=None
+    parts: Sequence[tuple[str, Tensor, Tensor | None]], points: Points, save_to: SaveTo = None
 ) -> Figure:
     """(title, samples [n, d], labels or None) side by side, all in the data's frame."""
     figure = Figure(figsize=(4 * len(parts), 4.2), layout="constrained")
@@ -56,7 +58,8 @@ def panels(
 
 
 def sample_grid(
-    rows: Sequence[tuple[Points, Sequence[tuple[str, Tensor, Tensor | None]]]], save_to=None
+    rows: Sequence[tuple[Points, Sequence[tuple[str, Tensor, Tensor | None]]]],
+    save_to: SaveTo = None,
 ) -> Figure:
     """A row of small panels for each data set: itself, then (title, samples, labels or None)."""
     count = max(len(parts) for _, parts in rows) + 1
@@ -73,7 +76,10 @@ def sample_grid(
 
 
 def conditional(
-    samples: Sequence[Tensor], points: Points, save_to=None, labels: Sequence[int] | None = None
+    samples: Sequence[Tensor],
+    points: Points,
+    save_to: SaveTo = None,
+    labels: Sequence[int] | None = None,
 ) -> Figure:
     """Guided samples [n, d] of each class (or of ``labels``), each over the whole data in grey."""
     labels = range(len(samples)) if labels is None else labels
@@ -90,7 +96,7 @@ def training_curves(
     losses: dict[str, Tensor],
     validation: Sequence[tuple[int, float]],
     nll_data: float | None,
-    save_to=None,
+    save_to: SaveTo = None,
 ) -> Figure:
     """Loss of each network against the step, and the validation NLL beside the data's own.
 
@@ -118,7 +124,11 @@ def training_curves(
 
 
 def classifier_map(
-    classifier: Perceptron, schedule: Schedule, points: Points, steps: Sequence[int], save_to=None
+    classifier: Perceptron,
+    schedule: Schedule,
+    points: Points,
+    steps: Sequence[int],
+    save_to: SaveTo = None,
 ) -> Figure:
     """What a classifier of 2-D noisy points answers over the plane at each of the timesteps.
 
@@ -147,7 +157,7 @@ def classifier_map(
     return _finish(figure, save_to)
 
 
-def density(points: Points, samples: Tensor, save_to=None) -> Figure:
+def density(points: Points, samples: Tensor, save_to: SaveTo = None) -> Figure:
     """How dense data and samples [n, d] are, on one scale; of the first two dimensions.
 
     Both are histograms of the same cells: the share of the points in a cell over its area. Samples
@@ -185,7 +195,9 @@ def _density_curves(groups: Sequence[tuple[str, Tensor]], cells: np.ndarray, sav
     return _finish(figure, save_to)
 
 
-def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=None) -> Figure:
+def trajectories(
+    paths: Tensor, steps: Sequence[int], points: Points, save_to: SaveTo = None
+) -> Figure:
     """Paths [K, n, d] of n samples from noise to data, one colour for each.
 
     In two dimensions and more the first two are drawn, over the data in grey; in one dimension x
@@ -215,7 +227,7 @@ def trajectories(paths: Tensor, steps: Sequence[int], points: Points, save_to=No
     return _finish(figure, save_to)
 
 
-def interpolation(ways: Tensor, points: Points, save_to=None) -> Figure:
+def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figure:
     """The ways [K, n, d] between n pairs of points: a row of images for each, or a line."""
     ways = ways.cpu()
     count, pairs, dim = ways.shape
@@ -244,7 +256,7 @@ def against_steps(
     counts: Sequence[int],
     curves: Mapping[str, Mapping[str, Sequence[float]]],
     real: dict[str, tuple[float, float]],
-    save_to=None,
+    save_to: SaveTo = None,
 ) -> Figure:
     """Quality against the number of reverse steps, one panel for each metric.
 
@@ -267,7 +279,7 @@ def against_steps(
     return _finish(figure, save_to)
 
 
-def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Figure:
+def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to: SaveTo = None) -> Figure:
     """Excess loss [S] by name against the noise level sqrt(1 - alpha_bar) [S]."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
@@ -279,7 +291,7 @@ def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to=None) -> Fi
 
 
 def against_evaluations(
-    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], save_to=None
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], save_to: SaveTo = None
 ) -> Figure:
     """Error of solvers by name, [S], against their evaluations of the denoiser, [S]."""
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -373,7 +385,7 @@ def _mosaic(samples: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
     return tiles.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, -1)
 
 
-def _finish(figure: Figure, save_to: str | Path | None) -> Figure:
+def _finish(figure: Figure, save_to: SaveTo) -> Figure:
     for axis in figure.axes:
         if axis.name != "3d":
             axis.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -153,13 +154,13 @@ class Material:
         paths = [outputs / f"cond_gen_samples_{c}.pt" for c in range(self.points.num_classes)]
         return [files.load(path) for path in paths if path.is_file()]
 
-    def sample(self, n: int, part: int, **options) -> Tensor:
+    def sample(self, n: int, part: int, **options: Any) -> Tensor:
         """New samples [n, d]."""
         seed = child_seed(self.seed, part)
         made = sample(self.denoiser, self.schedule, n, seed=seed, device=self.device, **options)
         return made.x.cpu()
 
-    def paths(self, n: int, part: int, most: int, **options) -> tuple[Tensor, list[int]]:
+    def paths(self, n: int, part: int, most: int, **options: Any) -> tuple[Tensor, list[int]]:
         """The way of new samples from noise to data, [K, n, d], and the timesteps K it visits."""
         count = min(most, self.schedule.num_steps)
         made = sample(

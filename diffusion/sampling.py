@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def sample(
     keep_every: int = 0,
     device: str | torch.device | None = None,
     progress: Callable[[int], None] | None = None,
-    **options,
+    **options: Any,
 ) -> Samples:
     """Draws n points from a trained denoiser, of given classes if it or a classifier knows them.
 

@@ -8,7 +8,9 @@ import json
 import math
 from functools import cache, cached_property
 from importlib.resources import files
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -134,7 +136,13 @@ class States(Dataset):
         steps: float32 [T], linspace(-1, 1, T). beta, alpha, alpha_bar: float32 [T].
     """
 
-    def __init__(self, num_steps: int = 500, data=None, seed: int = 0, device=None):
+    def __init__(
+        self,
+        num_steps: int = 500,
+        data: str | Path | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ):
         self.points = states_points() if data is None else load_points(data)
         self.schedule = Schedule(num_steps)
         self.device = choose_device(device)
@@ -225,13 +233,15 @@ class States(Dataset):
         self._shuffles += 1
         self._forget()
 
-    def show(self, samples=None, save_to=None) -> None:
+    def show(
+        self, samples: Tensor | np.ndarray | None = None, save_to: str | Path | None = None
+    ) -> None:
         """Draws samples [n, 2] (the data itself by default), into a file if one is named."""
         from .plots import scatter
 
         scatter(self.data if samples is None else samples, save_to=save_to)
 
-    def calc_nll(self, samples) -> float:
+    def calc_nll(self, samples: Tensor | np.ndarray) -> float:
         """Mean -log density of samples [n, d] under a Gaussian KDE of the data."""
         from .metrics import kde_nll
 

@@ -3,9 +3,12 @@
 import contextlib
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -52,12 +55,15 @@ def elementwise_gap(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def run_by_compiler(function):
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def run_by_compiler(function: _Function) -> _Function:
     """``torch.compile`` runs the function instead of tracing it, and keeps the result.
 
     This is ``torch.compiler.assume_constant_result``, which would load the compiler now.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
@@ -91,7 +97,7 @@ def _log(message: str) -> None:
     _logger.info(message)
 
 
-def device_of(tensor: Tensor):
+def device_of(tensor: Tensor) -> AbstractContextManager:
     """A context in which launches go to the tensor's device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 

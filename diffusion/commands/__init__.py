@@ -1,5 +1,6 @@
 """Commands of ``flashpoint`` beside those of the experiment, and the options that all share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -7,11 +8,13 @@ import click
 from ..datasets import DATASETS, dataset
 from ..points import Points
 
+Decorator = Callable[[Callable], Callable]
 
-def options(*decorators):
+
+def options(*decorators: Decorator) -> Decorator:
     """Several options as one decorator."""
 
-    def decorate(command):
+    def decorate(command: Callable) -> Callable:
         for option in reversed(decorators):
             command = option(command)
         return command
@@ -41,6 +44,6 @@ def read_points(data: str, only_class: int | None) -> Points:
     return points if only_class is None else points.only(only_class)
 
 
-def out_option(text: str):
+def out_option(text: str) -> Decorator:
     """``--out`` with this help."""
     return click.option("--out", type=click.Path(path_type=Path), default=None, help=text)

@@ -9,6 +9,7 @@ belong to, or such that perfect samples score what they did there.
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ def _draw_class(draw: Draw, random: Generator, n: int, label: int | None):
     return np.concatenate(found)[:n], np.full(n, label)
 
 
-def sklearn_datasets(name: str):
+def sklearn_datasets(name: str) -> ModuleType:
     """The module ``sklearn.datasets``, which takes a second to import.
 
     Raises:
