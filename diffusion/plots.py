@@ -71,7 +71,7 @@ def sample_grid(
         for axis, (title, samples, labels) in panels:
             _draw(axis, samples, labels, points, title)
             axis.set(xticks=[], yticks=[])
-            axis.title.set_size("small")
+            axis.title.set_fontsize("small")
     return _finish(figure, save_to)
 
 

@@ -110,11 +110,11 @@ def _update_weights() -> None:
     common = (state, 1e-3, 1, (0.9, 0.999), 1e-8, 0.01)
     adamw_(parameters, parameters, *common, True, *rest)
     # The end of a training step, and the same with a norm to clip to.
-    common = (state, course, one, (0.9, 0.999), 1e-8, 0.01)
-    adamw_(parameters, sums, *common, True, 0.998, None, None, shadow)
+    ending = (state, course, one, (0.9, 0.999), 1e-8, 0.01)
+    adamw_(parameters, sums, *ending, True, 0.998, None, None, shadow)
     reduced = ReducedGradient(sums[:, :1].contiguous(), squares)
     reduce_grad.reduce_grad(sums, reduced)
-    adamw_(parameters, reduced.sums, *common, False, 0.998, 1.0, squares, shadow)
+    adamw_(parameters, reduced.sums, *ending, False, 0.998, 1.0, squares, shadow)
 
 
 def _draw() -> None:

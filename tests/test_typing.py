@@ -26,6 +26,8 @@ def public_functions(module):
         elif inspect.isclass(value):
             for key, member in vars(value).items():
                 function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+                if getattr(function, "__module__", None) != module.__name__:
+                    continue  # made by a decorator, or inherited
                 if inspect.isfunction(function) and (not key.startswith("_") or key == "__init__"):
                     yield function
 

@@ -37,6 +37,8 @@ def classify_command(run, most, noises, test_fraction, data, only_class, seed, d
     train, test = points.split(test_fraction, seed)
     if points.redraw is not None:
         test = points.fresh(most, seed)
+    assert test.labels is not None
+    assert train.labels is not None
     x, labels = test.data[:most], test.labels[:most]
     prior = train.labels.bincount()
     classifier = DiffusionClassifier(

@@ -149,5 +149,6 @@ def classifier(points: Points, seed: int):
     """Scikit-learn's MLP of 100 and 50 units, trained on the data; what course work takes."""
     from sklearn.neural_network import MLPClassifier
 
+    assert points.labels is not None
     network = MLPClassifier((100, 50), max_iter=500, random_state=seed)
     return network.fit(points.data.numpy(), points.labels.numpy())

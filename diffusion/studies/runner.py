@@ -173,6 +173,7 @@ class StudyRun:
         """Samples of each class, by the reward of a classifier."""
         points = data_of(cell.data, cell.protocol.standardise)
         model, judge = self.store.load_model(cell.model), classifier(points, _REWARD)
+        assert cell.setting.temperature is not None
         parts = [
             sample_with_reward(
                 model,

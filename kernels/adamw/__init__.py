@@ -1,5 +1,7 @@
 """AdamW and weight averaging over one flat parameter buffer: the end of a training step."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from . import reference
 from .reference import AdamWState, Course, Shadow
 
 __all__ = ["AdamWState", "Course", "Shadow", "adamw_", "adamw_state", "shadow_of"]
+
+_Number = TypeVar("_Number")
 
 
 def adamw_state(parameters: Tensor) -> AdamWState:
@@ -93,15 +97,15 @@ def adamw_(
     if clip_norm is not None and squares is None:
         raise ValueError("clip_norm needs squares, the norm that reduce_grad measured")
     models = len(parameters)
-    lr, weight_decay, ema_decay, clip_norm = (
-        number.to(parameters).reshape(-1).expand(models).contiguous()
-        if isinstance(number, Tensor)
-        else number
-        for number in (lr, weight_decay, ema_decay, clip_norm)
-    )
+
+    def of_each(number: _Number) -> _Number | Tensor:
+        if not isinstance(number, Tensor):
+            return number
+        return number.to(parameters).reshape(-1).expand(models).contiguous()
+
     arguments = (
-        parameters, grad, state, lr, step, betas, eps, weight_decay, decoupled, ema_decay,
-        clip_norm, squares, shadow,
+        parameters, grad, state, of_each(lr), step, betas, eps, of_each(weight_decay), decoupled,
+        of_each(ema_decay), of_each(clip_norm), squares, shadow,
     )  # fmt: skip
     if use_triton(backend, "parameters", parameters, _gap((parameters, grad, *state))):
         from . import kernel

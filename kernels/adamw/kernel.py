@@ -164,7 +164,7 @@ def adamw_(
     models, size = parameters.shape
     beta1, beta2 = betas
     course, rate = (lr, (None, 0.0)) if isinstance(lr, Course) else (None, _pair(lr))
-    looked_up = (None, 1, None, None, None, 1, None)
+    looked_up: tuple[Tensor | int | None, ...] = (None, 1, None, None, None, 1, None)
     if course is not None:
         looked_up = (
             course.rates, course.rates.shape[1], course.every, course.total,

@@ -1,6 +1,6 @@
 """AdamW or Adam, with an exponential moving average of the weights, in plain PyTorch."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,14 +101,15 @@ def adamw_(
             loss = torch.where(norm.isfinite(), loss, torch.nan)
     if course is not None and loss is not None:
         write_down(course, step, loss)
-    options = (step, betas, eps, decoupled)
+    options: Any = {"step": step, "betas": betas, "eps": eps, "decoupled": decoupled}
     buffers = (parameters, grad, *state)
-    columns = [_column(number) for number in (lr, weight_decay, ema_decay)]
+    columns = (_column(lr), _column(weight_decay), _column(ema_decay))
     if keep.all():
-        _update(*buffers, *columns, *options)
+        _update(*buffers, *columns, **options)
     elif keep.any():
-        chosen = [buffer[keep] for buffer in buffers]
-        _update(*chosen, *(c[keep] if torch.is_tensor(c) else c for c in columns), *options)
+        chosen: Any = [buffer[keep] for buffer in buffers]
+        theirs: Any = [c[keep] if torch.is_tensor(c) else c for c in columns]
+        _update(*chosen, *theirs, **options)
         for buffer, updated in zip((parameters, *state), (chosen[0], *chosen[2:]), strict=True):
             buffer[keep] = updated
     if shadow is not None:

@@ -1,6 +1,6 @@
 """A keyed bijection of [0, n): the order of an epoch as a function, not a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,14 +35,14 @@ def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Te
         if not 1 <= size <= 2**62:
             raise ValueError(f"n must be from 1 to 2**62, got {size}")
     domains = [(size, *_halves(size)) for size in sizes]
-    if len(set(domains)) == 1:  # numbers broadcast without a tensor being made in every step
-        n, *halves = domains[0]
-    else:
-        n, *halves = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
+    numbers: Iterable[int] | Tensor = domains[0]
+    if len(set(domains)) > 1:  # else numbers broadcast without a tensor made in every step
+        numbers = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
+    bound, *halves = numbers
     rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
     keys = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
     value = _feistel(index.expand(seed.shape[0], -1), keys, *halves)
-    while (outside := value >= n).any():
+    while (outside := value >= bound).any():
         value = torch.where(outside, _feistel(value, keys, *halves), value)
     return value
 

@@ -120,8 +120,8 @@ def draw_epoch(
     live = rows.expand(len(seed), -1) < torch.tensor(pairs, device=rows.device)[:, None]
     pair = permute(rows * live, pairs, seed, epoch)  # [M, B]
     words = random_words(seed, Stream.DRAW, refresh, pair, _NOISE + dim)
-    n_points = torch.tensor(n_points, device=rows.device)[:, None]
-    return Draw(pair % n_points, pair // n_points, _noise(words, dim), live=live)
+    points = torch.tensor(n_points, device=rows.device)[:, None]
+    return Draw(pair % points, pair // points, _noise(words, dim), live=live)
 
 
 def draw_condition(
@@ -136,6 +136,9 @@ def draw_condition(
         element: int64 [B] or [M, B], that the row's noise is a function of.
         index: int64 [M, B], which data points.
     """
+    assert data.labels is not None
+    assert data.class_features is not None
+    assert data.p_uncond is not None
     word = random_words(seed, Stream.CLASS, step, element, 1)[..., 0]
     labels = data.labels.expand(len(index), -1).gather(1, index)
     unconditional = data.class_features.shape[1] - 1
@@ -186,8 +189,8 @@ def batch_draw(
         if data.n_steps is not None:
             steps = data.n_steps.tolist()
         counts = n_points.tolist()
-        length = [-(-n * t // batch_size) for n, t in zip(counts, steps, strict=True)]
-        length = torch.tensor(length, device=device)[:, None]  # [M, 1], steps of an epoch
+        lengths = [-(-n * t // batch_size) for n, t in zip(counts, steps, strict=True)]
+        length = torch.tensor(lengths, device=device)[:, None]  # [M, 1], steps of an epoch
         epoch, step = step // length, step % length
         draw = draw_epoch(
             seed, epoch, epoch // refresh, element + step * batch_size, counts, steps, dim

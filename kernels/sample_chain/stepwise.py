@@ -82,8 +82,8 @@ def _predictions(
     """The noise that the denoiser sees, and with classifier-free guidance that without a class."""
     parameters, shape = denoiser
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
-    precision = _covered(shape, precision)
-    eps, *uncond = (operator.mlp(x, shape.unpack(parameters), shape, precision) for x in rows)
+    covered = _covered(shape, precision)
+    eps, *uncond = (operator.mlp(x, shape.unpack(parameters), shape, covered) for x in rows)
     return eps, uncond[0] if uncond else None
 
 

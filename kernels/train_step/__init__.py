@@ -1,6 +1,6 @@
 """One training step of M diffusion models or noisy-point classifiers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ class Workspace(NamedTuple):
 
     sums: Tensor  # float32 [M, S, P + 2], what a step leaves
     shadow: Shadow | None  # weights as the kernels read them, which adamw_ keeps up to date
-    buffers: tuple | None
+    buffers: Any  # of the kernels
 
 
 def workspace_of(
@@ -100,15 +100,16 @@ def training_sums(
         ``workspace.sums``, [M, S, P + 2].
     """
     rows = batch_size - first_row if rows is None else rows
-    if workspace.buffers is None:
+    if workspace.shadow is None or workspace.buffers is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
         reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
     else:
         from . import kernel
 
         kernel.training_sums(
-            parameters, shape, data, *workspace, batch_size=batch_size, seed=seed, step=step,
-            refresh=refresh, first_row=first_row, rows=rows, add=add,
+            parameters, shape, data, workspace.sums, workspace.shadow, workspace.buffers,
+            batch_size=batch_size, seed=seed, step=step, refresh=refresh, first_row=first_row,
+            rows=rows, add=add,
         )  # fmt: skip
     return workspace.sums
 

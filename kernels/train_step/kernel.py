@@ -152,7 +152,9 @@ class Buffers(NamedTuple):
     tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles]
 
 
-def buffers_of(data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str):
+def buffers_of(
+    data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str
+) -> tuple[Buffers, int]:
     """Buffers for steps of up to ``rows`` rows, and into how many parts their gradient is split."""
     net = layout_of(shape, precision)
     config = config_for(precision, capability_of(data.points.device))

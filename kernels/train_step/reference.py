@@ -25,7 +25,7 @@ def noisy_inputs(data: TrainingData, draw: Draw) -> Tensor:
     """The network's input [M, B, d + F + E]: noisy point, feature of its timestep, of its class."""
     x_t = q_sample(gather_points(data.points, draw.index), data.alpha_bar, draw.t, draw.eps)
     parts = [x_t, gather_points(data.time_features, draw.t)]
-    if draw.condition is not None:
+    if data.class_features is not None and draw.condition is not None:
         parts.append(gather_points(data.class_features, draw.condition))
     return torch.cat(parts, dim=-1)
 
@@ -39,7 +39,7 @@ def training_sums(
     """
     networks = shape.unpack(parameters)
     y, inputs, preactivations = mlp.forward(noisy_inputs(data, draw), networks, shape)
-    if data.classifies:
+    if data.labels is not None and data.classifies:
         labels = data.labels.expand(len(y), -1).gather(1, draw.index)
         loss, grad_y, count = label_loss(y, labels, draw.live)
     else:
