@@ -101,7 +101,8 @@ class Trainer:
         def resident(tensor: Tensor) -> Tensor:
             return tensor.float()[None].to(self.device)
 
-        conditional = self.class_features is not None
+        classes = self.class_features
+        conditional = classes is not None
         labels = points.labels if classify or conditional else None
         self.data = TrainingData(
             points=resident(points.data),
@@ -110,7 +111,7 @@ class Trainer:
             labels=None if labels is None else labels[None].to(self.device),
             n_points=torch.tensor([len(points)], device=self.device),
             t_table=timestep_table(schedule, recipe.low_noise)[None].to(self.device),
-            class_features=resident(self.class_features) if conditional else None,
+            class_features=None if classes is None else resident(classes),
             p_uncond=torch.tensor([recipe.p_uncond], device=self.device) if conditional else None,
         )
 

@@ -25,7 +25,7 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         ["git", "ls-files", "kernels", "diffusion", "bench"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
-    kinds = (".py", ".json", ".html", ".css", ".js")
+    kinds = (".py", ".json", ".html", ".css", ".js", "py.typed")
     wanted = {name for name in tracked if name.endswith(kinds) and "/suite/" not in name}
     wanted = {name for name in wanted if not name.startswith("bench/records/")}
     packed = {str(path.relative_to(wheel / "flashpoint")) for path in wheel.rglob("*.*")
