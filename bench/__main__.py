@@ -5,9 +5,10 @@ import sys
 import click
 
 from ..diffusion import UserError
-from . import gate, gate_selftest, history, operations, race, record, roofline
+from . import data_sets, gate, gate_selftest, history, operations, race, record, roofline
 
 COMMANDS = {
+    "datasets": data_sets.main,
     "gate": gate.main,
     "gate-selftest": gate_selftest.main,
     "operations": operations.main,

@@ -24,7 +24,7 @@ from .experiment import Run, Settings, summary
 from .export import SUFFIXES, export_model
 from .metrics import Evaluation, evaluate
 from .points import Points, load_points
-from .recipes import RECIPES
+from .recipes import RECIPES, Recipe
 from .report import write_report
 from .schedules import SCHEDULES, Schedule
 from .viewer import write_view
@@ -255,7 +255,7 @@ def _start(
         raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
     if quick:
         settings = settings.quick()
-    if recipe == "fast":
+    if isinstance(denoiser, Recipe):
         if epochs is not None:
             raise UserError("--epochs is for the classic recipes; the fast one takes --steps")
         length, classifier_length = {"steps": steps}, {"steps": classifier_steps}

@@ -1,0 +1,267 @@
+"""How good samples of every data set are, with the project's best setting, beside real points.
+
+``python -m flashpoint.bench datasets --out FOLDER`` trains an unconditional denoiser, a conditional
+one and a classifier of noisy points on each data set, samples in every way there is, and writes
+``<name>.json`` and ``tables.md``, about all sets that the folder holds, as each is done.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import click
+import torch
+from torch import Tensor
+
+from .. import diffusion as fd
+from ..diffusion.errors import check_choice
+from ..diffusion.files import make_folder, save_json, write_atomically
+from ..diffusion.judge import train_judge
+from ..kernels.philox import child_seed
+from . import machine
+
+SCHEDULE = fd.Schedule(500)
+DENOISER, CLASSIFIER = fd.RECIPES["small"]
+P_UNCOND = 0.1
+
+_REPEATS = 10  # of an EMD, each the mean of 5 draws of 250 points
+_SAMPLES, _OF_CLASS, _REWARDED, _HELD_OUT = 5000, 1000, 300, 5000
+_CLASSIFIED = 500  # points, by denoising error
+_REWARD_STEPS, _CANDIDATES = 100, 10
+
+
+class Bench:
+    """Everything that is measured of one data set.
+
+    Args:
+        name: of the data set.
+        seed: of everything.
+        device: where the work runs.
+    """
+
+    def __init__(self, name: str, seed: int, device: str | None):
+        whole = fd.dataset(name)
+        self.seed, self.device = seed, device
+        # Where new points can be drawn they are what was held out, otherwise a part of the data.
+        if whole.redraw is None:
+            self.points, self.held_out = whole.split(0.5, seed)
+        else:
+            self.points, self.held_out = whole, whole.fresh(_HELD_OUT, child_seed(seed, 99))
+        self.judge = None if whole.labels is None else train_judge(self.points)
+        self.seconds: dict[str, float] = {}
+
+    def real(self, number: int, n: int, label: int | None = None) -> Tensor:
+        """Real points [n, d] that were not trained on; other ones for each number."""
+        if self.points.redraw is not None:
+            return self.points.redraw(n, child_seed(self.seed, 1000 + number), label)[0]
+        rest = self.held_out.data if label is None else self.held_out.of_class(label)
+        order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(number))
+        return rest[order[:n]]
+
+    def train(self, title: str, recipe, classify: bool = False):
+        """A trained network."""
+        start = time.perf_counter()
+        trainer = fd.Trainer(
+            self.points, SCHEDULE, recipe, classify=classify, seed=self.seed, device=self.device
+        )
+        trainer.run(trainer.total_steps)
+        self.seconds[title] = time.perf_counter() - start
+        return trainer.model()
+
+    def sample(self, title: str, model, n: int, **options) -> Tensor:
+        """New samples [n, d]."""
+        start = time.perf_counter()
+        seed = child_seed(self.seed, 7)
+        x = fd.sample(model, SCHEDULE, n, seed=seed, device=self.device, **options).x.cpu()
+        self.seconds[title] = time.perf_counter() - start
+        return x
+
+    def run(self) -> dict:
+        """All numbers of the data set."""
+        denoiser = self.train("train denoiser", DENOISER)
+        result = {
+            "data": self.points.name,
+            "points": len(self.points),
+            "dimension": self.points.dim,
+            "held out": "new draws" if self.points.redraw else "the other half of the data",
+            "unconditional": self.whole(self.sample("sample", denoiser, _SAMPLES)),
+        }
+        if self.judge is not None:
+            told = self.train("train conditional", replace(DENOISER, p_uncond=P_UNCOND))
+            classifier = self.train("train classifier", CLASSIFIER, classify=True)
+            result["classes"] = self.classes(denoiser, told, classifier)
+            result["by denoising error"] = self.classified(told)
+        return {**result, "seconds": self.seconds}
+
+    def whole(self, x: Tensor) -> dict:
+        """EMD and kernel NLL of unconditional samples, each beside real points'."""
+        real = [self.real(number, len(x)) for number in range(_REPEATS)]
+        data = self.points.data
+        emd = _spread(lambda k: fd.emd(x, data, seed=k))
+        floor = _spread(lambda k: fd.emd(real[k], data, seed=_REPEATS + k))
+        return {
+            "emd": emd[0],
+            "emd of real": {"mean": floor[0], "sd": floor[1]},
+            "within two sd": abs(emd[0] - floor[0]) <= 2 * floor[1],
+            "kernel nll": fd.kernel_nll(x, data),
+            "kernel nll of real": mean(fd.kernel_nll(y, data) for y in real[:3]),
+            "kernel nll of the data itself": fd.kernel_nll(data, data),
+        }
+
+    def classes(self, denoiser, told, classifier) -> dict:
+        """Samples of each class, by every kind of guidance."""
+        classes = range(self.points.num_classes)
+        labels = torch.arange(len(classes)).repeat_interleave(_OF_CLASS)
+
+        def parts(x: Tensor) -> list[Tensor]:
+            return [x[labels == label] for label in classes]
+
+        ways = {
+            f"told the class, w = {w}": parts(
+                self.sample(f"sample w = {w}", told, len(labels), label=labels, scale=float(w))
+            )
+            for w in (0, 1)
+        }
+        ways["classifier guidance"] = parts(
+            self.sample("sample guided", denoiser, len(labels), classifier=classifier, label=labels)
+        )
+        start = time.perf_counter()
+        ways["reward guidance"] = [self._rewarded(denoiser, classifier, c) for c in classes]
+        self.seconds["sample rewarded"] = time.perf_counter() - start
+        real = [[self.real(k, _OF_CLASS, c) for c in classes] for k in range(_REPEATS)]
+        floor = _spread(lambda k: fd.emd_by_class(real[k], self.points, seed=_REPEATS + k))
+        return {
+            "judge on held-out points": self.judge.score(self.held_out.data, self.held_out.labels),
+            "accuracy of real": mean(self.accuracy(one) for one in real),
+            "emd of real": {"mean": floor[0], "sd": floor[1]},
+            "ways": {way: self._scores(x, floor) for way, x in ways.items()},
+        }
+
+    def _rewarded(self, denoiser, classifier, label: int) -> Tensor:
+        """Samples that seek log p(label | x) of the classifier at the least noisy timestep."""
+        feature = SCHEDULE.time_features[0].float()
+
+        @torch.no_grad()
+        def reward(x: Tensor) -> Tensor:
+            inputs = torch.cat((x, feature.to(x).expand(len(x), -1)), dim=1)
+            return classifier(inputs.cpu()).log_softmax(dim=1)[:, label].to(x.device)
+
+        return fd.sample_with_reward(
+            denoiser,
+            SCHEDULE,
+            _REWARDED,
+            reward,
+            candidates=_CANDIDATES,
+            temperature=1.0,
+            num_steps=_REWARD_STEPS,
+            seed=child_seed(self.seed, 200 + label),
+            device=self.device,
+        ).x.cpu()
+
+    def accuracy(self, samples: Sequence[Tensor]) -> float:
+        """The share of a class's samples [n, d] that the judge takes for it, mean over classes."""
+        return mean(
+            float((self.judge.predict(x.numpy()) == label).mean())
+            for label, x in enumerate(samples)
+        )
+
+    def _scores(self, samples: Sequence[Tensor], floor: tuple[float, float]) -> dict:
+        emd = _spread(lambda k: fd.emd_by_class(samples, self.points, seed=k))[0]
+        return {
+            "accuracy": self.accuracy(samples),
+            "emd by class": emd,
+            "within two sd": abs(emd - floor[0]) <= 2 * floor[1],
+        }
+
+    def classified(self, told) -> dict:
+        """Held-out points classified by the conditional denoiser, and by the judge."""
+        start = time.perf_counter()
+        x, labels = self.held_out.data[:_CLASSIFIED], self.held_out.labels[:_CLASSIFIED]
+        prior = self.points.labels.bincount()
+        classifier = fd.DiffusionClassifier(
+            told, SCHEDULE, prior=prior, seed=self.seed, device=self.device
+        )
+        accuracy = classifier.score(x, labels)
+        self.seconds["classify"] = time.perf_counter() - start
+        return {"points": len(x), "accuracy": accuracy, "judge": self.judge.score(x, labels)}
+
+
+def _spread(measure: Callable[[int], float]) -> tuple[float, float]:
+    values = [measure(number) for number in range(_REPEATS)]
+    return mean(values), stdev(values)
+
+
+def table(results: Sequence[dict]) -> str:
+    """All data sets in Markdown."""
+    lines = [
+        "| data | EMD | of real points | kernel NLL | of real points | of the data itself |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in results:
+        found = one["unconditional"]
+        real = found["emd of real"]
+        lines.append(
+            f"| {one['data']} | {found['emd']:.1f}{_mark(found['within two sd'])} "
+            f"| {real['mean']:.1f} ± {real['sd']:.1f} | {found['kernel nll']:.3f} "
+            f"| {found['kernel nll of real']:.3f} "
+            f"| {found['kernel nll of the data itself']:.3f} |"
+        )
+    lines += [
+        "",
+        "| data | samples | accuracy | of real points | EMD by class | of real points |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in results:
+        found = one.get("classes", {"ways": {}})
+        for way, scores in found["ways"].items():
+            real = found["emd of real"]
+            lines.append(
+                f"| {one['data']} | {way} | {scores['accuracy']:.3f} "
+                f"| {found['accuracy of real']:.3f} "
+                f"| {scores['emd by class']:.1f}{_mark(scores['within two sd'])} "
+                f"| {real['mean']:.1f} ± {real['sd']:.1f} |"
+            )
+    lines += [
+        "",
+        "| data | held-out points classified by denoising error | by the judge |",
+        "| --- | --- | --- |",
+    ]
+    for one in results:
+        if "by denoising error" in one:
+            found = one["by denoising error"]
+            lines.append(f"| {one['data']} | {found['accuracy']:.3f} | {found['judge']:.3f} |")
+    return "\n".join(lines)
+
+
+def _mark(passed: bool) -> str:
+    return "" if passed else " ✗"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+def main(names: tuple[str, ...], out: Path, seed: int, device: str | None) -> None:
+    """Measure samples of data sets, NAMES or all, beside real points of each."""
+    names = names or tuple(fd.DATASETS)
+    for name in names:
+        check_choice("NAMES", name, fd.DATASETS)
+    make_folder(out)
+    for name in names:
+        result = Bench(name, seed, device).run()
+        settings = {
+            "seed": seed,
+            "schedule": asdict(SCHEDULE),
+            "denoiser": asdict(DENOISER),
+            "classifier": asdict(CLASSIFIER),
+            "machine": machine.describe(),
+        }
+        save_json(out / f"{name}.json", {**result, **settings})
+        done = (out / f"{name}.json" for name in fd.DATASETS)
+        results = [json.loads(path.read_text()) for path in done if path.is_file()]
+        write_atomically(out / "tables.md", (table(results) + "\n").encode())
+        click.echo(table([result]))
