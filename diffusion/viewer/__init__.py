@@ -101,7 +101,7 @@ def _metrics(material: Material) -> str:
     """What was measured of the run's samples, as a table; a sentence where nothing was."""
     if not material.metrics:
         return "<p>This run has no metrics.json: its samples have not been measured.</p>"
-    names = [name for name in METRICS if all(name in kind for kind in material.metrics.values())]
+    names = [name for name in METRICS if any(name in kind for kind in material.metrics.values())]
     header = ["samples", "NLL", "of the data", "in the class", *(METRICS[n].title for n in names)]
     rows = []
     for kind, entry in material.metrics.items():
@@ -110,7 +110,7 @@ def _metrics(material: Material) -> str:
             [_cell("th", kind, ' scope="row"')]
             + [_cell("td", _likelihood(entry[key])) for key in ("nll", "nll_data")]
             + [_cell("td", purity)]
-            + [_score(entry[name]) for name in names]
+            + [_score(entry[name]) if name in entry else _cell("td", "") for name in names]
         )
     head = _row([_cell("th", name, ' scope="col"') for name in header])
     body = "".join(map(_row, rows))

@@ -12,7 +12,7 @@ const view = {
   zoom: 1, x: 0, y: 0, yaw: 0.6, pitch: 0.35,
 };
 const last = run.steps.length - 1, solid = run.dim > 2;
-let inks = {}, wanted = false;
+let inks = {}, wanted = false, dataBox = [];
 
 /** Numbers that Python packed: whole ones times a scale, deflated, in base64. */
 async function unpack(packed) {
@@ -163,13 +163,24 @@ function drawPath(chain, n, project) {
   disc(x, y, 4.2 * unit);
 }
 
+/** The edges of the box that holds the data. */
 function drawBox(project) {
-  const r = run.reach, ends = [-r, r];
-  for (const a of ends) for (const b of ends) {
-    stroke([project(-r, a, b), project(r, a, b)], inks.soft, 1, 0.35);
-    stroke([project(a, -r, b), project(a, r, b)], inks.soft, 1, 0.35);
-    stroke([project(a, b, -r), project(a, b, r)], inks.soft, 1, 0.35);
+  const [x, y, z] = dataBox, line = (from, to) => stroke([project(...from), project(...to)], inks.soft, 1, 0.35);
+  for (const i of [0, 1]) for (const j of [0, 1]) {
+    line([x[0], y[i], z[j]], [x[1], y[i], z[j]]);
+    line([x[i], y[0], z[j]], [x[i], y[1], z[j]]);
+    line([x[i], y[j], z[0]], [x[i], y[j], z[1]]);
   }
+}
+
+/** Least and greatest value of each coordinate of the data. */
+function boundsOfData() {
+  const { values, shape: [, dim] } = run.data.x;
+  return [...Array(dim).keys()].map((axis) => {
+    let [low, high] = [Infinity, -Infinity];
+    for (let i = axis; i < values.length; i += dim) [low, high] = [Math.min(low, values[i]), Math.max(high, values[i])];
+    return [low, high];
+  });
 }
 
 const tile = document.createElement("canvas");
@@ -446,6 +457,7 @@ function onKey(event) {
 
 async function begin() {
   await unpackAll();
+  dataBox = boundsOfData();
   $("time").max = last;
   $("drag").textContent = solid
     ? "Drag to turn, or use Shift and the arrows on the picture; the wheel zooms."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.philox import child_seed
 from ..metrics import PointMasses
+from ..models import ConditionalMLP
 from ..plots import COLORS
 from ..report import Material
 from ..sampling import sample, timesteps
@@ -27,7 +28,7 @@ _MOST_NUMBERS = 30_000_000  # coordinates of a whole recorded chain: bounds the 
 _CHUNK = 2**22
 
 # Parts of a page that draw random numbers of their own.
-_DDIM, _DDPM, _GUIDED, _SUBSET = range(100, 104)
+_DDIM, _DDPM, _BY_CLASS, _SUBSET = range(100, 104)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,14 @@ def _chains(material: Material, samples: int, frame: Frame) -> tuple[list[dict],
         chain("Deterministic (DDIM)", _DDIM, n, method="ddim"),
         chain("Ancestral (DDPM)", _DDPM, n),
     ]
-    if material.classifier is not None:
+    told = isinstance(material.denoiser, ConditionalMLP)
+    if told or material.classifier is not None:
         classes = material.points.num_classes
         labels = torch.arange(classes).repeat(max(1, min(n // 3, most // classes)))
-        options = {"classifier": material.classifier, "label": labels}
-        chains.append(chain("Guided by class", _GUIDED, len(labels), labels, **options))
+        title = "Told the class" if told else "Guided by class"
+        guide = None if told else material.classifier
+        options = {"classifier": guide, "label": labels}
+        chains.append(chain(title, _BY_CLASS, len(labels), labels, **options))
     return chains, [steps[k] for k in shown.tolist()]
 
 

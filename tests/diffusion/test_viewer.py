@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import zlib
 
 import numpy as np
@@ -11,10 +12,19 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
-from flashpoint.diffusion import Points, UserError, cli
+from flashpoint.diffusion import (
+    ConditionalMLP,
+    Points,
+    Schedule,
+    UserError,
+    class_table,
+    cli,
+    sample,
+)
 from flashpoint.diffusion.datasets import DATASETS
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
+from flashpoint.kernels.philox import child_seed
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +127,35 @@ def test_other_dimensions(dim, solid_run, make_run, tmp_path):
         "Ancestral (DDPM)",
     ]
     assert payload["chains"][0]["x"]["shape"][2] == (2 if dim == 1 else 3)
+
+
+def test_a_conditional_denoiser_is_told_the_class(states_run, tmp_path):
+    folder = shutil.copytree(states_run[0], tmp_path / "told")
+    model = ConditionalMLP(3, 2, (8,), class_features=class_table(5))
+    torch.save(model.state_dict(), folder / "checkpoints" / "denoiser.pt")
+    _, payload = view((folder, states_run[1]), tmp_path, samples=30)
+    told = payload["chains"][2]
+    assert (told["title"], told["labels"]) == ("Told the class", [*range(5)] * 10)
+    expected = sample(
+        model,
+        Schedule(num_steps=30, beta_end=0.3),
+        50,
+        label=torch.tensor(told["labels"]),
+        seed=child_seed(0, payloads._BY_CLASS),
+    ).x
+    np.testing.assert_allclose(unpack(told["x"])[-1], expected, atol=2 * told["x"]["scale"])
+
+
+def test_a_metric_without_a_value_is_left_blank(states_run, tmp_path):
+    folder = shutil.copytree(states_run[0], tmp_path / "flat")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["metrics"]["unconditional"]["nll"] = None
+    del metrics["metrics"]["unconditional"]["sliced_wasserstein"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    text, _ = view((folder, states_run[1]), tmp_path, samples=9)
+    row = re.search(r"<tr><th[^>]*>unconditional</th>(.*?)</tr>", text)[1]
+    assert "<td>not defined</td>" in row
+    assert row.count("<td></td>") == 2  # no class, no distance
 
 
 def test_metrics_are_in_the_page(states_run, tmp_path):
