@@ -358,16 +358,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_MEMORY, default=SHARED_MEMORY)
     parser.add_argument("--main", action="store_true", help="only training and sampling in fp16")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases named like this")
     parser.add_argument("--update", action="store_true", help="write the record")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET must not be set: interpreted kernels are not compiled")
 
-    found, problems = _compile_all(options.arch, MAIN if options.main else CASES, options.jobs)
+    cases = MAIN if options.main else CASES
+    cases = {name: run for name, run in cases.items() if options.only in name}
+    found, problems = _compile_all(options.arch, cases, options.jobs)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if options.update:
-        _update(record, found, keep_others=options.main)
+        _update(record, found, keep_others=options.main or bool(options.only))
     problems += _compare(record.get(triton.__version__), found)
     for problem in problems:
         print(problem)

@@ -13,11 +13,11 @@ from .device import activate_backward, divisor, gradient_columns, linear, rounde
 @triton.jit
 def store_input(
     x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr,
-    SKIP_FROM: tl.constexpr = 0, SKIP: tl.constexpr = 0,
+    SKIP_FROM: tl.constexpr = None, skip=0,
 ):  # fmt: skip
     """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros.
 
-    Column SKIP_FROM and those after it are read from SKIP columns further right.
+    Column SKIP_FROM and those after it are read from ``skip`` columns further right.
     """
     WIDTH: tl.constexpr = NET.shape.widths[0]
     PADDED: tl.constexpr = NET.padded[0]
@@ -26,7 +26,10 @@ def store_input(
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)[None, :]
         source = tl.where(NET.split & (column >= WIDTH), column - WIDTH, column)
-        place = tl.where(source < SKIP_FROM, source, source + SKIP) if SKIP else source
+        if SKIP_FROM is not None:
+            place = tl.where(source < SKIP_FROM, source, source + skip)
+        else:
+            place = source
         pointers = x + row * stride_row + place.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
         if NET.split:

@@ -4,8 +4,6 @@ A program takes 64 rows through all steps; nothing but the weights is shared bet
 what a step leaves for the next one stays in cache.
 """
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
-from ..mlp.config import PROGRAMS, TILE_ROWS, config_for
+from ..mlp.config import PROGRAMS, TILE_ROWS, chain_config_for
 from ..mlp.device import UNIT_SCALE, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
@@ -29,9 +27,6 @@ from ..q_sample.reference import gather_points
 from ..reverse_step.kernel import update
 from .reference import Condition, Guide, Network
 
-# Columns of a layer that are accumulated at once if a classifier guides: with the pointers of two
-# networks at hand, more would spill and take longer than five seconds to compile.
-_GUIDED_COLUMNS = 64
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
 
@@ -69,19 +64,17 @@ def chain_kernel(
         first = model * rows + tile * ROWS
         inputs = inputs_ptr + first * IN
         eps = eps_ptr + first * DIM
-        uncond = eps + tl.num_programs(1) * rows * DIM if FREE else None
+        to_uncond = tl.num_programs(1).to(tl.int64) * rows * DIM  # from eps to eps without class
         # Hoisting out of the loop over time what can be computed before it would only spill.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
-            store_input(inputs, IN, 1, live, acts, NET, ROWS)
-            tl.debug_barrier()
-            forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
-            last_layer(acts, packed, flat, eps, live, NET, CONFIG, ROWS)
-            if FREE:
-                tl.debug_barrier()
-                store_input(inputs, IN, 1, live, acts, NET, ROWS, DIM + FEATURES, CLASS)
+            for free in tl.range(0, 1 + FREE, num_stages=1, disable_licm=True):
+                SKIP_FROM: tl.constexpr = DIM + FEATURES if FREE else None
+                store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, free * CLASS)
                 tl.debug_barrier()
                 forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
-                last_layer(acts, packed, flat, uncond, live, NET, CONFIG, ROWS)
+                last_layer(acts, packed, flat, eps + free * to_uncond, live, NET, CONFIG, ROWS)
+                if FREE:
+                    tl.debug_barrier()
             if GUIDE is not None:
                 _guidance(
                     inputs, IN, grad_ptr + first * (DIM + FEATURES), labels_ptr + first, live,
@@ -96,8 +89,8 @@ def chain_kernel(
             if GUIDE is not None:
                 grad = grad_ptr + (first + tl.arange(0, ROWS)) * (DIM + FEATURES)
             _advance(
-                x, eps + place, grad, uncond + place if FREE else None, coefficients, seed, step,
-                first_row + row, live, DIM,
+                x, eps + place, grad, eps + place + to_uncond if FREE else None, coefficients,
+                seed, step, first_row + row, live, DIM,
             )  # fmt: skip
             next_step = tl.minimum(step + 1, steps - 1)
             features = features_ptr + (model * steps + next_step) * FEATURES
@@ -183,7 +176,7 @@ def sample_chain(
     features, free = time_features.shape[2], condition is not None and condition.free
     inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
-    config = config_for(precision, capability_of(x.device))
+    config = chain_config_for(precision, capability_of(x.device), guide is not None, free)
     programs = min(triton.cdiv(rows, TILE_ROWS), max(1, triton.cdiv(PROGRAMS, models)))
     flat, packed, acts = _buffers(denoiser, net, programs)
     eps = x.new_empty((1 + free, *x.shape))
@@ -193,7 +186,6 @@ def sample_chain(
     else:
         guide_net = layout_of(guide.classifier.shape, precision)
         guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
-        config = replace(config, out=min(config.out, _GUIDED_COLUMNS))
         guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
         guidance = (
             guide.labels.contiguous(), guide_flat, guide_packed, guide_acts,
