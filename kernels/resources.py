@@ -11,10 +11,10 @@ or takes more than five seconds of processor time to compile.
 
 With another triton, in an environment of its own::
 
-    python -m venv .venv
-    .venv/bin/pip install torch==2.13.0 numpy "setuptools>=64"
-    .venv/bin/pip install --no-deps triton==3.6.0 -e .
-    .venv/bin/python -m flashpoint.kernels.resources --main
+    python3.12 -m venv .venv
+    .venv/bin/pip install torch==2.11.0 triton==3.6.0 "numpy<2.4" "setuptools>=64"
+    .venv/bin/pip install --no-deps --no-build-isolation -e .
+    .venv/bin/python -m flashpoint.kernels.resources
 """
 
 import argparse
