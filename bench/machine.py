@@ -4,7 +4,7 @@ import hashlib
 import platform
 import re
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def describe() -> dict:
     """What the numbers depend on."""
     on_gpu = torch.cuda.is_available()
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _output("git", "rev-parse", "HEAD"),
         "uncommitted changes": bool(_output("git", "status", "--porcelain")),
         "python": platform.python_version(),

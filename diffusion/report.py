@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..kernels.philox import child_seed
 from . import files, plots
+from .denoiser import load
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .metrics import (
@@ -124,16 +125,14 @@ class Material:
                 f"run {folder} was trained on {self.config['data']}, not on {points.name}; "
                 "name its file with --data"
             )
-        self.schedule = Schedule(**self.config["schedule"])
-        checkpoints = folder / "checkpoints"
-        self.denoiser = files.load_mlp(checkpoints / "denoiser.pt")
+        loaded = load(folder)
+        self.schedule, self.denoiser = loaded.schedule, loaded.model
+        self.classifier = loaded.classifier
         if self.denoiser.shape.widths[-1] != points.dim:
             raise UserError(
                 f"run {folder} was trained on points of dimension "
                 f"{self.denoiser.shape.widths[-1]}, not {points.dim}"
             )
-        guided = (checkpoints / "classifier.pt").is_file()
-        self.classifier = files.load_mlp(checkpoints / "classifier.pt") if guided else None
         self.metrics = {}
         if (folder / "metrics.json").is_file():
             self.metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
