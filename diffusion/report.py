@@ -418,7 +418,7 @@ def _excess(material: Material) -> list[Part]:
     truth, other = (points.redraw(_TRUE_POINTS, child_seed(seed, k))[0] for k in range(2))
     last = math.log10(schedule.num_steps)
     steps = (torch.logspace(0, last, _NOISE_LEVELS).round().long() - 1).unique().tolist()
-    denoisers = {
+    denoisers: dict[str, Callable[[Tensor], Tensor]] = {
         "this denoiser": material.denoiser,
         f"the best for the {len(points)} training points": _best_for(points.data, schedule),
         f"the best for {_TRUE_POINTS} other points": _best_for(other, schedule),
