@@ -88,6 +88,8 @@ def load(
         return _load_folder(path)
     if path.suffix == ".safetensors":
         return Denoiser(*from_safetensors(path.read_bytes(), f"file {path}"))
+    if path.suffix != ".pt":
+        raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file")
     config = _config(path.parent.parent) if path.parent.name == "checkpoints" else None
     if config is not None:
         schedule = schedule or Schedule(**config["schedule"])
@@ -112,7 +114,14 @@ def _load_folder(folder: Path) -> Denoiser:
 def _config(folder: Path) -> dict[str, Any] | None:
     """The settings of a run; None if the folder is not a run's."""
     path = folder / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+        Schedule(**config["schedule"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"file {path} does not hold the settings of a run") from error
+    return config
 
 
 def _tensors(model: Perceptron) -> dict[str, Tensor]:
@@ -155,13 +164,17 @@ def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
     metadata = header.get("__metadata__", {})
     if not metadata.keys() >= {"network", "schedule"}:
         raise UserError(f"{name} does not say its network and schedule in its metadata")
-    model = _new_model(json.loads(metadata["network"]), tensors)
+    try:
+        model = _new_model(json.loads(metadata["network"]), tensors)
+        schedule = Schedule(**json.loads(metadata["schedule"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{name} describes no network and schedule of this package") from error
     wanted = _tensors(model)
     if _shapes(wanted) != _shapes(tensors):
         raise UserError(f"{name} holds other tensors than its metadata says")
     for key, x in wanted.items():
         x.copy_(tensors[key])
-    return model, Schedule(**json.loads(metadata["schedule"]))
+    return model, schedule
 
 
 def _new_model(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Perceptron:

@@ -126,13 +126,25 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
     refused(tmp_path, "holds no model: neither checkpoints")
     plain, damaged = tmp_path / "model.pt", tmp_path / "damaged.safetensors"
     Denoiser(networks()["prelu"], SCHEDULE).save(plain)
+    (tmp_path / "model.onnx").touch()
     refused(plain, "schedule must be given")
+    refused(tmp_path / "model.onnx", "must be a folder, a .safetensors file or a .pt file")
     damaged.write_bytes(b"not this")
     refused(damaged, "no safetensors file, or damaged")
     safetensors.torch.save_file({"a": torch.zeros(2)}, damaged)
     refused(damaged, "does not say its network and schedule")
+    strange = {"network": '{"layout": "MLP", "widths": [0]}', "schedule": "{}"}
+    safetensors.torch.save_file({"a": torch.zeros(2)}, damaged, strange)
+    refused(damaged, "describes no network and schedule of this package")
     with pytest.raises(UserError, match=r"must end in \.safetensors or \.pt"):
         Denoiser(networks()["prelu"], SCHEDULE).save(tmp_path / "model.bin")
+
+
+def test_a_damaged_config_is_named(run):
+    folder, _ = run
+    (folder / "config.json").write_text('{"schedule": {"steps": 5}}')
+    with pytest.raises(UserError, match=r"config\.json does not hold the settings of a run"):
+        fd.load(folder)
 
 
 def test_tensors_that_do_not_fit_the_metadata_are_refused(tmp_path):
