@@ -11,7 +11,15 @@ import click
 import torch
 
 from . import files
-from .commands import data_option, device_option, options, read_points, seed_option
+from .commands import (
+    data_option,
+    device_option,
+    network_of,
+    network_options,
+    options,
+    read_points,
+    seed_option,
+)
 from .commands.classify import classify_command
 from .commands.data import data_command
 from .commands.interpolate import interpolate_command
@@ -78,6 +86,8 @@ _run_options = options(
     ),
     click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance."),
     click.option("--beta-end", default=0.02, show_default=True, help="Largest variance."),
+    click.option("--scale", type=float, default=None, help="Guidance scale of samples by class."),
+    network_options,
     click.option("--checkpoint-every", default=500, show_default=True, help="Training steps."),
     seed_option,
     device_option,
@@ -239,7 +249,8 @@ def _same_dimension(points: Points, data: Points, what: str) -> Points:
 
 def _start(
     data, only_class, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size,
-    samples, timesteps, schedule, beta_start, beta_end, checkpoint_every, seed, device,
+    samples, timesteps, schedule, beta_start, beta_end, scale, time_feature, checkpoint_every, seed,
+    device, **network,
 ) -> Run:  # fmt: skip
     chosen = choose_device(device)
     points = read_points(data, only_class)
@@ -247,7 +258,7 @@ def _start(
     denoiser, classifier = RECIPES[recipe]
     settings = Settings(
         seed=seed,
-        schedule=Schedule(timesteps, schedule, beta_start, beta_end),
+        schedule=Schedule(timesteps, schedule, beta_start, beta_end, time_feature),
         denoiser=denoiser,
         classifier=classifier,
     )
@@ -265,10 +276,10 @@ def _start(
         length = classifier_length = {"epochs": epochs}
     settings = replace(
         settings,
-        denoiser=_with(settings.denoiser, batch_size=batch_size, **length),
+        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network_of(**network)),
         classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
     )
-    settings = _with(settings, n_samples=samples)
+    settings = _with(settings, n_samples=samples, scale=scale)
     folder = out or Path("runs") / points.name.lower()
     run = Run(
         points,

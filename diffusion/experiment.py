@@ -50,7 +50,10 @@ class Settings:
     Args:
         seed: of everything.
         schedule: of the forward process.
-        denoiser, classifier: how each is trained.
+        denoiser, classifier: how each is trained. A conditional denoiser, one with ``p_uncond``,
+            is told the classes and needs no classifier.
+        scale: guidance scale of samples by class; None for 1 with a classifier, and for 0 where
+            the denoiser is told the class.
         n_samples: samples of each kind.
         sampling_steps: reverse steps per sample; None for all T.
         validate_every: training steps between two validations of the denoiser.
@@ -64,6 +67,7 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     denoiser: Recipe | ClassicRecipe = RECIPES["fast"][0]
     classifier: Recipe | ClassicRecipe = RECIPES["fast"][1]
+    scale: float | None = None
     n_samples: int = 5000
     sampling_steps: int | None = None
     validate_every: int = 1000
@@ -132,7 +136,9 @@ class Run:
             say(f"the likelihood under a density estimate is left out: {error}")
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
-        if points.labels is not None and points.num_classes > 1:
+        told = settings.denoiser.p_uncond is not None
+        self.by_class = points.labels is not None and points.num_classes > 1
+        if self.by_class and not told:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
         self.validation: list[tuple[int, float]] = []
         self.seconds: dict[str, float] = {}
@@ -255,9 +261,9 @@ class Run:
     def generate(self) -> dict[str, Tensor]:
         """Samples without guidance and of every class, written to ``outputs``; by file name."""
         made = {"uncond_gen_samples": self._sample("sample", _UNCONDITIONAL)}
-        if self.classifier is not None:
+        if self.by_class:
             start = time.perf_counter()
-            classifier = self.classifier.model()
+            classifier = None if self.classifier is None else self.classifier.model()
             classes, each = self.points.num_classes, self.settings.n_samples
             labels = torch.arange(classes).repeat_interleave(each)
             x = self._sample("sample guided", _CONDITIONAL, classifier, labels)
@@ -279,6 +285,7 @@ class Run:
                 n,
                 classifier=classifier,
                 label=labels,
+                scale=self.settings.scale,
                 num_steps=self.settings.sampling_steps,
                 seed=child_seed(self.settings.seed, part),
                 batch_size=batch,
@@ -324,13 +331,13 @@ class Run:
             points,
             self.figures / "unconditional.png",
         )
-        if self.classifier is None:
+        if not self.by_class:
             return
         guided = [made[f"cond_gen_samples_{label}"] for label in range(points.num_classes)]
         plots.conditional(guided, points, self.figures / "conditional.png")
         for label, x in enumerate(guided):
             plots.conditional([x], points, self.figures / f"conditional_{label}.png", [label])
-        if points.dim == 2:
+        if points.dim == 2 and self.classifier is not None:
             steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
             plots.classifier_map(
                 self.classifier.model(), schedule, points, steps, self.figures / "classifier.png"

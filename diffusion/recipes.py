@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..kernels import MLPShape
 from .errors import UserError, check_at_least, check_choice
 from .models import ACTIVATIONS, CLASS_EMBEDDINGS
 
@@ -220,6 +221,10 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
         raise UserError(f"lr must be positive, got {recipe.lr}")
     if any(width < 1 for width in recipe.hidden_layers):
         raise UserError(f"hidden_layers must be widths of at least 1, got {recipe.hidden_layers}")
+    try:
+        MLPShape((1, *recipe.hidden_layers, 1), recipe.activation, linear_input=recipe.linear_input)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 # Denoiser and classifier, by name. The classic ones are two published settings for STATES.

@@ -6,7 +6,10 @@ from pathlib import Path
 import click
 
 from ..datasets import DATASETS, dataset
+from ..errors import UserError
+from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..points import Points
+from ..schedules import TIME_FEATURES
 
 Decorator = Callable[[Callable], Callable]
 
@@ -36,6 +39,46 @@ data_option = options(
     ),
     click.option("--only-class", type=int, default=None, help="One class of the data alone."),
 )
+
+
+network_options = options(
+    click.option("--hidden-layers", default=None, help="Widths of the denoiser: 64,128,128."),
+    click.option("--activation", default=None, help=f"One of {', '.join(ACTIVATIONS)}."),
+    click.option("--linear-input", is_flag=True, help="No activation after the first layer."),
+    click.option(
+        "--time-feature",
+        default="linspace",
+        show_default=True,
+        help=f"What the networks see of t: {', '.join(TIME_FEATURES)}.",
+    ),
+    click.option(
+        "--p-uncond",
+        type=float,
+        default=None,
+        help="Train a conditional denoiser, from which so often the class is withheld. It takes "
+        "the classifier's place.",
+    ),
+    click.option("--class-embedding", default=None, help=f"{' or '.join(CLASS_EMBEDDINGS)}."),
+)
+
+
+def network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding) -> dict:
+    """The fields of a recipe that :data:`network_options` asks for."""
+    asked = {
+        "hidden_layers": None if hidden_layers is None else _widths(hidden_layers),
+        "activation": activation,
+        "linear_input": linear_input or None,
+        "p_uncond": p_uncond,
+        "class_embedding": class_embedding,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError as error:
+        raise UserError(f"hidden_layers must be widths like 64,128,128, got {text!r}") from error
 
 
 def read_points(data: str, only_class: int | None) -> Points:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.diffusion import MLP, load_points
+from flashpoint.diffusion import MLP, ConditionalMLP, load, load_points
 from flashpoint.diffusion.cli import main
+from flashpoint.kernels import MLPShape
 
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
          "--samples", "200", "--device", "cpu"]  # fmt: skip
@@ -123,6 +124,35 @@ def test_a_picture_and_the_parts_of_a_data_set(tmp_path):
     assert test.num_classes == 2
     one = flashpoint("data", "digits", "--only-class", 7, "--out", tmp_path / "7.png")
     assert "digits_7: 179 points in 64 dimensions" in one.output
+
+
+def test_a_conditional_denoiser_of_another_network(tmp_path):
+    folder = tmp_path / "r"
+    arguments = [*SMALL, "--data", "moons", "--p-uncond", 0.2, "--class-embedding", "sinusoidal",
+                 "--hidden-layers", "32,32,32", "--activation", "relu", "--linear-input",
+                 "--time-feature", "sinusoidal", "--scale", 1.5, "--out", folder]  # fmt: skip
+    result = flashpoint("states", *arguments)
+    assert result.exit_code == 0, result.output
+    assert not (folder / "checkpoints/classifier.pt").exists()
+    model = load(folder).model
+    assert isinstance(model, ConditionalMLP)
+    assert model.shape == MLPShape((2 + 16 + 16, 32, 32, 32, 2), "relu", linear_input=True)
+    for label in range(2):
+        x = torch.load(folder / f"outputs/cond_gen_samples_{label}.pt", weights_only=True)
+        assert x.shape == (200, 2)
+    assert (folder / "figures/conditional.png").exists()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["scale"] == 1.5
+    for wrong, message in (
+        (["--data", "sin_5_5", "--p-uncond", 0.1], "a conditional denoiser needs labels"),
+        (["--p-uncond", 2], "p_uncond must be from 0 to 1"),
+        (["--hidden-layers", "a,b"], "hidden_layers must be widths like"),
+        (["--time-feature", "sin"], "did you mean 'sinusoidal'"),
+        (["--linear-input", "--activation", "silu"], "linear_input must be False unless"),
+    ):
+        result = flashpoint("train", *SMALL, *wrong, "--out", tmp_path / "w")
+        assert result.exit_code == 2, (wrong, result.output, result.exception)
+        assert message in result.output
 
 
 def test_train_alone(tmp_path):
