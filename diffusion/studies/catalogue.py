@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from ..recipes import Recipe
+from ..schedules import Schedule
 from . import published
-from .protocols import BY_CLASS, TEST_SPLIT
-from .study import Grid, Study, classic
+from .protocols import BY_CLASS, IMAGES, TEST_SPLIT
+from .study import Grid, Setting, Study, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
 _SURFACES = ("sin_5_5", "helix")
@@ -16,6 +18,9 @@ _SCHEDULES = {
     "scaled linear": "scaled_linear",
     "sigmoid": "sigmoid",
 }
+
+
+_IMAGE_SETTING = Setting(Schedule(500), Recipe(steps=4000, batch_size=512, lr=3e-3))
 
 
 def _surface(schedule: str = "linear", **changes):
@@ -140,18 +145,29 @@ _REWARD = Study(
             _FIVE_SETS,
             {
                 f"{temperature:g}": replace(classic(150), temperature=temperature)
-                for temperature in (0, 0.2, 1)
+                for temperature in (0.2, 0.05, 0)
             },
             BY_CLASS,
             {"EMD": published.REWARD_EMD, "accuracy": published.REWARD_ACCURACY},
         ),
     ),
     quick_rows=("moons", "helix"),
-    quick_columns=("0", "1"),
+    quick_columns=("0.2", "0.05"),
     quick_factor=5,
+)
+
+_DIGITS = Study(
+    name="digits",
+    title="Do images work too?",
+    varied="model",
+    teaches="",
+    grids=(Grid("Images of 64 pixels", ("digits",), {"unconditional": _IMAGE_SETTING}, IMAGES),),
+    quick_rows=("digits",),
+    quick_columns=("unconditional",),
+    quick_factor=4,
 )
 
 STUDIES = {
     study.name: study
-    for study in (_TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY, _REWARD)
+    for study in (_TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY, _REWARD, _DIGITS)
 }

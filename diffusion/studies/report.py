@@ -10,22 +10,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import files
-from ..plots import COLORS, sample_grid
+from ..latents import interpolate
+from ..plots import COLORS, interpolation, sample_grid
 from .runner import StudyRun, data_of
-from .study import Grid, Study
+from .study import Cell, Grid, Study
 
 _DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2}
 _HIGHER_IS_BETTER = ("accuracy",)
 _SHOWN = 1000  # points of a panel
+_WAYS = 8  # interpolations
 
 
 def write_report(run: StudyRun, results: dict) -> None:
-    """Writes table.md, plot.png and, for each grid, samples.png into the study's folder."""
+    """Writes table.md, plot.png and, for each grid, samples.png into the study's folder.
+
+    For images interpolation.png too.
+    """
     files.write_atomically(run.folder / "table.md", table(results).encode())
     plot(results, run.folder / "plot.png")
     for number, grid in enumerate(run.study.grids):
         name = f"samples_{number}.png" if number else "samples.png"
-        sample_grid(_sample_rows(run, grid), run.folder / name)
+        rows = _sample_rows(run, grid)
+        sample_grid(rows, run.folder / name)
+        if rows[0][0].image_shape is not None:
+            _draw_interpolations(run, grid.cells()[0])
+
+
+def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
+    """Ways between images through the noise of a cell's model, into the study's folder."""
+    points = data_of(cell.data, cell.protocol.standardise)
+    model, schedule = run.store.load_model(cell.model), cell.setting.schedule
+    a, b = points.data[: 2 * _WAYS].chunk(2)
+    ways = interpolate(model, schedule, a, b, device=run.device).cpu()
+    interpolation(ways, points, run.folder / "interpolation.png")
 
 
 def _sample_rows(run: StudyRun, grid: Grid) -> list:

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from ..device import choose_device
 from ..errors import check_at_least
 from ..models import MLP
 from ..points import Points
-from ..rewards import class_reward, sample_with_reward
+from ..rewards import sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import Trainer
 from .protocols import Protocol, Score, classifier, measure, perfect, standardised
@@ -174,12 +174,16 @@ class StudyRun:
         points = data_of(cell.data, cell.protocol.standardise)
         model, judge = self.store.load_model(cell.model), classifier(points, _REWARD)
         assert cell.setting.temperature is not None
+
+        def probability(label: int, x: Tensor) -> Tensor:
+            return torch.as_tensor(judge.predict_proba(x.cpu().numpy())[:, label]).to(x)
+
         parts = [
             sample_with_reward(
                 model,
                 cell.setting.schedule,
                 cell.protocol.samples,
-                class_reward(judge.predict_proba, label),
+                partial(probability, label),
                 temperature=cell.setting.temperature,
                 seed=child_seed(child_seed(self.seed, _SAMPLING), label),
                 device=self.device,

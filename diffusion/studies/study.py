@@ -22,7 +22,7 @@ class Setting:
         epochs: passes over the data, which decide the number of steps; None keeps the recipe's.
         variance: of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
         guidance: scale w of classifier-free guidance, where the model is told the class.
-        temperature: of the choice among 10 candidates by their reward, the log-probability of the
+        temperature: of the choice among 10 candidates by their reward, the probability of the
             class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`).
     """
 

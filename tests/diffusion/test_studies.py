@@ -233,9 +233,9 @@ def test_every_study_has_a_quick_form_and_fitting_tables(study):
         ("schedules", "EMD", "helix", "cosine", 144.3),
         ("epochs", "EMD", "helix", "1000", 87.5),
         ("epochs", "EMD", "sin_5_5", "2000", None),
-        ("reward", "EMD", "moons", "0", 36.4),
-        ("reward", "accuracy", "helix", "0", 0.926),
-        ("reward", "accuracy", "helix", "1", None),
+        ("reward", "EMD", "moons", "0.2", 36.4),
+        ("reward", "accuracy", "helix", "0.2", 0.926),
+        ("reward", "accuracy", "helix", "0", None),
         ("complexity", "EMD", "sin_5_5", "64, 128, 128", 93.2),
     ],
 )
