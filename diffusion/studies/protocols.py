@@ -9,13 +9,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...kernels.philox import child_seed
+from ..judge import train_judge
 from ..metrics import emd, emd_by_class, kernel_nll
 from ..points import Points
 
 _REPEATS = 10  # of a measurement, behind its standard deviation
 _TEST_POINTS = 5000
 _KERNEL_DIM = 3  # above it no two points are near in terms of the kernel NLL's bandwidth
-_TEST, _FLOOR, _EMD, _JUDGE = range(4)  # what draws random numbers of its own
+_TEST, _FLOOR, _EMD = range(3)  # what draws random numbers of its own
 
 
 class Score(NamedTuple):
@@ -150,16 +151,11 @@ def _other_metrics(
 
 def _accuracy(samples: Sequence[Tensor], points: Points) -> float:
     """How many samples a classifier of the data takes for the class that was asked for."""
-    judge = classifier(points, _JUDGE)
-    right = [float((judge.predict(x) == label).mean()) for label, x in enumerate(samples)]
+    judge = _judge(points)
+    right = [float((judge.predict(x.numpy()) == label).mean()) for label, x in enumerate(samples)]
     return mean(right)
 
 
 @cache
-def classifier(points: Points, seed: int):
-    """Scikit-learn's MLP of 100 and 50 units, trained on the data; what course work takes."""
-    from sklearn.neural_network import MLPClassifier
-
-    assert points.labels is not None
-    network = MLPClassifier((100, 50), max_iter=500, random_state=seed)
-    return network.fit(points.data.numpy(), points.labels.numpy())
+def _judge(points: Points):
+    return train_judge(points)

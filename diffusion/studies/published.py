@@ -58,20 +58,20 @@ COMPLEXITY_EMD = _table("""
     helix   120.2 102.8 89.8 - -
 """)
 
-# w = 0.25, 0.5, 1, 2, 4
+# w = 0, 0.25, 0.5, 1, 2, 4
 GUIDANCE_EMD = _table("""
-    moons       27.2 31.8 44.6 63.6 82.6
-    circles     40.6 40.3 40.7 42.9 56.3
-    blobs       20.3 26.2 39.3 55.5 77.7
-    manycircles 12.2 14.6 19.0 25.1 34.0
-    helix       56.8 58.1 63.2 74.7 97.2
+    moons       - 27.2 31.8 44.6 63.6 82.6
+    circles     - 40.6 40.3 40.7 42.9 56.3
+    blobs       - 20.3 26.2 39.3 55.5 77.7
+    manycircles - 12.2 14.6 19.0 25.1 34.0
+    helix       - 56.8 58.1 63.2 74.7 97.2
 """)
 GUIDANCE_ACCURACY = _table("""
-    moons       1.00 1.00 1.00 1.00 1.00
-    circles     .97 .99 1 1 1
-    blobs       .95 .98 .99 1 1
-    manycircles .92 .96 .98 1 1
-    helix       .73 .76 .82 .88 .94
+    moons       - 1.00 1.00 1.00 1.00 1.00
+    circles     -  .97  .99 1    1    1
+    blobs       -  .95  .98  .99 1    1
+    manycircles -  .92  .96  .98 1    1
+    helix       -  .73  .76  .82  .88  .94
 """)
 
 # SVDD-PM

@@ -7,7 +7,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,11 +23,11 @@ from ..points import Points
 from ..rewards import sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import Trainer
-from .protocols import Protocol, Score, classifier, measure, perfect, standardised
+from .protocols import Protocol, Score, measure, perfect, standardised
 from .store import Store
 from .study import Cell, Grid, Model, Study
 
-_TRAINING, _SAMPLING, _MEASURING, _REWARD = range(4)  # what draws random numbers of its own
+_TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
 _ON_CPU = 5  # models or cells done together where that saves no time and risks what is under way
 
 _Item = TypeVar("_Item", Model, Cell)
@@ -172,7 +174,7 @@ class StudyRun:
     def _seek(self, cell: Cell) -> Tensor:
         """Samples of each class, by the reward of a classifier."""
         points = data_of(cell.data, cell.protocol.standardise)
-        model, judge = self.store.load_model(cell.model), classifier(points, _REWARD)
+        model, judge = self.store.load_model(cell.model), _classifier(points)
         assert cell.setting.temperature is not None
 
         def probability(label: int, x: Tensor) -> Tensor:
@@ -226,6 +228,13 @@ def draw(configs: Sequence[tuple[SampleConfig, int]], device: str | torch.device
 def data_of(name: str, standardise: bool) -> Points:
     """A data set by name, as the models see it."""
     return standardised(dataset(name)) if standardise else dataset(name)
+
+
+@cache
+def _classifier(points: Points) -> MLPClassifier:
+    """Whose probabilities are the reward; another one than that which counts the accuracy."""
+    network = MLPClassifier((100, 50), max_iter=500, random_state=0)
+    return network.fit(np.asarray(points.data), np.asarray(points.labels))
 
 
 def _line(scores: dict[str, Score]) -> str:

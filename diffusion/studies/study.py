@@ -61,6 +61,7 @@ def classic(
     batch_size: int = 64,
     hidden_layers: tuple[int, ...] = CLASSIC_WIDTHS,
     linear_input: bool = True,
+    p_uncond: float | None = None,
 ) -> Setting:
     """The published setting; sigma_t^2 = beta_t in the reverse steps, as course work has it."""
     recipe = PlainRecipe(
@@ -68,6 +69,7 @@ def classic(
         activation="relu",
         linear_input=linear_input,
         batch_size=batch_size,
+        p_uncond=p_uncond,
     )
     return Setting(Schedule(T, schedule, *beta, time_feature="sinusoidal"), recipe, epochs, "beta")
 
