@@ -190,6 +190,19 @@ def test_maps_and_scores_are_drawn(plane):
     assert "t = 1" in plane.find("#note").text
 
 
+def test_maps_follow_the_slider(plane):
+    """Noise covers more of the plane than data."""
+    from selenium.webdriver.common.keys import Keys
+
+    plane.choose("Density of the data")
+    covered = {}
+    for key, note in ((Keys.END, "t = 1;"), (Keys.HOME, "t = 30;")):
+        plane.find("#time").send_keys(key)
+        covered[key] = (plane.drawn()[1][..., 3] > 60).mean()
+        assert note in plane.find("#note").text
+    assert covered[Keys.HOME] > 1.5 * covered[Keys.END] > 0
+
+
 def test_classes_can_be_hidden(plane):
     plane.choose("Guided by class")
     state, both = plane.drawn()
