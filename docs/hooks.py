@@ -28,6 +28,13 @@ def on_page_markdown(markdown, **_):
     return re.sub(r"{{ resources (\S+) }}", lambda m: resources(m[1]), markdown)
 
 
+def on_page_content(html, **_):
+    """Turns what docstrings have of reStructuredText, roles and ``::``, into what it means."""
+    role = r":(?:func|class|meth|data|mod):<code>[~.]*(?:flashpoint\.[\w.]*\.)?"
+    html = re.sub(role, "<code>", html)
+    return html.replace("::</p>", ":</p>")
+
+
 def code(path: str, name: str) -> str:
     """The source of a function, or of a Class.method, as a block of Python."""
     text = (ROOT / path).read_text()
