@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -62,7 +63,13 @@ network_options = options(
 )
 
 
-def network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding) -> dict:
+def network_of(
+    hidden_layers: str | None,
+    activation: str | None,
+    linear_input: bool,
+    p_uncond: float | None,
+    class_embedding: str | None,
+) -> dict[str, Any]:
     """The fields of a recipe that :data:`network_options` asks for."""
     asked = {
         "hidden_layers": None if hidden_layers is None else _widths(hidden_layers),
