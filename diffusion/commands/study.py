@@ -13,6 +13,12 @@ from . import device_option, options, out_option, seed_option
 @click.argument("name", required=False)
 @click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
 @click.option(
+    "--together",
+    type=int,
+    default=None,
+    help="Models that train at once. Default: all of a kind on a GPU, one on a CPU.",
+)
+@click.option(
     "--page",
     type=click.Path(path_type=Path),
     default=None,
@@ -29,6 +35,7 @@ from . import device_option, options, out_option, seed_option
 def study_command(
     name: str | None,
     quick: bool,
+    together: int | None,
     page: Path | None,
     out: Path | None,
     seed: int,
@@ -45,7 +52,7 @@ def study_command(
     if name is not None:
         check_choice("NAME", name, STUDIES)
         study = STUDIES[name].quick() if quick else STUDIES[name]
-        run = StudyRun(study, out, seed=seed, device=device, say=click.echo)
+        run = StudyRun(study, out, seed=seed, device=device, together=together, say=click.echo)
         write_report(run, run.run())
         click.echo((run.folder / "table.md").read_text())
         click.echo(f"everything is in {run.folder}")

@@ -30,10 +30,10 @@ def write_report(run: StudyRun, results: dict) -> None:
     plot(results, run.folder / "plot.png")
     for number, grid in enumerate(run.study.grids):
         name = f"samples_{number}.png" if number else "samples.png"
-        rows = _sample_rows(run, grid)
-        sample_grid(rows, run.folder / name)
-        if rows[0][0].image_shape is not None:
-            _draw_interpolations(run, grid.cells()[0])
+        if rows := _sample_rows(run, grid):
+            sample_grid(rows, run.folder / name)
+            if rows[0][0].image_shape is not None:
+                _draw_interpolations(run, grid.cells()[0])
 
 
 def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
@@ -48,7 +48,7 @@ def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
 def _sample_rows(run: StudyRun, grid: Grid) -> list:
     """For each data set of a grid: it, and title, samples and labels of its cells."""
     rows: dict[str, list] = {}
-    for cell in grid.cells():
+    for cell in filter(run.store.has_cell, grid.cells()):
         samples = run.store.samples(cell)
         shown = [x[: _SHOWN // len(samples)] for x in samples]
         labels = [torch.full((len(x),), label) for label, x in enumerate(shown)]
@@ -64,7 +64,7 @@ def table(results: dict) -> str:
     """
     parts = []
     for grid in results["grids"]:
-        parts += [_grid_table(grid, metric) for metric in grid["cells"][0]["scores"]]
+        parts += [_grid_table(grid, metric) for metric in _metrics(grid)]
         if any(cell["published"].get("accuracy") is not None for cell in grid["cells"]):
             parts.append(_equal_accuracy_table(grid))
     return "\n".join(parts)
@@ -133,6 +133,10 @@ def _origin(results: dict) -> str:
     )
 
 
+def _metrics(grid: dict) -> list[str]:
+    return list(grid["perfect"][grid["rows"][0]])
+
+
 def _grid_table(grid: dict, metric: str) -> str:
     lines = [
         f"{grid['title']}: {metric}",
@@ -141,7 +145,8 @@ def _grid_table(grid: dict, metric: str) -> str:
         "| --- |" + " --- |" * (len(grid["columns"]) + 1),
     ]
     for data in grid["rows"]:
-        entries = [_entry(grid, cell, metric) for cell in _row(grid, data)]
+        done = {cell["column"]: _entry(grid, cell, metric) for cell in _row(grid, data)}
+        entries = [done.get(column, "not run") for column in grid["columns"]]
         perfect = _value(grid["perfect"][data], metric)
         lines.append(f"| {data} | {' | '.join(entries)} | {perfect} |")
     return "\n".join([*lines, ""])
@@ -230,7 +235,8 @@ def is_worse(grid: dict, cell: dict, metric: str) -> bool:
 
 
 def _panel(axis: Axes, grid: dict, data: str) -> None:
-    cells, places = list(_row(grid, data)), np.arange(len(grid["columns"]))
+    cells = list(_row(grid, data))
+    places = [grid["columns"].index(cell["column"]) for cell in cells]
     value, sd = (
         np.array([cell["scores"]["EMD"][part] for cell in cells]) for part in ("value", "sd")
     )
@@ -241,7 +247,9 @@ def _panel(axis: Axes, grid: dict, data: str) -> None:
     if np.isfinite(published).any():
         axis.plot(places, published, "s--", color=COLORS[1], ms=4, label="published")
     axis.axhspan(low, high, color=COLORS[6], alpha=0.4, label="perfect samples")
-    axis.set_xticks(places, grid["columns"], rotation=45, ha="right", fontsize="x-small")
+    axis.set_xticks(
+        range(len(grid["columns"])), grid["columns"], rotation=45, ha="right", fontsize="x-small"
+    )
     axis.set_title(data, fontsize="medium")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)

@@ -28,7 +28,6 @@ from .store import Store
 from .study import Cell, Grid, Model, Study
 
 _TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
-_ON_CPU = 5  # models or cells done together where that saves no time and risks what is under way
 
 _Item = TypeVar("_Item", Model, Cell)
 
@@ -42,6 +41,8 @@ class StudyRun:
             into a folder of its name in there.
         seed: of everything.
         device: None takes CUDA where there is one.
+        together: models of one kind that train at once; None for all of them on a GPU, and on a
+            CPU, where that saves little and puts their work at risk, for one after the other.
         say: called with a line now and then.
 
     Raises:
@@ -55,33 +56,34 @@ class StudyRun:
         *,
         seed: int = 0,
         device: str | torch.device | None = None,
+        together: int | None = None,
         say: Callable[[str], None] = print,
     ):
         check_at_least("seed", seed, 0)
+        check_at_least("together", 1 if together is None else together, 1)
         self.study, self.seed, self.say = study, seed, say
         self.device = choose_device(device)
+        self.together = together or (None if self.device.type == "cuda" else 1)
         self.store = Store(files.make_folder(folder), seed)
         self.folder = files.make_folder(folder / study.name)
 
     def run(self) -> dict:
-        """Does every cell that is missing; returns what ``results.json`` holds."""
+        """Does every cell that is missing; returns :meth:`results`."""
         cells = list(self.study.cells())
         missing = [cell for cell in cells if not self.store.has_cell(cell)]
         self.say(f"{self.study.name}: {len(cells) - len(missing)} of {len(cells)} cells are there")
-        models = {cell.model: None for cell in missing if not self.store.has_model(cell.model)}
-        for group in self._groups(list(models)):
-            self._train(group)
-        missing.sort(key=lambda cell: cell.setting.schedule.num_steps)  # chains of one length
-        for piece in self._pieces(missing):
-            self._draw(piece)
-        results = self.results()
-        files.save_json(self.folder / "results.json", results)
-        return results
+        for models in self._groups(missing):
+            self._train([model for model in models if not self.store.has_model(model)])
+            self._draw([cell for cell in missing if cell.model in models])
+        return self.results()
 
     def results(self) -> dict:
-        """The numbers of all cells, beside the perfect and the published ones."""
-        models = {cell.model for cell in self.study.cells()}
-        return {
+        """The numbers of all cells that are done, beside the perfect and the published ones.
+
+        They go into the study's ``results.json``.
+        """
+        models = {cell.model for cell in self.study.cells() if self.store.has_cell(cell)}
+        results = {
             "study": self.study.name,
             "varied": self.study.varied,
             "seed": self.seed,
@@ -90,6 +92,8 @@ class StudyRun:
             "training seconds": sum(map(self.store.training_seconds, models)),
             "grids": [self._grid_results(grid) for grid in self.study.grids],
         }
+        files.save_json(self.folder / "results.json", results)
+        return results
 
     def _grid_results(self, grid: Grid) -> dict:
         return {
@@ -107,6 +111,7 @@ class StudyRun:
                     },
                 }
                 for cell in grid.cells()
+                if self.store.has_cell(cell)
             ],
         }
 
@@ -116,22 +121,20 @@ class StudyRun:
             self.store.save_perfect(data, protocol, perfect(points, protocol))
         return self.store.perfect(data, protocol)
 
-    def _groups(self, models: Sequence[Model]) -> Iterator[Sequence[Model]]:
-        """Models of one network shape and number of steps, which train together."""
+    def _groups(self, cells: Sequence[Cell]) -> Iterator[Sequence[Model]]:
+        """The models that cells need, those of one network shape and number of steps together."""
         groups: dict[tuple, list[Model]] = {}
-        for model in models:
+        for model in dict.fromkeys(cell.model for cell in cells):
             points = data_of(model.data, model.standardise)
             kind = points.dim, points.num_classes, model.setting.recipe_for(len(points))
             groups.setdefault(kind, []).append(model)
         for group in groups.values():
-            yield from self._pieces(group)
-
-    def _pieces(self, group: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-        """All at once on a GPU, a few at a time on a CPU."""
-        size = max(1, len(group)) if self.device.type == "cuda" else _ON_CPU
-        return (group[start : start + size] for start in range(0, len(group), size))
+            size = self.together or len(group)
+            yield from (group[start : start + size] for start in range(0, len(group), size))
 
     def _train(self, models: Sequence[Model]) -> None:
+        if not models:
+            return
         began = time.perf_counter()
         networks = train(models, self.seed, self.device)
         seconds = (time.perf_counter() - began) / len(models)
@@ -212,13 +215,17 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
     return trained
 
 
-def draw(configs: Sequence[tuple[SampleConfig, int]], device: str | torch.device) -> list[Tensor]:
-    """Samples [n, d] on the CPU for each configuration and number n, as many as can at once."""
-    places: dict[int, list[int]] = {}
-    for place, (_, n) in enumerate(configs):
-        places.setdefault(n, []).append(place)
+def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> list[Tensor]:
+    """Samples [n, d] on the CPU for each configuration and number n, as many as can at once.
+
+    On a CPU, where a chain that rests takes as long as one that goes on, chains of one length.
+    """
+    places: dict[tuple, list[int]] = {}
+    for place, (config, n) in enumerate(configs):
+        length = None if device.type == "cuda" else config.schedule.num_steps
+        places.setdefault((n, length), []).append(place)
     found: dict[int, Tensor] = {}
-    for n, group in places.items():
+    for (n, _), group in places.items():
         samples = sample_many([configs[place][0] for place in group], n, device=device)
         found |= zip(group, (drawn.x.cpu() for drawn in samples), strict=True)
     return [found[place] for place in range(len(configs))]

@@ -1,6 +1,7 @@
 """The studies: a toy grid end to end, resumed; the catalogue; what was published."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,29 @@ def test_what_is_done_is_not_done_again(done):
         assert run.store.has_cell(cell)
         assert not other_seed.store.has_cell(cell)
         assert not other_seed.store.has_model(cell.model)
+
+
+def test_a_study_that_was_not_finished_shows_what_is_done(done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "copy")
+    run = StudyRun(TOY, folder, device="cpu", say=str)
+    lost = [cell for cell in TOY.cells() if cell.column == "4" or cell.data == "sin_5_5"]
+    for cell in lost:
+        run.store._cell_file(cell).unlink()
+    results = run.results()
+    write_report(run, results)
+    assert len(results["grids"][0]["cells"]) == 2
+    text = (folder / "toy/table.md").read_text()
+    assert text.count("| not run |") == 5  # EMD and kernel NLL of two cells, EMD of one
+
+
+def test_models_train_together_as_they_do_alone(done, tmp_path):
+    grid = replace(TOY.grids[0], rows=("moons",))
+    run = StudyRun(replace(TOY, grids=(grid,)), tmp_path, device="cpu", together=2, say=str)
+    assert [len(models) for models in run._groups(list(run.study.cells()))] == [2]
+    run.run()
+    for cell in run.study.cells():
+        (ours,), (alone,) = run.store.samples(cell), done[1].store.samples(cell)
+        torch.testing.assert_close(ours, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_page(done, tmp_path):
@@ -253,6 +277,7 @@ def test_wrong_input_is_one_line():
     for arguments, words in (
         (["timestep"], "NAME must be one of timesteps"),
         ([], "NAME must be one of timesteps"),
+        (["timesteps", "--together", "0"], "together must be at least 1"),
         (["timesteps", "--seed", "-1"], "seed must be at least 0"),
     ):
         result = CliRunner().invoke(main, ["study", *arguments])
