@@ -30,7 +30,7 @@ from .sampling import SampleConfig, Samples, reverse_table, sample, sample_many
 from .schedulers import DDIMScheduler, DDPMScheduler
 from .schedules import Schedule, sinusoidal_embedding
 from .states import STATE_NAMES, States, states_points
-from .training import Trainer
+from .training import ManyTrainer, Task, Trainer, train_many
 
 __all__ = [
     "DATASETS",
@@ -45,6 +45,7 @@ __all__ = [
     "Denoiser",
     "DiffusionClassifier",
     "GaussianMixture",
+    "ManyTrainer",
     "PointMasses",
     "Points",
     "Recipe",
@@ -52,6 +53,7 @@ __all__ = [
     "Samples",
     "Schedule",
     "States",
+    "Task",
     "Trainer",
     "UserError",
     "class_reward",
@@ -82,4 +84,5 @@ __all__ = [
     "slerp",
     "sliced_wasserstein",
     "states_points",
+    "train_many",
 ]

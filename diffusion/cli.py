@@ -27,6 +27,7 @@ from .commands.sample import sample_command
 from .commands.study import study_command
 from .denoiser import load
 from .device import choose_device
+from .distributed import join
 from .errors import UserError, check_choice
 from .experiment import Run, Settings, summary
 from .export import SUFFIXES, export_model
@@ -105,6 +106,8 @@ def states(**options) -> None:
     run = _start(**options)
     _train(run)
     made = run.generate()
+    if not run.ranks.writes:
+        return
     click.echo("measuring the samples against real draws of the data ...")
     results = run.measure(made)
     run.draw(made)
@@ -118,7 +121,7 @@ def train(**options) -> None:
     """Train a denoiser, and a classifier if the data has labels."""
     run = _start(**options)
     _train(run)
-    click.echo(f"checkpoints are in {run.checkpoints}")
+    run.say(f"checkpoints are in {run.checkpoints}")
 
 
 @main.command(name="evaluate")
@@ -252,6 +255,8 @@ def _start(
     samples, timesteps, schedule, beta_start, beta_end, scale, time_feature, checkpoint_every, seed,
     device, **network,
 ) -> Run:  # fmt: skip
+    ranks, device = join(device)
+    say = click.echo if ranks.writes else _silence
     chosen = choose_device(device)
     points = read_points(data, only_class)
     check_choice("recipe", recipe, RECIPES)
@@ -288,16 +293,23 @@ def _start(
         device=chosen,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        say=click.echo,
+        say=say,
+        ranks=ranks,
     )
-    click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
+    say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
+    if ranks.size > 1:
+        say(f"{ranks.size} ranks share each batch and the samples")
     if quick:
-        click.echo(
+        say(
             f"quick: {settings.denoiser.steps} training steps, "
             f"{settings.classifier.steps} of the classifier, "
             f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
         )
     return run
+
+
+def _silence(line: str) -> None:
+    """What all ranks but the first say."""
 
 
 def _with(settings, **changes):

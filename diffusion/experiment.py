@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ..kernels.philox import child_seed
 from . import files, plots
+from .distributed import Ranks
 from .errors import UserError, check_at_least
 from .metrics import Evaluation, Score, evaluate, kde_nll
 from .models import MLP
@@ -106,6 +107,7 @@ class Run:
         resume: go on with the training state in the folder, if there is one.
         checkpoint_every: training steps between two checkpoints.
         say: takes a line of text about what is going on.
+        ranks: the processes that share the work; the first writes all files.
 
     Raises:
         ValueError: the folder cannot be written to, or holds a run with other settings.
@@ -121,8 +123,10 @@ class Run:
         resume: bool = False,
         checkpoint_every: int = 500,
         say: Callable[[str], None] = print,
+        ranks: Ranks | None = None,
     ):
         check_at_least("checkpoint_every", checkpoint_every, 1)
+        self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say
         self.checkpoint_every = checkpoint_every
         self.folder = files.make_folder(Path(folder))
@@ -145,7 +149,9 @@ class Run:
         config = json.loads(json.dumps({"data": points.name, **asdict(settings)}))
         if resume:
             self._resume(config)
-        files.save_json(self.folder / "config.json", config)
+        self.ranks.wait()  # all have read what one will write
+        if self.ranks.writes:
+            files.save_json(self.folder / "config.json", config)
 
     def _trainer(self, part: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
         seed = child_seed(self.settings.seed, part)
@@ -156,6 +162,7 @@ class Run:
             classify=classify,
             seed=seed,
             device=self.device,
+            ranks=self.ranks,
         )
 
     @property
@@ -184,6 +191,8 @@ class Run:
 
     def save_training(self) -> None:
         """Writes where training stands and the networks so far."""
+        if not self.ranks.writes:
+            return
         state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
         files.save(self.checkpoints / "training.pt", {**state, "validation": self.validation})
         for name, trainer in self.trainers.items():
@@ -202,6 +211,8 @@ class Run:
                 self._train(name, trainer, interrupted)
                 self.seconds[f"train {name}"] = time.perf_counter() - start
                 self.save_training()
+        if not self.ranks.writes:
+            return
         losses = {name: trainer.curve() for name, trainer in self.trainers.items()}
         plots.training_curves(
             losses, self.validation, self.nll_data, self.figures / "training_curves.png"
@@ -209,39 +220,51 @@ class Run:
 
     def _train(self, name: str, trainer: Trainer, interrupted: Event) -> None:
         total, rows = trainer.total_steps, trainer.recipe.batch_size
-        with _progress(total * rows, f"train {name}", "rows") as bar:
+        with self._progress(total * rows, f"train {name}", "rows") as bar:
             bar.update(trainer.step * rows)
             while trainer.step < total:
                 until = min(
                     _next_multiple(trainer.step, every, total)
                     for every in (50, self.checkpoint_every, self.settings.validate_every)
                 )
-                trainer.run(until - trainer.step, lambda _: bar.update(rows))
-                self._check_finite(name, trainer)
-                if trainer is self.denoiser and (
+                trainer.run(until - trainer.step, lambda step: bar.update(step * rows - bar.n))
+                validates = trainer is self.denoiser and (
                     until % self.settings.validate_every == 0 or until == total
-                ):
+                )
+                stops = self.ranks.any(interrupted.is_set())
+                saves = until % self.checkpoint_every == 0 or until == total or stops
+                self._check_finite(name, trainer, wait=saves or validates)
+                if validates and self.ranks.writes:
                     self._validate()
                 bar.set_postfix(self._postfix(trainer))
-                if until % self.checkpoint_every == 0 or interrupted.is_set():
+                if saves:
                     self.save_training()
-                if interrupted.is_set():
+                if stops:
                     raise KeyboardInterrupt
 
-    def _check_finite(self, name: str, trainer: Trainer) -> None:
-        bad = (~trainer.curve().isfinite()).nonzero()
-        if len(bad):
-            step = bad[0].item() * trainer.total_steps // len(trainer.losses) + 1
-            raise UserError(
-                f"the {name}'s loss is not finite from step {step} on; training has stopped and "
-                f"the last good checkpoint is in {self.checkpoints}; try a smaller learning rate"
-            )
+    def _check_finite(self, name: str, trainer: Trainer, wait: bool) -> None:
+        step = trainer.bad_step(0, wait=wait)
+        if step is None:
+            return
+        advice = "try a smaller learning rate"
+        if self.device.type == "cuda" and trainer.precision == "fp16":
+            advice += ", or precision 'bf16', whose range is that of float32"
+        raise UserError(
+            f"the {name}'s loss is not finite from step {step} on; training has stopped and "
+            f"the last good checkpoint is in {self.checkpoints}; {advice}"
+        )
 
     def _postfix(self, trainer: Trainer) -> dict[str, str]:
-        shown = {"loss": f"{trainer.curve()[-50:].mean().item():.4f}"}
+        shown = {"loss": f"{trainer.fetched_losses(0)[-50:].mean().item():.4f}"}
         if trainer is self.denoiser and self.validation:
             shown["NLL"] = f"{self.validation[-1][1]:.3f}"
         return shown
+
+    def _progress(self, total: int, title: str, unit: str) -> tqdm:
+        return tqdm(
+            total=total, desc=title.ljust(16), unit=f" {unit}", unit_scale=True, ncols=100,
+            disable=not self.ranks.writes,
+        )  # fmt: skip
 
     def _validate(self) -> None:
         if self.nll_data is None:
@@ -270,30 +293,36 @@ class Run:
             for label in range(classes):
                 made[f"cond_gen_samples_{label}"] = x[labels == label].clone()
             self.seconds["sample guided"] = time.perf_counter() - start
-        for name, x in made.items():
+        for name, x in made.items() if self.ranks.writes else ():
             files.save(self.outputs / f"{name}.pt", x)
         return made
 
     def _sample(self, title: str, part: int, classifier: MLP | None = None, labels=None) -> Tensor:
         start = time.perf_counter()
         n = self.settings.n_samples if labels is None else len(labels)
-        batch = 1000 if self.device.type == "cpu" else n  # small ones show progress
-        with _progress(n, title, "samples") as bar:
-            x = sample(
-                self.denoiser.model(),
-                self.settings.schedule,
-                n,
-                classifier=classifier,
-                label=labels,
-                scale=self.settings.scale,
-                num_steps=self.settings.sampling_steps,
-                seed=child_seed(self.settings.seed, part),
-                batch_size=batch,
-                device=self.device,
-                progress=lambda done: bar.update(done - bar.n),
-            ).x.cpu()
+        first, own = self.ranks.share(n)
+        rows = slice(first, first + own)
+        model = self.denoiser.model()
+        x = torch.zeros(n, self.points.dim, device=self.device)
+        with self._progress(own, title, "samples") as bar:
+            if own:
+                x[rows] = sample(
+                    model,
+                    self.settings.schedule,
+                    own,
+                    classifier=classifier,
+                    label=None if labels is None else labels[rows],
+                    scale=self.settings.scale,
+                    num_steps=self.settings.sampling_steps,
+                    seed=child_seed(self.settings.seed, part),
+                    first_row=first,
+                    batch_size=1000 if self.device.type == "cpu" else n,  # small ones show progress
+                    device=self.device,
+                    progress=lambda done: bar.update(done - bar.n),
+                ).x
+        self.ranks.add_up(x)
         self.seconds[title] = time.perf_counter() - start
-        return x
+        return x.cpu()
 
     def measure(self, made: dict[str, Tensor]) -> dict[str, Evaluation]:
         """Every metric of the samples that :meth:`generate` returned, written to metrics.json."""
@@ -366,10 +395,6 @@ def _deferred_interrupt() -> Iterator[Event]:
 
 def _next_multiple(step: int, every: int, last: int) -> int:
     return min((step // every + 1) * every, last)
-
-
-def _progress(total: int, title: str, unit: str) -> tqdm:
-    return tqdm(total=total, desc=title.ljust(16), unit=f" {unit}", unit_scale=True, ncols=100)
 
 
 def summary(results: dict[str, Evaluation]) -> str:

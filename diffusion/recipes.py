@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from ..kernels import MLPShape
 from .errors import UserError, check_at_least, check_choice
 from .models import ACTIVATIONS, CLASS_EMBEDDINGS
@@ -32,6 +35,9 @@ class Recipe:
         p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
             2022, algorithm 1); None trains one that is told no classes.
         class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
+        clip_norm: largest norm of the gradient; None does not clip.
+        chunk_rows: rows that go through the network at once, their gradients add up; None for as
+            many as stay in a GPU's cache where that is less than half of a batch.
 
     Raises:
         ValueError: a count or rate is out of range.
@@ -49,9 +55,12 @@ class Recipe:
     linear_input: bool = False
     p_uncond: float | None = None
     class_embedding: str = "learned"
+    clip_norm: float | None = None
+    chunk_rows: int | None = None
 
     optimizer = "adamw"
     refresh = None  # nothing is kept from step to step
+    depends_on_losses = False
 
     def __post_init__(self):
         check_at_least("steps", self.steps, 1)
@@ -66,16 +75,19 @@ class Recipe:
         """Number of optimiser steps, whatever the number of (point, timestep) pairs."""
         return self.steps
 
-    def epoch(self, step: int, pairs: int) -> int | None:  # noqa: ARG002
-        """There are none: every step draws anew."""
-        return None
+    def steps_per_rate(self, pairs: int) -> int:  # noqa: ARG002
+        """Every step has its own learning rate."""
+        return 1
+
+    def rates(self, pairs: int) -> Tensor:  # noqa: ARG002
+        """Learning rates, float64 [steps]."""
+        step, rise = torch.arange(self.steps, dtype=torch.float64), self.warmup * self.steps
+        fall = self.lr * (1 + (math.pi * (step - rise) / (self.steps - rise)).cos()) / 2
+        return torch.where(step < rise, self.lr * (step + 1) / (rise + 1), fall)
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:  # noqa: ARG002
         """Of step 0 ...; does not depend on the losses."""
-        rise = self.warmup * self.steps
-        if step < rise:
-            return self.lr * (step + 1) / (rise + 1)
-        return self.lr * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise))) / 2
+        return self.rates(pairs)[step].item()
 
 
 @dataclass(frozen=True)
@@ -93,9 +105,9 @@ class PlainRecipe(Recipe):
 
     optimizer = "adam"
 
-    def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:  # noqa: ARG002
-        """The same in every step."""
-        return self.lr
+    def rates(self, pairs: int) -> Tensor:  # noqa: ARG002
+        """The same rate for every step, float64 [steps]."""
+        return torch.full((self.steps,), self.lr, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,9 @@ class ClassicRecipe:
         p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
             2022, algorithm 1); None trains one that is told no classes.
         class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
+        clip_norm: largest norm of the gradient; None does not clip.
+        chunk_rows: rows that go through the network at once, their gradients add up; None for as
+            many as stay in a GPU's cache where that is less than half of a batch.
 
     Raises:
         ValueError: a count or rate is out of range, or an unknown optimiser.
@@ -182,6 +197,8 @@ class ClassicRecipe:
     linear_input: bool = False
     p_uncond: float | None = None
     class_embedding: str = "learned"
+    clip_norm: float | None = None
+    chunk_rows: int | None = None
 
     ema_decay = 0.0  # the result is the last weights
     low_noise = 0.0
@@ -192,21 +209,28 @@ class ClassicRecipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_common(self)
 
-    def steps_per_epoch(self, pairs: int) -> int:
-        """Optimiser steps that visit every (point, timestep) pair once."""
+    @property
+    def depends_on_losses(self) -> bool:
+        """Whether the rate of an epoch is known only when the one before is over."""
+        return isinstance(self.decay, PlateauDecay)
+
+    def steps_per_rate(self, pairs: int) -> int:
+        """An epoch has one learning rate; its steps, the last of which may be smaller."""
         return -(-pairs // self.batch_size)
 
     def total_steps(self, pairs: int) -> int:
         """Number of optimiser steps over ``pairs`` (point, timestep) pairs."""
-        return self.epochs * self.steps_per_epoch(pairs)
+        return self.epochs * self.steps_per_rate(pairs)
 
-    def epoch(self, step: int, pairs: int) -> int:
-        """The epoch that step 0 ... belongs to."""
-        return step // self.steps_per_epoch(pairs)
+    def rates(self, pairs: int) -> Tensor:
+        """Learning rates, float64 [epochs], as far as they do not depend on losses."""
+        every = self.steps_per_rate(pairs)
+        rates = [self.learning_rate(epoch * every, pairs, ()) for epoch in range(self.epochs)]
+        return torch.tensor(rates, dtype=torch.float64)
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:
         """Of step 0 ..., given the mean loss of each epoch before it."""
-        epoch = self.epoch(step, pairs)
+        epoch = step // self.steps_per_rate(pairs)
         return self.lr * self.decay.scale(epoch, self.epochs, self.lr, losses)
 
 
@@ -217,6 +241,10 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
     check_choice("class_embedding", recipe.class_embedding, CLASS_EMBEDDINGS)
     if recipe.p_uncond is not None and not 0 <= recipe.p_uncond <= 1:
         raise UserError(f"p_uncond must be from 0 to 1, got {recipe.p_uncond}")
+    if recipe.clip_norm is not None and not recipe.clip_norm > 0:
+        raise UserError(f"clip_norm must be positive, got {recipe.clip_norm}")
+    if recipe.chunk_rows is not None:
+        check_at_least("chunk_rows", recipe.chunk_rows, 1)
     if not recipe.lr > 0:
         raise UserError(f"lr must be positive, got {recipe.lr}")
     if any(width < 1 for width in recipe.hidden_layers):

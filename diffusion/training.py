@@ -1,68 +1,52 @@
-"""Training of denoisers and noisy-point classifiers, the whole data set on the device."""
+"""Training of denoisers and noisy-point classifiers, one or many, the data set on the device."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..kernels import AdamWState, MLPShape, TrainingData, adamw_, adamw_state, train_step
-from ..kernels.philox import child_seed
 from .device import choose_device
-from .errors import UserError
-from .models import MLP, class_table, new_mlp, seeded_mlp
+from .distributed import Ranks
+from .engine import Engine, Task, timestep_table
+from .models import MLP
 from .points import Points
 from .recipes import ClassicRecipe, Recipe
 from .schedules import Schedule
 
-_TABLE_SIZE = 2**14  # entries of a table of timesteps
-_CURVE = 100_000  # losses kept of a long run
+__all__ = ["ManyTrainer", "Task", "Trainer", "timestep_table", "train_many"]
+
+_logger = logging.getLogger("flashpoint")
 
 
-def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
-    """int64 [K]: timesteps as often as a recipe with this ``low_noise`` draws them."""
-    uniform = torch.arange(schedule.num_steps)
-    if low_noise == 0:
-        return uniform
-    log_sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2
-    first = (log_sigma[1] - log_sigma[0]) if schedule.num_steps > 1 else 1.0
-    weight = log_sigma.diff(prepend=log_sigma[:1] - first)
-    weight = low_noise * weight / weight.sum() + (1 - low_noise) / schedule.num_steps
-    quantile = (torch.arange(_TABLE_SIZE, dtype=torch.float64) + 0.5) / _TABLE_SIZE
-    return torch.searchsorted(weight.cumsum(0), quantile).clamp(max=schedule.num_steps - 1)
-
-
-def _class_features(points: Points, recipe: Recipe | ClassicRecipe) -> Tensor | None:
-    """What a conditional denoiser is told of each class, [C + 1, E]; None for any other."""
-    if recipe.p_uncond is None:
-        return None
-    if points.labels is None:
-        raise UserError(f"{points.name}: a conditional denoiser needs labels, got none")
-    return class_table(points.num_classes, recipe.class_embedding)
-
-
-class Trainer:
+class Trainer(Engine):
     """Trains one network; :meth:`run` as many times as wanted, until ``total_steps`` are done.
 
     Args:
         points: the data set.
         schedule: of the forward process.
         recipe: how to train.
-        classify: False trains a denoiser, True a classifier of noisy points. The latter needs
-            labels, and so does a conditional denoiser, one whose recipe has a ``p_uncond``.
+        classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
         seed: of the initial weights and of everything drawn.
         device: None takes CUDA where there is one.
+        precision: of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        ranks: the processes that share each batch.
 
     Attributes:
         step: number of steps done.
         total_steps: number of steps that the recipe has.
+        module: the network being trained. Its Parameters are views of one flat buffer, and what is
+            changed in them counts from the next :meth:`run` on; one that no longer is a view, say
+            after ``module.double()``, is made one again, with its values.
         losses: float32 on the device, the loss of every step; of a run of more than 100,000 steps,
             of that many steps evenly spread.
         epoch_losses: float32 [epochs] on the device, the mean loss of each epoch of a classic
             recipe.
 
     Raises:
-        ValueError: labels are needed and the points have none.
+        ValueError: a classifier or a conditional denoiser is asked for and the points have no
+            labels.
     """
 
     def __init__(
@@ -74,119 +58,67 @@ class Trainer:
         classify: bool = False,
         seed: int = 0,
         device: str | torch.device | None = None,
+        precision: str = "fp16",
+        ranks: Ranks | None = None,
     ):
-        if classify and points.labels is None:
-            raise UserError(f"{points.name}: a classifier needs labels, got none")
-        self.recipe, self.classify = recipe, classify
-        self.device = choose_device(device)
-        features = schedule.time_features
-        outputs = points.num_classes if classify else points.dim
-        self.class_features = None if classify else _class_features(points, recipe)  # [C + 1, E]
-        told = 0 if self.class_features is None else self.class_features.shape[1]
-        widths = (points.dim + features.shape[1] + told, *recipe.hidden_layers, outputs)
-        self.shape = MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
-        model = seeded_mlp(self.shape, child_seed(seed, 0))
-        self.seed = child_seed(seed, 1)
-        self.parameters = model.network().parameters.to(self.device)  # [1, P]
-        self.grad = torch.empty_like(self.parameters)
-        self.state = adamw_state(self.parameters)
-        self.step = 0
-        self.pairs = len(points) * schedule.num_steps
-        self.total_steps = recipe.total_steps(self.pairs)
-        self.losses = torch.zeros(min(self.total_steps, _CURVE), device=self.device)
-        epochs = recipe.epochs if isinstance(recipe, ClassicRecipe) else 0
-        self.epoch_losses = torch.zeros(epochs, device=self.device)
-        self._epoch_rate: tuple[int, float] | None = None
+        task = Task(points, schedule, recipe, classify, seed)
+        super().__init__([task], device=device, precision=precision, ranks=ranks)
+        self.classify = classify
+        self.seed = int(self._seeds[0])
+        self.module = task.initial().to(self.device)
+        for owner, name, view in self._places():
+            getattr(owner, name).data = view
+        self.module.register_state_dict_post_hook(_detach_saved)
 
-        def resident(tensor: Tensor) -> Tensor:
-            return tensor.float()[None].to(self.device)
+    @property
+    def losses(self) -> Tensor:
+        """The loss of every step, on the device."""
+        return self.course.losses[0]
 
-        classes = self.class_features
-        conditional = classes is not None
-        labels = points.labels if classify or conditional else None
-        self.data = TrainingData(
-            points=resident(points.data),
-            alpha_bar=resident(schedule.alpha_bar),
-            time_features=resident(features),
-            labels=None if labels is None else labels[None].to(self.device),
-            n_points=torch.tensor([len(points)], device=self.device),
-            t_table=timestep_table(schedule, recipe.low_noise)[None].to(self.device),
-            class_features=None if classes is None else resident(classes),
-            p_uncond=torch.tensor([recipe.p_uncond], device=self.device) if conditional else None,
-        )
-
-    @torch.no_grad()
-    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
-        """Trains for so many steps, at most to the recipe's end.
-
-        Args:
-            steps: how many.
-            on_step: called with the number of steps done after each.
-        """
-        recipe = self.recipe
-        for _ in range(min(steps, self.total_steps - self.step)):
-            loss, _ = train_step(
-                self.parameters,
-                self.shape,
-                self.data,
-                batch_size=recipe.batch_size,
-                seed=self.seed,
-                step=self.step,
-                refresh=recipe.refresh,
-                grad=self.grad,
-            )
-            adamw_(
-                self.parameters,
-                self.grad,
-                self.state,
-                lr=self._learning_rate(),
-                step=self.step + 1,
-                weight_decay=recipe.weight_decay,
-                decoupled=recipe.optimizer == "adamw",
-                ema_decay=recipe.ema_decay,
-            )
-            self._record(loss[0], recipe.epoch(self.step, self.pairs))
-            self.step += 1
-            if on_step is not None:
-                on_step(self.step)
-
-    def _record(self, loss: Tensor, epoch: int | None) -> None:
-        self.losses[self._place(self.step)] = loss
-        if epoch is not None and isinstance(self.recipe, ClassicRecipe):
-            self.epoch_losses[epoch] += loss / self.recipe.steps_per_epoch(self.pairs)
-
-    def _place(self, step: int) -> int:
-        return step * len(self.losses) // self.total_steps
+    @property
+    def epoch_losses(self) -> Tensor:
+        """The mean loss of each epoch, on the device."""
+        return self._means()[0]
 
     def curve(self) -> Tensor:
         """The losses recorded so far, on the device; never empty once a step is done."""
-        return self.losses[: self._place(self.step - 1) + 1]
-
-    def _learning_rate(self) -> float:
-        """Of the step about to be taken; looks at past losses once an epoch."""
-        recipe, step = self.recipe, self.step
-        epoch = recipe.epoch(step, self.pairs)
-        if epoch is None:
-            return recipe.learning_rate(step, self.pairs, ())
-        if self._epoch_rate is None or self._epoch_rate[0] != epoch:
-            losses = self.epoch_losses[:epoch].tolist()
-            self._epoch_rate = epoch, recipe.learning_rate(step, self.pairs, losses)
-        return self._epoch_rate[1]
+        return self.losses_of(0)
 
     def model(self) -> MLP:
         """The network with the averaged weights, on the CPU."""
-        return new_mlp(self.shape, self.class_features).load_flat(self.state.ema[0].cpu())
+        return self.model_of(0)
+
+    def _places(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Where each Parameter of the module belongs: its owner, its name, its view."""
+        weights, biases, slope = self.shape.unpack(self.parameters)
+        for linear, weight, bias in zip(self.module.linears(), weights, biases, strict=True):
+            yield linear, "weight", weight[0]
+            yield linear, "bias", bias[0]
+        if slope is not None:
+            yield self.module.act, "weight", slope[0]
+
+    def _refresh(self) -> None:
+        """Takes over the values of Parameters that are no longer views, and makes them views."""
+        lost = [
+            (getattr(owner, name), view)
+            for owner, name, view in self._places()
+            if not _is_same(getattr(owner, name), view)
+        ]
+        for parameter, view in lost:
+            view.copy_(parameter.detach())
+            parameter.data = view
+        if lost:
+            _logger.info(
+                "%d parameters had left the trainer's buffer; their values were copied back",
+                len(lost),
+            )
+        super()._refresh()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later :meth:`load_state_dict` needs to go on as if never stopped."""
-        return {
-            "step": self.step,
-            "seed": self.seed,
-            "parameters": self.parameters.cpu(),
-            "losses": self.losses.cpu(),
-            "epoch_losses": self.epoch_losses.cpu(),
-            **{name: tensor.cpu() for name, tensor in self.state._asdict().items()},
-        }
+        state = super().state_dict()
+        first = {name: state[name][0] for name in ("losses", "epoch_losses")}
+        return {**state, "seed": self.seed, **first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a saved state.
@@ -194,16 +126,141 @@ class Trainer:
         Raises:
             ValueError: it is that of another network, seed or number of steps.
         """
-        for name, here in (("parameters", self.parameters), ("losses", self.losses)):
-            if state[name].shape != here.shape:
-                raise UserError(
-                    f"saved {name} have shape {list(state[name].shape)}, "
-                    f"this run needs {list(here.shape)}"
-                )
-        if state["seed"] != self.seed:
-            raise UserError("the saved state belongs to a run with another seed")
-        self.step = state["step"]
-        self.parameters.copy_(state["parameters"])
-        self.losses.copy_(state["losses"])
-        self.epoch_losses.copy_(state["epoch_losses"])
-        self.state = AdamWState(*(state[name].to(self.device) for name in AdamWState._fields))
+        with_models = {name: state[name][None] for name in ("losses", "epoch_losses")}
+        super().load_state_dict({**state, "seed": torch.tensor([state["seed"]]), **with_models})
+
+
+def _is_same(parameter: Tensor, view: Tensor) -> bool:
+    """Whether both are the same numbers in the same memory."""
+    return (
+        parameter.device == view.device
+        and parameter.dtype == view.dtype
+        and parameter.shape == view.shape
+        and parameter.stride() == view.stride()
+        and parameter.data_ptr() == view.data_ptr()
+    )
+
+
+def _detach_saved(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:  # noqa: ARG001
+    """What is saved shares no memory with the buffer, which would be saved along."""
+    for name, tensor in state.items():
+        state[name] = tensor.detach().clone()
+
+
+class ManyTrainer:
+    """Trains many networks, those of one kind in the same launches.
+
+    Each network ends as a :class:`Trainer` alone would leave it. Networks go together if they have
+    the same shape, batch size, optimiser and kind of loss; data, schedules, learning rates, seeds
+    and numbers of steps are their own. Of several processes each trains its share.
+
+    Args:
+        tasks: what to train.
+        device, precision: as of :class:`Trainer`.
+        ranks: the processes that share the tasks.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        device: str | torch.device | None = None,
+        precision: str = "fp16",
+        ranks: Ranks | None = None,
+    ):
+        self.tasks, self.ranks = tuple(tasks), ranks or Ranks()
+        self.device = choose_device(device)
+        kinds: dict[tuple, list[int]] = {}
+        for place, task in enumerate(self.tasks):
+            kinds.setdefault(task.kind(), []).append(place)
+        self._groups = list(kinds.values())
+        self._engines: list[tuple[list[int], Engine]] = []
+        for group in self._groups:
+            first, count = self.ranks.share(len(group))
+            own = group[first : first + count]
+            if own:
+                chosen = [self.tasks[place] for place in own]
+                self._engines.append((own, Engine(chosen, device=self.device, precision=precision)))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all groups, those of this process alone."""
+        return sum(engine.total_steps for _, engine in self._engines)
+
+    @property
+    def step(self) -> int:
+        """Number of steps done, of those."""
+        return sum(engine.step for _, engine in self._engines)
+
+    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
+        """Trains for so many steps, one group after the other.
+
+        Args:
+            steps: how many.
+            on_step: called with the number of steps done.
+        """
+        until = self.step + steps
+        before = 0
+        for _, engine in self._engines:
+            told = None if on_step is None else lambda done, b=before: on_step(b + done)
+            engine.run(max(0, until - before - engine.step), told)
+            before += engine.total_steps
+
+    def bad_step(self, task: int) -> int | None:
+        """The first step of a task, from 1, that was not finite; None also for other processes'."""
+        for places, engine in self._engines:
+            if task in places:
+                return engine.bad_step(places.index(task))
+        return None
+
+    def models(self) -> list[MLP]:
+        """The networks with their averaged weights, on the CPU, in the order of the tasks."""
+        found: dict[int, MLP] = {}
+        for group in self._groups:
+            shape = self.tasks[group[0]].shape()
+            flat = torch.zeros(len(group), shape.num_parameters, device=self.device)
+            for places, engine in self._engines:
+                if places[0] in group:
+                    flat[[group.index(place) for place in places]] = engine.state.ema
+            self.ranks.add_up(flat)
+            for place, parameters in zip(group, flat.cpu(), strict=True):
+                found[place] = self.tasks[place].initial().load_flat(parameters)
+        return [found[place] for place in range(len(self.tasks))]
+
+    def state_dict(self) -> dict[str, dict]:
+        """Everything that a later :meth:`load_state_dict` needs to go on as if never stopped."""
+        return {str(number): engine.state_dict() for number, (_, engine) in self._numbered()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Goes back to a saved state of the same tasks.
+
+        Raises:
+            ValueError: it is that of other tasks.
+        """
+        for number, (_, engine) in self._numbered():
+            engine.load_state_dict(state[str(number)])
+
+    def _numbered(self) -> list[tuple[int, tuple[list[int], Engine]]]:
+        return list(enumerate(self._engines))
+
+
+def train_many(
+    tasks: Sequence[Task],
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "fp16",
+    ranks: Ranks | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[MLP]:
+    """Trains many networks to the end of their recipes, those of one kind in the same launches.
+
+    Args:
+        tasks, device, precision, ranks: as of :class:`ManyTrainer`.
+        progress: called with the number of steps done.
+
+    Returns:
+        The networks with their averaged weights, on the CPU, in the order of the tasks.
+    """
+    trainer = ManyTrainer(tasks, device=device, precision=precision, ranks=ranks)
+    trainer.run(trainer.total_steps, progress)
+    return trainer.models()

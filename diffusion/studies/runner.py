@@ -22,7 +22,7 @@ from ..models import MLP
 from ..points import Points
 from ..rewards import sample_with_reward
 from ..sampling import SampleConfig, sample_many
-from ..training import Trainer
+from ..training import ManyTrainer, Task
 from .protocols import Protocol, Score, measure, perfect, standardised
 from .store import Store
 from .study import Cell, Grid, Model, Study
@@ -199,20 +199,16 @@ class StudyRun:
 
 
 def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:
-    """Trains models of one network shape and number of steps together."""
-    trained = []
-    for model in tqdm(models, "models", leave=False):
+    """Trains models, those of one network shape and batch size in the same launches."""
+    tasks = []
+    for model in models:
         points = data_of(model.data, model.standardise)
-        trainer = Trainer(
-            points,
-            model.setting.schedule,
-            model.setting.recipe_for(len(points)),
-            seed=child_seed(seed, _TRAINING),
-            device=device,
-        )
-        trainer.run(trainer.total_steps)
-        trained.append(trainer.model())
-    return trained
+        recipe = model.setting.recipe_for(len(points))
+        tasks.append(Task(points, model.setting.schedule, recipe, seed=child_seed(seed, _TRAINING)))
+    trainer = ManyTrainer(tasks, device=device)
+    with tqdm(total=trainer.total_steps, desc="steps", leave=False) as bar:
+        trainer.run(trainer.total_steps, lambda step: bar.update(step - bar.n))
+    return trainer.models()
 
 
 def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> list[Tensor]:

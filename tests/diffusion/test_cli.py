@@ -163,11 +163,11 @@ def test_train_alone(tmp_path):
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
-    from flashpoint.diffusion import training
+    from flashpoint.diffusion import engine
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert flashpoint("train", *SMALL, "--out", whole).exit_code == 0
-    real, calls = training.train_step, []
+    real, calls = engine.training_sums, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -175,7 +175,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", interrupted)
+    monkeypatch.setattr(engine, "training_sums", interrupted)
     result = flashpoint("train", *SMALL, "--out", cut)
     monkeypatch.undo()
     assert result.exit_code == 130

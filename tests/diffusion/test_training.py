@@ -1,5 +1,6 @@
 """Training: it learns, it resumes bit for bit, and its recipe is what it says."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,10 @@ from flashpoint.diffusion import (
     sample,
     states_points,
 )
-from flashpoint.diffusion.training import timestep_table
+from flashpoint.diffusion.training import _is_same, timestep_table
+from flashpoint.kernels.q_sample.reference import batch_draw
+from flashpoint.kernels.reduce_grad import mean_of
+from flashpoint.kernels.train_step.reference import noisy_inputs
 
 SCHEDULE = Schedule(50)
 RECIPE = Recipe(steps=60, hidden_layers=(32, 32), batch_size=128, lr=1e-2, low_noise=0.0)
@@ -124,6 +128,8 @@ def test_a_state_of_another_run_is_refused():
         ({"low_noise": 1.1}, "low_noise must be from 0 to 1"),
         ({"p_uncond": -0.1}, "p_uncond must be from 0 to 1"),
         ({"class_embedding": "learnt"}, "did you mean 'learned'"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"chunk_rows": 0}, "chunk_rows must be at least 1"),
     ],
 )
 def test_a_wrong_recipe_is_named(arguments, message):
@@ -134,8 +140,6 @@ def test_a_wrong_recipe_is_named(arguments, message):
 def test_a_classifier_without_labels_is_refused():
     with pytest.raises(UserError, match="needs labels"):
         Trainer(Points(torch.randn(9, 2)), SCHEDULE, RECIPE, classify=True, device="cpu")
-    with pytest.raises(UserError, match="a conditional denoiser needs labels"):
-        Trainer(Points(torch.randn(9, 2)), SCHEDULE, replace(RECIPE, p_uncond=0.1), device="cpu")
 
 
 @pytest.mark.parametrize("embedding", ["learned", "sinusoidal"])
@@ -162,3 +166,146 @@ def test_a_conditional_denoiser_learns_the_classes_and_all_of_them_together(embe
     resumed.load_state_dict(again.state_dict())
     resumed.run(380)
     assert torch.equal(resumed.parameters, run.parameters)
+
+
+def test_the_reference_takes_chunks_of_a_batch_for_the_whole():
+    whole, chunked = trainer(), trainer(recipe=replace(RECIPE, chunk_rows=50))
+    for run in (whole, chunked):
+        run.run(10)
+    torch.testing.assert_close(chunked.parameters, whole.parameters, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_is_that_of_torch():
+    run = trainer(recipe=replace(RECIPE, clip_norm=0.1))
+    oracle = torch.nn.Parameter(run.parameters.clone())
+    optimizer = torch.optim.AdamW([oracle], weight_decay=RECIPE.weight_decay)
+    for step in range(5):
+        run.run(1)
+        oracle.grad, _ = mean_of(run.workspace.sums)
+        assert torch.nn.utils.clip_grad_norm_([oracle], 0.1) > 0.1
+        optimizer.param_groups[0]["lr"] = RECIPE.learning_rate(step, 0, ())
+        optimizer.step()
+    torch.testing.assert_close(run.parameters, oracle.detach(), rtol=1e-5, atol=1e-6)
+
+
+def load_assigned(run):
+    state = {name: value.clone() for name, value in run.module.state_dict().items()}
+    run.module.load_state_dict(state, assign=True)
+
+
+def replace_by_a_copy(run):
+    run.module = copy.deepcopy(run.module)
+
+
+def backward_and_zero(run):
+    run.module(torch.ones(4, 3)).sum().backward()
+    run.module.zero_grad(set_to_none=True)
+
+
+OPERATIONS = {
+    "deepcopy": lambda run: copy.deepcopy(run.module),
+    "replaced by a deepcopy": replace_by_a_copy,
+    "to": lambda run: run.module.to(torch.float64),
+    "half and back": lambda run: run.module.double().float(),
+    "load_state_dict": lambda run: run.module.load_state_dict(run.module.state_dict()),
+    "load_state_dict(assign=True)": load_assigned,
+    "zero_grad": backward_and_zero,
+}
+DETACHES = {"replaced by a deepcopy", "to", "half and back", "load_state_dict(assign=True)"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_is_done_to_the_module_does_not_disturb_training(name, caplog):
+    whole, run = trainer(), trainer()
+    whole.run(20)
+    run.run(10)
+    OPERATIONS[name](run)
+    with caplog.at_level("INFO", logger="flashpoint"):
+        run.run(10)
+    assert torch.equal(run.parameters, whole.parameters)
+    assert ("had left the trainer's buffer" in caplog.text) == (name in DETACHES)
+    assert all(_is_same(getattr(owner, key), view) for owner, key, view in run._places())
+    assert torch.equal(run.module.network().parameters, whole.parameters)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_weights_set_from_outside_are_trained_on(detach):
+    source, run = trainer(seed=1), trainer()
+    run.run(3)
+    run.module.load_state_dict(source.module.state_dict(), assign=detach)
+    run.run(0)
+    assert torch.equal(run.parameters, source.parameters)
+    run.run(1)
+    assert not torch.equal(run.module.network().parameters, source.parameters)
+
+
+def test_saved_tensors_are_copies_of_their_own():
+    run = trainer()
+    run.run(2)
+    states = (run.module.state_dict(), run.model().state_dict(), run.state_dict())
+    before = [{k: torch.as_tensor(v).clone() for k, v in state.items()} for state in states]
+    for state in states:
+        for tensor in filter(torch.is_tensor, state.values()):
+            assert tensor.is_contiguous()
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    run.run(2)
+    for state, old in zip(states, before, strict=True):
+        assert all(torch.equal(torch.as_tensor(state[name]), old[name]) for name in old)
+
+
+def test_a_copy_of_the_module_is_independent():
+    run = trainer()
+    run.run(2)
+    kept = copy.deepcopy(run.module)
+    before = run.parameters.clone()
+    run.run(2)
+    assert torch.equal(kept.network().parameters, before)
+    assert torch.equal(run.module.network().parameters, run.parameters)
+
+
+def test_the_users_own_loop_gets_the_same_gradients():
+    run = trainer()
+    module = run.module
+    draw = batch_draw(run.data, torch.tensor([run.seed]), 0, RECIPE.batch_size)
+    loss = (module(noisy_inputs(run.data, draw)[0]) - draw.eps[0]).square().mean()
+    loss.backward()
+    run.run(1)
+    ours, _ = mean_of(run.workspace.sums)
+    weights, biases, slope = run.shape.unpack(ours)
+    for linear, weight, bias in zip(module.linears(), weights, biases, strict=True):
+        torch.testing.assert_close(linear.weight.grad, weight[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(linear.bias.grad, bias[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(module.act.weight.grad, slope[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_step_that_was_not_finite_is_named():
+    run = trainer()
+    run.run(7)
+    assert run.bad_step(0) is None
+    run.parameters[0, 0] = torch.inf
+    run.run(3)
+    assert run.bad_step(0) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, clip_norm=0.1, chunk_rows=64)])
+def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):
+    recipe = replace(recipe, steps=200)
+    graphed, single = (Trainer(STATES, SCHEDULE, recipe, device=device) for _ in range(2))
+    graphed.run(200)
+    for _ in range(200):
+        single.run(1)
+    assert graphed._graph is not None
+    assert torch.equal(graphed.parameters, single.parameters)
+    assert torch.equal(graphed.losses, single.losses)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device(device):
+    run = Trainer(STATES, SCHEDULE, replace(RECIPE, steps=1000), device=device)
+    run.run(101)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.run(500)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

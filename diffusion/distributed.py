@@ -1,0 +1,96 @@
+"""Training on several devices: ``torchrun --nproc-per-node=N -m flashpoint.diffusion ...``.
+
+Every rank holds the whole data set and the same weights, and takes its share of the rows of each
+batch. One all-reduce per step adds up the gradients, losses and numbers of terms, so that all ranks
+make the same update. A row's random numbers are keyed by its number in the whole batch, never by
+the rank: N ranks draw exactly the rows that one would.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> tuple[int, int]:
+        """The first of this rank's rows and how many it has; all ranks together have every row."""
+        first, end = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
+        return first, end - first
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Adds up the tensors of all ranks, in place; every rank gets the sum.
+
+        Raises:
+            ValueError: another rank is gone.
+        """
+        if self.size == 1:
+            return
+        try:
+            distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            raise UserError(
+                f"rank {self.rank} has lost another of the {self.size} ranks; the last checkpoint "
+                "is good: start the same command again with --resume"
+            ) from error
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        total = torch.tensor([float(flag)], device=_device())
+        self.add_up(total)
+        return total.item() > 0
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.any(False)
+
+
+def _device() -> torch.device:
+    """Where the process group's tensors must be."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.device | None]:
+    """Joins the processes that torchrun started, if it did; this process's place and device.
+
+    Args:
+        device: what was asked for; on CUDA each rank takes the device of its local number.
+
+    Raises:
+        ValueError: there are more ranks than devices.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks(), device
+    on_cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if on_cuda:
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            raise UserError(f"--nproc-per-node must be at most {count}, the number of CUDA devices")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_cuda else "gloo")
+    return Ranks(distributed.get_rank(), distributed.get_world_size()), device

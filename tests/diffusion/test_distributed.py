@@ -1,0 +1,136 @@
+"""Several ranks share the work and end where one would; two processes with gloo."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer
+from flashpoint.diffusion.distributed import Ranks, join
+from flashpoint.diffusion.training import Task, train_many
+
+GENERATOR = torch.Generator().manual_seed(0)
+POINTS = Points(torch.randn(40, 2, generator=GENERATOR), torch.arange(40) % 3)
+SCHEDULE = Schedule(11)
+# An odd batch: one rank has a row more than the other; 440 pairs end with a batch of 50.
+FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=65, lr=1e-2, activation="silu")
+RECIPES = {
+    "fast": FAST,
+    "clipped": replace(FAST, clip_norm=0.1),
+    "chunks": replace(FAST, chunk_rows=10),
+    "classic": ClassicRecipe(3, (16, 16), 65, lr=1e-2, activation="silu"),
+    "one row": replace(FAST, batch_size=1),
+}
+TASKS = [Task(POINTS, SCHEDULE, replace(FAST, lr=lr), seed=2) for lr in (1e-2, 1e-3, 1e-4)]
+
+SHARED = """
+    import sys
+    sys.path.insert(0, {folder!r})
+    import torch
+    from flashpoint.diffusion import Trainer, train_many
+    from flashpoint.diffusion.distributed import join
+    from test_distributed import POINTS, RECIPES, SCHEDULE, TASKS
+
+    ranks, device = join("cpu")
+    assert ranks.size == 2
+    found = {{}}
+    for name, recipe in RECIPES.items():
+        trainer = Trainer(POINTS, SCHEDULE, recipe, seed=1, device=device, ranks=ranks)
+        trainer.run(20)
+        found[name] = trainer.parameters
+        found[name + " losses"] = trainer.losses
+    for number, model in enumerate(train_many(TASKS, device=device, ranks=ranks)):
+        found[f"task {{number}}"] = model.network().parameters
+    if ranks.writes:
+        torch.save(found, sys.argv[1])
+"""
+
+# The second rank dies in step 70; the command is what its users would start.
+DIES = """
+    import os, signal, sys
+    from flashpoint.diffusion import engine
+    from flashpoint.diffusion.cli import main
+
+    do_step = engine.Engine._do_step
+    def dies(self, step, after):
+        if os.environ["RANK"] == "1" and step == 70:
+            os.kill(os.getpid(), signal.SIGKILL)
+        do_step(self, step, after)
+    engine.Engine._do_step = dies
+    main(sys.argv[1:])
+"""
+
+
+def torchrun(tmp_path, script, *arguments):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(script))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node=2", str(path), *map(str, arguments)]  # fmt: skip
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def relative_difference(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def test_two_ranks_end_where_one_does(tmp_path):
+    folder = os.path.dirname(__file__)
+    done = torchrun(tmp_path, SHARED.format(folder=folder), tmp_path / "found.pt")
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for name, recipe in RECIPES.items():
+        trainer = Trainer(POINTS, SCHEDULE, recipe, seed=1, device="cpu")
+        trainer.run(20)
+        assert relative_difference(found[name], trainer.parameters) < 1e-5, name
+        assert relative_difference(found[name + " losses"], trainer.losses) < 1e-5, name
+    for number, model in enumerate(train_many(TASKS, device="cpu")):
+        expected = model.network().parameters
+        assert relative_difference(found[f"task {number}"], expected) < 1e-5
+
+
+COMMAND = ("train", "--data", "moons", "--steps", "110", "--classifier-steps", "5",
+           "--batch-size", "32", "--timesteps", "20", "--checkpoint-every", "50",
+           "--device", "cpu", "--out")  # fmt: skip
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_good_checkpoint(tmp_path):
+    done = torchrun(tmp_path, DIES, *COMMAND, tmp_path / "run")
+    assert done.returncode != 0
+    assert "rank 0 has lost another of the 2 ranks" in done.stderr
+    assert "--resume" in done.stderr
+    state = torch.load(tmp_path / "run/checkpoints/training.pt", weights_only=True)
+    assert state["denoiser"]["step"] == 50
+    assert all(
+        value.isfinite().all() for value in state["denoiser"].values() if torch.is_tensor(value)
+    )
+    again = subprocess.run(
+        [sys.executable, "-m", "flashpoint.diffusion", *COMMAND, str(tmp_path / "run"), "--resume"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "at denoiser step 50" in again.stdout
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 1000])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_are_all_rows_once(rows, size):
+    shares = [Ranks(rank, size).share(rows) for rank in range(size)]
+    assert [row for first, count in shares for row in range(first, first + count)] == list(
+        range(rows)
+    )
+    assert max(count for _, count in shares) - min(count for _, count in shares) <= 1
+
+
+def test_without_torchrun_there_is_one_rank(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join("cpu") == (Ranks(0, 1), "cpu")
+    assert Ranks().writes
+    assert Ranks().any(True)
+    assert not Ranks().any(False)

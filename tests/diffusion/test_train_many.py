@@ -1,0 +1,145 @@
+"""Many networks in the same launches: each ends as it would alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer, UserError
+from flashpoint.diffusion.engine import Engine
+from flashpoint.diffusion.recipes import CosineDecay, PlateauDecay
+from flashpoint.diffusion.training import ManyTrainer, Task, train_many
+
+FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=64, lr=1e-2)
+TOLD = replace(FAST, activation="silu", class_embedding="sinusoidal")
+CLASSIC = ClassicRecipe(4, hidden_layers=(16,), batch_size=64, lr=1e-2, refresh=2)
+
+
+def points(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Points(torch.randn(n, 2, generator=generator), torch.arange(n) % 3, name=f"set {n}")
+
+
+# Of one kind each: data, schedules, rates, steps, decays and seeds differ.
+GROUPS = {
+    "fast": [
+        Task(points(50), Schedule(20), FAST, seed=1),
+        Task(points(70, 1), Schedule(30, "cosine"), replace(FAST, lr=3e-3, steps=12), seed=2),
+        Task(points(40, 2), Schedule(9), replace(FAST, low_noise=0.0, weight_decay=0.1), seed=2),
+        Task(points(50), Schedule(20), replace(FAST, ema_decay=0.9), seed=3),
+    ],
+    "classic": [
+        Task(points(30), Schedule(10), CLASSIC, seed=1),
+        Task(points(41), Schedule(7), replace(CLASSIC, decay=PlateauDecay(0.5, 0)), seed=2),
+        Task(points(30), Schedule(10), replace(CLASSIC, decay=CosineDecay(1e-4), epochs=3)),
+    ],
+    "classifiers": [
+        Task(points(50, seed), Schedule(20), FAST, classify=True, seed=seed) for seed in range(3)
+    ],
+    # Smooth: where the slope of PReLU jumps, rounding can decide which side a row is on.
+    "conditional": [
+        Task(points(50), Schedule(20), replace(TOLD, p_uncond=0.1), seed=1),
+        Task(points(60), Schedule(30), replace(TOLD, p_uncond=0.5, steps=10), seed=2),
+    ],
+    "clipped": [
+        Task(points(50), Schedule(20), replace(FAST, clip_norm=clip), seed=1)
+        for clip in (0.05, 100.0)
+    ],
+}  # fmt: skip
+
+
+def alone(task):
+    trainer = Trainer(
+        task.points, task.schedule, task.recipe, classify=task.classify, seed=task.seed,
+        device="cpu",
+    )  # fmt: skip
+    trainer.run(20)
+    return trainer
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_each_ends_as_it_would_alone(name):
+    tasks = GROUPS[name]
+    engine = Engine(tasks, device="cpu")
+    engine.run(20)
+    for model, task in enumerate(tasks):
+        trainer = alone(task)
+        for actual, expected in (
+            (engine.parameters[model], trainer.parameters[0]),
+            (engine.state.ema[model], trainer.state.ema[0]),
+            (engine.losses_of(model), trainer.curve()),
+        ):
+            difference = (actual - expected).norm() / expected.norm()
+            assert difference < 1e-6, (task, difference)
+    assert (engine.parameters[0] - engine.parameters[1]).norm() > 0.01
+
+
+def test_networks_of_different_kinds_are_grouped():
+    tasks = [task for pair in zip(*(GROUPS[name][:2] for name in GROUPS), strict=True)
+             for task in pair]  # fmt: skip
+    trainer = ManyTrainer(tasks, device="cpu")
+    assert len(trainer._engines) == 5
+    done = []
+    trainer.run(10**6, done.append)
+    assert done == list(range(1, trainer.total_steps + 1))
+    for task, model in zip(tasks, trainer.models(), strict=True):
+        own = Trainer(task.points, task.schedule, task.recipe, classify=task.classify,
+                      seed=task.seed, device="cpu")  # fmt: skip
+        own.run(own.total_steps)
+        expected = own.model()
+        assert type(model) is type(expected)
+        assert model.state_dict().keys() == expected.state_dict().keys()
+        actual = torch.nn.utils.parameters_to_vector(model.parameters())
+        wanted = torch.nn.utils.parameters_to_vector(expected.parameters())
+        assert (actual - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_what_all_share_is_there_once():
+    shared = points(50)
+    tasks = [Task(shared, Schedule(20), FAST, seed=seed) for seed in range(3)]
+    data = Engine(tasks, device="cpu").data
+    assert len(data.points) == len(data.alpha_bar) == len(data.t_table) == 1
+    models = train_many(tasks, device="cpu")
+    weights = [model.model[0].weight for model in models]
+    assert not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("stop", [7, 25])
+def test_many_resume_bit_for_bit(stop):
+    tasks = GROUPS["fast"][:2] + GROUPS["classic"][1:]
+    whole, first, second = (ManyTrainer(tasks, device="cpu") for _ in range(3))
+    whole.run(10**6)
+    first.run(stop)
+    second.load_state_dict(first.state_dict())
+    assert second.step == stop
+    second.run(10**6)
+    for one, other in zip(whole.models(), second.models(), strict=True):
+        assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def test_one_network_that_overflows_does_not_stop_the_others():
+    bad = points(50)
+    bad.data[3] = 1e30  # finite, but its square is not
+    tasks = [Task(points(50), Schedule(20), FAST, seed=1), Task(bad, Schedule(20), FAST, seed=1)]
+    trainer = ManyTrainer(tasks, device="cpu")
+    trainer.run(20)
+    assert trainer.bad_step(0) is None
+    assert trainer.bad_step(1) >= 1
+    assert all(model.model[0].weight.isfinite().all() for model in trainer.models())
+
+
+def test_tasks_of_different_kinds_are_refused_by_one_engine():
+    with pytest.raises(UserError, match="all of one kind"):
+        Engine([GROUPS["fast"][0], GROUPS["classic"][0]], device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"recipe": replace(FAST, p_uncond=0.1)}, "a conditional denoiser needs labels, got none"),
+        ({"recipe": FAST, "classify": True}, "a classifier needs labels, got none"),
+    ],
+)
+def test_a_task_without_its_labels_is_refused(task, message):
+    with pytest.raises(UserError, match=message):
+        Task(Points(torch.randn(9, 2)), Schedule(9), **task)
