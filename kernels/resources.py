@@ -20,6 +20,7 @@ With another triton, in an environment of its own::
 import argparse
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -259,10 +261,8 @@ def compile_offline(launch: Launch) -> Resources:
     """Compiles a kernel and reads what it takes."""
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
-    with tempfile.TemporaryDirectory() as folder, _empty_cache(folder):
-        start = _processor_time()
-        compiled = triton.compile(source, target=_target(launch.arch), options=launch.options)
-        seconds = _processor_time() - start
+    with tempfile.TemporaryDirectory() as folder:
+        compiled, seconds = _compile_cold(source, launch)
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(compiled.asm["ptx"])
         cubin.write_bytes(compiled.asm["cubin"])
@@ -281,6 +281,22 @@ def compile_offline(launch: Launch) -> Resources:
         tensor_core=dict(sorted(tensor_core.items())),
         seconds=round(seconds, 1),
     )
+
+
+def _compile_cold(source: ASTSource, launch: Launch) -> tuple[Any, float]:
+    """The compiled kernel and how long that took, in seconds of processor time.
+
+    Neighbours on the machine only ever add to it, so what takes too long gets two more chances.
+    """
+    shortest = math.inf
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder, _empty_cache(folder):
+            start = _processor_time()
+            compiled = triton.compile(source, target=_target(launch.arch), options=launch.options)
+            shortest = min(shortest, _processor_time() - start)
+        if shortest <= PATIENCE:
+            break
+    return compiled, shortest
 
 
 def _processor_time() -> float:
@@ -358,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_MEMORY, default=SHARED_MEMORY)
     parser.add_argument("--main", action="store_true", help="only training and sampling in fp16")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases named like this")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only kernels named like this")
     parser.add_argument("--update", action="store_true", help="write the record")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
@@ -366,8 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET must not be set: interpreted kernels are not compiled")
 
     cases = MAIN if options.main else CASES
-    cases = {name: run for name, run in cases.items() if options.only in name}
-    found, problems = _compile_all(options.arch, cases, options.jobs)
+    found, problems = _compile_all(options.arch, cases, options.only, options.jobs)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if options.update:
         _update(record, found, keep_others=options.main or bool(options.only))
@@ -379,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compile_all(
-    archs: Iterable[int], cases: dict[str, Callable[[], None]], jobs: int
+    archs: Iterable[int], cases: dict[str, Callable[[], None]], only: str, jobs: int
 ) -> tuple[Found, list[str]]:
     """What the kernels take, printed as a table, and which do not compile."""
     print(
@@ -394,6 +409,7 @@ def _compile_all(
             (arch, name, pool.submit(compile_offline, launch))
             for arch in archs
             for name, launch in launches(arch, cases).items()
+            if only in name
         ]
         for arch, name, future in pending:
             error = future.exception()
