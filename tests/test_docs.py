@@ -21,13 +21,13 @@ def exported():
                 yield pytest.param(thing, id=f"{package.__name__}.{name}")
 
 
-@pytest.mark.parametrize("thing", exported())
+@pytest.mark.parametrize("thing", [*exported()])
 def test_the_reference_has_it(thing):
     listed = re.findall(r"^::: (\S+)", "".join(p.read_text() for p in DOCS.glob("api/*.md")), re.M)
     assert {thing.__module__, f"{thing.__module__}.{thing.__qualname__}"} & set(listed)
 
 
-@pytest.mark.parametrize("thing", exported())
+@pytest.mark.parametrize("thing", [*exported()])
 def test_its_docstring_names_every_parameter(thing):
     text = inspect.getdoc(thing)
     assert text

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *arguments, folder):
+def run(name, *arguments, folder, launcher=()):
     # Plain Python: Triton's interpreter, which the tests switch on, is not what users have.
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, EXAMPLES / name, "--quick", *arguments]
+    command = [sys.executable, *launcher, EXAMPLES / name, "--quick", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,6 +56,21 @@ def test_own_data_from_a_file(tmp_path):
     said = run("own_data.py", "--data", "mine.npy", folder=tmp_path)
     assert "300 points in 3 dimensions, no classes" in said
     assert abs(np.load(tmp_path / "runs/own_data/samples.npy").mean() - 40) < 3
+
+
+def test_torchrun(tmp_path):
+    """Two ranks do what one does."""
+    losses, weights = [], []
+    for ranks in (1, 2):
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+        options = ("--out", f"{ranks}", "--device", "cpu")  # there may be one GPU alone
+        said = run("torchrun.py", *options, folder=tmp_path, launcher=launcher)
+        for rank in range(ranks):
+            assert f"rank {rank} of {ranks}, cpu: {256 // ranks} of 256 rows" in said
+        losses.append(float(re.search(r"mean loss .*: (\S+)", said)[1]))
+        weights.append(torch.load(tmp_path / f"{ranks}" / "denoiser.pt", weights_only=True))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-4)
 
 
 def test_every_example_is_tested():
