@@ -118,11 +118,11 @@ class Task:
 
     def kind(self) -> tuple:
         """What networks that are trained in the same launches have in common."""
-        recipe = self.recipe
+        recipe, told = self.recipe, self.class_features()
         return (
-            self.shape(), self.points.dim, self.classify, self.conditional and
-            self.class_features().shape, recipe.batch_size, recipe.refresh, recipe.optimizer,
-            recipe.chunk_rows, recipe.clip_norm is None,
+            self.shape(), self.points.dim, self.classify,
+            None if told is None else told.shape, recipe.batch_size, recipe.refresh,
+            recipe.optimizer, recipe.chunk_rows, recipe.clip_norm is None,
         )  # fmt: skip
 
 
@@ -395,7 +395,9 @@ def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
     uneven = len({len(table) for table in tables}) > 1 or len(set(steps)) > 1
     features = {task.schedule: task.schedule.time_features.float() for task in tasks}
     alpha_bar = {task.schedule: task.schedule.alpha_bar.float() for task in tasks}
-    told = [task.class_features() for task in tasks]
+    told = [each for task in tasks if (each := task.class_features()) is not None]
+    labels = [task.points.labels for task in tasks if task.points.labels is not None]
+    p_uncond = [task.recipe.p_uncond for task in tasks if task.recipe.p_uncond is not None]
     has_labels = tasks[0].classify or tasks[0].conditional
 
     def numbers(values: Sequence[float]) -> Tensor:
@@ -405,13 +407,11 @@ def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
         points=_stack([task.points.data.float() for task in tasks], device),
         alpha_bar=_stack([alpha_bar[task.schedule] for task in tasks], device),
         time_features=_stack([features[task.schedule] for task in tasks], device),
-        labels=_stack([task.points.labels for task in tasks], device) if has_labels else None,
+        labels=_stack(labels, device) if has_labels else None,
         n_points=numbers([len(task.points) for task in tasks]),
         t_table=_stack(tables, device),
         class_features=_stack(told, device) if tasks[0].conditional else None,
-        p_uncond=numbers([float(task.recipe.p_uncond) for task in tasks])
-        if tasks[0].conditional
-        else None,
+        p_uncond=numbers([float(p) for p in p_uncond]) if tasks[0].conditional else None,
         n_steps=numbers(steps) if uneven else None,
         n_entries=numbers([len(table) for table in tables]) if uneven else None,
     )

@@ -91,6 +91,7 @@ class Trainer(Engine):
     def _places(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """Where each Parameter of the module belongs: its owner, its name, its view."""
         weights, biases, slope = self.shape.unpack(self.parameters)
+        assert biases is not None  # every layer here has one
         for linear, weight, bias in zip(self.module.linears(), weights, biases, strict=True):
             yield linear, "weight", weight[0]
             yield linear, "bias", bias[0]
