@@ -91,17 +91,21 @@ def plot(results: dict, save_to: Path) -> Figure:
 def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
     """Writes the page of all studies, its figures in a folder of its name beside it.
 
-    A study without results in the folder of runs is said not to have been run.
+    Of a study that the folder of runs does not hold, the quick form is shown, from the folder
+    ``<runs>-quick``; else that it has not been run.
     """
     figures = files.make_folder(page.with_suffix(""))
     parts = [_INTRODUCTION]
     for study in studies:
-        file = runs / study.name / "results.json"
         parts.append(f"## {study.title}\n\n`flashpoint study {study.name}`\n")
-        if not file.is_file():
+        places = (runs, runs.with_name(f"{runs.name}-quick"))
+        found = [
+            file for place in places if (file := place / study.name / "results.json").is_file()
+        ]
+        if not found:
             parts.append("Not run yet.\n")
             continue
-        results = json.loads(file.read_text())
+        results = json.loads(found[0].read_text())
         plot(results, figures / f"{study.name}.png")
         picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
         parts += [f"{study.teaches}\n", picture, table(results), _origin(results)]
@@ -127,10 +131,7 @@ DDPM and sigma_t^2 = beta_t. A study says what it changes.
 
 def _origin(results: dict) -> str:
     where = results["environment"]
-    return (
-        f"Seed {results['seed']}, {where['device']}, "
-        f"torch {where['torch']}; {results['training seconds']:.0f} s of training in all.\n"
-    )
+    return f"Seed {results['seed']}, {where['device']}, torch {where['torch']}.\n"
 
 
 def _metrics(grid: dict) -> list[str]:
