@@ -10,7 +10,7 @@
 
 from .catalogue import STUDIES
 from .report import write_page, write_report
-from .runner import StudyRun
+from .runner import StudyRun, models_of, train
 from .study import Grid, Setting, Study, classic
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "Study",
     "StudyRun",
     "classic",
+    "models_of",
+    "train",
     "write_page",
     "write_report",
 ]

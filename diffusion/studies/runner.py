@@ -2,10 +2,9 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +27,6 @@ from .store import Store
 from .study import Cell, Grid, Model, Study
 
 _TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
-
-_Item = TypeVar("_Item", Model, Cell)
 
 
 class StudyRun:
@@ -124,7 +121,7 @@ class StudyRun:
     def _groups(self, cells: Sequence[Cell]) -> Iterator[Sequence[Model]]:
         """The models that cells need, those of one network shape and number of steps together."""
         groups: dict[tuple, list[Model]] = {}
-        for model in dict.fromkeys(cell.model for cell in cells):
+        for model in models_of(cells):
             points = data_of(model.data, model.standardise)
             kind = points.dim, points.num_classes, model.setting.recipe_for(len(points))
             groups.setdefault(kind, []).append(model)
@@ -196,6 +193,11 @@ class StudyRun:
             for label in range(points.num_classes)
         ]
         return torch.cat(parts)
+
+
+def models_of(cells: Iterable[Cell]) -> list[Model]:
+    """The models that cells need, each once."""
+    return list(dict.fromkeys(cell.model for cell in cells))
 
 
 def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:

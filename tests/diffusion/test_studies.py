@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.diffusion import Schedule
+from flashpoint.diffusion import Schedule, emd
 from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.recipes import PlainRecipe
 from flashpoint.diffusion.studies import (
@@ -24,6 +24,7 @@ from flashpoint.diffusion.studies import (
 )
 from flashpoint.diffusion.studies.protocols import (
     BY_CLASS,
+    IMAGES,
     TEST_SPLIT,
     WHOLE,
     measure,
@@ -170,6 +171,17 @@ def _guided_cell(column, emd, accuracy, published):
         "scores": {"EMD": {"value": emd, "sd": 1.0}, "accuracy": {"value": accuracy, "sd": 0.0}},
         "published": dict(zip(("EMD", "accuracy"), published, strict=True)),
     }
+
+
+def test_halves_of_data_stand_in_where_none_can_be_drawn():
+    points = data_of("digits", False)
+    scores = perfect(points, IMAGES)
+    assert list(scores) == ["EMD"]
+    emds = [
+        emd(points.data[order[:898]], points.data[order[898:]])
+        for order in (torch.randperm(len(points)) for _ in range(5))
+    ]
+    assert scores["EMD"].value == pytest.approx(sum(emds) / 5, rel=0.02)
 
 
 def test_emds_are_compared_at_equal_accuracy():
