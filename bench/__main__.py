@@ -5,9 +5,10 @@ import sys
 import click
 
 from ..diffusion import UserError
-from . import data_sets, gate, gate_selftest, history, operations, race, record, roofline
+from . import data_sets, gate, gate_selftest, history, operations, race, record, roofline, speedrun
 
 COMMANDS = {
+    "calibrate": speedrun.calibrate,
     "datasets": data_sets.main,
     "gate": gate.main,
     "gate-selftest": gate_selftest.main,
@@ -16,6 +17,7 @@ COMMANDS = {
     "record": record.main,
     "report": history.main,
     "roofline": roofline.main,
+    "speedrun": speedrun.speedrun,
 }
 
 

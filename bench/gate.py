@@ -39,6 +39,7 @@ _UPDATE_ROUNDS = 3  # times as many for a baseline, which every night is compare
 # Rows of training steps, and rows and reverse steps of sampling, that a night can afford.
 _TRAINING = {"cuda": (2048, 10_000), "cpu": (2048,)}
 _SAMPLING = {"cuda": (5000, 500), "cpu": (2000, 10)}
+_SMALL_TRAINING, _SMALL_SAMPLING = (40,), (20, 2)
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class Verdict:
         return not 1 / REFERENCE_MOVED <= self.reference_moved <= REFERENCE_MOVED
 
 
-def works(problem: Problem, device: torch.device, extra_rows: float = 0.0) -> Iterator[Work]:
+def works(
+    problem: Problem, device: torch.device, extra_rows: float = 0.0, small: bool = False
+) -> Iterator[Work]:
     """What is timed.
 
     Args:
         problem: data and networks of ours.
         device: where.
         extra_rows: fraction of rows that ours does too much, to see whether the gate notices.
+        small: toy sizes, to see that it works.
     """
     ours = Ours(problem, device, "half" if device.type == "cuda" else "fp32")
 
@@ -100,13 +104,13 @@ def works(problem: Problem, device: torch.device, extra_rows: float = 0.0) -> It
     def captured(work: Callable[[], object], count: int) -> Runner:
         return from_graph(work, count) if device.type == "cuda" else Runner(work)
 
-    for rows in _TRAINING[device.type]:
+    for rows in _SMALL_TRAINING if small else _TRAINING[device.type]:
         yield Work(
             f"training step, {rows:,} rows",
             lambda rows=rows: ours.training(more(rows)),
             lambda rows=rows: captured(Training(rows, device).step, 20),
         )
-    rows, steps = _SAMPLING[device.type]
+    rows, steps = _SMALL_SAMPLING if small else _SAMPLING[device.type]
     chain = problem.chain(steps, "ddpm", guided=False)
     yield Work(
         f"sampling, {rows:,} rows, {steps} steps",
@@ -151,7 +155,7 @@ def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
         content = json.loads(path.read_text())
         timings = {name: Timing(**timing) for name, timing in content["works"].items()}
         found = {name: content[name] for name in ("device", "suite", "reference work")}
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"baseline {path.name} cannot be read ({error!r})") from error
     here = {"device": short_name(device), "suite": SUITE, "reference work": reference_hash()}
     for name, value in here.items():
@@ -228,16 +232,17 @@ def table(verdicts: list[Verdict]) -> str:
     show_default=True,
     help="Fraction of rows that ours does too much, to see whether the gate notices.",
 )
+@click.option("--small", is_flag=True, help="Toy sizes, to see that it works.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
-def main(update, device, rounds, baseline, extra_rows, busy, folder) -> None:
+def main(update, device, rounds, baseline, extra_rows, small, busy, folder) -> None:
     """Has ours become slower than the committed baseline of this GPU?"""
     device = free_device(device, busy)
     path = baseline or BASELINES / f"{short_name(device)}.json"
     before = None if update else read_baseline(path, device)
     problem = states_problem()
     check_correct(problem, device)
-    todo, record = list(works(problem, device, extra_rows)), Record(folder)
+    todo, record = list(works(problem, device, extra_rows, small)), Record(folder)
     if before is None:
         timings = measure(todo, rounds * _UPDATE_ROUNDS, device)
         write_baseline(path, timings, device)

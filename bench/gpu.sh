@@ -4,8 +4,9 @@
 #   bench/gpu.sh            on a machine with a CUDA device, offline, nothing installed beforehand
 #   bench/gpu.sh --smoke    the same stages at toy size on a CPU, to see that the script works
 #
-# Results go to $OUT if that is set, else to bench/records/<date>-<gpu>/: record.json, which is
-# written anew as each stage ends, and log.txt. Exit status 1 if a stage failed.
+# Results go to $OUT if that is set, else to bench/records/<date>-<gpu>/: record.json, which holds
+# whatever was measured at every moment, log.txt and the figures. Each stage has its own limit, and
+# one that fails or is cut short does not stop the next. Exit status 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -60,17 +61,30 @@ sanitize() {
     "$python" -m flashpoint.bench operations --busy --small --rounds 0
 }
 
-operations=("$python" -m flashpoint.bench operations --busy --record "$folder")
+bench=("$python" -m flashpoint.bench)
+# Another process on the GPU is counted in the record rather than refused: there may be no other.
+keep=(--busy --record "$folder")
 if [[ $smoke == --smoke ]]; then
-  stage tests 120 "$python" -m pytest -q tests/kernels/test_philox_reference.py
-  sanitize memcheck 120
-  stage operations 120 "${operations[@]}" --device cpu --small --rounds 3
+  cpu=(--device cpu "${keep[@]}")
+  stage gpu-tests 60 "$python" -m pytest -q tests/kernels/test_philox_reference.py
+  sanitize memcheck 60
+  sanitize racecheck 60
+  stage race 120 "${bench[@]}" race "${cpu[@]}" --rounds 3 --seconds 0.01 --peers eager --budget 1
+  stage roofline 120 "${bench[@]}" roofline "${cpu[@]}" --small
+  stage gate 120 "${bench[@]}" gate "${cpu[@]}" --rounds 3 --small --baseline "$work/base.json"
+  stage speedrun 120 "${bench[@]}" speedrun "${cpu[@]}" --small --seeds 2
 else
-  stage tests 200 "$python" -m pytest -q -p no:cacheprovider -m "not slow" tests/kernels \
-    --ignore tests/kernels/test_offline_compile.py
-  sanitize memcheck 50
-  sanitize racecheck 50
-  stage operations 170 "${operations[@]}" --budget 130
+  tests=("$python" -m pytest -q -p no:cacheprovider --ignore tests/kernels/test_offline_compile.py)
+  stage gpu-tests 60 "${tests[@]}" -m "gpu and not slow" tests
+  sanitize memcheck 30
+  sanitize racecheck 30
+  stage race 130 "${bench[@]}" race "${keep[@]}" --budget 100 --per-comparison 2 --seconds 10
+  stage roofline 30 "${bench[@]}" roofline "${keep[@]}"
+  stage gate 30 "${bench[@]}" gate "${keep[@]}"
+  stage tau 30 "${bench[@]}" calibrate --tau-only --track mixture
+  stage speedrun-mixture 50 "${bench[@]}" speedrun "${keep[@]}" --track mixture --budget 30
+  stage speedrun-states 50 "${bench[@]}" speedrun "${keep[@]}" --track states --budget 30
+  stage tests 50 "${tests[@]}" -m "not gpu and not slow" tests/kernels
 fi
 echo "$folder"
 exit $failed

@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.bench import gate
+from flashpoint.bench import gate, gate_selftest
 from flashpoint.bench.__main__ import main
 from flashpoint.bench.gate import Verdict, Work, judge, read_baseline, write_baseline
 from flashpoint.bench.gate_selftest import summarise
@@ -147,9 +147,8 @@ def test_what_is_wrong_is_not_timed(monkeypatch, tmp_path):
 
 
 def test_the_reference_work_runs_and_extra_rows_reach_ours(monkeypatch):
-    monkeypatch.setattr(gate, "_TRAINING", {"cpu": (40,)})
-    monkeypatch.setattr(gate, "_SAMPLING", {"cpu": (20, 2)})
-    training, sampling = gate.works(gate.states_problem(), CPU, extra_rows=0.5)
+    monkeypatch.setattr("flashpoint.bench.timing.LONG_RUN", 0.01)
+    training, sampling = gate.works(gate.states_problem(), CPU, extra_rows=0.5, small=True)
     assert training.reference().run().isfinite()
     assert sampling.reference().run().shape == (20, 2)
     assert sampling.ours().run().shape == (30, 2)
@@ -162,3 +161,29 @@ def test_detection_rates_leave_invalid_nights_out():
     assert (found.runs, found.alarms, found.invalid) == (3, 2, 1)
     assert found.low == pytest.approx(0.0943, abs=1e-4)  # Clopper-Pearson of 2 of 3
     assert found.high == pytest.approx(0.9916, abs=1e-4)
+
+
+def test_the_self_test_counts_what_the_gate_says(monkeypatch, tmp_path):
+    said = {"0.0": 0, "0.05": 2, "0.2": 1}
+
+    def said_by(*arguments):
+        if "--update" in arguments:
+            return 0
+        return said[arguments[arguments.index("--extra-rows") + 1]]
+
+    monkeypatch.setattr("flashpoint.bench.gate_selftest.gate", said_by)
+    done = CliRunner().invoke(main, [
+        "gate-selftest", "--device", "cpu", "--repeats", "3", "--planted-repeats", "2",
+        "--record", str(tmp_path),
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    stage = json.loads((tmp_path / "record.json").read_text())["stages"]["gate-selftest"]
+    counts = [(one["runs"], one["alarms"], one["invalid"]) for one in stage["results"]]
+    assert counts == [(3, 0, 0), (0, 0, 2), (2, 2, 0)]
+
+
+def test_a_gate_that_breaks_ends_the_self_test(tmp_path):
+    with pytest.raises(
+        RuntimeError, match=r"^gate ended with 2: error: baseline .* cannot be read"
+    ):
+        gate_selftest.gate("--device", "cpu", "--baseline", str(tmp_path))

@@ -1,0 +1,335 @@
+"""Time to quality: training from initialisation until samples are as good as data.
+
+    python -m flashpoint.bench calibrate              the tests' bands, from real draws alone
+    python -m flashpoint.bench speedrun [--device cuda] [--record FOLDER]
+
+Two tracks. *mixture*: five Gaussians in the plane, whose best denoiser is known in closed form; the
+denoiser's excess loss must be at most tau, and 10,000 samples of each class must pass the battery.
+*states*: the STATES experiment; 50,000 samples of all states and of each must pass.
+
+A track's recipe is fixed beforehand; a seed's time counts whether it passes or not, and the pass
+rate stands beside it. The clock starts after import, compilation and a warm-up on dummy data, with
+new parameters, optimiser and random state; it includes the data's upload, initialisation, all
+training of denoiser and classifier, and the averaged weights. The cold start, the warm-up's time,
+is reported beside it. Sampling and testing come after the clock has stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+from tqdm import tqdm
+
+from ..diffusion import (
+    MLP,
+    RECIPES,
+    GaussianMixture,
+    Points,
+    Recipe,
+    Schedule,
+    Trainer,
+    UserError,
+    excess_loss,
+    sample,
+    states_points,
+)
+from ..diffusion.errors import check_choice
+from ..diffusion.files import save_json
+from .battery import (
+    Battery,
+    Calibration,
+    MixtureBattery,
+    StatesBattery,
+    five_gaussians,
+    mixture_points,
+)
+from .figures import speedrun_figure
+from .machine import free_device
+from .record import Record, record_option
+from .timing import clopper_pearson
+
+CALIBRATION = Path(__file__).with_name("records") / "calibration.json"
+_WARM_STEPS = 60
+_LONG = 4  # times as many steps in a long run
+_SEEDS = {"cuda": 40, "cpu": 5}
+
+
+@dataclass(frozen=True)
+class Track:
+    """What is trained, and when it is good.
+
+    Attributes:
+        target: the data's distribution, where its best denoiser is known.
+        denoiser, classifier: how they are trained.
+    """
+
+    name: str
+    points: Points
+    schedule: Schedule
+    denoiser: Recipe
+    classifier: Recipe
+    battery: Battery
+    target: GaussianMixture | None = None
+
+
+def mixture_track(small: bool = False) -> Track:
+    """Five Gaussians; ``small`` is a toy, to see that it works."""
+    recipe = Recipe(steps=3000, hidden_layers=(128, 128, 128), batch_size=1024, lr=4e-3,
+                    low_noise=0.5)  # fmt: skip
+    track = Track(
+        "mixture", mixture_points(500 if small else 50_000), Schedule(200, beta_end=0.04), recipe,
+        replace(recipe, steps=1500, low_noise=0.0), MixtureBattery(60 if small else 10_000),
+        five_gaussians(),
+    )  # fmt: skip
+    return toy(track) if small else track
+
+
+def states_track(small: bool = False) -> Track:
+    """STATES; ``small`` is a toy, to see that it works."""
+    points = states_points(200 if small else 5000)
+    battery = StatesBattery(points, 60 if small else 50_000)
+    track = Track("states", points, Schedule(), *RECIPES["fast"], battery)
+    return toy(track) if small else track
+
+
+def toy(track: Track) -> Track:
+    """The same with few, small steps."""
+    denoiser, classifier = (
+        replace(recipe, steps=6, hidden_layers=(16,), batch_size=32)
+        for recipe in (track.denoiser, track.classifier)
+    )
+    schedule = replace(track.schedule, num_steps=8)
+    return replace(track, denoiser=denoiser, classifier=classifier, schedule=schedule)
+
+
+TRACKS: dict[str, Callable[[bool], Track]] = {"mixture": mixture_track, "states": states_track}
+
+
+def train(track: Track, seed: int, device: torch.device) -> tuple[MLP, MLP]:
+    """Denoiser and classifier, from the data to averaged weights on the CPU."""
+    models = []
+    for classify, recipe in ((False, track.denoiser), (True, track.classifier)):
+        trainer = Trainer(
+            track.points, track.schedule, recipe, classify=classify, seed=seed, device=device
+        )
+        trainer.run(trainer.total_steps)
+        models.append(trainer.model())
+    return tuple(models)
+
+
+def on_the_clock(track: Track, seed: int, device: torch.device) -> tuple[float, tuple[MLP, MLP]]:
+    """Seconds of a training, and what it gave."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    models = train(track, seed, device)  # its models are on the CPU, so the device is done
+    return time.perf_counter() - start, models
+
+
+def warm_up(track: Track, device: torch.device) -> float:
+    """Seconds of a few steps on dummy data: everything is compiled and captured after it."""
+    dummy = Points(torch.randn_like(track.points.data), track.points.labels, name="dummy")
+    denoiser, classifier = (
+        replace(recipe, steps=min(_WARM_STEPS, recipe.steps))
+        for recipe in (track.denoiser, track.classifier)
+    )
+    short = replace(track, points=dummy, denoiser=denoiser, classifier=classifier)
+    return on_the_clock(short, 10**6, device)[0]
+
+
+def samples_of(
+    track: Track, models: tuple[MLP, MLP], seed: int, device: torch.device
+) -> list[Tensor]:
+    """Samples of each set of the battery, guided by the classifier where it is of one class."""
+    denoiser, classifier = models
+    sets = []
+    for number, label in enumerate(track.battery.labels):
+        guide = {} if label is None else {"classifier": classifier, "label": label}
+        drawn = sample(
+            denoiser, track.schedule, track.battery.size, seed=1000 * seed + number, device=device,
+            **guide,
+        )  # fmt: skip
+        sets.append(drawn.x.cpu())
+    return sets
+
+
+def mean_excess(track: Track, denoiser: MLP) -> float:
+    """The excess loss over uniform timesteps."""
+    return excess_loss(denoiser, track.schedule, track.target).mean().item()
+
+
+def run_seed(
+    track: Track, seed: int, calibration: Calibration, tau: float | None, device: torch.device
+) -> dict:
+    """Trains and tests one seed."""
+    seconds, models = on_the_clock(track, seed, device)
+    failed = track.battery.failed(samples_of(track, models, seed, device), calibration.bands)
+    found = {"seed": seed, "seconds": seconds}
+    if track.target is not None:
+        found["excess loss"] = mean_excess(track, models[0])
+        if not found["excess loss"] <= tau:
+            failed.append("excess loss")
+    return {**found, "passed": not failed, "failed": failed}
+
+
+def summary(track: str, seeds: list[dict], cold_start: float) -> dict:
+    """Pass rate, median and 95th percentile of the time, each with its 95% interval."""
+    passed = sum(seed["passed"] for seed in seeds)
+    times = [seed["seconds"] for seed in seeds]
+    return {
+        "track": track,
+        "seeds": seeds,
+        "pass_rate": [passed / len(seeds), *clopper_pearson(passed, len(seeds))],
+        "median_seconds": _with_interval(times, 50),
+        "p95_seconds": _with_interval(times, 95),
+        "cold_start_seconds": cold_start,
+    }
+
+
+def _with_interval(values: Sequence[float], percent: float) -> list[float]:
+    """A percentile with its bootstrap 95% interval."""
+    middle = float(np.percentile(values, percent))
+    if len(values) < 2:
+        return [middle, middle, middle]
+
+    def statistic(x, axis):
+        return np.percentile(x, percent, axis=axis)
+
+    found = bootstrap((values,), statistic, method="percentile", rng=0).confidence_interval
+    return [middle, float(found.low), float(found.high)]
+
+
+def read_calibration(path: Path, track: Track) -> tuple[Calibration, float | None]:
+    """The track's bands and tau.
+
+    Raises:
+        ValueError: there are none, or they are of another definition of the track.
+    """
+    entry = _read(path).get(track.name)
+    needs_tau = track.target is not None
+    if entry is None or (needs_tau and entry["tau"] is None):
+        raise UserError(f"track {track.name} is not calibrated; run the command calibrate first")
+    calibration = Calibration.from_dict(entry["battery"])
+    if calibration.definition != track.battery.definition:
+        raise UserError(
+            f"track {track.name} was calibrated for {calibration.definition!r}, it is now "
+            f"{track.battery.definition!r}; run the command calibrate again"
+        )
+    return calibration, entry["tau"]
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def calibrate_tau(track: Track, runs: int, device: torch.device) -> dict:
+    """tau: what the best of some long runs reaches, plus their spread.
+
+    None where the best denoiser is not known, or without runs.
+    """
+    if track.target is None or runs == 0:
+        return {"tau": None}
+    long = replace(track, denoiser=replace(track.denoiser, steps=_LONG * track.denoiser.steps))
+    reached = []
+    for seed in tqdm(range(runs), desc="long runs", ncols=80):
+        trainer = Trainer(long.points, long.schedule, long.denoiser, seed=seed, device=device)
+        trainer.run(trainer.total_steps)
+        reached.append(mean_excess(track, trainer.model()))
+    tau = min(reached) + float(np.std(reached, ddof=1))
+    return {"tau": tau, "reached by long runs": reached, "steps of a long run": long.denoiser.steps}
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    for name in names:
+        check_choice("track", name, TRACKS)
+    return list(names) or list(TRACKS)
+
+
+_calibration_option = click.option(
+    "--calibration", "path", type=click.Path(path_type=Path), default=CALIBRATION,
+    help="File of bands and tau. Default: bench/records/calibration.json.",
+)  # fmt: skip
+_track_option = click.option(
+    "--track", "names", multiple=True, help="mixture or states, again for more. Default: both."
+)
+
+
+@click.command()
+@_track_option
+@click.option("--draws", default=100, show_default=True, help="Real draws behind the bands.")
+@click.option("--repeats", default=200, show_default=True, help="Real draws that check them.")
+@click.option("--long-runs", default=10, show_default=True, help="Trainings behind tau.")
+@click.option("--tau-only", is_flag=True, help="Keep the bands that the file holds.")
+@click.option("--device", default=None, help="Of the trainings. Default: the best.")
+@_calibration_option
+def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
+    """Bands of the speedrun's tests, from real draws alone, and tau from long runs."""
+    device = free_device(device, busy=True)  # nothing is timed
+    for name in _chosen(names):
+        track, entry = TRACKS[name](False), _read(path).get(name)
+        if not tau_only:
+            battery = track.battery.calibrate(draws, repeats)
+            entry = {"battery": battery.to_dict(), "tau": None}
+            save_json(path, _read(path) | {name: entry})
+        elif entry is None:
+            raise UserError(f"track {name} has no bands in {path.name}; leave out --tau-only")
+        battery = Calibration.from_dict(entry["battery"])
+        click.echo(
+            f"{name}: {battery.passed} of {battery.repeats} real draws pass all "
+            f"{len(battery.bands)} tests"
+        )
+        save_json(path, _read(path) | {name: entry | calibrate_tau(track, long_runs, device)})
+
+
+@click.command()
+@_track_option
+@click.option("--small", is_flag=True, help="Toy sizes and bands, to see that it works.")
+@click.option("--seeds", default=None, type=int, help="Consecutive. Default: 40, on a CPU 5.")
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--budget", default=36_000.0, show_default=True, help="Seconds until none starts.")
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@_calibration_option
+@record_option
+def speedrun(names, small, seeds, device, budget, busy, path, folder) -> None:
+    """Seconds of training until samples are as good as data."""
+    device, record = free_device(device, busy), Record(folder)
+    tracks = [TRACKS[name](small) for name in _chosen(names)]
+    bands = {
+        track.name: (track.battery.calibrate(3, 2), 1.0) if small else read_calibration(path, track)
+        for track in tracks
+    }
+    before = record.content["stages"].get("speedrun", {})
+    calibration = before.get("calibration", {}) | {
+        name: one.to_dict() | {"tau": tau} for name, (one, tau) in bands.items()
+    }
+    results = [one for one in before.get("results", []) if one["track"] not in bands]
+    end = time.monotonic() + budget
+    for track in tracks:
+        cold_start, found = warm_up(track, device), []
+        for seed in range(seeds or _SEEDS[device.type]):
+            if found and time.monotonic() > end:
+                click.echo(f"{track.name}: out of time after {len(found)} seeds")
+                break
+            found.append(run_seed(track, seed, *bands[track.name], device))
+            so_far = [*results, summary(track.name, found, cold_start)]
+            record.put("speedrun", calibration=calibration, results=so_far)
+            click.echo(f"{track.name}, {describe(found[-1])}")
+        results.append(summary(track.name, found, cold_start))
+    if folder is not None:
+        speedrun_figure(results, folder / "speedrun.png")
+
+
+def describe(seed: dict) -> str:
+    verdict = "as good as data" if seed["passed"] else f"fails {', '.join(seed['failed'])}"
+    return f"seed {seed['seed']}: {seed['seconds']:.2f} s, {verdict}"
+
+
+if __name__ == "__main__":
+    speedrun()
