@@ -26,10 +26,15 @@ from .timing import Runner, from_graph, median_interval, seconds
 
 _ROUNDS = 15
 _ROWS = {
-    "cuda": {"train": (2048, 10_000, 131_072), "points": 1_000_000, "chain": (5000, 500)},
-    "cpu": {"train": (2048,), "points": 100_000, "chain": (1000, 10)},
+    "cuda": {
+        "train": (2048, 10_000, 131_072),
+        "points": 1_000_000,
+        "chain": (5000, 500),
+        "models": (1, 8, 32, 132),
+    },
+    "cpu": {"train": (2048,), "points": 100_000, "chain": (1000, 10), "models": (1, 8)},
 }
-_SMALL = {"train": (64,), "points": 1000, "chain": (20, 2)}
+_SMALL = {"train": (64,), "points": 1000, "chain": (20, 2), "models": (1, 2)}
 _INDEX = 8  # bytes of a drawn index or timestep
 
 
@@ -61,13 +66,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Operation:
-    """What is put on the roofline; ``prepare`` makes it ready."""
+    """What is put on the roofline; ``prepare`` makes it ready, as a runner if it is of the host."""
 
     name: str
     rows: int
     precision: str  # of its matrix products, as the rates name it
     cost: Cost
-    prepare: Callable[[], Callable[[], object]]
+    prepare: Callable[[], Callable[[], object] | Runner]
+    host: bool = False  # launched from the host, as it captures graphs of its own
 
 
 def all_operations(problem: Problem, device: torch.device, sizes: dict) -> Iterator[Operation]:
@@ -99,6 +105,14 @@ def all_operations(problem: Problem, device: torch.device, sizes: dict) -> Itera
             costs.chain(denoiser, classifier if guided else None, count, steps),
             lambda guided=guided, count=count: _chain(problem, device, count, steps, guided),
         )  # fmt: skip
+    for models in sizes["models"]:
+        # Whole training steps of many models in the same launches, each of the fewest rows.
+        rows = sizes["train"][0]
+        yield Operation(
+            f"train_many, {models} models", rows, rate,
+            costs.training_step(denoiser, rows) * models,
+            lambda models=models, rows=rows: _many(problem, device, models, rows), host=True,
+        )  # fmt: skip
     points = sizes["points"]
     # Writes x_t, eps, the index and t; reads the point.
     yield Operation(
@@ -114,6 +128,10 @@ def all_operations(problem: Problem, device: torch.device, sizes: dict) -> Itera
         "adamw_", parameters, rate, Cost(0, 4 * (costs.PARAMETER_BUFFERS + 1) * parameters),
         lambda: operations.optimiser(device, parameters),
     )  # fmt: skip
+
+
+def _many(problem: Problem, device: torch.device, models: int, rows: int) -> Runner:
+    return Ours(problem, device, "half" if device.type == "cuda" else "fp32").many(models, rows)
 
 
 def _chain(problem: Problem, device: torch.device, rows: int, steps: int, guided: bool):
@@ -133,8 +151,8 @@ def place(operation: Operation, rates: Rates, device: torch.device) -> Point:
     )  # fmt: skip
     try:
         work = operation.prepare()
-        runner = Runner(work)
-        if device.type == "cuda":
+        runner = work if operation.host else Runner(work)
+        if device.type == "cuda" and not operation.host:
             runner = from_graph(work, 1 if "chain" in operation.name else 20)
             point.kernels = kernel_times(work)
         seconds(runner, 2, device)

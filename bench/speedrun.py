@@ -327,6 +327,7 @@ def speedrun(names, small, seeds, device, budget, busy, path, folder) -> None:
 
 
 def describe(seed: dict) -> str:
+    """A seed's outcome in one line."""
     verdict = "as good as data" if seed["passed"] else f"fails {', '.join(seed['failed'])}"
     return f"seed {seed['seed']}: {seed['seconds']:.2f} s, {verdict}"
 

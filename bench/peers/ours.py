@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...diffusion import ClassicRecipe, Recipe, Trainer, sample
+from ...diffusion import ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, sample
 from ...kernels import Guide, Network, sample_chain
 from ...kernels.philox import seed_tensor
 from ...kernels.q_sample.reference import draw_fresh, gather_points
@@ -11,24 +11,26 @@ from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch, Chain
 from ..timing import Runner, Work
 from .base import Peer
 
-TRAINING_STEPS = {"cuda": 20, "cpu": 4}  # in one call of Trainer.run
-_LONG = 10**6  # steps of a recipe, so that its learning rate stays where it is
+TRAINING_STEPS = {"cuda": 50, "cpu": 4}  # in one call of Trainer.run; on CUDA one graph
+_LONG = 200_000  # steps of a recipe, so that its learning rate stays where it is
+_PRECISIONS = {"half": "fp16", "tf32": "tf32", "fp32": "fp32"}
 
 
 class Ours(Peer):
     """``Trainer`` and ``sample``."""
 
-    def trainer(self, rows: int, classify: bool) -> Trainer:
-        """A trainer of fresh rows with a constant learning rate, as the peers have it."""
-        network = self.problem.network(classify)
-        recipe = Recipe(
-            steps=_LONG, hidden_layers=network.shape.widths[1:-1], batch_size=rows,
-            lr=LEARNING_RATE, warmup=0.0, weight_decay=WEIGHT_DECAY, ema_decay=EMA_DECAY,
-            low_noise=0.0,
+    def recipe(self, rows: int, classify: bool) -> Recipe:
+        """Fresh rows with a constant learning rate, as the peers have it."""
+        return Recipe(
+            steps=_LONG, hidden_layers=self.problem.network(classify).shape.widths[1:-1],
+            batch_size=rows, lr=LEARNING_RATE, warmup=0.0, weight_decay=WEIGHT_DECAY,
+            ema_decay=EMA_DECAY, low_noise=0.0,
         )  # fmt: skip
+
+    def trainer(self, rows: int, classify: bool) -> Trainer:
         return Trainer(
-            self.problem.points, self.problem.schedule, recipe, classify=classify,
-            device=self.device,
+            self.problem.points, self.problem.schedule, self.recipe(rows, classify),
+            classify=classify, device=self.device, precision=_PRECISIONS[self.precision],
         )  # fmt: skip
 
     def first_batches(self, rows: int, count: int, classify: bool) -> list[Batch]:
@@ -79,6 +81,23 @@ class Ours(Peer):
 
     def training(self, rows, classify=False):
         trainer = self.trainer(rows, classify)
+        steps = TRAINING_STEPS[self.device.type]
+
+        def run() -> None:
+            nonlocal trainer
+            if trainer.step + steps > trainer.total_steps:  # it would do nothing, and very fast
+                trainer = self.trainer(rows, classify)
+            trainer.run(steps)
+
+        return Runner(run, steps)
+
+    def many(self, models: int, rows: int) -> Runner:
+        """Training steps of so many models in the same launches, each of so many rows."""
+        tasks = [
+            Task(self.problem.points, self.problem.schedule, self.recipe(rows, False), seed=seed)
+            for seed in range(models)
+        ]
+        trainer = ManyTrainer(tasks, device=self.device, precision=_PRECISIONS[self.precision])
         steps = TRAINING_STEPS[self.device.type]
         return Runner(lambda: trainer.run(steps), steps)
 

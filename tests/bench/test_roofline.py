@@ -73,6 +73,7 @@ def test_every_operation_is_placed_and_drawn(tmp_path):
     assert {point["name"] for point in stage["results"]} == {
         "train_step", "mlp forward and backward", "mlp forward", "sample_chain",
         "sample_chain, guided", "q_sample_batch", "reverse_step", "adamw_",
+        "train_many, 1 models", "train_many, 2 models",
     }  # fmt: skip
     assert all(point["us"] > 0 and point["unavailable"] is None for point in stage["results"])
     assert (tmp_path / "roofline.png").stat().st_size > 1000
