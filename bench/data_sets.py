@@ -24,7 +24,6 @@ from ..kernels.philox import child_seed
 from . import machine
 
 SCHEDULE = fd.Schedule(500)
-DENOISER, CLASSIFIER = fd.RECIPES["small"]
 P_UNCOND = 0.1
 
 _REPEATS = 10  # of an EMD, each the mean of 5 draws of 250 points
@@ -40,11 +39,13 @@ class Bench:
         name: of the data set.
         seed: of everything.
         device: where the work runs.
+        recipe: how denoisers and the classifier are trained, a name of :data:`fd.RECIPES`.
     """
 
-    def __init__(self, name: str, seed: int, device: str | None):
+    def __init__(self, name: str, seed: int, device: str | None, recipe: str = "small"):
         whole = fd.dataset(name)
         self.seed, self.device = seed, device
+        self.denoiser, self.classifier = fd.RECIPES[recipe]
         # Where new points can be drawn they are what was held out, otherwise a part of the data.
         if whole.redraw is None:
             self.points, self.held_out = whole.split(0.5, seed)
@@ -81,7 +82,7 @@ class Bench:
 
     def run(self) -> dict:
         """All numbers of the data set."""
-        denoiser = self.train("train denoiser", DENOISER)
+        denoiser = self.train("train denoiser", self.denoiser)
         result = {
             "data": self.points.name,
             "points": len(self.points),
@@ -90,8 +91,8 @@ class Bench:
             "unconditional": self.whole(self.sample("sample", denoiser, _SAMPLES)),
         }
         if self.judge is not None:
-            told = self.train("train conditional", replace(DENOISER, p_uncond=P_UNCOND))
-            classifier = self.train("train classifier", CLASSIFIER, classify=True)
+            told = self.train("train conditional", replace(self.denoiser, p_uncond=P_UNCOND))
+            classifier = self.train("train classifier", self.classifier, classify=True)
             result["classes"] = self.classes(denoiser, told, classifier)
             result["by denoising error"] = self.classified(told)
         return {**result, "seconds": self.seconds}
@@ -243,21 +244,24 @@ def _mark(passed: bool) -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
+@click.option("--recipe", default="small", show_default=True, help="small or fast.")
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-def main(names: tuple[str, ...], out: Path, seed: int, device: str | None) -> None:
+def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str | None) -> None:
     """Measure samples of data sets, NAMES or all, beside real points of each."""
     names = names or tuple(fd.DATASETS)
     for name in names:
         check_choice("NAMES", name, fd.DATASETS)
+    check_choice("recipe", recipe, fd.RECIPES)
     make_folder(out)
     for name in names:
-        result = Bench(name, seed, device).run()
+        bench = Bench(name, seed, device, recipe)
+        result = bench.run()
         settings = {
             "seed": seed,
             "schedule": asdict(SCHEDULE),
-            "denoiser": asdict(DENOISER),
-            "classifier": asdict(CLASSIFIER),
+            "denoiser": asdict(bench.denoiser),
+            "classifier": asdict(bench.classifier),
             "machine": machine.describe(),
         }
         save_json(out / f"{name}.json", {**result, **settings})

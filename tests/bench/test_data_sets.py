@@ -15,12 +15,15 @@ from flashpoint.bench import data_sets
 def small(monkeypatch):
     for name, value in {
         "SCHEDULE": fd.Schedule(10),
-        "DENOISER": replace(data_sets.DENOISER, steps=5, hidden_layers=(8,), batch_size=64),
-        "CLASSIFIER": replace(data_sets.CLASSIFIER, steps=5, hidden_layers=(8,), batch_size=64),
         "_REPEATS": 2, "_SAMPLES": 260, "_OF_CLASS": 250, "_REWARDED": 250, "_HELD_OUT": 300,
         "_CLASSIFIED": 10, "_REWARD_STEPS": 3, "_CANDIDATES": 2,
     }.items():  # fmt: skip
         monkeypatch.setattr(data_sets, name, value)
+    recipes = [
+        replace(recipe, steps=5, hidden_layers=(8,), batch_size=64)
+        for recipe in fd.RECIPES["small"]
+    ]
+    monkeypatch.setitem(fd.RECIPES, "small", tuple(recipes))
 
 
 @pytest.mark.usefixtures("small")
