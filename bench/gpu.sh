@@ -66,13 +66,13 @@ bench=("$python" -m flashpoint.bench)
 keep=(--busy --record "$folder")
 if [[ $smoke == --smoke ]]; then
   cpu=(--device cpu "${keep[@]}")
-  stage gpu-tests 60 "$python" -m pytest -q tests/kernels/test_philox_reference.py
-  sanitize memcheck 60
-  sanitize racecheck 60
-  stage race 120 "${bench[@]}" race "${cpu[@]}" --rounds 3 --seconds 0.01 --peers eager --budget 1
-  stage roofline 120 "${bench[@]}" roofline "${cpu[@]}" --small
-  stage gate 120 "${bench[@]}" gate "${cpu[@]}" --rounds 3 --small --baseline "$work/base.json"
-  stage speedrun 120 "${bench[@]}" speedrun "${cpu[@]}" --small --seeds 2
+  stage gpu-tests 300 "$python" -m pytest -q tests/kernels/test_philox_reference.py
+  sanitize memcheck 300
+  sanitize racecheck 300
+  stage race 300 "${bench[@]}" race "${cpu[@]}" --rounds 3 --seconds 0.01 --peers eager --budget 1
+  stage roofline 300 "${bench[@]}" roofline "${cpu[@]}" --small
+  stage gate 300 "${bench[@]}" gate "${cpu[@]}" --rounds 3 --small --baseline "$work/base.json"
+  stage speedrun 300 "${bench[@]}" speedrun "${cpu[@]}" --small --seeds 2
 else
   tests=("$python" -m pytest -q -p no:cacheprovider --ignore tests/kernels/test_offline_compile.py)
   stage gpu-tests 60 "${tests[@]}" -m "gpu and not slow" tests
