@@ -1,11 +1,12 @@
 """Many networks in the same launches: each ends as it would alone."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer, UserError
+from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer, UserError, engine
 from flashpoint.diffusion.engine import Engine
 from flashpoint.diffusion.recipes import CosineDecay, PlateauDecay
 from flashpoint.diffusion.training import ManyTrainer, Task, train_many
@@ -60,18 +61,18 @@ def alone(task):
 @pytest.mark.parametrize("name", GROUPS)
 def test_each_ends_as_it_would_alone(name):
     tasks = GROUPS[name]
-    engine = Engine(tasks, device="cpu")
-    engine.run(20)
+    together = Engine(tasks, device="cpu")
+    together.run(20)
     for model, task in enumerate(tasks):
         trainer = alone(task)
         for actual, expected in (
-            (engine.parameters[model], trainer.parameters[0]),
-            (engine.state.ema[model], trainer.state.ema[0]),
-            (engine.losses_of(model), trainer.curve()),
+            (together.parameters[model], trainer.parameters[0]),
+            (together.state.ema[model], trainer.state.ema[0]),
+            (together.losses_of(model), trainer.curve()),
         ):
             difference = (actual - expected).norm() / expected.norm()
             assert difference < 1e-6, (task, difference)
-    assert (engine.parameters[0] - engine.parameters[1]).norm() > 0.01
+    assert (together.parameters[0] - together.parameters[1]).norm() > 0.01
 
 
 def test_networks_of_different_kinds_are_grouped():
@@ -92,6 +93,28 @@ def test_networks_of_different_kinds_are_grouped():
         actual = torch.nn.utils.parameters_to_vector(model.parameters())
         wanted = torch.nn.utils.parameters_to_vector(expected.parameters())
         assert (actual - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("classic", 40), ("clipped", None)])
+def test_the_kernels_train_as_the_reference_does(monkeypatch, device, name, chunk):
+    tasks = [
+        replace(task, recipe=replace(task.recipe, chunk_rows=chunk)) for task in GROUPS[name][:2]
+    ]
+    expected = Engine(tasks, device=device)
+    expected.run(3)
+    for function in (engine.workspace_of, engine.reduce_grad, engine.adamw_):
+        monkeypatch.setattr(engine, function.__name__, partial(function, backend="triton"))
+    actual = Engine(tasks, device=device, precision="fp32")
+    assert actual.workspace.shadow is not None
+    actual.run(2)
+    actual.run(1)
+    for one, other in (
+        (actual.parameters, expected.parameters),
+        (actual.state.ema, expected.state.ema),
+        (actual.course.losses, expected.course.losses),
+    ):
+        assert (one - other).norm() <= 1e-3 * other.norm()
+    assert actual.course.losses[:, 2].all()
 
 
 def test_what_all_share_is_there_once():
