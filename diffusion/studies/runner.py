@@ -123,7 +123,9 @@ class StudyRun:
         groups: dict[tuple, list[Model]] = {}
         for model in models_of(cells):
             points = data_of(model.data, model.standardise)
-            kind = points.dim, points.num_classes, model.setting.recipe_for(len(points))
+            recipe = model.setting.recipe_for(len(points))
+            told = 0 if recipe.p_uncond is None else points.num_classes
+            kind = points.dim, told, recipe
             groups.setdefault(kind, []).append(model)
         for group in groups.values():
             size = self.together or len(group)
