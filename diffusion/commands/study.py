@@ -13,6 +13,11 @@ from . import device_option, options, out_option, seed_option
 @click.argument("name", required=False)
 @click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
 @click.option(
+    "--data",
+    default=None,
+    help="Another data set than the study's: a name, a file of points, or FashionMNIST's folder.",
+)
+@click.option(
     "--together",
     type=int,
     default=None,
@@ -35,6 +40,7 @@ from . import device_option, options, out_option, seed_option
 def study_command(
     name: str | None,
     quick: bool,
+    data: str | None,
     together: int | None,
     page: Path | None,
     out: Path | None,
@@ -43,15 +49,16 @@ def study_command(
 ) -> None:
     """Train, draw and measure a grid of models, in published settings.
 
-    NAME is one of timesteps, betas, schedules, epochs, complexity. The same command goes on where
-    it was interrupted.
+    NAME is one of timesteps, betas, schedules, epochs, complexity, guidance, reward, digits. The
+    same command goes on where it was interrupted.
     """
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
     out = out or Path("runs") / ("studies-quick" if quick else "studies")
     if name is not None:
         check_choice("NAME", name, STUDIES)
-        study = STUDIES[name].quick() if quick else STUDIES[name]
+        study = STUDIES[name] if data is None else STUDIES[name].on(data)
+        study = study.quick() if quick else study
         run = StudyRun(study, out, seed=seed, device=device, together=together, say=click.echo)
         write_report(run, run.run())
         click.echo((run.folder / "table.md").read_text())

@@ -16,7 +16,7 @@ from ...kernels.philox import child_seed
 from .. import files
 from ..datasets import dataset
 from ..device import choose_device
-from ..errors import check_at_least
+from ..errors import UserError, check_at_least
 from ..models import MLP
 from ..points import Points
 from ..rewards import sample_with_reward
@@ -43,7 +43,8 @@ class StudyRun:
         say: called with a line now and then.
 
     Raises:
-        ValueError: the seed is negative or the folder cannot be written to.
+        ValueError: the seed is negative, the folder cannot be written to, or a data set does not
+            have what a grid needs.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class StudyRun:
         check_at_least("seed", seed, 0)
         check_at_least("together", 1 if together is None else together, 1)
         self.study, self.seed, self.say = study, seed, say
+        for cell in study.cells():
+            _check_data(cell)
         self.device = choose_device(device)
         self.together = together or (None if self.device.type == "cuda" else 1)
         self.store = Store(files.make_folder(folder), seed)
@@ -242,6 +245,16 @@ def _classifier(points: Points) -> MLPClassifier:
     """Whose probabilities are the reward; another one than that which counts the accuracy."""
     network = MLPClassifier((100, 50), max_iter=500, random_state=0)
     return network.fit(np.asarray(points.data), np.asarray(points.labels))
+
+
+def _check_data(cell: Cell) -> None:
+    points = data_of(cell.data, cell.protocol.standardise)
+    if cell.protocol.by_class and points.labels is None:
+        raise UserError(f"{points.name}: the study asks for samples by class, so it needs labels")
+    if cell.protocol.test_split and points.redraw is None:
+        raise UserError(
+            f"{points.name}: the study measures against new points, but they have no source"
+        )
 
 
 def _line(scores: dict[str, Score]) -> str:

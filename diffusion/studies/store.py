@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..datasets import DATASETS
 from ..models import Perceptron
 from .protocols import Protocol, Score
 from .study import Cell, Model
@@ -95,17 +96,28 @@ class Store:
         return _read(self._perfect_file(data, protocol))
 
     def _model_file(self, model: Model) -> Path:
-        return self._models / f"{model.data}-{_digest(model, self.seed)}.pt"
+        return self._models / f"{_label(model.data)}-{_digest(model, self.seed)}.pt"
 
     def _cell_file(self, cell: Cell) -> Path:
-        return self._cells / f"{cell.data}-{_digest(cell.setting, cell.protocol, self.seed)}.json"
+        return (
+            self._cells
+            / f"{Path(cell.data).stem}-{_digest(cell.setting, cell.protocol, self.seed)}.json"
+        )
 
     def _perfect_file(self, data: str, protocol: Protocol) -> Path:
-        return self._perfect / f"{data}-{_digest(protocol)}.json"
+        return self._perfect / f"{_label(data)}-{_digest(protocol)}.json"
 
 
 def _plain(scores: dict[str, Score]) -> Scores:
     return {name: score._asdict() for name, score in scores.items()}
+
+
+def _label(data: str) -> str:
+    """A data set's name; of a file or folder its stem and a digest of where and what it is."""
+    if data in DATASETS:
+        return data
+    path = Path(data)
+    return f"{path.stem}-{_digest(data, path.read_bytes() if path.is_file() else b'')}"
 
 
 def _digest(*parts) -> str:

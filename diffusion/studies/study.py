@@ -152,6 +152,11 @@ class Study:
     quick_columns: tuple[str, ...]
     quick_factor: int
 
+    def on(self, data: str) -> "Study":
+        """The same on one other data set, by what :func:`~flashpoint.diffusion.dataset` takes."""
+        grids = tuple(replace(grid, rows=(data,)) for grid in self.grids)
+        return replace(self, grids=grids, quick_rows=(data,))
+
     def quick(self) -> "Study":
         """Reduced to less than five minutes on two CPU cores."""
         grids = [grid for grid in self.grids if set(grid.rows) & set(self.quick_rows)]

@@ -4,11 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.diffusion import Schedule, emd
+from flashpoint.diffusion import Schedule, UserError, emd
 from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.recipes import PlainRecipe
 from flashpoint.diffusion.studies import (
@@ -290,8 +291,23 @@ def test_published_numbers_stand_beside_the_cell_they_belong_to(
     assert STUDIES[study].grids[0].published_at(metric, data, column) == number
 
 
+def test_a_study_runs_on_other_data(tmp_path):
+    file = tmp_path / "mine.csv"
+    torch.manual_seed(0)
+    np.savetxt(file, torch.randn(80, 2).numpy(), delimiter=",")
+    study = replace(TOY, grids=TOY.grids[:1]).on(str(file))
+    results = StudyRun(study, tmp_path, device="cpu", say=str).run()
+    assert {cell["data"] for cell in results["grids"][0]["cells"]} == {str(file)}
+    assert results["grids"][0]["cells"][0]["published"]["EMD"] is None
+    with pytest.raises(UserError, match="mine: the study measures against new points"):
+        StudyRun(TOY.on(str(file)), tmp_path, device="cpu", say=str)
+    with pytest.raises(UserError, match="mine: the study asks for samples by class"):
+        StudyRun(STUDIES["guidance"].on(str(file)), tmp_path, device="cpu", say=str)
+
+
 def test_wrong_input_is_one_line():
     for arguments, words in (
+        (["timesteps", "--data", "moon"], "data must be one of"),
         (["timestep"], "NAME must be one of timesteps"),
         ([], "NAME must be one of timesteps"),
         (["timesteps", "--together", "0"], "together must be at least 1"),
