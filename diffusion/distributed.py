@@ -6,6 +6,7 @@ make the same update. A row's random numbers are keyed by its number in the whol
 the rank: N ranks draw exactly the rows that one would.
 """
 
+import atexit
 import os
 from dataclasses import dataclass
 
@@ -73,6 +74,12 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
+def _leave() -> None:
+    """Threads of a process group that is still there at exit may abort the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.device | None]:
     """Joins the processes that torchrun started, if it did; this process's place and device.
 
@@ -93,4 +100,5 @@ def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.d
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cuda else "gloo")
+        atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size()), device

@@ -324,12 +324,14 @@ class Engine:
 
         Args:
             model: which of the networks.
-            wait: for the device; False looks at the losses that have reached the host.
+            wait: for the device; False looks at the losses that have reached the host. Only
+                waiting sees a gradient of the very last step, in the weights.
         """
         losses = self.losses_of(model) if wait else self.fetched_losses(model)
         bad = (~losses.isfinite()).nonzero()
         if not len(bad):
-            return None
+            overflowed = wait and not self.parameters[model].isfinite().all()
+            return self.step if overflowed else None
         total = self.tasks[model].total_steps
         return int(bad[0]) * total // min(total, _CURVE) + 1
 

@@ -287,6 +287,14 @@ def test_the_step_that_was_not_finite_is_named():
     assert run.bad_step(0) == 8
 
 
+def test_a_gradient_that_only_the_weights_show_is_named_too():
+    run = trainer()
+    run.run(7)
+    run.parameters[0, 0] = torch.nan  # what a gradient that overflows in step 7 leaves
+    assert run.bad_step(0, wait=False) is None
+    assert run.bad_step(0) == 7
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, clip_norm=0.1, chunk_rows=64)])
 def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):

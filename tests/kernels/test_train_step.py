@@ -200,7 +200,8 @@ def run(device, backend, precision, kind, clip_norm=None, refresh=None, bad=()):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("precision", "clip_norm", "refresh"), [("fp32", 0.05, 1), ("fp16", None, None)]
+    ("precision", "clip_norm", "refresh"),
+    [("fp32", 0.05, 1), ("fp16", None, None), ("fp16", 0.05, 1)],
 )
 def test_steps_on_the_device(device, kind, precision, clip_norm, refresh):
     actual, expected = (
