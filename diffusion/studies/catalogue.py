@@ -42,7 +42,6 @@ _TIMESTEPS = Study(
     name="timesteps",
     title="How many timesteps?",
     varied="timesteps T",
-    teaches="",
     grids=(
         Grid(
             "Linear schedule from 1e-4 to 0.02, 100 epochs",
@@ -60,7 +59,6 @@ _BETAS = Study(
     name="betas",
     title="How much noise per timestep?",
     varied="range of beta",
-    teaches="",
     grids=(
         Grid(
             "Linear schedule, T = 200, 100 epochs",
@@ -83,7 +81,6 @@ _SCHEDULE_STUDY = Study(
     name="schedules",
     title="Which schedule?",
     varied="schedule",
-    teaches="",
     grids=(
         Grid(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
@@ -107,7 +104,6 @@ _EPOCHS = Study(
     name="epochs",
     title="How long to train?",
     varied="epochs",
-    teaches="",
     grids=(
         Grid(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024",
@@ -126,7 +122,6 @@ _COMPLEXITY = Study(
     name="complexity",
     title="How large a network?",
     varied="hidden layers",
-    teaches="",
     grids=(
         Grid(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
@@ -148,7 +143,6 @@ _GUIDANCE = Study(
     name="guidance",
     title="How strongly to guide towards a class?",
     varied="guidance scale w",
-    teaches="",
     grids=(
         Grid(
             "Classifier-free guidance, T = 150, p_uncond = 0.2, 100 epochs",
@@ -175,7 +169,6 @@ _REWARD = Study(
     name="reward",
     title="How to ask for a class without training for it?",
     varied="temperature",
-    teaches="",
     grids=(
         Grid(
             "SVDD-PM with 10 candidates, T = 150, 100 epochs",
@@ -197,7 +190,6 @@ _DIGITS = Study(
     name="digits",
     title="Do images work too?",
     varied="model",
-    teaches="",
     grids=(
         Grid("Images of 64 pixels", ("digits",), {"unconditional": _IMAGE_SETTING}, IMAGES),
         Grid(

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from .. import files
 from ..latents import interpolate
 from ..plots import COLORS, interpolation, sample_grid
+from .lessons import LESSONS
 from .runner import StudyRun, data_of
 from .study import Cell, Grid, Study
 
@@ -108,7 +109,7 @@ def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
         results = json.loads(found[0].read_text())
         plot(results, figures / f"{study.name}.png")
         picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
-        parts += [f"{study.teaches}\n", picture, table(results), _origin(results)]
+        parts += [LESSONS.get(study.name, ""), picture, table(results), _origin(results)]
     files.write_atomically(page, "\n".join(parts).encode())
 
 

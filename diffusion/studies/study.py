@@ -137,7 +137,6 @@ class Study:
         name: on the command line.
         title: of its page.
         varied: what the columns differ in, for axes.
-        teaches: what its results say, in two sentences.
         grids: its tables.
         quick_rows, quick_columns: what of them the quick form keeps.
         quick_factor: and by how much it shortens training.
@@ -146,7 +145,6 @@ class Study:
     name: str
     title: str
     varied: str
-    teaches: str
     grids: tuple[Grid, ...]
     quick_rows: tuple[str, ...]
     quick_columns: tuple[str, ...]

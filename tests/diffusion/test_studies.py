@@ -23,6 +23,7 @@ from flashpoint.diffusion.studies import (
     write_page,
     write_report,
 )
+from flashpoint.diffusion.studies.lessons import LESSONS
 from flashpoint.diffusion.studies.protocols import (
     BY_CLASS,
     IMAGES,
@@ -43,7 +44,6 @@ TOY = Study(
     name="toy",
     title="A toy",
     varied="T",
-    teaches="Nothing. Much.",
     grids=(
         Grid(
             "toy grid",
@@ -146,7 +146,6 @@ def test_page(done, tmp_path):
     write_page((TOY, replace(TOY, name="other", title="Another")), folder, page)
     text = page.read_text()
     assert "## A toy\n" in text
-    assert "Nothing. Much." in text
     assert "| moons |" in text
     assert (tmp_path / "studies/toy.png").is_file()
     assert text.split("## Another")[1].strip().endswith("Not run yet.")
@@ -244,6 +243,10 @@ def test_an_epoch_visits_as_many_points_as_there_are():
     assert recipe.hidden_layers == (128,) * 6
     assert (recipe.activation, recipe.linear_input, recipe.optimizer) == ("relu", True, "adam")
     assert {recipe.learning_rate(step, 0, ()) for step in (0, 5000, 12_499)} == {1e-3}
+
+
+def test_every_study_has_its_lesson():
+    assert list(LESSONS) == list(STUDIES)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=str)
