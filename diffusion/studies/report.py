@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .. import files
 from ..latents import interpolate
 from ..plots import COLORS, interpolation, sample_grid
-from .lessons import LESSONS
+from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
 from .study import Cell, Grid, Study
 
@@ -109,7 +109,8 @@ def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
         results = json.loads(found[0].read_text())
         plot(results, figures / f"{study.name}.png")
         picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
-        parts += [LESSONS.get(study.name, ""), picture, table(results), _origin(results)]
+        parts += [LESSONS.get(study.name, ""), picture, table(results)]
+        parts += [REMARKS.get(study.name, "").lstrip(), _origin(results)]
     files.write_atomically(page, "\n".join(parts).encode())
 
 

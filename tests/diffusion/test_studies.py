@@ -23,7 +23,7 @@ from flashpoint.diffusion.studies import (
     write_page,
     write_report,
 )
-from flashpoint.diffusion.studies.lessons import LESSONS
+from flashpoint.diffusion.studies.lessons import LESSONS, REMARKS
 from flashpoint.diffusion.studies.protocols import (
     BY_CLASS,
     IMAGES,
@@ -247,6 +247,7 @@ def test_an_epoch_visits_as_many_points_as_there_are():
 
 def test_every_study_has_its_lesson():
     assert list(LESSONS) == list(STUDIES)
+    assert set(REMARKS) <= set(STUDIES)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=str)
