@@ -7,7 +7,7 @@ from ..recipes import RECIPES, Recipe
 from ..schedules import Schedule
 from . import published
 from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, TEST_SPLIT
-from .study import Grid, Setting, Study, classic
+from .study import OUR_BEST, Grid, Setting, Study, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
 _SURFACES = ("sin_5_5", "helix")
@@ -19,7 +19,6 @@ _SCHEDULES = {
     "scaled linear": "scaled_linear",
     "sigmoid": "sigmoid",
 }
-_BEST = "our best"
 # Reaches what perfect samples score on the data sets of two and three dimensions.
 BEST = Setting(Schedule(500), cast(Recipe, RECIPES["small"][0]))
 _IMAGE_SETTING = Setting(
@@ -46,7 +45,7 @@ _TIMESTEPS = Study(
         Grid(
             "Linear schedule from 1e-4 to 0.02, 100 epochs",
             _FIVE_SETS,
-            {**{str(T): classic(T) for T in (10, 50, 100, 150, 200, 500)}, _BEST: BEST},
+            {**{str(T): classic(T) for T in (10, 50, 100, 150, 200, 500)}, OUR_BEST: BEST},
             published={"EMD": published.TIMESTEPS_EMD, "kernel NLL": published.TIMESTEPS_NLL},
         ),
     ),
@@ -85,7 +84,7 @@ _SCHEDULE_STUDY = Study(
         Grid(
             "T = 50, beta from 1e-5 to 1.28e-2, batch 1,024, 100 epochs",
             _SURFACES,
-            {**{title: _surface(name) for title, name in _SCHEDULES.items()}, _BEST: BEST},
+            {**{title: _surface(name) for title, name in _SCHEDULES.items()}, OUR_BEST: BEST},
             TEST_SPLIT,
             {"EMD": published.SCHEDULES_EMD},
         ),
@@ -153,7 +152,8 @@ _GUIDANCE = Study(
                     for w in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
                 },
                 **{
-                    f"{_BEST}, {w:g}": replace(_by_class(BEST), guidance=w) for w in (0.0, 0.5, 1.0)
+                    f"{OUR_BEST}, {w:g}": replace(_by_class(BEST), guidance=w)
+                    for w in (0.0, 0.5, 1.0)
                 },
             },
             BY_CLASS,

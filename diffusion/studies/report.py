@@ -14,7 +14,7 @@ from ..latents import interpolate
 from ..plots import COLORS, interpolation, sample_grid
 from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
-from .study import Cell, Grid, Study
+from .study import OUR_BEST, Cell, Grid, Study
 
 _DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2}
 _HIGHER_IS_BETTER = ("accuracy",)
@@ -83,7 +83,8 @@ def plot(results: dict, save_to: Path) -> Figure:
         for axis, data in zip(axes, grid["rows"], strict=False):
             _panel(axis, grid, data)
         axes[0].set_ylabel("EMD")
-    panels[0][0].legend(frameon=False, fontsize="x-small")
+    handles = panels[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper right", ncols=3, frameon=False, fontsize="small")
     figure.supxlabel(results["varied"], fontsize="medium")
     figure.savefig(save_to, dpi=90)
     return figure
@@ -246,7 +247,9 @@ def _panel(axis: Axes, grid: dict, data: str) -> None:
     published = np.array([cell["published"]["EMD"] for cell in cells], dtype=float)
     floor, floor_sd = (grid["perfect"][data]["EMD"][part] for part in ("value", "sd"))
     low, high = floor - 2 * floor_sd, floor + 2 * floor_sd
-    axis.errorbar(places, value, 2 * sd, fmt="o-", color=COLORS[0], ms=4, label="flashpoint")
+    axis.errorbar(places, value, 2 * sd, fmt="o", color=COLORS[0], ms=4, label="flashpoint")
+    varied = [not cell["column"].startswith(OUR_BEST) for cell in cells]
+    axis.plot(np.array(places)[varied], value[varied], color=COLORS[0])
     if np.isfinite(published).any():
         axis.plot(places, published, "s--", color=COLORS[1], ms=4, label="published")
     axis.axhspan(low, high, color=COLORS[6], alpha=0.4, label="perfect samples")
