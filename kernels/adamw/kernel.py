@@ -18,8 +18,9 @@ from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 _BLOCK = 1024
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _CLIP_MARGIN = tl.constexpr(_CLIP_EPS)
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["splits", "blocks", "step", "entries", "places"]
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
+# for a step counter that is not at a multiple of 16 bytes: a graph may be under capture by then.
+_VARYING = ["splits", "blocks", "step_ptr", "step", "entries", "places"]
 
 
 @triton.jit(do_not_specialize=_VARYING)

@@ -16,8 +16,11 @@ from .reference import Draw, TrainingData
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["entries", "steps", "step", "batch_size", "refresh", "first_row", "rows", "classes"]
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
+# for a step counter that is not at a multiple of 16 bytes.
+_VARYING = [
+    "entries", "steps", "step_ptr", "step", "batch_size", "refresh", "first_row", "rows", "classes",
+]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_VARYING)

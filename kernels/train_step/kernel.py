@@ -23,8 +23,11 @@ from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_inp
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
 from ..q_sample.reference import TrainingData
 
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["entries", "steps", "step", "batch_size", "refresh", "first_row", "rows", "classes"]
+# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
+# for a step counter that is not at a multiple of 16 bytes: a graph may be under capture by then.
+_VARYING = [
+    "entries", "steps", "step_ptr", "step", "batch_size", "refresh", "first_row", "rows", "classes",
+]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_VARYING)

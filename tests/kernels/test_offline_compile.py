@@ -35,6 +35,47 @@ def test_every_kernel_on_every_chip():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+STEP_COUNTERS = """
+import torch
+from flashpoint.kernels import Course, MLPShape, TrainingData, adamw_state, resources
+from flashpoint.kernels.adamw import kernel as adamw
+from flashpoint.kernels.adamw import shadow_of
+from flashpoint.kernels.q_sample.kernel import draw
+from flashpoint.kernels.train_step.kernel import buffers_of, training_sums
+
+shape, one = MLPShape((3, 32, 2)), torch.ones(1, dtype=torch.int64)
+parameters = torch.zeros(1, shape.num_parameters)
+course = Course(torch.ones(1, 9), one, one, torch.ones(1, 9))
+data = TrainingData(torch.zeros(1, 9, 2), torch.ones(1, 5), torch.zeros(1, 5, 1), None, one,
+                    torch.arange(5)[None])
+shadow, state = shadow_of(parameters, shape, "fp16"), adamw_state(parameters)
+buffers, splits = buffers_of(data, shape, 1, 64, "fp16")
+sums = torch.zeros(1, splits, shape.num_parameters + 2)
+clock = torch.arange(3)  # every second one lies at a multiple of 16 bytes
+
+def step(number):
+    training_sums(parameters, shape, data, sums, shadow, buffers, batch_size=64, seed=one,
+                  step=clock[number], refresh=None, first_row=0, rows=64, add=False)
+    draw(data, one, clock[number], 64)
+    adamw.adamw_(parameters, sums, state, course, clock[number + 1], (0.9, 0.99), 1e-8, 0.0, True,
+                 0.9, None, None, shadow)
+
+assert clock[0].data_ptr() % 16 != clock[1].data_ptr() % 16
+print(*resources.launches(90, {"first": lambda: step(0), "second": lambda: step(1)}), sep="\\n")
+"""
+
+
+def test_a_second_step_needs_no_other_kernels():
+    """A CUDA graph of steps is captured after one of them: nothing can be compiled by then."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", STEP_COUNTERS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"first: {name}_kernel" for name in ("train", "weight_gradient", "draw", "adamw")
+    ]
+
+
 def test_interpreted_kernels_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit):
