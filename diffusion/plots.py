@@ -21,8 +21,11 @@ from .schedules import Schedule
 
 SaveTo = str | Path | None
 
-# Okabe and Ito's palette, which the colour-blind can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# Okabe and Ito's palette, which the colour-blind can tell apart, and three more for ten classes.
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#7B3F00",
+    "#222222", "#A6A600",
+)  # fmt: skip
 _INK = "#444444"
 _GRID = 300  # cells along each axis of a classifier's map
 
