@@ -8,7 +8,7 @@ one.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,6 +126,15 @@ class Task:
         )  # fmt: skip
 
 
+class _Fetch(NamedTuple):
+    """Losses on their way to the host."""
+
+    done: torch.cuda.Event  # when they are there
+    columns: slice  # of the table of all losses
+    copy: Tensor  # [M, columns], pinned
+    step: int  # that they go up to
+
+
 class Engine:
     """Trains the networks of M tasks of one kind; see :class:`~.training.Trainer` for one.
 
@@ -176,11 +185,11 @@ class Engine:
         self._reduced = self._reduction()
         self._clock = torch.arange(_GRAPH_STEPS + 1, device=self.device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._pending: deque[tuple[torch.cuda.Event, int]] = deque()
+        self._pending: deque[_Fetch] = deque()
         self._fetched_step = 0
         self._fetched = None  # losses as the host sees them, on CUDA
         if self.device.type == "cuda":
-            self._fetched = torch.zeros_like(self.course.losses, device="cpu").pin_memory()
+            self._fetched = torch.zeros_like(self.course.losses, device="cpu")
         self._rates_until = 0  # the step before which the host must look at losses again
 
     def _optimiser_options(self) -> dict:
@@ -249,15 +258,19 @@ class Engine:
         places = [self._place(model, step) for model in range(len(self.tasks))
                   for step in (self.step, self.step + steps - 1)]  # fmt: skip
         columns = slice(min(places), max(places) + 1)
-        self._fetched[:, columns].copy_(self.course.losses[:, columns], non_blocking=True)
+        losses = self.course.losses[:, columns]
+        # In one piece and pinned: into anything else the copy would wait for the device.
+        copy = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+        copy.copy_(losses, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        self._pending.append((done, self.step + steps))
+        self._pending.append(_Fetch(done, columns, copy, self.step + steps))
         while len(self._pending) > _REPLAYS_AHEAD or (
-            self._pending and self._pending[0][0].query()
+            self._pending and self._pending[0].done.query()
         ):
-            event, self._fetched_step = self._pending.popleft()
-            event.synchronize()
+            done, columns, copy, self._fetched_step = self._pending.popleft()
+            done.synchronize()
+            self._fetched[:, columns] = copy
 
     def _do_steps(self, count: int) -> None:
         for step, after in zip(self._clock[:count], self._clock[1 : count + 1], strict=True):
@@ -372,6 +385,7 @@ class Engine:
         for name, here in tensors.items():
             here.copy_(state[name])
         self.step = self._rates_until = self._fetched_step = int(state["step"])
+        self._pending.clear()
         if self._fetched is not None:
             self._fetched.copy_(self.course.losses)
         self._clock.copy_(torch.arange(self.step, self.step + _GRAPH_STEPS + 1))

@@ -54,9 +54,14 @@ def check_like(name: str, tensor: Tensor, x: Tensor, dtype: torch.dtype) -> None
 
 
 def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Integer values lie in [low, high); looks at the values, so it costs a device sync."""
+    """Integer values lie in [low, high); looks at the values, so it costs a device sync.
+
+    While a CUDA graph is captured there are no values to look at, and nothing may wait.
+    """
     if tensor.is_floating_point():
         raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if tensor.numel() and (tensor.min() < low or tensor.max() >= high):
         raise ValueError(
             f"{name} must be from {low} to {high - 1}, "

@@ -11,11 +11,13 @@ from flashpoint.diffusion import (
     Points,
     Recipe,
     Schedule,
+    Task,
     Trainer,
     UserError,
     sample,
     states_points,
 )
+from flashpoint.diffusion.engine import Engine
 from flashpoint.diffusion.training import _is_same, timestep_table
 from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.reduce_grad import mean_of
@@ -306,6 +308,19 @@ def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):
     assert graphed._graph is not None
     assert torch.equal(graphed.parameters, single.parameters)
     assert torch.equal(graphed.losses, single.losses)
+
+
+@pytest.mark.gpu
+def test_losses_of_all_models_reach_the_host(device):
+    tasks = [Task(STATES, SCHEDULE, replace(RECIPE, steps=200), seed=seed) for seed in range(3)]
+    engine = Engine(tasks, device=device)
+    engine.run(170)
+    torch.cuda.synchronize()
+    engine.run(1)
+    for model in range(3):
+        fetched = engine.fetched_losses(model)
+        assert len(fetched) >= 170
+        assert torch.equal(fetched, engine.losses_of(model)[: len(fetched)].cpu())
 
 
 @pytest.mark.gpu

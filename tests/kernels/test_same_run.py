@@ -214,8 +214,8 @@ def test_both_ways_of_the_kernels_give_the_same_chain(device):
 
 @pytest.mark.gpu
 def test_steps_are_replayed_without_waiting_for_the_device(device):
-    """A thousand steps are queued in less time than they take."""
-    arguments = chain_arguments(device, MLPShape((3, 1024, 1024, 2)), rows=20_000, steps=1000)
+    """All steps are queued in less time than they take."""
+    arguments = chain_arguments(device, MLPShape((3, 1024, 1024, 2)), rows=20_000, steps=300)
     sample_chain(*arguments, seed=1)
     torch.cuda.synchronize()
     start = time.perf_counter()
