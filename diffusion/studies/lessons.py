@@ -54,7 +54,8 @@ One EMD is above the published one, that of manycircles at T = 10. There a chain
 network has never been trained, and the outcome hangs on details of the data and the code that were
 not published; why this cell differs while the others of its row agree was not found. The kernel
 NLLs of circles and blobs at T = 200 are 0.02 and 0.01 too high by a measure that knows only the
-chance of drawing samples, not that of training another model.
+chance of drawing samples, not that of training another model. The published 0.54 of manycircles is
+below what perfect samples score: it belongs to another draw of the data.
 """,
     "betas": """
 Training was cut to a fifth here, which is why some numbers are above the published ones.
