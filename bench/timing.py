@@ -81,7 +81,8 @@ def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
             work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Only this thread must do nothing that a capture forbids: JAX has others.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(works):
             work()
     return Runner(graph.replay, works)

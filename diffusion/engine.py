@@ -245,7 +245,8 @@ class Engine:
         if self._graph is None:
             self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Only this thread must do nothing that a capture forbids, not those of other libraries.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._do_steps(_GRAPH_STEPS)
             return 1
         self._graph.replay()

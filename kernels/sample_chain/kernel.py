@@ -99,7 +99,7 @@ def chain_kernel(
                 tl.store(x + DIM + column, feature, mask=live)
             tl.debug_barrier()
             if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
-                number = tl.cdiv(step + 1, keep_every) * tl.num_programs(1)
+                number = tl.cdiv(step + 1, keep_every).to(tl.int64) * tl.num_programs(1)
                 kept = kept_ptr + (number * rows + first + tl.arange(0, ROWS)) * DIM
                 for column in range(DIM):
                     tl.store(kept + column, tl.load(x + column, mask=live), mask=live)

@@ -71,7 +71,8 @@ def _captured(step: Callable[[], None], changed: tuple[Tensor, ...]) -> Callable
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Only this thread must do nothing that a capture forbids, not those of other libraries.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
