@@ -110,13 +110,13 @@ else
   sanitize memcheck 110
   sanitize racecheck 110
   finish
-  stage race 130 "${bench[@]}" race "${keep[@]}" --budget 100 --per-comparison 2 --seconds 10
-  stage roofline 30 "${bench[@]}" roofline "${keep[@]}"
-  stage gate 30 "${bench[@]}" gate "${keep[@]}"
+  stage race 120 "${bench[@]}" race "${keep[@]}" --budget 90 --per-comparison 2 --seconds 10
+  stage roofline 40 "${bench[@]}" roofline "${keep[@]}"
+  stage gate 40 "${bench[@]}" gate "${keep[@]}"
   stage tau 30 "${bench[@]}" calibrate --tau-only --track mixture
   stage speedrun-mixture 50 "${bench[@]}" speedrun "${keep[@]}" --track mixture --budget 30
   stage speedrun-states 50 "${bench[@]}" speedrun "${keep[@]}" --track states --budget 30
-  stage tests 50 "${tests[@]}" -m "not gpu and not slow" tests/kernels
+  stage tests 40 "${tests[@]}" -m "not gpu and not slow" tests/kernels
   cp bench/records/baselines/*.json bench/records/calibration.json "$folder" 2>/dev/null
 fi
 echo "$folder"
