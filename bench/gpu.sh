@@ -110,7 +110,11 @@ else
   sanitize memcheck 110
   sanitize racecheck 110
   finish
-  stage race 120 "${bench[@]}" race "${keep[@]}" --budget 90 --per-comparison 2 --seconds 10
+  # First the peers that are soon ready, at as many works as there is time for.
+  race=("${bench[@]}" race "${keep[@]}" --seconds 10)
+  stage race 55 "${race[@]}" --budget 40 --per-comparison 0.5 --peers eager,graph
+  stage race-compiled 65 "${race[@]}" --budget 50 --per-comparison 1 \
+    --peers "compile graph,jax,compile,compile reduce-overhead,states script"
   stage roofline 40 "${bench[@]}" roofline "${keep[@]}"
   stage gate 40 "${bench[@]}" gate "${keep[@]}"
   stage tau 30 "${bench[@]}" calibrate --tau-only --track mixture

@@ -124,7 +124,7 @@ def high_water(runner: Runner, device: torch.device) -> float | None:
 
 @dataclass
 class Race:
-    """Runs the workloads and keeps what it finds in the record."""
+    """Runs the workloads and keeps what it finds in the record, beside what is there of others."""
 
     device: torch.device
     record: Record
@@ -135,19 +135,26 @@ class Race:
     rates: Rates
     entries: list[Entry] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.before = self.record.content["stages"].get("race", {}).get("results", [])
+
     def run(self, works: Workloads) -> None:
         referee = Referee(works.problem, self.device)
-        for workload in works:
-            if time.monotonic() > self.deadline:
-                click.echo(f"{workload.title}: out of time")
-                continue
-            self.one(workload, referee)
+        try:
+            for workload in works:
+                if time.monotonic() > self.deadline:
+                    click.echo(f"{workload.title}: out of time")
+                    continue
+                self.one(workload, referee)
+                self.save(works.left_out)
+        finally:  # an interrupt keeps what was measured
             self.save(works.left_out)
-        self.save(works.left_out)
 
     def save(self, left_out: list[str]) -> None:
-        self.record.put("race", results=[asdict(entry) for entry in self.entries],
-                        rates=asdict(self.rates), left_out=left_out)  # fmt: skip
+        found = [asdict(entry) for entry in self.entries]
+        again = {(one["work"], one["rows"], one["peer"]) for one in found}
+        kept = [one for one in self.before if (one["work"], one["rows"], one["peer"]) not in again]
+        self.record.put("race", results=kept + found, rates=asdict(self.rates), left_out=left_out)
 
     def one(self, workload: Workload, referee: Referee) -> None:
         click.echo(workload.title)

@@ -121,6 +121,13 @@ def test_the_race_is_recorded_with_its_paired_ratio(problem, referee, tmp_path):
     assert ours["us"] == eager["timing"]["ours_us"] > ours["floor_us"] > 0
     assert eager["timing"]["low"] <= eager["timing"]["speedup"] <= eager["timing"]["high"]
     assert eager["timing"]["rounds"] == 3
+    # Another race into the same record adds its peers to those that are there.
+    other = Race(CPU, Record(tmp_path), 3, 1.0, float("inf"), ("states script",), rates)
+    other.one(next(works.steps((256,))), referee)
+    other.save([])
+    stage = json.loads((tmp_path / "record.json").read_text())["stages"]["race"]
+    assert [one["peer"] for one in stage["results"]] == ["eager", "ours", "states script"]
+    assert stage["results"][0] == eager
 
 
 def test_wrong_options_are_one_line(monkeypatch):
