@@ -227,12 +227,12 @@ def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -
         raise UserError(f"peers must be of {', '.join(PEERS)}; got {', '.join(unknown)}")
     if device.type != "cuda":
         names = tuple(name for name in names if name not in GPU_ONLY)
-    deadline = time.monotonic() + budget
     if per_run is None:
         per_run = 60.0 if device.type == "cuda" else 2.0
     torch.manual_seed(0)
     problem, record = states_problem(), Record(folder)
     rates = measure_rates(device)
+    deadline = time.monotonic() + budget
     race = Race(device, record, rounds, per_comparison, deadline, names, rates)
     race.run(Workloads(problem, ours_flop_rate(problem, device), per_run))
     wrong = [entry for entry in race.entries if entry.peer == "ours" and entry.unavailable]

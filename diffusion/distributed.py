@@ -8,12 +8,15 @@ the rank: N ranks draw exactly the rows that one would.
 
 import atexit
 import os
+import signal
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
 from .errors import UserError
+
+_GO_ON = "the last checkpoint is good: start the same command again with --resume"
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class Ranks:
             distributed.all_reduce(tensor)
         except RuntimeError as error:
             raise UserError(
-                f"rank {self.rank} has lost another of the {self.size} ranks; the last checkpoint "
-                "is good: start the same command again with --resume"
+                f"rank {self.rank} has lost another of the {self.size} ranks; {_GO_ON}"
             ) from error
 
     def any(self, flag: bool) -> bool:
@@ -72,6 +74,14 @@ def _device() -> torch.device:
     if distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def _told_to_stop(*_) -> None:
+    """torchrun tells the ranks that are left to stop, perhaps before they notice the loss."""
+    raise UserError(
+        f"rank {os.environ['RANK']} was told to stop, as torchrun does when it has lost another of "
+        f"the {os.environ['WORLD_SIZE']} ranks; {_GO_ON}"
+    )
 
 
 def _leave() -> None:
@@ -101,4 +111,5 @@ def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.d
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cuda else "gloo")
         atexit.register(_leave)
+        signal.signal(signal.SIGTERM, _told_to_stop)
     return Ranks(distributed.get_rank(), distributed.get_world_size()), device

@@ -1,11 +1,13 @@
 """Time to quality: what the batteries notice, what real draws pass, and what the clock includes."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.stats import gaussian_kde
 
 from flashpoint.bench import speedrun
 from flashpoint.bench.__main__ import main
@@ -17,6 +19,7 @@ from flashpoint.bench.battery import (
     band_of,
     component,
     five_gaussians,
+    leave_one_out_nll,
     mixture_points,
     occupancy_of_cells,
     unwhiten,
@@ -206,3 +209,15 @@ def test_an_unknown_track_is_one_line():
     done = CliRunner().invoke(main, ["speedrun", "--track", "mixtures"])
     assert done.exit_code == 2
     assert done.output.startswith("error: track must be one of mixture, states, got 'mixtures'")
+
+
+def test_no_datum_counts_in_the_density_that_it_is_scored_by():
+    data = states_points(50).data.double()
+    kde = gaussian_kde(data.numpy().T)
+    gaps = data[:, None] - data
+    log_kernel = torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=torch.float64), torch.from_numpy(kde.covariance)
+    ).log_prob(gaps)
+    log_kernel.fill_diagonal_(-torch.inf)
+    log_p = (log_kernel.logsumexp(dim=1) - math.log(len(data) - 1))[10:20]
+    assert leave_one_out_nll(data[10:20], data) == pytest.approx(-log_p.mean().item())

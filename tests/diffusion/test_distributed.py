@@ -103,7 +103,9 @@ COMMAND = ("train", "--data", "moons", "--steps", "110", "--classifier-steps", "
 def test_a_rank_that_dies_ends_the_run_with_a_good_checkpoint(tmp_path):
     done = torchrun(tmp_path, DIES, *COMMAND, tmp_path / "run")
     assert done.returncode != 0
-    assert "rank 0 has lost another of the 2 ranks" in done.stderr
+    # Which comes first is chance: that rank 0 notices, or that torchrun tells it to stop.
+    assert "error: rank 0 " in done.stderr
+    assert "lost another of the 2 ranks" in done.stderr
     assert "--resume" in done.stderr
     state = torch.load(tmp_path / "run/checkpoints/training.pt", weights_only=True)
     assert state["denoiser"]["step"] == 50
