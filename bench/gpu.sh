@@ -120,7 +120,7 @@ else
   stage tau 30 "${bench[@]}" calibrate --tau-only --track mixture
   stage speedrun-mixture 50 "${bench[@]}" speedrun "${keep[@]}" --track mixture --budget 30
   stage speedrun-states 50 "${bench[@]}" speedrun "${keep[@]}" --track states --budget 30
-  stage tests 40 "${tests[@]}" -m "not gpu and not slow" tests/kernels
+  stage operations 40 "${bench[@]}" operations "${keep[@]}" --budget 30
   cp bench/records/baselines/*.json bench/records/calibration.json "$folder" 2>/dev/null
 fi
 echo "$folder"
