@@ -151,9 +151,10 @@ def _detach_saved(module: nn.Module, state: dict, prefix: str, metadata: dict) -
 class ManyTrainer:
     """Trains many networks, those of one kind in the same launches.
 
-    Each network ends as a :class:`Trainer` alone would leave it. Networks go together if they have
-    the same shape, batch size, optimiser and kind of loss; data, schedules, learning rates, seeds
-    and numbers of steps are their own. Of several processes each trains its share.
+    Each network ends as a :class:`Trainer` alone would leave it, up to rounding. Networks go
+    together if they have the same shape, batch size, chunks, optimiser and kind of loss, redraw
+    their noise alike, and all clip or none; data, schedules, learning rates, seeds and numbers of
+    steps are their own. Of several processes each trains its share.
 
     Args:
         tasks: what to train.
