@@ -1,6 +1,8 @@
 """Sampling that seeks a reward, without gradients and without training."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from .sampling import Samples, reverse_table, timesteps
 from .schedules import Schedule
 
 # Parts of a chain that draw random numbers of their own.
-_PRIOR, _NOISE, _CHOICE = range(3)
+_PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
 
 Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
 Denoiser = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> noise [n, d]
@@ -31,6 +33,7 @@ def sample_with_reward(
     dim: int | None = None,
     candidates: int = 10,
     temperature: float = 0.0,
+    posterior_draws: int = 0,
     seed: int = 0,
     num_steps: int | None = None,
     batch_size: int = 10_000,
@@ -45,6 +48,13 @@ def sample_with_reward(
     samples come to p(x_0) exp(reward(x_0) / temperature), up to the approximation of the value.
     The reward is only evaluated: it may be any function, of any origin.
 
+    While there is much noise, x0_hat lies between the points that it may become, and its reward
+    says little of theirs. With K ``posterior_draws`` the value is the soft one of equation 4,
+    temperature * log E[exp(reward(x_0) / temperature) | x_{t-1}], over K points of the normal
+    distribution with the posterior's mean and covariance. The covariance, by Tweedie's formula
+    (1 - alpha_bar) / sqrt(alpha_bar) dx0_hat / dx, is that of the straight line through the
+    candidates and their x0_hat: it asks the denoiser nothing more, and the reward K times as much.
+
     Args:
         model: denoiser; an unconditional one, or a conditional one that is told no class.
         schedule: that it was trained with.
@@ -53,6 +63,7 @@ def sample_with_reward(
         dim: d; None asks the model.
         candidates: M; 1 samples without regard to the reward.
         temperature: 0 takes the best candidate always.
+        posterior_draws: K, of clean points behind a value; 0 for x0_hat alone.
         seed: of everything random. A sample depends on it and its own row number alone.
         num_steps: how many of the T timesteps are visited; None for all.
         batch_size: candidates evaluated at once, bounds the memory.
@@ -63,81 +74,134 @@ def sample_with_reward(
         The samples [n, d], without a trajectory.
 
     Raises:
-        ValueError: a number is out of range, or the reward has another shape.
+        ValueError: a number is out of range, no more candidates than dimensions are to show the
+            posterior's covariance, or the reward has another shape.
     """
     check_at_least("n", n, 1)
     check_at_least("candidates", candidates, 1)
     check_at_least("temperature", temperature, 0)
+    check_at_least("posterior_draws", posterior_draws, 0)
     check_at_least("batch_size", batch_size, 1)
     device = choose_device(device)
     if dim is None:
         if not isinstance(model, Perceptron):
             raise UserError("dim must be given: the model does not know it")
         dim = model.shape.widths[-1]
-    chain = _Chain(fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps))
+    if posterior_draws and candidates <= dim:
+        raise UserError(
+            f"candidates must be at least {dim + 1} for posterior_draws in {dim} dimensions, "
+            f"got {candidates}"
+        )
+    chain = _Chain(
+        fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps),
+        candidates, temperature, posterior_draws, seed,
+    )  # fmt: skip
     parts, size = [], max(1, batch_size // candidates)
     for start in range(0, n, size):
         rows = torch.arange(start, min(start + size, n), device=device)
         x = draw_prior(
             len(rows), dim, seed=child_seed(seed, _PRIOR), first_row=start, device=device
         )[0]
-        parts.append(chain.run(x, rows, candidates, temperature, seed))
+        parts.append(chain.run(x, rows))
         if progress is not None:
             progress(start + len(rows))
     x = torch.cat(parts)
     return Samples(x, x.new_empty((0, *x.shape)))
 
 
+@dataclass
 class _Chain:
-    def __init__(self, model: Denoiser, schedule: Schedule, reward: Reward, steps: Tensor):
-        self.model, self.schedule, self.reward, self.steps = model, schedule, reward, steps
-        self.table = reverse_table(schedule, steps)
+    """The reverse process of :func:`sample_with_reward`, whose arguments it has."""
 
-    def run(self, x: Tensor, rows: Tensor, candidates: int, temperature: float, seed: int):
+    model: Denoiser
+    schedule: Schedule
+    reward: Reward
+    steps: Tensor
+    candidates: int
+    temperature: float
+    posterior_draws: int
+    seed: int
+
+    def run(self, x: Tensor, rows: Tensor) -> Tensor:
         """From x_T [n, d] of these global rows [n] to the samples."""
+        table = reverse_table(self.schedule, self.steps).float().to(x.device)
+        each, last = torch.arange(len(x), device=x.device), len(self.steps) - 1
         eps = self.noise(x, 0)
-        # Each candidate has a number of its own among those of all samples.
-        numbers = (rows[:, None] * candidates + torch.arange(candidates, device=x.device)).flatten()
-        noise_seed, choice_seed = child_seed(seed, _NOISE), child_seed(seed, _CHOICE)
-        last = len(self.steps) - 1
         for step in range(last):
-            z = draw_noise(
-                noise_seed, Stream.NOISE, torch.tensor([step], device=x.device), numbers, x.shape[1]
-            )[0, 0]
-            coefficients = self.table[step].float().to(x.device)
-            x, eps = (a.repeat_interleave(candidates, dim=0) for a in (x, eps))
-            x = reverse_step(x, eps, coefficients, z=z)  # [n * M, d]
+            z = self.normals(_NOISE, step, rows, self.candidates, x.shape[1])
+            x, eps = (a.repeat_interleave(self.candidates, dim=0) for a in (x, eps))
+            x = reverse_step(x, eps, table[step], z=z.flatten(0, 1))  # [n * M, d]
             eps = self.noise(x, step + 1)
-            value = self.value(x, eps, step + 1).view(-1, candidates)
-            best = _choose(value, temperature, choice_seed, step, numbers.view(-1, candidates))
-            chosen = torch.arange(len(best), device=x.device) * candidates + best
-            x, eps = x[chosen], eps[chosen]
-        return reverse_step(x, eps, self.table[last].float().to(x.device))
+            x, eps = (a.view_as(z) for a in (x, eps))  # [n, M, d]
+            chosen = self.choose(self.value(x, eps, rows, step), rows, step)
+            x, eps = x[each, chosen], eps[each, chosen]
+        return reverse_step(x, eps, table[last])
+
+    def normals(self, part: int, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
+        """So many standard normal vectors [n, count, d] for each row, at a step."""
+        steps = torch.tensor([step], device=rows.device)
+        seed, numbers = child_seed(self.seed, part), _numbers(rows, count)
+        return draw_noise(seed, Stream.NOISE, steps, numbers.flatten(), dim).view(-1, count, dim)
 
     def noise(self, x: Tensor, step: int) -> Tensor:
         """The model's noise prediction [n, d] at a step of the chain."""
         feature = self.schedule.time_features[self.steps[step]].float().to(x.device)
         return self.model(torch.cat((x, feature.expand(len(x), -1)), dim=1))
 
-    def value(self, x: Tensor, eps: Tensor, step: int) -> Tensor:
-        """The reward [n] of x0_hat, the posterior mean of the clean point."""
-        alpha_bar = self.schedule.alpha_bar[self.steps[step]].item()
+    def value(self, x: Tensor, eps: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Values [n, M] of candidates [n, M, d] for the next step."""
+        alpha_bar = self.schedule.alpha_bar[self.steps[step + 1]].item()
         x_0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
-        value = self.reward(x_0)
-        if value.shape != x.shape[:1]:
-            raise UserError(f"reward must return [{len(x)}], got {list(value.shape)}")
-        return value
+        if not self.posterior_draws:
+            return self.rewards(x_0)
+        # The same draws for all candidates of a sample, so that they differ in nothing else.
+        h = self.normals(_POSTERIOR, step, rows, self.posterior_draws, x.shape[2])[:, None]
+        root = posterior_root(x, x_0, alpha_bar)[:, None]  # [n, 1, d, d]
+        reward = self.rewards(x_0[:, :, None] + h @ root)  # [n, M, K]
+        if self.temperature == 0:
+            return reward.amax(dim=2)
+        soft = (reward / self.temperature).logsumexp(dim=2) - math.log(self.posterior_draws)
+        return self.temperature * soft
+
+    def rewards(self, x_0: Tensor) -> Tensor:
+        """The reward [...] of points [..., d]."""
+        points = x_0.flatten(0, -2)
+        reward = self.reward(points)
+        if reward.shape != points.shape[:1]:
+            raise UserError(f"reward must return [{len(points)}], got {list(reward.shape)}")
+        return reward.view(x_0.shape[:-1])
+
+    def choose(self, value: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The chosen candidate int64 [n] of values [n, M], by the Gumbel trick."""
+        if self.temperature == 0:
+            return value.argmax(dim=1)
+        numbers = _numbers(rows, self.candidates)
+        seed = seed_tensor(child_seed(self.seed, _CHOICE), value.device)
+        words = random_words(seed, Stream.NOISE, step, numbers.flatten(), 1)[0, :, 0]
+        gumbel = -((words.view_as(numbers).double() + 0.5) / 2**32).log().neg().log()
+        return (value.double() / self.temperature + gumbel).argmax(dim=1)
 
 
-def _choose(value: Tensor, temperature: float, seed: int, step: int, numbers: Tensor) -> Tensor:
-    """The chosen candidate int64 [n] of values [n, M], by the Gumbel trick."""
-    if temperature == 0:
-        return value.argmax(dim=1)
-    words = random_words(seed_tensor(seed, value.device), Stream.NOISE, step, numbers.flatten(), 1)[
-        0, :, 0
-    ].view(value.shape)
-    gumbel = -((words.double() + 0.5) / 2**32).log().neg().log()
-    return (value.double() / temperature + gumbel).argmax(dim=1)
+def _numbers(rows: Tensor, count: int) -> Tensor:
+    """For each row [n] numbers [n, count] of its own among those of all rows."""
+    return rows[:, None] * count + torch.arange(count, device=rows.device)
+
+
+def posterior_root(x: Tensor, x_0: Tensor, alpha_bar: float) -> Tensor:
+    """Symmetric roots [n, d, d] of the covariance of x_0 given x_t, around x_t.
+
+    The slope dx0_hat / dx of Tweedie's formula is that of the linear fit, by least squares.
+
+    Args:
+        x: points x_t [n, M, d] that lie close together, M > d.
+        x_0: their posterior means x0_hat [n, M, d].
+        alpha_bar: of their timestep.
+    """
+    dx, dx_0 = (each - each.mean(dim=1, keepdim=True) for each in (x, x_0))
+    slope = torch.linalg.lstsq(dx, dx_0).solution  # [n, d, d]
+    values, vectors = torch.linalg.eigh((slope + slope.mT) / 2)
+    variances = values.clamp(min=0) * (1 - alpha_bar) / alpha_bar**0.5
+    return vectors * variances.sqrt()[:, None] @ vectors.mT
 
 
 def class_reward(predict_proba: Callable, label: int) -> Reward:

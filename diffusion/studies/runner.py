@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..device import choose_device
 from ..errors import UserError, check_at_least
 from ..models import MLP
 from ..points import Points
-from ..rewards import sample_with_reward
+from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import ManyTrainer, Task
 from .protocols import Protocol, Score, measure, perfect, standardised
@@ -181,17 +181,14 @@ class StudyRun:
         points = data_of(cell.data, cell.protocol.standardise)
         model, judge = self.store.load_model(cell.model), _classifier(points)
         assert cell.setting.temperature is not None
-
-        def probability(label: int, x: Tensor) -> Tensor:
-            return torch.as_tensor(judge.predict_proba(x.cpu().numpy())[:, label]).to(x)
-
         parts = [
             sample_with_reward(
                 model,
                 cell.setting.schedule,
                 cell.protocol.samples,
-                partial(probability, label),
+                class_reward(judge.predict_proba, label),
                 temperature=cell.setting.temperature,
+                posterior_draws=cell.setting.posterior_draws,
                 seed=child_seed(child_seed(self.seed, _SAMPLING), label),
                 device=self.device,
             ).x.cpu()

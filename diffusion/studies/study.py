@@ -23,8 +23,9 @@ class Setting:
         epochs: passes over the data, which decide the number of steps; None keeps the recipe's.
         variance: of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
         guidance: scale w of classifier-free guidance, where the model is told the class.
-        temperature: of the choice among 10 candidates by their reward, the probability of the
+        temperature: of the choice among 10 candidates by their reward, the log-probability of the
             class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`).
+        posterior_draws: clean points behind the value of a candidate, 0 for x0_hat alone.
     """
 
     schedule: Schedule
@@ -33,6 +34,7 @@ class Setting:
     variance: str = "posterior"
     guidance: float | None = None
     temperature: float | None = None
+    posterior_draws: int = 0
 
     def recipe_for(self, n_points: int) -> Recipe:
         """The recipe with its number of steps for a data set of so many points."""
@@ -50,7 +52,9 @@ class Setting:
     @property
     def model(self) -> "Setting":
         """What two settings have in common if one trained model serves both."""
-        return replace(self, variance="posterior", guidance=None, temperature=None)
+        return replace(
+            self, variance="posterior", guidance=None, temperature=None, posterior_draws=0
+        )
 
 
 def classic(

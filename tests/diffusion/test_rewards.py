@@ -6,7 +6,7 @@ import torch
 from scipy.special import expit
 
 from flashpoint.diffusion import ConditionalMLP, GaussianMixture, Schedule, UserError, class_table
-from flashpoint.diffusion.rewards import class_reward, sample_with_reward
+from flashpoint.diffusion.rewards import class_reward, posterior_root, sample_with_reward
 
 SCHEDULE = Schedule(100, "cosine")
 
@@ -37,6 +37,38 @@ def test_a_linear_reward_moves_a_gaussian_by_its_covariance(temperature):
     torch.testing.assert_close(x.T.cov(), COVARIANCE.double(), atol=0.08, rtol=0)
 
 
+CURVE = torch.tensor([1.5, 1.0])
+
+
+def curved(x):
+    return -(x @ CURVE).square()
+
+
+def test_a_curved_reward_narrows_a_gaussian_with_draws_of_the_posterior():
+    # p(x) exp(-(c x)^2) of N(m, S) is normal with precision S^-1 + 2 c c^T. The reward of x0_hat
+    # leaves out how far x_0 is spread around it, the draws put it in.
+    precision = COVARIANCE.inverse() + 2 * torch.outer(CURVE, CURVE)
+    want, found = (CURVE @ precision.inverse() @ CURVE).item(), {}
+    for draws in (16, 0):
+        x = sample_with_reward(
+            GAUSSIAN, SCHEDULE, 1500, curved, dim=2, candidates=30, temperature=1.0,
+            posterior_draws=draws, device="cpu",
+        ).x  # fmt: skip
+        found[draws] = (x @ CURVE).var().item() / want
+    assert found[16] == pytest.approx(1, abs=0.15)  # its standard error is 0.04
+    assert found[0] < 0.75
+
+
+def test_the_spread_of_the_posterior_is_that_of_a_gaussian():
+    alpha_bar = 0.3
+    x = torch.randn(4, 8, 2)
+    precision = COVARIANCE.inverse() + alpha_bar / (1 - alpha_bar) * torch.eye(2)
+    want = precision.inverse()  # of x_0 given x_t
+    x_0 = (alpha_bar**0.5 / (1 - alpha_bar) * x + torch.linalg.solve(COVARIANCE, MEAN)) @ want
+    root = posterior_root(x, x_0, alpha_bar)
+    torch.testing.assert_close(root @ root, want.expand(4, 2, 2))
+
+
 def test_one_candidate_has_no_regard_for_the_reward():
     x = sample_with_reward(
         GAUSSIAN, SCHEDULE, 1500, lambda x: x @ SLOPE, dim=2, candidates=1, device="cpu"
@@ -61,9 +93,11 @@ def test_the_better_of_two_clusters_is_chosen_and_keeps_its_shape():
     assert x.std(0).sub(0.02**0.5).abs().max() < 0.03
 
 
-def test_a_sample_depends_on_its_row_alone():
+@pytest.mark.parametrize("draws", [0, 2])
+def test_a_sample_depends_on_its_row_alone(draws):
     model = ConditionalMLP(3, 2, [8], class_features=class_table(2))
     options = {"candidates": 3, "temperature": 0.3, "num_steps": 10, "device": "cpu", "seed": 5}
+    options["posterior_draws"] = draws
     done = []
     whole = sample_with_reward(
         model, SCHEDULE, 20, lambda x: x[:, 0], batch_size=12, progress=done.append, **options
@@ -77,6 +111,11 @@ def test_wrong_input_is_named():
     for options, message in (
         ({"candidates": 0}, "candidates must be at least 1"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"posterior_draws": -1}, "posterior_draws must be at least 0"),
+        (
+            {"posterior_draws": 4, "candidates": 2},
+            "candidates must be at least 3 for posterior_draws in 2 dimensions, got 2",
+        ),
         ({"reward": lambda x: x}, r"reward must return \[50\], got \[50, 2\]"),
     ):
         arguments = {"reward": lambda x: x[:, 0], **options}

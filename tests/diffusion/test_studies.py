@@ -152,7 +152,7 @@ def test_page(done, tmp_path):
 
 
 def test_a_reward_asks_for_a_class(tmp_path):
-    setting = replace(_toy_setting(4), temperature=0)
+    setting = replace(_toy_setting(4), temperature=0, posterior_draws=2)
     protocol = replace(BY_CLASS, samples=40)
     grids = (Grid("reward", ("moons",), {"0": setting}, protocol),)
     run = StudyRun(replace(TOY, grids=grids), tmp_path, device="cpu", say=str)
@@ -285,7 +285,7 @@ def test_every_study_has_a_quick_form_and_fitting_tables(study):
         ("guidance", "accuracy", "moons", "0", None),
         ("reward", "EMD", "moons", "0.2", 36.4),
         ("reward", "accuracy", "helix", "0.2", 0.926),
-        ("reward", "accuracy", "helix", "0", None),
+        ("reward", "accuracy", "helix", "1", None),
         ("complexity", "EMD", "sin_5_5", "64, 128, 128", 93.2),
     ],
 )
