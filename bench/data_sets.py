@@ -27,9 +27,9 @@ SCHEDULE = fd.Schedule(500)
 P_UNCOND = 0.1
 
 _REPEATS = 10  # of an EMD, each the mean of 5 draws of 250 points
-_SAMPLES, _OF_CLASS, _REWARDED, _HELD_OUT = 5000, 1000, 300, 5000
+_SAMPLES, _OF_CLASS, _REWARDED, _HELD_OUT = 5000, 5000, 500, 5000
 _CLASSIFIED = 500  # points, by denoising error
-_REWARD_STEPS, _CANDIDATES = 100, 10
+_REWARD_STEPS, _CANDIDATES, _POSTERIOR_DRAWS = 100, 10, 4
 
 
 class Bench:
@@ -144,6 +144,8 @@ class Bench:
     def _rewarded(self, denoiser, classifier, label: int) -> Tensor:
         """Samples that seek log p(label | x) of the classifier at the least noisy timestep."""
         feature = SCHEDULE.time_features[0].float()
+        # More dimensions than candidates hide the posterior's covariance.
+        posterior_draws = _POSTERIOR_DRAWS if self.points.dim < _CANDIDATES else 0
 
         @torch.no_grad()
         def reward(x: Tensor) -> Tensor:
@@ -157,6 +159,7 @@ class Bench:
             reward,
             candidates=_CANDIDATES,
             temperature=1.0,
+            posterior_draws=posterior_draws,
             num_steps=_REWARD_STEPS,
             seed=child_seed(self.seed, 200 + label),
             device=self.device,
@@ -244,7 +247,7 @@ def _mark(passed: bool) -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
-@click.option("--recipe", default="small", show_default=True, help="small or fast.")
+@click.option("--recipe", default="small", show_default=True, help="small, fast or long.")
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str | None) -> None:

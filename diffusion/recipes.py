@@ -262,6 +262,10 @@ RECIPES: dict[str, tuple[Recipe | ClassicRecipe, Recipe | ClassicRecipe]] = {
         Recipe(),
         Recipe(steps=2500, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),
     ),
+    "long": (  # learns classes in fine stripes, as those of helix are
+        Recipe(steps=10_000),
+        Recipe(steps=5000, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),
+    ),
     "small": (  # reaches what real points score on the data sets of two and three dimensions
         Recipe(3000, _SMALL, 1024, lr=5e-3),
         Recipe(1500, _SMALL, 1024, lr=5e-3, low_noise=0.0),

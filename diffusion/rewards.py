@@ -51,7 +51,8 @@ def sample_with_reward(
     While there is much noise, x0_hat lies between the points that it may become, and its reward
     says little of theirs. With K ``posterior_draws`` the value is the soft one of equation 4,
     temperature * log E[exp(reward(x_0) / temperature) | x_{t-1}], over K points of the normal
-    distribution with the posterior's mean and covariance. The covariance, by Tweedie's formula
+    distribution with the posterior's mean and covariance, half of them the others' mirror images,
+    so that their mean is x0_hat. The covariance, by Tweedie's formula
     (1 - alpha_bar) / sqrt(alpha_bar) dx0_hat / dx, is that of the straight line through the
     candidates and their x0_hat: it asks the denoiser nothing more, and the reward K times as much.
 
@@ -63,7 +64,7 @@ def sample_with_reward(
         dim: d; None asks the model.
         candidates: M; 1 samples without regard to the reward.
         temperature: 0 takes the best candidate always.
-        posterior_draws: K, of clean points behind a value; 0 for x0_hat alone.
+        posterior_draws: K, an even number of clean points behind a value; 0 for x0_hat alone.
         seed: of everything random. A sample depends on it and its own row number alone.
         num_steps: how many of the T timesteps are visited; None for all.
         batch_size: candidates evaluated at once, bounds the memory.
@@ -74,8 +75,8 @@ def sample_with_reward(
         The samples [n, d], without a trajectory.
 
     Raises:
-        ValueError: a number is out of range, no more candidates than dimensions are to show the
-            posterior's covariance, or the reward has another shape.
+        ValueError: a number is out of range, ``posterior_draws`` is odd, no more candidates than
+            dimensions are to show the posterior's covariance, or the reward has another shape.
     """
     check_at_least("n", n, 1)
     check_at_least("candidates", candidates, 1)
@@ -87,6 +88,8 @@ def sample_with_reward(
         if not isinstance(model, Perceptron):
             raise UserError("dim must be given: the model does not know it")
         dim = model.shape.widths[-1]
+    if posterior_draws % 2:
+        raise UserError(f"posterior_draws must be even, got {posterior_draws}")
     if posterior_draws and candidates <= dim:
         raise UserError(
             f"candidates must be at least {dim + 1} for posterior_draws in {dim} dimensions, "
@@ -155,9 +158,9 @@ class _Chain:
         if not self.posterior_draws:
             return self.rewards(x_0)
         # The same draws for all candidates of a sample, so that they differ in nothing else.
-        h = self.normals(_POSTERIOR, step, rows, self.posterior_draws, x.shape[2])[:, None]
-        root = posterior_root(x, x_0, alpha_bar)[:, None]  # [n, 1, d, d]
-        reward = self.rewards(x_0[:, :, None] + h @ root)  # [n, M, K]
+        h = self.normals(_POSTERIOR, step, rows, self.posterior_draws // 2, x.shape[2])
+        h = torch.cat((h, -h), dim=1) @ posterior_root(x, x_0, alpha_bar)  # [n, K, d]
+        reward = self.rewards(x_0[:, :, None] + h[:, None])  # [n, M, K]
         if self.temperature == 0:
             return reward.amax(dim=2)
         soft = (reward / self.temperature).logsumexp(dim=2) - math.log(self.posterior_draws)

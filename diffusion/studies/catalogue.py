@@ -179,7 +179,10 @@ _REWARD = Study(
             "SVDD-PM with 10 candidates, T = 150, 100 epochs",
             _FIVE_SETS,
             {
-                **{f"{temperature:g}": _seeking(temperature, 4) for temperature in (0.2, 0.5, 1)},
+                **{
+                    f"{temperature:g}": _seeking(temperature, 4)
+                    for temperature in (0.2, 0.3, 0.5, 1)
+                },
                 "x0_hat alone, 0.2": _seeking(0.2, 0),
             },
             BY_CLASS,

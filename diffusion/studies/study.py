@@ -25,7 +25,7 @@ class Setting:
         guidance: scale w of classifier-free guidance, where the model is told the class.
         temperature: of the choice among 10 candidates by their reward, the log-probability of the
             class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`).
-        posterior_draws: clean points behind the value of a candidate, 0 for x0_hat alone.
+        posterior_draws: clean points behind the value of a candidate; 0 for x0_hat alone.
     """
 
     schedule: Schedule

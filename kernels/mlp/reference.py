@@ -27,7 +27,10 @@ def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:
     Returns:
         [M, B, out].
     """
-    return forward(x, parameters, shape)[0]
+    h = x  # nothing else is kept, so that a chain's activations stay in cache
+    for layer in range(shape.hidden_layers):
+        h = _activate(_linear(h, parameters, layer), parameters, shape, layer)  # [M, B, width]
+    return _linear(h, parameters, shape.hidden_layers)
 
 
 def forward(

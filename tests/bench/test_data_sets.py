@@ -16,7 +16,7 @@ def small(monkeypatch):
     for name, value in {
         "SCHEDULE": fd.Schedule(10),
         "_REPEATS": 2, "_SAMPLES": 260, "_OF_CLASS": 250, "_REWARDED": 250, "_HELD_OUT": 300,
-        "_CLASSIFIED": 10, "_REWARD_STEPS": 3, "_CANDIDATES": 2,
+        "_CLASSIFIED": 10, "_REWARD_STEPS": 3, "_CANDIDATES": 3,
     }.items():  # fmt: skip
         monkeypatch.setattr(data_sets, name, value)
     recipes = [

@@ -111,7 +111,8 @@ def test_wrong_input_is_named():
     for options, message in (
         ({"candidates": 0}, "candidates must be at least 1"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"posterior_draws": -1}, "posterior_draws must be at least 0"),
+        ({"posterior_draws": -2}, "posterior_draws must be at least 0"),
+        ({"posterior_draws": 3}, "posterior_draws must be even, got 3"),
         (
             {"posterior_draws": 4, "candidates": 2},
             "candidates must be at least 3 for posterior_draws in 2 dimensions, got 2",
