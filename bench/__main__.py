@@ -5,7 +5,18 @@ import sys
 import click
 
 from ..diffusion import UserError
-from . import data_sets, gate, gate_selftest, history, operations, race, record, roofline, speedrun
+from . import (
+    data_sets,
+    gate,
+    gate_selftest,
+    history,
+    operations,
+    race,
+    record,
+    roofline,
+    speedrun,
+    study,
+)
 
 COMMANDS = {
     "calibrate": speedrun.calibrate,
@@ -18,6 +29,7 @@ COMMANDS = {
     "report": history.main,
     "roofline": roofline.main,
     "speedrun": speedrun.speedrun,
+    "study": study.main,
 }
 
 

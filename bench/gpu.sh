@@ -5,9 +5,9 @@
 #   bench/gpu.sh --smoke    the same stages at toy size on a CPU, to see that the script works
 #
 # Results go to $OUT if that is set, else to bench/records/<date>-<gpu>/: record.json, which holds
-# whatever was measured at every moment, log.txt, the figures, and copies of the gate's baseline and
-# of the speedrun's calibration, which belong into bench/records/. Each stage has its own limit, and
-# one that fails or is cut short does not stop the next. Exit status 1 if a stage failed.
+# whatever was measured at every moment, log.txt, the figures, and a copy of the gate's baseline,
+# which belongs into bench/records/baselines/. Each stage has its own limit, and one that fails or is
+# cut short does not stop the next. Exit status 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,6 +98,7 @@ if [[ $smoke == --smoke ]]; then
   stage roofline 300 "${bench[@]}" roofline "${cpu[@]}" --small
   stage gate 300 "${bench[@]}" gate "${cpu[@]}" --rounds 3 --small --baseline "$work/base.json"
   stage speedrun 300 "${bench[@]}" speedrun "${cpu[@]}" --small --seeds 2
+  stage study 300 "${bench[@]}" study "${cpu[@]}" --small
 else
   # What compiles offline, or needs a package that may be missing, is not about this GPU.
   tests=("$python" -m pytest -q -p no:cacheprovider --tb short
@@ -117,11 +118,11 @@ else
     --peers "compile graph,jax,compile,compile reduce-overhead,states script"
   stage roofline 40 "${bench[@]}" roofline "${keep[@]}"
   stage gate 40 "${bench[@]}" gate "${keep[@]}"
-  stage tau 30 "${bench[@]}" calibrate --tau-only --track mixture
-  stage speedrun-mixture 50 "${bench[@]}" speedrun "${keep[@]}" --track mixture --budget 30
-  stage speedrun-states 50 "${bench[@]}" speedrun "${keep[@]}" --track states --budget 30
+  stage speedrun-mixture 45 "${bench[@]}" speedrun "${keep[@]}" --track mixture --budget 30
+  stage speedrun-states 45 "${bench[@]}" speedrun "${keep[@]}" --track states --budget 30
+  stage study 40 "${bench[@]}" study "${keep[@]}"
   stage operations 40 "${bench[@]}" operations "${keep[@]}" --budget 30
-  cp bench/records/baselines/*.json bench/records/calibration.json "$folder" 2>/dev/null
+  cp bench/records/baselines/*.json "$folder" 2>/dev/null
 fi
 echo "$folder"
 exit $failed

@@ -160,6 +160,18 @@ def speedrun_table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def study_table(results: list[dict]) -> str:
+    """Training of many models at once."""
+    lines = ["| models at once | training s | together s | cold start s |", "| --- " * 4 + "|"]
+    lines += [
+        f"| {' and '.join(map(str, one['models']))} "
+        f"| {' and '.join(f'{seconds:.3g}' for seconds in one['seconds'])} "
+        f"| {sum(one['seconds']):.3g} | {one['cold_start_seconds']:.3g} |"
+        for one in results
+    ]
+    return "\n".join(lines)
+
+
 def selftest_table(results: list[dict]) -> str:
     """How often the gate noticed planted work."""
     lines = ["| planted | alarms | of runs | rate (95%) | invalid nights |", "| --- " * 5 + "|"]
@@ -201,7 +213,7 @@ class Page:
             self.parts.append(f"## On a GPU\n\n{NOT_MEASURED}: `bench/gpu.sh` measures it.")
         for stage, write in (
             ("race", self.race), ("roofline", self.roofline), ("speedrun", self.speedrun),
-            ("gate-selftest", self.selftest),
+            ("study", self.study), ("gate-selftest", self.selftest),
         ):  # fmt: skip
             for device, record in latest(self.records, stage).items():
                 write(device, record)
@@ -240,6 +252,10 @@ class Page:
         results = record.results("speedrun")
         self.parts += [f"## Time to quality: {device}", provenance(record), speedrun_table(results)]
         figures.speedrun_figure(results, self.plot("speedrun", record))
+
+    def study(self, device: str, record: Measured) -> None:
+        self.parts += [f"## The study of timesteps: {device}", provenance(record),
+                       study_table(record.results("study"))]  # fmt: skip
 
     def calibration(self, path: Path) -> None:
         """How many real draws pass the batteries of the speedrun, which stand in one file."""

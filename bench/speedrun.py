@@ -57,7 +57,6 @@ from .timing import clopper_pearson
 
 CALIBRATION = Path(__file__).with_name("records") / "calibration.json"
 _WARM_STEPS = 60
-_LONG = 4  # times as many steps in a long run
 _SEEDS = {"cuda": 40, "cpu": 5}
 
 
@@ -68,6 +67,7 @@ class Track:
     Attributes:
         target: the data's distribution, where its best denoiser is known.
         denoiser, classifier: how they are trained.
+        long: how those are trained that tau comes from, where there is a target.
     """
 
     name: str
@@ -77,16 +77,17 @@ class Track:
     classifier: Recipe
     battery: Battery
     target: GaussianMixture | None = None
+    long: Recipe | None = None
 
 
 def mixture_track(small: bool = False) -> Track:
     """Five Gaussians; ``small`` is a toy, to see that it works."""
-    recipe = Recipe(steps=3000, hidden_layers=(128, 128, 128), batch_size=1024, lr=4e-3,
-                    low_noise=0.5)  # fmt: skip
+    long = Recipe(steps=12_000, hidden_layers=(128, 128, 128), batch_size=1024, lr=4e-3,
+                  low_noise=0.5)  # fmt: skip
     track = Track(
-        "mixture", mixture_points(500 if small else 50_000), Schedule(200, beta_end=0.04), recipe,
-        replace(recipe, steps=1500, low_noise=0.0), MixtureBattery(60 if small else 10_000),
-        five_gaussians(),
+        "mixture", mixture_points(500 if small else 50_000), Schedule(200, beta_end=0.04),
+        replace(long, steps=3000), replace(long, steps=1500, low_noise=0.0),
+        MixtureBattery(60 if small else 10_000), five_gaussians(), long,
     )  # fmt: skip
     return toy(track) if small else track
 
@@ -101,12 +102,12 @@ def states_track(small: bool = False) -> Track:
 
 def toy(track: Track) -> Track:
     """The same with few, small steps."""
-    denoiser, classifier = (
-        replace(recipe, steps=6, hidden_layers=(16,), batch_size=32)
-        for recipe in (track.denoiser, track.classifier)
+    denoiser, classifier, long = (
+        recipe and replace(recipe, steps=6, hidden_layers=(16,), batch_size=32)
+        for recipe in (track.denoiser, track.classifier, track.long)
     )
     schedule = replace(track.schedule, num_steps=8)
-    return replace(track, denoiser=denoiser, classifier=classifier, schedule=schedule)
+    return replace(track, denoiser=denoiser, classifier=classifier, long=long, schedule=schedule)
 
 
 TRACKS: dict[str, Callable[[bool], Track]] = {"mixture": mixture_track, "states": states_track}
@@ -234,16 +235,15 @@ def calibrate_tau(track: Track, runs: int, device: torch.device) -> dict:
 
     None where the best denoiser is not known, or without runs.
     """
-    if track.target is None or runs == 0:
+    if track.long is None or runs == 0:
         return {"tau": None}
-    long = replace(track, denoiser=replace(track.denoiser, steps=_LONG * track.denoiser.steps))
     reached = []
     for seed in tqdm(range(runs), desc="long runs", ncols=80):
-        trainer = Trainer(long.points, long.schedule, long.denoiser, seed=seed, device=device)
+        trainer = Trainer(track.points, track.schedule, track.long, seed=seed, device=device)
         trainer.run(trainer.total_steps)
         reached.append(mean_excess(track, trainer.model()))
     tau = min(reached) + float(np.std(reached, ddof=1))
-    return {"tau": tau, "reached by long runs": reached, "steps of a long run": long.denoiser.steps}
+    return {"tau": tau, "reached by long runs": reached, "steps of a long run": track.long.steps}
 
 
 def _chosen(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,9 @@ from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY
 from ..timing import Runner
 from .base import Peer
 
-SCAN_STEPS = 50  # training steps in one scan
+# Training steps in one scan, and rows that all of them have together: the steps of large batches
+# last so long that a scan of one costs nothing, and one of 50 would not end.
+SCAN_STEPS, _SCAN_ROWS = 50, 1_000_000
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
@@ -158,15 +160,17 @@ class JaxScan(Peer):
         return jax.device_put((state, jax.random.key(0)), self.target)
 
     def training(self, rows, classify=False):
+        steps = max(1, min(SCAN_STEPS, _SCAN_ROWS // rows))
+
         def loop(carry):
             def body(carry, _):
                 state, key = carry
                 key, now = jax.random.split(key)
                 return (self.step(state, self.fresh(now, rows), classify)[0], key), None
 
-            return lax.scan(body, carry, None, SCAN_STEPS)[0]
+            return lax.scan(body, carry, None, steps)[0]
 
-        return self.runner(loop, self.copied(classify), SCAN_STEPS)
+        return self.runner(loop, self.copied(classify), steps)
 
     def epoch(self, rows, steps):
         pairs = len(self.points) * len(self.alpha_bar)

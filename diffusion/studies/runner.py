@@ -72,7 +72,7 @@ class StudyRun:
         cells = list(self.study.cells())
         missing = [cell for cell in cells if not self.store.has_cell(cell)]
         self.say(f"{self.study.name}: {len(cells) - len(missing)} of {len(cells)} cells are there")
-        for models in self._groups(missing):
+        for models in self.groups(missing):
             self._train([model for model in models if not self.store.has_model(model)])
             self._draw([cell for cell in missing if cell.model in models])
         return self.results()
@@ -121,7 +121,7 @@ class StudyRun:
             self.store.save_perfect(data, protocol, perfect(points, protocol))
         return self.store.perfect(data, protocol)
 
-    def _groups(self, cells: Sequence[Cell]) -> Iterator[Sequence[Model]]:
+    def groups(self, cells: Sequence[Cell]) -> Iterator[Sequence[Model]]:
         """The models that cells need, those of one network shape and number of steps together."""
         groups: dict[tuple, list[Model]] = {}
         for model in models_of(cells):

@@ -68,7 +68,7 @@ def test_every_stage_leaves_its_result(tmp_path):
     outcomes = {name: stage["outcome"] for name, stage in stages.items()}
     for tool in ("memcheck", "racecheck"):
         assert outcomes.pop(tool) in ("passed", "unavailable")
-    measured = ("race", "roofline", "gate", "speedrun")
+    measured = ("race", "roofline", "gate", "speedrun", "study")
     assert outcomes == dict.fromkeys(("gpu-tests", *measured), "passed")
     assert all(stages[name]["results"] for name in measured)
 

@@ -41,6 +41,7 @@ SPEEDRUN = [
      "p95_seconds": [4.0, 3.0, 4.0], "cold_start_seconds": 9.0,
      "seeds": [{"seconds": 2.0, "passed": True}, {"seconds": 4.0, "passed": False}]},
 ]  # fmt: skip
+STUDY = [{"models": [24, 6], "seconds": [4.0, 1.5], "cold_start_seconds": 20.0, "wrong": []}]
 SELFTEST = [
     {"extra_rows": 0.05, "runs": 20, "alarms": 19, "invalid": 1, "low": 0.751, "high": 0.999},
 ]
@@ -53,6 +54,7 @@ def write(folder, gpu, date):
     rates = {"matmul": {"fp32": 1e11}, "memory": 1e10, "cache": 1e11}
     record.put("roofline", rates=rates, results=ROOFLINE)
     record.put("speedrun", results=SPEEDRUN)
+    record.put("study", results=STUDY)
     record.put("gate-selftest", results=SELFTEST)
 
 
@@ -95,6 +97,7 @@ def test_a_cpu_record_leaves_the_gpu_rows_marked(tmp_path):
     assert "mixture: 199 of 200 repeats with real draws in place of samples pass all 20" in page
     assert "(95% 97.2% to 100.0%); five Gaussians." in page
     assert "states: **not measured**" in page
+    assert "| 24 and 6 | 4 and 1.5 | 5.5 | 20 |" in page
     assert "| 5% more rows | 19 | 20 | 95% (75% to 100%) | 1 |" in page
     for kind in ("speedups", "roofline", "speedrun"):
         assert (tmp_path / f"docs/benchmarks-{kind}-one.png").stat().st_size > 1000

@@ -148,7 +148,7 @@ def test_tau_is_the_best_of_long_runs_and_their_spread(monkeypatch):
     monkeypatch.setattr(speedrun, "mean_excess", lambda *_: next(excess))
     found = calibrate_tau(track, 3, CPU)
     assert found["tau"] == pytest.approx(0.1 + 0.1)
-    assert found["steps of a long run"] == 24
+    assert found["steps of a long run"] == 6
     assert calibrate_tau(TRACKS["states"](True), 3, CPU) == {"tau": None}
 
 
