@@ -210,7 +210,7 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
         recipe = model.setting.recipe_for(len(points))
         tasks.append(Task(points, model.setting.schedule, recipe, seed=child_seed(seed, _TRAINING)))
     trainer = ManyTrainer(tasks, device=device)
-    with tqdm(total=trainer.total_steps, desc="steps", leave=False) as bar:
+    with tqdm(total=trainer.total_steps, desc="steps", leave=False, disable=None) as bar:
         trainer.run(trainer.total_steps, lambda step: bar.update(step - bar.n))
     return trainer.models()
 
