@@ -41,13 +41,17 @@ def speedup_figure(titles: Sequence[str], speedups: dict[str, Sequence[float]], 
     axes = figure.subplots()
     height = 0.8 / max(1, len(speedups))
     for number, (peer, values) in enumerate(speedups.items()):
-        axes.barh(np.arange(len(titles)) + number * height, values, height, label=peer)
+        places = np.arange(len(titles)) + number * height
+        axes.barh(places, np.asarray(values) - 1, height, left=1, label=peer)
     axes.set_yticks(np.arange(len(titles)) + 0.4 - height / 2, titles, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xscale("log")
-    axes.set_xlabel("times as fast as")
-    axes.legend(fontsize=7)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=7)
+    axes.set_xlabel("ours is so many times as fast as")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=7)
     figure.savefig(path, dpi=_DPI)
 
 
