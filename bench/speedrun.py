@@ -86,7 +86,8 @@ def mixture_track(small: bool = False) -> Track:
                   low_noise=0.5)  # fmt: skip
     track = Track(
         "mixture", mixture_points(500 if small else 50_000), Schedule(200, beta_end=0.04),
-        replace(long, steps=3000), replace(long, steps=1500, low_noise=0.0),
+        replace(long, steps=24_000, lr=5e-3, low_noise=0.75),
+        replace(long, steps=1500, low_noise=0.0),
         MixtureBattery(60 if small else 10_000), five_gaussians(), long,
     )  # fmt: skip
     return toy(track) if small else track
