@@ -257,5 +257,5 @@ def _panel(axis: Axes, grid: dict, data: str) -> None:
         range(len(grid["columns"])), grid["columns"], rotation=45, ha="right", fontsize="x-small"
     )
     axis.set_title(data, fontsize="medium")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * np.nanmax([high, *(value + 2 * sd), *published]))
     axis.spines[["top", "right"]].set_visible(False)
