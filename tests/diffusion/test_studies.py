@@ -133,7 +133,7 @@ def test_a_study_that_was_not_finished_shows_what_is_done(done, tmp_path):
 def test_models_train_together_as_they_do_alone(done, tmp_path):
     grid = replace(TOY.grids[0], rows=("moons",))
     run = StudyRun(replace(TOY, grids=(grid,)), tmp_path, device="cpu", together=2, say=str)
-    assert [len(models) for models in run._groups(list(run.study.cells()))] == [2]
+    assert [len(models) for models in run.groups(list(run.study.cells()))] == [2]
     run.run()
     for cell in run.study.cells():
         (ours,), (alone,) = run.store.samples(cell), done[1].store.samples(cell)
