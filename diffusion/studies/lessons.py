@@ -49,18 +49,17 @@ too, a tenth above that between two halves of the data: more guidance makes digi
 REMARKS = {
     "timesteps": """
 One EMD is above the published one, that of manycircles at T = 10. There a chain starts where the
-network has never been trained. Another training of the same setting came out at 36.6, and at 33.5,
-the published number, when its reverse steps had the posterior's variance in place of beta_t. The
-kernel NLLs of circles and blobs at T = 200 are 0.02 and 0.01 too high by a measure that knows only
-the chance of drawing samples, not that of training another model. The published 0.54 of manycircles
-is below what perfect samples score: it belongs to another draw of the data.
+network has never been trained, and the outcome hangs on the training's luck and on details of the
+published code, such as the variance of its reverse steps. The kernel NLLs of circles and blobs at
+T = 200 are 0.02 and 0.01 too high by a measure that knows only the chance of drawing samples, not
+that of training another model. The published 0.54 of manycircles is below what perfect samples
+score: it belongs to another draw of the data.
 """,
     "betas": """
 Two EMDs are above the published ones, those of helix where beta ends at 0.2. The published ones of
 helix hardly change with beta, 56 to 59; ours are 49 to 51 where beta ends at 0.02 or below, and
-higher where it ends at 0.2, as those of the other data sets are. Neither the posterior's variance
-in the reverse steps (66.0 and 66.5) nor x0_hat clipped to the data's range (67.3 and 67.6) nor both
-(64.8 and 65.2) bring them down, and what else the published runs did is not known.
+higher where it ends at 0.2, as those of the other data sets are. What the published runs did
+otherwise is not known; the variance of the reverse steps does not explain it.
 """,
     "guidance": """
 Published accuracies are those of another classifier. The classes of helix are drawn at random along
