@@ -44,20 +44,15 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 [4, ...]: four random words in [0, 2**32) for each counter.
     """
-    key = key.reshape(2, *(1,) * (counter.dim() - key.dim()), *key.shape[1:])
-    multiplier, weyl = (
-        torch.tensor(pair, device=counter.device).view(2, *(1,) * (counter.dim() - 1))
-        for pair in (_MULTIPLIERS, _WEYL)
-    )
-    even, odd = counter[0::2], counter[1::2]  # words (0, 2) and (1, 3)
-    for _ in range(_ROUNDS):
-        # The int64 product wraps, but its 64 bits are those of the unsigned one.
-        product = even * multiplier
-        low, high = product & _MASK32, (product >> 32) & _MASK32
-        even = high.flip(0) ^ odd ^ key
-        odd = low.flip(0)
-        key = (key + weyl) & _MASK32
-    return torch.stack((even, odd), dim=1).flatten(0, 1)
+    word_0, word_1, word_2, word_3 = counter
+    for round_ in range(_ROUNDS):
+        key_0, key_1 = (word + round_ * weyl for word, weyl in zip(key, _WEYL, strict=True))
+        # An int64 product wraps, but its 64 bits are those of the unsigned one. What is above the
+        # lower 32 bits of an odd word or a key falls away when an even word is masked.
+        product_0, product_2 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
+        word_0, word_1 = ((product_2 >> 32) ^ word_1 ^ key_0) & _MASK32, product_2
+        word_2, word_3 = ((product_0 >> 32) ^ word_3 ^ key_1) & _MASK32, product_0
+    return torch.stack((word_0, word_1 & _MASK32, word_2, word_3 & _MASK32))
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
