@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ from flashpoint.bench.speedrun import (
     read_calibration,
     summary,
 )
-from flashpoint.diffusion import kde_nll, states_points
+from flashpoint.diffusion import Schedule, kde_nll, states_points
+from flashpoint.diffusion.sampling import reverse_table, timesteps
 
 CPU = torch.device("cpu")
 
@@ -148,15 +150,35 @@ def test_tau_is_the_best_of_long_runs_and_their_spread(monkeypatch):
     monkeypatch.setattr(speedrun, "mean_excess", lambda *_: next(excess))
     found = calibrate_tau(track, 3, CPU)
     assert found["tau"] == pytest.approx(0.1 + 0.1)
-    assert found["steps of a long run"] == 6
+    assert found["long runs"] == track.long_runs
+    assert "num_steps=8" in track.long_runs
+    assert ", Recipe(steps=6" in track.long_runs
     assert calibrate_tau(TRACKS["states"](True), 3, CPU) == {"tau": None}
+
+
+def test_the_closed_form_denoiser_passes_the_mixture_track():
+    track = mixture_track()
+    table = reverse_table(
+        track.schedule, timesteps(track.schedule, None), variance=track.variance
+    ).tolist()
+    generator, sets = torch.Generator().manual_seed(0), []
+    for label in track.battery.labels:
+        x = torch.randn(track.battery.size, 2, generator=generator).double()  # x_T
+        for t, (of_x, of_eps, of_z, _) in zip(reversed(range(len(table))), table, strict=True):
+            eps = component(label).optimal_noise(x, track.schedule.alpha_bar[t].item())
+            x = of_x * x + of_eps * eps + of_z * torch.randn(x.shape, generator=generator)
+        sets.append(x)
+    bands = read_calibration(speedrun.CALIBRATION, track)[0].bands
+    assert track.battery.failed(sets, bands) == []
+    narrow = [0.97 * (x - x.mean(0)) + x.mean(0) for x in sets]  # would a denoiser's error be seen?
+    assert [name for name in track.battery.failed(narrow, bands) if "log density" in name]
 
 
 def test_training_lowers_the_excess_loss():
     track = mixture_track(small=True)
     before, after = (
-        mean_excess(track, on_the_clock(speedrun.replace(
-            track, denoiser=speedrun.replace(track.denoiser, steps=steps)), 0, CPU)[1][0])
+        mean_excess(track, on_the_clock(replace(
+            track, denoiser=replace(track.denoiser, steps=steps)), 0, CPU)[1][0])
         for steps in (1, 100)
     )  # fmt: skip
     assert after < 0.95 * before
@@ -200,6 +222,8 @@ def test_without_bands_or_with_other_ones_it_says_so(tmp_path, monkeypatch):
     calibration, tau = read_calibration(path, track)
     assert tau > 0
     assert calibration.repeats == 2
+    with pytest.raises(ValueError, match=r"it is now Schedule\(num_steps=9.*calibrate again"):
+        read_calibration(path, replace(track, schedule=Schedule(9, beta_end=0.01)))
     track.battery.definition = "another"
     with pytest.raises(ValueError, match="it is now 'another'; run the command calibrate again"):
         read_calibration(path, track)
