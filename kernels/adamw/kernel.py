@@ -70,7 +70,7 @@ def adamw_kernel(
         first = taken & (tl.program_id(0) == 0)
         place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
         # What is not finite stays, also where several updates share a place.
-        tl.store(place, loss + 0 * tl.load(place), mask=first)
+        tl.store(place, loss + 0 * tl.load(place, mask=first, other=0.0), mask=first)
         if means_ptr is not None:
             mean = means_ptr + model * entries + entry
             tl.store(mean, tl.load(mean) + loss / every, mask=first)

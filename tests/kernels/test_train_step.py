@@ -230,6 +230,17 @@ def test_a_step_that_is_not_finite_is_not_taken(device, backend):
     assert bad.losses[1].isfinite().tolist()[:4] == [True, True, False, True]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_course_long_over_is_not_looked_into(device, backend):
+    """Where the loss of such a step would stand is far outside all memory."""
+    parameters, one = torch.ones(1, 7, device=device), torch.tensor([1], device=device)
+    course = Course(one[None].float(), one, one * 5, torch.zeros(1, 5, device=device))
+    sums, step = torch.ones(1, 1, 9, device=device), torch.tensor(2**40, device=device)
+    adamw_(parameters, sums, adamw_state(parameters), lr=course, step=step, backend=backend)
+    assert (parameters == 1).all()
+    assert (course.losses == 0).all()
+
+
 def test_shadow_weights_are_those_packed_anew(device):
     data, (parameters, shape) = make_data(device, "denoiser"), make_network(device, "denoiser")
     from flashpoint.kernels.mlp.kernel import pack
