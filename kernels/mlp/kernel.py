@@ -363,7 +363,7 @@ def forward_flat(
     if packed is None:
         packed = pack(flat, shape, precision)
     tiles = triton.cdiv(rows, TILE_ROWS)
-    programs = tiles if save else min(tiles, _slots(models))
+    programs = tiles if save else min(tiles, slots(models, x.device))
     acts = packed.new_empty((models, programs * TILE_ROWS, net.activation_columns))
     y = x.new_empty((models, rows, shape.widths[-1]))
     if y.numel():
@@ -416,7 +416,7 @@ def backward(
     models, rows, _ = grad_y.shape
     flat = saved.flat
     tiles = triton.cdiv(rows, TILE_ROWS)
-    programs = tiles if need_weights else min(tiles, _slots(models))
+    programs = tiles if need_weights else min(tiles, slots(models, grad_y.device))
     grads = saved.activations.new_empty((models, programs * TILE_ROWS, net.gradient_columns))
     slope_parts = flat.new_empty((models, net.layers - 1, tiles))
     grad_x = grad_y.new_empty((models, rows, shape.widths[0])) if need_x else None
@@ -498,9 +498,15 @@ def split_rows(net: Layout, config: Config, models: int, rows: int) -> tuple[int
     return triton.cdiv(rows, chunk), chunk
 
 
-def _slots(models: int) -> int:
-    """How many programs of each model run at once when a program takes many tiles."""
-    return max(1, triton.cdiv(PROGRAMS, models))
+def slots(models: int, device: torch.device) -> int:
+    """How many programs of each model run at once when a program takes many tiles.
+
+    A multiprocessor has room for one; a program too many would wait until all others are done.
+    """
+    programs = PROGRAMS
+    if device.type == "cuda":
+        programs = torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, programs // models)
 
 
 def _abs_max(grad_y: Tensor) -> Tensor:

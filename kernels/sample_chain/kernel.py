@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
-from ..mlp.config import PROGRAMS, TILE_ROWS, chain_config_for
+from ..mlp.config import TILE_ROWS, chain_config_for
 from ..mlp.device import UNIT_SCALE, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
@@ -177,7 +177,7 @@ def sample_chain(
     inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
     config = chain_config_for(precision, capability_of(x.device), guide is not None, free)
-    programs = min(triton.cdiv(rows, TILE_ROWS), max(1, triton.cdiv(PROGRAMS, models)))
+    programs = min(triton.cdiv(rows, TILE_ROWS), mlp.slots(models, x.device))
     flat, packed, acts = _buffers(denoiser, net, programs)
     eps = x.new_empty((1 + free, *x.shape))
     guidance: tuple[Tensor | None, ...] = (None, None, None, None, None, None)

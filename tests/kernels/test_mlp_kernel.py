@@ -1,5 +1,7 @@
 """The fused perceptron against float64: values, all gradients, any shape, any precision."""
 
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -308,7 +310,7 @@ def test_rows_do_not_see_each_other(device):
 @pytest.mark.usefixtures("poisoned")
 def test_without_saving(device, monkeypatch):
     """Scratch that is used over and over gives the same bits as a buffer for all rows."""
-    monkeypatch.setattr(mlp, "PROGRAMS", 4)  # so few that a program has several tiles
+    monkeypatch.setattr(mlp, "slots", lambda *_: 2)  # so few that a program has several tiles
     shape, models = MLPShape(SMALL), 2
     flat = make_network(shape, models, device=device)
     x, grad_y = make_batch(shape, 300, models, device=device)
@@ -317,6 +319,17 @@ def test_without_saving(device, monkeypatch):
     assert torch.equal(y, again)
     grad_x, _ = mlp.backward(grad_y, saved, shape, "fp16")
     assert torch.equal(grad_x, mlp.input_gradient(grad_y, saved, shape, "fp16"))
+
+
+@pytest.mark.parametrize("models", [1, 5, 100, 114, 115])
+@pytest.mark.parametrize("multiprocessors", [108, 114, 132])
+def test_all_programs_run_at_once(monkeypatch, models, multiprocessors):
+    """One more than the GPU holds would take as long as all the others together."""
+    properties = SimpleNamespace(multi_processor_count=multiprocessors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    slots = mlp.slots(models, torch.device("cuda"))
+    assert slots == 1 or slots * models <= multiprocessors
+    assert (slots + 1) * models > multiprocessors
 
 
 def test_same_bits_every_time(device):

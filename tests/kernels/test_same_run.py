@@ -19,7 +19,7 @@ from flashpoint.kernels import (
     sample_chain,
     train_step,
 )
-from flashpoint.kernels.sample_chain import kernel as chain
+from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.sample_chain import stepwise
 
 POINTS, STEPS = 200, 30
@@ -107,7 +107,7 @@ def test_one_step(device, precision, options, labels, told):
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.usefixtures("poisoned")
 def test_sample_chain(device, monkeypatch, precision, guided):
-    monkeypatch.setattr(chain, "PROGRAMS", 2)  # so few that a program has several tiles
+    monkeypatch.setattr(mlp, "slots", lambda *_: 1)  # so few that a program has several tiles
     models, rows, steps, classes = 2, 70, 12, 5
     shape, classifier = MLPShape((3, 32, 32, 2)), MLPShape((3, 20, 40, classes))
     denoiser = Network(make_parameters(shape, models, device), shape)
@@ -138,7 +138,7 @@ def test_sample_chain(device, monkeypatch, precision, guided):
 @pytest.mark.parametrize(("free", "guided"), [(False, False), (True, False), (False, True)])
 @pytest.mark.usefixtures("poisoned")
 def test_chain_of_a_conditional_denoiser(device, monkeypatch, precision, free, guided):
-    monkeypatch.setattr(chain, "PROGRAMS", 2)
+    monkeypatch.setattr(mlp, "slots", lambda *_: 1)
     models, rows, steps, classes, width = 2, 70, 9, 3, 4
     shape, classifier = MLPShape((3 + width, 32, 32, 2)), MLPShape((3, 20, classes))
     generator = torch.Generator().manual_seed(2)
@@ -210,6 +210,29 @@ def test_both_ways_of_the_kernels_give_the_same_chain(device):
     with torch.no_grad():
         by_step, _ = stepwise.sample_chain(*arguments, seed, None, None, 0, 0, "fp32")
     assert relative_difference(by_step, at_once) <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [32, 520])
+def test_runs_on_a_device_that_is_not_the_current_one(width):
+    """On the last device of the machine, after the first; 520 columns go step by step."""
+    devices = [torch.device("cuda", number) for number in (0, torch.cuda.device_count() - 1)]
+    first, last = (
+        sample_chain(*chain_arguments(device, MLPShape((3, width, 2))), seed=1)[0].cpu()
+        for device in devices
+    )
+    torch.testing.assert_close(last, first)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph(device):
+    arguments = chain_arguments(device, MLPShape((3, 32, 2)))
+    expected = sample_chain(*arguments, seed=1)[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sample_chain(*arguments, seed=1)[0]
+    graph.replay()
+    assert torch.equal(captured, expected)
 
 
 @pytest.mark.gpu
