@@ -25,6 +25,7 @@ from ..kernels import (
     training_sums,
     workspace_of,
 )
+from ..kernels._dispatch import device_of
 from ..kernels.adamw.reference import update_shadow
 from ..kernels.philox import child_seed
 from .device import choose_device
@@ -224,9 +225,10 @@ class Engine:
         self._refresh()
         last = min(self.step + steps, self.total_steps)
         while self.step < last:
-            self._look_at_losses()
-            done = self._advance(min(last, self._rates_until) - self.step)
-            self._fetch_losses(done)
+            with device_of(self.parameters):  # streams and events are those of the current device
+                self._look_at_losses()
+                done = self._advance(min(last, self._rates_until) - self.step)
+                self._fetch_losses(done)
             self.step += done
             if on_step is not None:
                 on_step(self.step)
@@ -245,8 +247,10 @@ class Engine:
         if self._graph is None:
             self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
             self._graph = torch.cuda.CUDAGraph()
+            # PyTorch's own stream for captures is of the device that was the first to have one.
+            stream = torch.cuda.Stream()
             # Only this thread must do nothing that a capture forbids, not those of other libraries.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._do_steps(_GRAPH_STEPS)
             return 1
         self._graph.replay()
@@ -451,7 +455,7 @@ def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         all(tensor.data_ptr() == first.data_ptr() for tensor in tensors)
         and len({tensor.shape for tensor in tensors}) == 1
     ):
-        return first[None].to(device)
+        return first[None].to(device).contiguous()
     return pad_sequence(list(tensors), batch_first=True).to(device)
 
 

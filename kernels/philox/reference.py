@@ -69,7 +69,7 @@ def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tenso
         return seed.reshape(-1).to(device)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
-    return torch.tensor([seed], dtype=torch.int64, device=device)
+    return torch.full((1,), seed, dtype=torch.int64, device=device)  # copies nothing to a GPU
 
 
 def random_words(

@@ -72,7 +72,7 @@ def _captured(step: Callable[[], None], changed: tuple[Tensor, ...]) -> Callable
         tensor.copy_(value)
     graph = torch.cuda.CUDAGraph()
     # Only this thread must do nothing that a capture forbids, not those of other libraries.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
     return graph.replay
 

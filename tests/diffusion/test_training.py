@@ -1,6 +1,7 @@
 """Training: it learns, it resumes bit for bit, and its recipe is what it says."""
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -308,6 +309,37 @@ def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):
     assert graphed._graph is not None
     assert torch.equal(graphed.parameters, single.parameters)
     assert torch.equal(graphed.losses, single.losses)
+
+
+def test_steps_run_on_the_device_of_the_parameters(monkeypatch):
+    """Whichever is the current one: it says where a graph is captured and an event recorded."""
+    seen = []
+
+    @contextmanager
+    def device_of(tensor):
+        seen.append(tensor)
+        yield
+        seen.append("done")
+
+    run = trainer()
+    monkeypatch.setattr("flashpoint.diffusion.engine.device_of", device_of)
+    monkeypatch.setattr(Engine, "_do_steps", lambda _, steps: seen.append(steps))
+    run.run(1)
+    assert seen[0] is run.parameters
+    assert seen[1:] == [1, "done"]
+
+
+@pytest.mark.gpu
+def test_trains_on_a_device_that_is_not_the_current_one():
+    devices = [torch.device("cuda", number) for number in (0, torch.cuda.device_count() - 1)]
+    first, last = (
+        Trainer(STATES, SCHEDULE, replace(RECIPE, steps=200), device=device) for device in devices
+    )
+    for run in (first, last):
+        run.run(200)
+        assert run._graph is not None
+    torch.testing.assert_close(last.parameters.cpu(), first.parameters.cpu())
+    assert last.losses.all()
 
 
 @pytest.mark.gpu
