@@ -104,6 +104,7 @@ def states(**options) -> None:
     measures them against the data and writes numbers, files and figures into the run's folder.
     """
     run = _start(**options)
+    run.check_measurable()
     _train(run)
     made = run.generate()
     if not run.ranks.writes:

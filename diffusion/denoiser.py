@@ -93,7 +93,7 @@ def load(
     config = _config(path.parent.parent) if path.parent.name == "checkpoints" else None
     if config is not None:
         schedule = schedule or Schedule(**config["schedule"])
-        activation = activation or config[path.stem].get("activation")
+        activation = activation or config.get(path.stem, {}).get("activation")
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
     return Denoiser(files.load_mlp(path, activation), schedule)

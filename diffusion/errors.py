@@ -27,3 +27,10 @@ def check_at_least(name: str, value: float, least: float) -> None:
     """Raises :class:`UserError` if the number is smaller than ``least``."""
     if not value >= least:
         raise UserError(f"{name} must be at least {least}, got {value}")
+
+
+def check_seed(seed: int) -> int:
+    """The seed; raises :class:`UserError` unless it is one that the generator takes."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    return seed

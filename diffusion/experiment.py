@@ -13,6 +13,7 @@ A run is a folder::
 """
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,9 @@ from tqdm import tqdm
 from ..kernels.philox import child_seed
 from . import files, plots
 from .distributed import Ranks
-from .errors import UserError, check_at_least
+from .errors import UserError, check_at_least, check_seed
 from .metrics import Evaluation, Score, evaluate, kde_nll
+from .metrics.evaluation import data_of
 from .models import MLP
 from .points import Points
 from .recipes import RECIPES, ClassicRecipe, Recipe
@@ -75,10 +77,12 @@ class Settings:
     real_draws: int = 100
 
     def __post_init__(self):
-        check_at_least("seed", self.seed, 0)
+        check_seed(self.seed)
         check_at_least("n_samples", self.n_samples, 2)
         check_at_least("validate_every", self.validate_every, 1)
         check_at_least("real_draws", self.real_draws, 2)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise UserError(f"scale must be finite, got {self.scale}")
 
     def quick(self) -> "Settings":
         """Reduced to what takes about a minute on two CPU cores."""
@@ -323,6 +327,11 @@ class Run:
         self.ranks.add_up(x)
         self.seconds[title] = time.perf_counter() - start
         return x.cpu()
+
+    def check_measurable(self) -> None:
+        """Raises :class:`UserError` if there are too few points, or of a class, to measure with."""
+        for label in (None, *range(self.points.num_classes if self.by_class else 0)):
+            data_of(self.points, label)
 
     def measure(self, made: dict[str, Tensor]) -> dict[str, Evaluation]:
         """Every metric of the samples that :meth:`generate` returned, written to metrics.json."""

@@ -30,7 +30,8 @@ class Points:
         image_shape: (height, width) where each point is a grey image, values from -1 to 1.
 
     Raises:
-        ValueError: the points or labels are empty, not finite or of the wrong shape.
+        ValueError: the points or labels are empty, not finite or of the wrong shape or type, or
+            some classes have a name and some have none.
     """
 
     data: Tensor
@@ -42,6 +43,9 @@ class Points:
     image_shape: tuple[int, int] | None = None
 
     def __post_init__(self):
+        if not isinstance(self.data, Tensor) or not self.data.is_floating_point():
+            given = self.data.dtype if isinstance(self.data, Tensor) else type(self.data).__name__
+            raise UserError(f"{self.name}: points must be a tensor of float32, got {given}")
         if self.data.dim() != 2 or 0 in self.data.shape:
             raise UserError(
                 f"{self.name}: points must be [N, d] with at least one row and one column, "
@@ -59,10 +63,17 @@ class Points:
                 f"{self.name}: labels must be [{len(self.data)}], one per point, "
                 f"got {list(self.labels.shape)}"
             )
+        if self.labels.dtype != torch.int64:
+            raise UserError(f"{self.name}: labels must be int64, got {self.labels.dtype}")
         present = self.labels.unique().tolist()
         if present != list(range(len(present))):
             raise UserError(
                 f"{self.name}: labels must be 0, 1, ... without gaps, got {present[:10]}"
+            )
+        if self.class_names and len(self.class_names) < len(present):
+            raise UserError(
+                f"{self.name}: class_names must be at least {len(present)}, one per class, "
+                f"got {len(self.class_names)}"
             )
 
     def __len__(self) -> int:
@@ -173,6 +184,8 @@ def load_points(path: str | Path) -> Points:
     reader = {".pt": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
     try:
         data, labels = reader[path.suffix.lower()](path)
+        if np.iscomplexobj(data):
+            raise UserError(f"{path.name}: points must be real numbers, got complex ones")
         data = torch.as_tensor(np.asarray(data, dtype=np.float32))
         if labels is not None:
             labels = np.asarray(labels)
@@ -188,7 +201,10 @@ def load_points(path: str | Path) -> Points:
 
 
 def _read_pt(path: Path):
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whose text is about the inside of the format
+        raise UserError(f"data file {path} cannot be read: no tensors, or damaged") from error
     if isinstance(content, Tensor):
         return content, None
     return _data_and_labels(path, content)

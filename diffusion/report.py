@@ -119,13 +119,13 @@ class Material:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no folder of a run: it has no config.json")
         self.folder, self.points, self.device, self.seed = folder, points, device, seed
+        loaded = load(folder)  # which refuses a damaged config.json
         self.config = json.loads((folder / "config.json").read_text())
         if self.config["data"] != points.name:
             raise UserError(
                 f"run {folder} was trained on {self.config['data']}, not on {points.name}; "
                 "name its file with --data"
             )
-        loaded = load(folder)
         self.schedule, self.denoiser = loaded.schedule, loaded.model
         self.classifier = loaded.classifier
         if self.denoiser.shape.widths[-1] != points.dim:

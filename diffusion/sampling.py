@@ -82,7 +82,7 @@ def reverse_table(
         classifier_free: whether the guidance is.
 
     Raises:
-        ValueError: an unknown method or variance, or a negative eta.
+        ValueError: an unknown method or variance, a negative eta, or a scale that is not finite.
     """
     check_choice("method", method, STEPS)
     check_choice("variance", variance, VARIANCES)
@@ -105,6 +105,8 @@ def reverse_table(
     guide = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
     if not classifier_free:
         guide = guide * (1 - alpha_bar).sqrt()
+    if not guide.isfinite().all():
+        raise UserError("scale must be finite, got NaN or infinity")
     return torch.stack((x, eps, sigma, guide), dim=1)
 
 
@@ -247,7 +249,7 @@ class _Chain(NamedTuple):
     guide: Guide | None
     condition: Condition | None
     seed: int
-    x_T: Tensor | None  # [n, d]
+    x_T: Tensor | None  # float32 [n, d]
     solver: tuple[str, Schedule, int | None] | None  # its name, schedule and number of steps
 
     @property
@@ -282,10 +284,16 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
     )
     guide, condition = _guide(config, n, device), _condition(config, n, device, scale)
     denoiser = _network(config.model, device)
-    if config.x_T is not None and config.x_T.shape != (n, denoiser.shape.widths[-1]):
+    told = 0 if condition is None else condition.class_features.shape[-1]
+    width = denoiser.shape.widths[-1] + schedule.time_features.shape[-1] + told
+    if denoiser.shape.widths[0] != width:
         raise UserError(
-            f"x_T must be {[n, denoiser.shape.widths[-1]]}, got {list(config.x_T.shape)}"
+            f"model must have {width} inputs, the point and what it is told of t and class, "
+            f"got {denoiser.shape.widths[0]}; is it a denoiser for this schedule?"
         )
+    x_T = None if config.x_T is None else torch.as_tensor(config.x_T, dtype=torch.float32)
+    if x_T is not None and x_T.shape != (n, denoiser.shape.widths[-1]):
+        raise UserError(f"x_T must be {[n, denoiser.shape.widths[-1]]}, got {list(x_T.shape)}")
     return _Chain(
         denoiser,
         table.float().to(device),
@@ -293,7 +301,7 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
         guide,
         condition,
         config.seed,
-        config.x_T,
+        x_T,
         solver,
     )
 
@@ -335,11 +343,9 @@ def _labels(label: int | Tensor, n: int, classes: int, device: torch.device) -> 
         raise UserError(
             f"label must be a whole number or int64 [{n}], got {labels.dtype} {list(labels.shape)}"
         )
-    if not 0 <= labels.min() <= labels.max() < classes:
-        raise UserError(
-            f"label must be from 0 to {classes - 1}, "
-            f"got {labels.min().item()} to {labels.max().item()}"
-        )
+    unknown = labels[(labels < 0) | (labels >= classes)]
+    if len(unknown):
+        raise UserError(f"label must be from 0 to {classes - 1}, got {unknown[0].item()}")
     return labels.long().expand(n)[None]
 
 
@@ -423,5 +429,10 @@ def _stack_networks(networks: Sequence[Network]) -> Network:
 
 
 def _network(model: Perceptron, device: torch.device) -> Network:
+    if not isinstance(model, Perceptron):
+        raise UserError(
+            "model must be an MLP, ConditionalMLP or BlockMLP of this package, "
+            f"got {type(model).__name__}"
+        )
     parameters, shape = model.network()
-    return Network(parameters.to(device), shape)
+    return Network(parameters.float().to(device), shape)

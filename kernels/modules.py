@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ._layers import ACTIVATIONS, read_layers, run_layers
+from ._validate import check_precision
 from .mlp import MLPShape
 
 
@@ -28,7 +29,8 @@ class FusedMLP(nn.Module):
             PyTorch itself would use.
 
     Raises:
-        ValueError: unknown activation, or one that a linear input does not go with.
+        ValueError: unknown activation or precision, or an activation that a linear input does not
+            go with.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class FusedMLP(nn.Module):
         if linear_input:
             del layers[1]
         self.model = nn.Sequential(*layers[:-1])
-        self.precision = precision
+        self._set_precision(precision)
         self._plain: tuple[nn.Module] = (self.model,)
 
     @classmethod
@@ -69,7 +71,8 @@ class FusedMLP(nn.Module):
             precision: as for the class.
 
         Raises:
-            ValueError: the module is no perceptron that can be fused; says why.
+            ValueError: the module is no perceptron that can be fused, and why; or an unknown
+                precision.
         """
         layers = module if isinstance(module, nn.Sequential) else _inner_layers(module)
         network = read_layers(layers)
@@ -81,10 +84,15 @@ class FusedMLP(nn.Module):
         if activations and all(each is activations[0] for each in activations):
             fused.act = activations[0]
         fused.model = layers
-        fused.precision = precision
+        fused._set_precision(precision)
         fused._plain = (module,)
         fused.training = module.training
         return fused
+
+    def _set_precision(self, precision: str | None) -> None:
+        if precision is not None:
+            check_precision(precision)  # here, because only a GPU's forward pass reads it
+        self.precision = precision
 
     def to_module(self) -> nn.Module:
         """The plain module with the same Parameters.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..datasets import DATASETS, dataset
-from ..errors import UserError
+from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..points import Points
 from ..schedules import TIME_FEATURES
@@ -29,7 +29,13 @@ def options(*decorators: Decorator) -> Decorator:
 device_option = click.option(
     "--device", default=None, help="cpu, cuda or cuda:N. Default: the best."
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Of everything random.")
+seed_option = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    callback=lambda _context, _option, seed: check_seed(seed),
+    help="Of everything random.",
+)
 data_option = options(
     click.option(
         "--data",

@@ -68,6 +68,7 @@ def sample_command(
             raise UserError("--samples and --prior exclude each other: a sample for each row")
         chosen["x_T"] = load_points(prior).data
         samples = len(chosen["x_T"])
+    wanted = None if compare is None else load_points(compare).data
     x = denoiser.sample(
         5000 if samples is None else samples,
         seed=seed,
@@ -85,8 +86,8 @@ def sample_command(
     files.save(out, x)
     plots.scatter(x, save_to=out.with_suffix(".png"))
     click.echo(f"{len(x)} samples are in {out}, their picture in {out.with_suffix('.png')}")
-    if compare is not None:
-        _compare(x, load_points(compare).data, compare)
+    if wanted is not None:
+        _compare(x, wanted, compare)
 
 
 def _compare(x: Tensor, saved: Tensor, path: Path) -> None:

@@ -131,6 +131,22 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def data_of(points: Points, label: int | None) -> Tensor:
+    """The points that samples are compared with, [n, d]: all, or those of one class.
+
+    Raises:
+        ValueError: there is no such class, or there are fewer than 4 points.
+    """
+    of = ""
+    if label is not None:
+        points.check_label(label)
+        of = f" of {points.class_name(label)}"
+    data = points.data if label is None else points.of_class(label)
+    if len(data) < 4:
+        raise UserError(f"evaluation needs at least 4 data points{of}, got {len(data)}")
+    return data
+
+
 def evaluate(
     samples: Tensor,
     points: Points,
@@ -163,16 +179,18 @@ def evaluate(
     needs data that fills all its dimensions.
 
     Raises:
-        ValueError: the samples' dimension is not the data's, or there are fewer than 4 points.
+        ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
+            there is no such class, or there are fewer than 4 points of it.
     """
     check_at_least("repeats", repeats, 2)
     same_dimension(samples, points.data)
+    check_at_least("number of samples", len(samples), 2)
+    if not samples.isfinite().all():
+        raise UserError("samples must be finite, got NaN or infinity")
     if held_out is not None:
         check_at_least("number of held-out points", len(held_out), 2)
     samples = samples.cpu()
-    data = points.data if label is None else points.of_class(label)
-    if len(data) < 4 or len(samples) < 2:
-        raise UserError(f"evaluation needs at least 4 data points, got {len(data)}")
+    data = data_of(points, label)
     purity = None
     if label is not None:
         purity = (label_of_nearest(samples, points) == label).double().mean().item()

@@ -67,7 +67,7 @@ def mlp(
     check_float("x", x)
     if precision is not None:
         check_precision(precision)
-    if not weights:
+    if len(weights) == 0:
         raise ValueError("weights must hold at least one layer, got none")
     parameters = MLPParameters(
         tuple(weights),
@@ -144,7 +144,9 @@ def _shape_of(
     if biases is not None and len(biases) != len(weights):
         raise ValueError(f"biases must be {len(weights)}, one per layer, got {len(biases)}")
     axis = weights[0].shape[:-2]  # [] or [M]
-    if slope is not None and slope.shape[:-1] != axis:
+    if slope is not None:
+        check_float("slope", slope)
+    if slope is not None and (slope.dim() == 0 or slope.shape[:-1] != axis):
         raise ValueError(f"slope must be {[*axis, 'slopes']}, got {list(slope.shape)}")
     widths = [weights[0].shape[-1]]
     for layer, weight in enumerate(weights):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from flashpoint.diffusion import MLP, ConditionalMLP, load, load_points
 from flashpoint.diffusion.cli import main
+from flashpoint.diffusion.experiment import Run
 from flashpoint.kernels import MLPShape
 
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
@@ -103,6 +104,15 @@ def test_data_in_a_plane_is_trained_on_without_a_likelihood(tmp_path):
     assert "must not lie in a plane" in metrics["left_out"]["kde_nll"]
     assert "the likelihood under a density estimate is left out" in result.output
     assert "| not defined | not defined |" in result.output
+
+
+def test_too_few_points_to_measure_with_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("trained"))
+    data, labels = torch.randn(9, 2), torch.tensor([0] * 6 + [1] * 3)
+    torch.save({"data": data, "labels": labels}, tmp_path / "few.pt")
+    result = flashpoint("states", "--data", tmp_path / "few.pt", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "error: evaluation needs at least 4 data points of class 1, got 3\n" in result.output
 
 
 def test_a_data_set_by_its_name(tmp_path):
@@ -231,7 +241,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--data", tmp_path / "nan.npy"], "must be finite"),
         (["states", "--steps", 0], "steps must be at least 1"),
         (["states", "--samples", -1], "n_samples must be at least 2"),
-        (["states", "--seed", -1], "seed must be at least 0"),
+        (["states", "--seed", -1], "seed must be from 0 to 2**63 - 1, got -1"),
+        (["sample", folder, "--seed", 2**63], "seed must be from 0 to 2**63 - 1"),
+        (["states", "--scale", "nan"], "scale must be finite, got nan"),
         (["states", "--timesteps", 0], "num_steps must be at least 1, got 0"),
         (["states", "--schedule", "linar"], "did you mean 'linear'"),
         (["states", "--beta-end", 1.5], "beta_end must be between 0 and 1"),
@@ -256,6 +268,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["train", *SMALL, "--steps", 50, "--resume", "--out", folder], "other settings"),
         (["sample", tmp_path], "holds no model"),
         (["sample", broken], "no state_dict of an MLP"),
+        (["sample", folder, "--compare", tmp_path / "missing.pt"], "missing.pt does not exist"),
+        (["sample", folder / "checkpoints/classifier.pt"], "is it a denoiser for this schedule"),
+        (["sample", folder / "checkpoints/training.pt"], "no state_dict of an MLP"),
         (["sample", folder, "--steps", 501], "num_steps must be from 1 to 500"),
         (["sample", folder, "--label", 9, "-n", 3], "label must be from 0 to 4"),
         (["evaluate", tmp_path / "3d.npy"], "must have dimension 2"),

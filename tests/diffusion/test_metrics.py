@@ -122,3 +122,12 @@ def test_the_dictionary_holds_every_number():
 def test_too_little_data_is_named():
     with pytest.raises(UserError, match="at least 4 data points, got 3"):
         evaluate(torch.randn(9, 2), Points(torch.randn(3, 2)))
+    few = Points(torch.randn(9, 2), torch.tensor([0] * 6 + [1] * 3))
+    for samples, label, message in [
+        (torch.randn(9, 2), 1, "at least 4 data points of class 1, got 3"),
+        (torch.randn(9, 2), 2, "label must be from 0 to 1, got 2"),
+        (torch.randn(1, 2), 0, "number of samples must be at least 2, got 1"),
+        (torch.full((9, 2), torch.nan), 0, "samples must be finite"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            evaluate(samples, few, label=label)

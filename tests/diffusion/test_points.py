@@ -59,11 +59,19 @@ def test_any_dimension(tmp_path, dim):
         (DATA, LABELS[:5], r"labels must be \[6\]"),
         (DATA, LABELS + 1, "labels must be 0, 1"),
         (DATA, LABELS * 2, "without gaps"),
+        (DATA.numpy(), None, "must be a tensor of float32, got ndarray"),
+        (DATA.long(), None, "must be a tensor of float32, got torch.int64"),
+        (DATA, LABELS.float(), "labels must be int64, got torch.float32"),
     ],
 )
 def test_what_is_no_point_cloud_is_named(data, labels, message):
     with pytest.raises(UserError, match=message):
         Points(data, labels)
+
+
+def test_every_class_has_a_name_or_none():
+    with pytest.raises(UserError, match="class_names must be at least 3, one per class, got 2"):
+        Points(DATA, LABELS, ("a", "b"))
 
 
 def write(path, content):
@@ -75,17 +83,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     torch.save({"data": DATA}, tmp_path / "good.pt")
     whole = (tmp_path / "good.pt").read_bytes()
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    np.save(tmp_path / "complex.npy", np.ones((3, 2), complex))
     torch.save({"labels": LABELS}, tmp_path / "keys.pt")
     torch.save({"data": DATA, "labels": LABELS + 0.5}, tmp_path / "fraction.pt")
     cases = {
         tmp_path / "missing.pt": "does not exist",
         tmp_path: "does not exist",
         write(tmp_path / "a.txt", b"1"): "must be one of .pt, .npy, .npz, .csv",
-        write(tmp_path / "half.pt", whole[: len(whole) // 2]): "cannot be read",
+        write(tmp_path / "half.pt", whole[: len(whole) // 2]): "cannot be read: no tensors",
+        write(tmp_path / "foreign.pt", b"hello"): "cannot be read: no tensors, or damaged",
         write(tmp_path / "foreign.npy", b"hello"): "cannot be read",
         write(tmp_path / "words.csv", b"x,y\na,b\n"): "cannot be read",
         write(tmp_path / "empty.csv", b""): "is empty",
         tmp_path / "objects.npy": "cannot be read",
+        tmp_path / "complex.npy": "must be real numbers",
         tmp_path / "keys.pt": "must hold 'data'",
         tmp_path / "fraction.pt": "labels must be whole numbers",
     }

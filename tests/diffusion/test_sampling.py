@@ -1,5 +1,6 @@
 """Reverse steps against diffusers' schedulers and closed forms; guidance against its formula."""
 
+import math
 from functools import partial
 
 import pytest
@@ -326,6 +327,10 @@ def test_trajectory():
         ({"classifier": MLP(3, 5), "label": 0.5}, "label must be a whole number"),
         ({"classifier": MLP(3, 5), "label": torch.zeros(3, dtype=torch.int64)}, r"label .* \[2\]"),
         ({"x_T": torch.zeros(3, 2)}, r"x_T must be \[2, 2\], got \[3, 2\]"),
+        ({"classifier": MLP(3, 5), "label": 0, "scale": math.nan}, "scale must be finite"),
+        ({"classifier": torch.nn.Linear(3, 5), "label": 0}, "model must be an MLP.*, got Linear"),
+        ({"model": model(5)}, "model must have 6 inputs, .* got 3; is it a denoiser"),
+        ({"schedule": Schedule(50, time_feature="sinusoidal")}, "must have 18 inputs, .* got 3"),
         ({"first_row": -1}, "first_row must be at least 0"),
         ({"keep_every": -1}, "keep_every must be at least 0"),
         ({"device": "tpu"}, "device must be cpu"),
@@ -334,7 +339,16 @@ def test_trajectory():
 )
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
-        sample(model(), SCHEDULE, **{"n": 2, "device": "cpu", **arguments})
+        sample(**{"model": model(), "schedule": SCHEDULE, "n": 2, "device": "cpu", **arguments})
+
+
+def test_a_half_precision_model_and_noise_of_any_type_are_sampled_in_float32():
+    x_T = torch.randn(4, 2).half()
+    expected = sample(model().half().float(), SCHEDULE, 4, x_T=x_T.float(), device="cpu").x
+    for given in (x_T.double(), x_T.numpy(), x_T.tolist()):
+        x = sample(model().half(), SCHEDULE, 4, x_T=given, device="cpu").x
+        assert x.dtype == torch.float32
+        assert torch.equal(x, expected)
 
 
 def test_an_unknown_label_is_named():

@@ -378,7 +378,18 @@ NAMED = [
         ValueError,
         r"weights\[1\] must be",
     ),
+    ({"weights": torch.ones(2, 3), "activation": "relu"}, ValueError, r"weights\[0\] must be"),
     ({"weights": [torch.ones(5, 3), torch.ones(2, 5)]}, ValueError, "slope must be given"),
+    (
+        {"weights": [torch.ones(5, 3), torch.ones(2, 5)], "slope": 0.25},
+        TypeError,
+        "slope must be a tensor, got float",
+    ),
+    (
+        {"weights": [torch.ones(5, 3), torch.ones(2, 5)], "slope": torch.tensor(0.25)},
+        ValueError,
+        r"slope must be \['slopes'\], got \[\]",
+    ),
     ({"weights": [torch.ones(2, 3).half()]}, TypeError, r"weights\[0\] must be torch.float32"),
     ({"biases": [torch.ones(2)]}, ValueError, r"biases\[0\] must be \[5\]"),
     ({"biases": [torch.ones(5)] * 2}, ValueError, "biases must be 1, one per layer, got 2"),

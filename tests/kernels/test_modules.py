@@ -159,6 +159,13 @@ def test_from_module_refuses_parameters_that_it_would_ignore():
         FusedMLP.from_module(module)
 
 
+def test_unknown_precision_is_named():
+    for make in (lambda: FusedMLP(3, 2, [8], precision="fp8"),
+                 lambda: FusedMLP.from_module(MLP(3, 2, [8]), precision="fp8")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"precision must be one of .*, got 'fp8'"):
+            make()
+
+
 def test_unknown_activation_is_named():
     with pytest.raises(ValueError, match=r"activation must be one of .*, got 'swish'"):
         FusedMLP(3, 2, [8], activation="swish")
