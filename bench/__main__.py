@@ -1,5 +1,6 @@
 """The benchmarks as one command: ``python -m flashpoint.bench NAME``."""
 
+import signal
 import sys
 
 import click
@@ -46,7 +47,7 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("interrupted; what was measured until then is in the record", err=True)
+            click.echo("interrupted; a record holds what was measured until then", err=True)
             sys.exit(130)
 
 
@@ -59,4 +60,6 @@ for name, command in COMMANDS.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":
+    # To be told to stop is an interrupt too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

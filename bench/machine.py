@@ -1,6 +1,7 @@
 """The machine that is measured: its name, what the numbers depend on, and whether it is free."""
 
 import hashlib
+import os
 import platform
 import re
 import subprocess
@@ -18,7 +19,7 @@ REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
 
 def describe() -> dict:
     """What the numbers depend on."""
-    on_gpu = torch.cuda.is_available()
+    others = other_processes()  # counted before this one may use the GPU
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _output("git", "rev-parse", "HEAD"),
@@ -26,16 +27,21 @@ def describe() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _triton_version(),
-        "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "capability": torch.cuda.get_device_capability() if on_gpu else None,
+        "gpu": gpu_name(),
+        "capability": torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         "driver, clocks (now, maximum), power limit": _output(
             "nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit",
             "--format=csv,noheader",
         ),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "other processes on the GPU": len(other_processes()),
+        "other processes on the GPU": len(others),
     }  # fmt: skip
+
+
+def gpu_name() -> str | None:
+    """What the GPU calls itself; None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def short_name(device: torch.device | None = None) -> str:
@@ -51,9 +57,13 @@ def reference_hash() -> str:
 
 
 def other_processes() -> list[str]:
-    """Ids of the processes that use the GPU; call it before this one does."""
+    """Ids of the processes that use the GPU.
+
+    In a container this process is listed under another id: call it before this one uses the GPU.
+    """
     listed = _output("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
-    return [line.strip() for line in (listed or "").splitlines() if line.strip().isdigit()]
+    found = [line.strip() for line in (listed or "").splitlines()]
+    return [process for process in found if process.isdigit() and process != str(os.getpid())]
 
 
 def free_device(name: str | None, busy: bool = False) -> torch.device:

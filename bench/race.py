@@ -28,7 +28,7 @@ from .peers.ours import Ours
 from .problem import Problem, states_problem
 from .rates import measure_rates
 from .record import Record, record_option
-from .timing import Runner, Timing, paired, seconds
+from .timing import Runner, Timing, paired, seconds, warm_up
 from .workloads import CLASSES, Workload, Workloads
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "half": 5e-3}
@@ -115,7 +115,7 @@ def compete(
 
 def high_water(runner: Runner, device: torch.device) -> float | None:
     """MiB that torch had allocated at most while the work ran; None where it does not count."""
-    if device.type != "cuda":
+    if device.type != "cuda" or runner.wait is not None:
         return None
     torch.cuda.reset_peak_memory_stats(device)
     seconds(runner, 1, device)
@@ -164,7 +164,8 @@ class Race:
         self.add(mine)
         if ours is None:
             return
-        mine.us = seconds(ours, 1, self.device) * 1e6  # if no peer gives a better one
+        # If no peer gives a better one.
+        mine.us = warm_up(ours, self.device) / ours.works * 1e6
         for name in self.peers:
             for precision in ("half", "tf32") if self.device.type == "cuda" else ("fp32",):
                 if time.monotonic() > self.deadline:
@@ -238,7 +239,3 @@ def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -
     wrong = [entry for entry in race.entries if entry.peer == "ours" and entry.unavailable]
     if wrong:
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -79,9 +79,9 @@ class Workloads:
         yield from self.steps(STEP_ROWS[:2])
         yield self.chain(guided=False)
         yield self.chain(guided=True)
-        yield self.experiment()
-        yield self.epoch()
         yield from self.steps(STEP_ROWS[2:])
+        yield self.epoch()
+        yield self.experiment()  # slow peers take longest for it
 
     def _fitting(self, steps: int, cost: Cost) -> int:
         """How many of the steps, which together cost this, can be done in the time for one run."""

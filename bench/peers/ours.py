@@ -1,5 +1,7 @@
 """flashpoint itself, used as its users use it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,19 @@ from .base import Peer
 TRAINING_STEPS = {"cuda": 50, "cpu": 4}  # in one call of Trainer.run; on CUDA one graph
 _LONG = 200_000  # steps of a recipe, so that its learning rate stays where it is
 _PRECISIONS = {"half": "fp16", "tf32": "tf32", "fp32": "fp32"}
+
+
+def _endless(start: Callable[[], Trainer], steps: int) -> Work:
+    """Trains for so many steps, again and again."""
+    trainer = start()
+
+    def run() -> None:
+        nonlocal trainer
+        if trainer.step + steps > trainer.total_steps:  # it would do nothing, and very fast
+            trainer = start()
+        trainer.run(steps)
+
+    return run
 
 
 class Ours(Peer):
@@ -80,16 +95,8 @@ class Ours(Peer):
         return Guide(self.network(classify=True), labels[None])
 
     def training(self, rows, classify=False):
-        trainer = self.trainer(rows, classify)
         steps = TRAINING_STEPS[self.device.type]
-
-        def run() -> None:
-            nonlocal trainer
-            if trainer.step + steps > trainer.total_steps:  # it would do nothing, and very fast
-                trainer = self.trainer(rows, classify)
-            trainer.run(steps)
-
-        return Runner(run, steps)
+        return Runner(_endless(lambda: self.trainer(rows, classify), steps), steps)
 
     def many(self, models: int, rows: int) -> Runner:
         """Training steps of so many models in the same launches, each of so many rows."""
@@ -103,10 +110,10 @@ class Ours(Peer):
 
     def epoch(self, rows, steps):
         recipe = ClassicRecipe(_LONG // steps, batch_size=rows, lr=LEARNING_RATE)
-        trainer = Trainer(
-            self.problem.points, self.problem.schedule, recipe, device=self.device
-        )  # fmt: skip
-        return Runner(lambda: trainer.run(steps))
+        problem, device = self.problem, self.device
+        return Runner(_endless(
+            lambda: Trainer(problem.points, problem.schedule, recipe, device=device), steps
+        ))  # fmt: skip
 
     def sampling(self, chain, rows, labels=None):
         def work() -> Tensor:

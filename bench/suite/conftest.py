@@ -11,6 +11,7 @@ import torch
 from flashpoint.bench import machine, timing
 from flashpoint.bench.peers.ours import Ours
 from flashpoint.bench.problem import states_problem
+from flashpoint.bench.race import TOLERANCE, Referee
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -37,7 +38,11 @@ def problem():
 
 @pytest.fixture(scope="session")
 def ours(problem):
-    return Ours(problem, DEVICE, "half" if DEVICE.type == "cuda" else "fp32")
+    """Ours, if it gets what float64 gets: what is wrong has no time."""
+    precision, referee = "half" if DEVICE.type == "cuda" else "fp32", Referee(problem, DEVICE)
+    for check in ("training", "classifier", "sampling", "guided"):
+        assert referee.error("ours", precision, check) <= TOLERANCE[precision], check
+    return Ours(problem, DEVICE, precision)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The race: every peer does the same work, and who is wrong gets no number."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import product
@@ -12,11 +15,13 @@ from click.testing import CliRunner
 from flashpoint.bench import peers, race, workloads
 from flashpoint.bench.__main__ import main
 from flashpoint.bench.costs import Rates
+from flashpoint.bench.machine import other_processes
 from flashpoint.bench.peers.eager import Eager
 from flashpoint.bench.peers.ours import Ours
 from flashpoint.bench.problem import states_problem
 from flashpoint.bench.race import Race, Referee, compete
 from flashpoint.bench.record import Record
+from flashpoint.bench.timing import Runner
 from flashpoint.bench.workloads import Workloads
 
 CPU = torch.device("cpu")
@@ -147,3 +152,60 @@ def test_another_process_on_the_gpu_is_named(monkeypatch):
     assert done.exit_code == 2
     assert done.output.startswith("error: device cuda is in use by process 4711, ")
     assert done.output.count("\n") == 1
+
+
+def test_an_epoch_of_ours_never_runs_out_of_steps(problem, monkeypatch):
+    done = []
+
+    class Short:
+        """A trainer that ends in the midst of its third epoch."""
+
+        def __init__(self, *_, **__):
+            self.step, self.total_steps = 0, 5
+
+        def run(self, steps):
+            done.append(min(steps, self.total_steps - self.step))
+            self.step += done[-1]
+
+    monkeypatch.setattr("flashpoint.bench.peers.ours.Trainer", Short)
+    runner = Ours(problem, CPU, "fp32").epoch(10, 2)
+    for _ in range(4):
+        runner.run()
+    assert done == [2, 2, 2, 2]
+
+
+def test_memory_is_that_of_torch_alone(monkeypatch):
+    monkeypatch.setattr("flashpoint.bench.race.seconds", lambda *_: pytest.fail("it ran"))
+    assert race.high_water(Runner(None), CPU) is None
+    assert race.high_water(Runner(None, 1, lambda: None), torch.device("cuda")) is None
+
+
+def test_ours_alone_is_timed_warm(problem, referee, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(race, "warm_up", lambda runner, _: runs.append(runner) or 3.0)
+    one = Race(CPU, Record(tmp_path), 3, 1.0, float("inf"), (), Rates({"fp32": 1e11}, 1e10, 1e10))
+    one.one(next(Workloads(problem, 1e15, 60.0).steps((256,))), referee)
+    (entry,) = one.entries
+    assert entry.us == 3e6 / runs[0].works
+
+
+def test_this_process_is_no_other(monkeypatch):
+    listed = f"{os.getpid()}\n4711\n[N/A]"
+    monkeypatch.setattr("flashpoint.bench.machine._output", lambda *_: listed)
+    assert other_processes() == ["4711"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
+    command = [sys.executable, "-m", "flashpoint.bench", "race", "--device", "cpu",
+               "--peers", "eager", "--record", str(tmp_path)]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        assert one.stdout.readline() == "training step, 10,000 rows\n"
+        one.send_signal(number)
+        _, printed = one.communicate(timeout=60)
+    assert one.returncode == 130
+    assert printed == "interrupted; a record holds what was measured until then\n"
+    assert "race" in json.loads((tmp_path / "record.json").read_text())["stages"]
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
