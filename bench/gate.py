@@ -180,8 +180,8 @@ def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device)
 
 
 def compare(now: dict[str, Timing], before: dict[str, Timing]) -> list[Verdict]:
-    """Verdicts of the works that the baseline has."""
-    return [Verdict(name, timing, before[name]) for name, timing in now.items() if name in before]
+    """A verdict of each work."""
+    return [Verdict(name, timing, before[name]) for name, timing in now.items()]
 
 
 def judge(
@@ -193,7 +193,7 @@ def judge(
     verdicts = {one.name: one for one in compare(measure_works(todo), before)}
     if any(one.invalid for one in verdicts.values()):
         return list(verdicts.values())
-    again = [work for work in todo if work.name in verdicts and verdicts[work.name].slower]
+    again = [work for work in todo if verdicts[work.name].slower]
     if again:
         click.echo(f"once more: {'; '.join(work.name for work in again)}")
         verdicts |= {one.name: one for one in compare(measure_works(again), before)}
@@ -239,10 +239,15 @@ def main(update, device, rounds, baseline, extra_rows, small, busy, folder) -> N
     """Has ours become slower than the committed baseline of this GPU?"""
     device = free_device(device, busy)
     path = baseline or BASELINES / f"{short_name(device)}.json"
-    before = None if update else read_baseline(path, device)
+    record, before = Record(folder), None if update else read_baseline(path, device)
     problem = states_problem()
+    todo = list(works(problem, device, extra_rows, small))
+    if before is not None and (missing := {work.name for work in todo} - before.keys()):
+        raise UserError(
+            f"baseline {path.name} lacks {'; '.join(sorted(missing))}; "
+            "gate --update writes a new one"
+        )
     check_correct(problem, device)
-    todo, record = list(works(problem, device, extra_rows, small)), Record(folder)
     if before is None:
         timings = measure(todo, rounds * _UPDATE_ROUNDS, device)
         write_baseline(path, timings, device)
@@ -263,7 +268,3 @@ def main(update, device, rounds, baseline, extra_rows, small, busy, folder) -> N
 
 def _plain(timings: dict[str, Timing]) -> list[dict]:
     return [{"work": name, **asdict(timing)} for name, timing in timings.items()]
-
-
-if __name__ == "__main__":
-    main()

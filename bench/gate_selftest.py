@@ -91,7 +91,3 @@ def main(device, repeats, planted_repeats, rounds, folder) -> None:
                 f"{extra_rows:4.0%} more rows: {found.alarms} alarms of {found.runs}, "
                 f"95% {found.low:.1%} to {found.high:.1%}; {found.invalid} invalid nights"
             )
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from ..diffusion import UserError
 from ..diffusion.files import make_folder, write_atomically
 from . import figures
 from .costs import Rates
-from .record import FILE, SUITE
+from .record import FILE, SUITE, read
 from .roofline import Point
 from .roofline import table as roofline_table
 from .speedrun import CALIBRATION, TRACKS
@@ -53,21 +53,20 @@ class Measured:
 
 
 def read_records(folder: Path) -> list[Measured]:
-    """All records of this version of the suite, oldest first.
+    """All records of this version of the suite, oldest first; says which are left out.
 
     Raises:
-        ValueError: a record cannot be read.
+        ValueError: there is no such folder, or a record cannot be read.
     """
+    if not folder.is_dir():
+        raise UserError(f"records {folder} is no folder")
     found = []
-    for path in folder.glob(f"*/{FILE}"):
-        try:
-            content = json.loads(path.read_text())
-            record = Measured(path.parent.name, content["machine"], content["stages"])
-            suite = content["suite"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"record {path.parent.name}/{FILE} cannot be read") from error
-        if suite == SUITE:
-            found.append(record)
+    for path in sorted(folder.glob(f"*/{FILE}")):
+        content = read(path)
+        if content["suite"] == SUITE:
+            found.append(Measured(path.parent.name, content["machine"], content["stages"]))
+        else:
+            click.echo(f"left out {path.parent.name}, of suite {content['suite']}; this is {SUITE}")
     return sorted(found, key=lambda record: record.date)
 
 
@@ -330,7 +329,3 @@ def main(records: Path, page: Path, readme: Path) -> None:
     Page(found, page).write()
     write_atomically(readme, text.encode())
     click.echo(f"{len(found)} records; wrote {page.name} and {readme.name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The operations on their kernels against PyTorch, eager and compiled.
 
-    python -m flashpoint.bench.operations [--device cuda] [--rounds 30] [--record FOLDER]
+    python -m flashpoint.bench operations [--device cuda] [--rounds 30] [--record FOLDER]
 
 For each operation and size, the kernels' answer is first compared with the float64 reference; where
 that fails no time is printed. Then ours and each peer do the same work in turn, A B B A: warm, on
@@ -341,7 +341,3 @@ def main(
         record.put("operations", results=[asdict(result) for result in results])
     if not all(result.correct for result in results):
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

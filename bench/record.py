@@ -2,7 +2,7 @@
 
 python -m flashpoint.bench record name                              of this machine's GPU
 python -m flashpoint.bench record start FOLDER
-python -m flashpoint.bench record stage FOLDER NAME STATUS SECONDS LIMIT OUTPUT
+python -m flashpoint.bench record stages FOLDER SCRATCH NAME...
 python -m flashpoint.bench record unavailable FOLDER NAME REASON
 
 Each measuring command adds its results to the record that ``--record FOLDER`` names, as it goes;
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
 from . import machine
 
@@ -34,13 +35,15 @@ class Record:
         folder: where ``record.json`` is or will be; None keeps nothing.
 
     Raises:
-        ValueError: the folder cannot be written to.
+        ValueError: the folder cannot be written to, or what it holds is no record of this version
+            of the suite and this GPU.
     """
 
     def __init__(self, folder: Path | None):
         self.path = None if folder is None else make_folder(folder) / FILE
         if self.path is not None and self.path.exists():
-            self.content = json.loads(self.path.read_text())
+            self.content = read(self.path)
+            self._check()
         else:
             self.content = {
                 "suite": SUITE,
@@ -48,6 +51,17 @@ class Record:
                 "machine": machine.describe(),
                 "stages": {},
             }
+
+    def _check(self) -> None:
+        """Numbers of two GPUs or two versions of the suite do not go into one record."""
+        found = {"suite": self.content["suite"], "GPU": self.content["machine"]["gpu"]}
+        here = {"suite": SUITE, "GPU": machine.gpu_name()}
+        for name, value in here.items():
+            if found[name] != value:
+                raise UserError(
+                    f"record {self.path.parent.name}/{FILE} was made with {name} {found[name]}, "
+                    f"here it is {value}; choose another folder"
+                )
 
     def put(self, stage: str, **entries) -> None:
         """Adds to, or replaces in, the entries of a stage."""
@@ -57,6 +71,23 @@ class Record:
     def write(self) -> None:
         if self.path is not None:
             save_json(self.path, self.content)
+
+
+def read(path: Path) -> dict:
+    """What a record holds.
+
+    Raises:
+        ValueError: it cannot be read, or a part is missing.
+    """
+    try:
+        content = json.loads(path.read_text())
+        missing = {"suite", "machine", "stages"} - content.keys()
+        missing = missing or {"gpu", "date"} - content["machine"].keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"record {path.parent.name}/{FILE} cannot be read ({error!r})") from error
+    if missing:
+        raise UserError(f"record {path.parent.name}/{FILE} lacks {', '.join(sorted(missing))}")
+    return content
 
 
 @click.group()
@@ -80,24 +111,19 @@ def start(folder: Path) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("name")
-@click.argument("status", type=int)
-@click.argument("seconds", type=float)
-@click.argument("limit", type=float)
-@click.argument("output", type=click.Path(path_type=Path))
-def stage(folder: Path, name: str, status: int, seconds: float, limit: float, output: Path) -> None:
-    """Add how a stage ended, and the last line of its output."""
-    printed = output.read_text(errors="replace").strip().splitlines()
-    outcome = {0: "passed", **dict.fromkeys(_TIMED_OUT, "out of time")}.get(status, "failed")
-    ending = {
-        "outcome": outcome,
-        "exit status": status,
-        "seconds": seconds,
-        "limit": limit,
-        "last line": printed[-1] if printed else "",
-    }
-    Record(folder).put(name, **ending)
-    click.echo(f"{name}: {outcome}  {ending['last line']}")
+@click.argument("scratch", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+def stages(folder: Path, scratch: Path, names: tuple[str, ...]) -> None:
+    """Add how stages ended, from SCRATCH/NAME.end and the output in SCRATCH/NAME.txt."""
+    record = Record(folder)
+    for name in names:
+        status, seconds, limit = map(int, (scratch / f"{name}.end").read_text().split())
+        printed = (scratch / f"{name}.txt").read_text(errors="replace").strip().splitlines()
+        outcome = {0: "passed", **dict.fromkeys(_TIMED_OUT, "out of time")}.get(status, "failed")
+        last = printed[-1] if printed else ""
+        ending = {"outcome": outcome, "exit status": status, "seconds": seconds, "limit": limit}
+        record.put(name, **ending, **{"last line": last})
+        click.echo(f"{name}: {outcome}  {last}")
 
 
 @main.command()
@@ -108,7 +134,3 @@ def unavailable(folder: Path, name: str, reason: str) -> None:
     """Add a stage that this machine cannot run."""
     Record(folder).put(name, outcome="unavailable", reason=reason)
     click.echo(f"{name}: unavailable  {reason}")
-
-
-if __name__ == "__main__":
-    main()

@@ -214,7 +214,3 @@ def main(device, small, busy, folder) -> None:
     click.echo(table(points))
     if folder is not None:
         roofline_figure(rates, points, folder / "roofline.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -98,7 +98,3 @@ def describe(found: dict) -> str:
         f"{sum(found['models'])} models: {sum(found['seconds']):.3g} s of training, "
         f"cold start {found['cold_start_seconds']:.3g} s"
     )
-
-
-if __name__ == "__main__":
-    main()

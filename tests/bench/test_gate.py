@@ -120,6 +120,14 @@ def test_a_baseline_of_something_else_is_refused_in_one_line(quick, tmp_path, na
     assert done.output.count("\n") == 1
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_baseline_without_tonights_works_is_refused_in_one_line(tmp_path):
+    write_baseline(tmp_path / "base.json", {"another step": BEFORE}, CPU)
+    done = run(tmp_path)
+    assert done.exit_code == 2
+    assert done.output == ("error: baseline base.json lacks step; gate --update writes a new one\n")
+
+
 def test_a_damaged_baseline_is_refused_in_one_line(tmp_path):
     (tmp_path / "base.json").write_text("{")
     done = run(tmp_path)

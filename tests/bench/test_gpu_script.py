@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ def run(*arguments):
     ("status", "outcome"), [(0, "passed"), (1, "failed"), (124, "out of time")]
 )
 def test_record_of_a_stage(tmp_path, status, outcome):
-    output = tmp_path / "output"
-    output.write_text("first\nlast\n")
+    (tmp_path / "tests.txt").write_text("first\nlast\n")
+    (tmp_path / "tests.end").write_text(f"{status} 3 60\n")
     run("start", tmp_path)
-    run("stage", tmp_path, "tests", status, 3, 60, output)
+    run("stages", tmp_path, tmp_path, "tests")
     run("unavailable", tmp_path, "memcheck", "no compute-sanitizer")
     written = json.loads((tmp_path / "record.json").read_text())
     assert written["machine"]["torch"]
@@ -36,8 +37,8 @@ def test_record_of_a_stage(tmp_path, status, outcome):
         "tests": {
             "outcome": outcome,
             "exit status": status,
-            "seconds": 3.0,
-            "limit": 60.0,
+            "seconds": 3,
+            "limit": 60,
             "last line": "last",
         },
         "memcheck": {"outcome": "unavailable", "reason": "no compute-sanitizer"},
@@ -77,9 +78,25 @@ def test_all_stages_together_take_less_than_nine_minutes():
     on_a_gpu = SCRIPT.read_text().rpartition("\nelse\n")[2]
     alone = re.findall(r"^  stage \S+ (\d+)", on_a_gpu, re.MULTILINE)
     together = re.findall(r"^ +(?:begin|sanitize) \S+ (\d+)", on_a_gpu, re.MULTILINE)
-    tests = Path(__file__).parents[1].rglob("test_*.py")
-    files = sum("mark." + "gpu" in path.read_text() for path in tests)
-    stages = len(alone) + files + len(together) - 1
     assert (len(alone), len(together)) == (8, 3)
-    # Three seconds for each process that writes a stage's end.
-    assert sum(map(int, alone)) + max(map(int, together)) + 3 * (stages + 1) < 9 * 60
+    # Three seconds for each process that writes how stages ended, and that of the start.
+    assert sum(map(int, alone)) + max(map(int, together)) + 3 * (len(alone) + 2) < 9 * 60
+
+
+def test_interrupted_it_ends_its_stages_and_keeps_the_record(tmp_path):
+    environment = os.environ | {
+        "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "TMPDIR": str(tmp_path),
+    }  # fmt: skip
+    with subprocess.Popen(
+        [SCRIPT, "--smoke"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as script:
+        while not list(tmp_path.glob("*/gpu-tests.txt")):
+            assert script.poll() is None
+            time.sleep(0.1)
+        script.terminate()
+        assert script.wait(30) == 130
+        # It can be read to its end only once no stage holds it open any more.
+        last = script.stderr.read().splitlines()[-1]
+    assert last == f"bench/gpu.sh: interrupted; {tmp_path}/out holds what was measured until then"
+    assert json.loads((tmp_path / "out/record.json").read_text())["stages"] == {}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -115,18 +115,36 @@ def test_the_latest_record_of_each_gpu_counts_and_trends_show_all(tmp_path):
     assert (tmp_path / "docs/benchmarks-trends.png").exists()
 
 
-def test_records_of_another_suite_version_are_left_out(tmp_path):
+def test_records_of_another_suite_version_are_left_out(tmp_path, capsys):
     write(tmp_path / "old", None, "2026-01-01")
     path = tmp_path / "old/record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"suite": SUITE - 1}))
     assert read_records(tmp_path) == []
+    assert capsys.readouterr().out == f"left out old, of suite {SUITE - 1}; this is {SUITE}\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("suite", 0), ("gpu", "NVIDIA B200")])
+def test_nothing_is_added_to_a_record_of_something_else(tmp_path, name, value):
+    content = Record(tmp_path).content
+    (content if name == "suite" else content["machine"])[name] = value
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    done = CliRunner().invoke(main, ["race", "--device", "cpu", "--record", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.output.startswith(f"error: record {tmp_path.name}/record.json was made with ")
+    assert f" {value}, here it is " in done.output
+    assert done.output.count("\n") == 1
 
 
 def test_a_damaged_record_and_missing_markers_are_one_line(tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "record.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^record bad/record.json cannot be read$"):
+    with pytest.raises(ValueError, match=r"^record bad/record.json cannot be read \("):
         read_records(tmp_path)
+    (folder / "record.json").write_text('{"suite": 1, "machine": {"gpu": null}, "stages": {}}')
+    with pytest.raises(ValueError, match=r"^record bad/record.json lacks date$"):
+        read_records(tmp_path)
+    with pytest.raises(ValueError, match=r"none is no folder$"):
+        read_records(tmp_path / "none")
     with pytest.raises(ValueError, match="README must hold the lines"):
         put_between_markers("nothing here", "table")
