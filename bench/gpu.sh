@@ -108,14 +108,14 @@ else
   # What compiles offline, or needs a package that may be missing, is not about this GPU.
   tests=("$python" -m pytest -q -p no:cacheprovider --tb short
     --ignore tests/kernels/test_offline_compile.py --ignore tests/kernels/test_hub_layout.py)
-  # Without a GPU these are interpreted, so that they do not carry the mark.
-  kernels=(tests/kernels/test_{adamw,philox,reverse_step}_kernel.py
-    tests/kernels/test_{reduce_grad,train_step}.py tests/diffusion/test_sampling.py)
   # All files at once: compiling kernels takes most of the time, and the GPU has memory for all.
-  for file in $(grep -rlF mark.gpu --include 'test_*.py' tests) "${kernels[@]}"; do
-    name=$(basename "$file" .py) marks="not slow"
-    grep -qF mark.gpu "$file" && marks="gpu and not slow"
-    begin "gpu-$name" 110 "${tests[@]}" -m "$marks" "$file"
+  for file in $(grep -rlF mark.gpu --include 'test_*.py' tests); do
+    name=$(basename "$file" .py)
+    begin "gpu-$name" 110 "${tests[@]}" -m "gpu and not slow" "$file"
+  done
+  # What the interpreter runs too carries no mark, and must hold on a GPU as well.
+  for name in adamw_kernel philox_kernel reverse_step_kernel reduce_grad train_step same_run; do
+    begin "any-$name" 110 "${tests[@]}" -m "not gpu and not slow" "tests/kernels/test_$name.py"
   done
   sanitize memcheck 110
   sanitize racecheck 110
