@@ -81,6 +81,21 @@ def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
         raise UserError(f"file {path} holds {error}") from error
 
 
+def make_target(path: Path, suffix: str) -> Path:
+    """A file to be written after long work: its folder is made, and proved to be writable.
+
+    Raises:
+        ValueError: the folder cannot be made or written to, the path is a folder itself or has
+            another suffix.
+    """
+    if path.is_dir():
+        raise UserError(f"file {path} cannot be written: it is a folder")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"file {path} must end in {suffix}")
+    make_folder(path.parent)
+    return path
+
+
 def make_folder(path: Path) -> Path:
     """The folder, made if need be, and proved to be writable.
 

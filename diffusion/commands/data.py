@@ -30,7 +30,7 @@ def data_command(
         else dict(zip(("train", "test"), points.split(test_fraction), strict=True))
     )
     out = out or Path(f"{points.name.lower()}.png")
-    files.make_folder(out.parent)
+    files.make_target(out, ".png")
     plots.scatter(points.data, points.labels, points, points.name, out)
     click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions")
     for label in range(points.num_classes):

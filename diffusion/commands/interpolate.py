@@ -43,7 +43,10 @@ def interpolate_command(
             f"run {run} was trained on dimension {denoiser.model.shape.widths[-1]}, "
             f"{points.name} has {points.dim}"
         )
+    out = files.make_target(out or run / "outputs" / "interpolation.pt", ".pt")
     if between is None:
+        if not 1 <= pairs <= len(points) // 2:
+            raise UserError(f"pairs must be from 1 to {len(points) // 2}, got {pairs}")
         order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
         rows = order[: 2 * pairs].view(2, -1)
     else:
@@ -55,8 +58,6 @@ def interpolate_command(
         denoiser.model, denoiser.schedule, a, b, count=count, num_steps=steps, device=device
     ).cpu()
     error = torch.stack((ways[0] - a, ways[-1] - b)).abs().max().item()
-    out = out or run / "outputs" / "interpolation.pt"
-    files.make_folder(out.parent)
     files.save(out, ways)
     plots.interpolation(ways, points, out.with_suffix(".png"))
     click.echo(

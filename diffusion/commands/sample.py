@@ -69,6 +69,10 @@ def sample_command(
         chosen["x_T"] = load_points(prior).data
         samples = len(chosen["x_T"])
     wanted = None if compare is None else load_points(compare).data
+    if out is None:
+        folder = run / "outputs" if run.is_dir() else run.parent
+        out = folder / ("samples.pt" if label is None else f"samples_{label}.pt")
+    files.make_target(out, ".pt")
     x = denoiser.sample(
         5000 if samples is None else samples,
         seed=seed,
@@ -79,10 +83,6 @@ def sample_command(
         device=device,
         **chosen,
     ).x.cpu()
-    if out is None:
-        folder = run / "outputs" if run.is_dir() else run.parent
-        out = folder / ("samples.pt" if label is None else f"samples_{label}.pt")
-    files.make_folder(out.parent)
     files.save(out, x)
     plots.scatter(x, save_to=out.with_suffix(".png"))
     click.echo(f"{len(x)} samples are in {out}, their picture in {out.with_suffix('.png')}")

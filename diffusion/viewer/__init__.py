@@ -55,7 +55,7 @@ def write_view(
     check_at_least("samples", samples, 3)
     material = Material(Path(folder), points, choose_device(device), seed)
     path = Path(save_to) if save_to is not None else material.folder / "view.html"
-    files.make_folder(path.parent)
+    files.make_target(path, ".html")
     payload = make_payload(material, samples, say)
     files.write_atomically(path, page(payload, material).encode())
     return path

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.diffusion import MLP, ConditionalMLP, load, load_points
+from flashpoint.diffusion import MLP, ConditionalMLP, Denoiser, load, load_points
 from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.experiment import Run
 from flashpoint.kernels import MLPShape
@@ -199,6 +199,16 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_an_interrupt_of_other_work_is_one_line(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Denoiser, "sample", interrupted)
+    result = flashpoint("sample", run[0])
+    assert result.exit_code == 130
+    assert result.output.strip() == "interrupted"
+
+
 def test_a_classic_recipe_of_another_schedule(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(60, 2)))
     result = flashpoint(
@@ -273,6 +283,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["sample", folder / "checkpoints/training.pt"], "no state_dict of an MLP"),
         (["sample", folder, "--steps", 501], "num_steps must be from 1 to 500"),
         (["sample", folder, "--label", 9, "-n", 3], "label must be from 0 to 4"),
+        (["sample", folder, "--out", tmp_path], "cannot be written: it is a folder"),
+        (["sample", folder, "--out", tmp_path / "x.png"], "x.png must end in .pt"),
+        (["sample", folder, "--out", tmp_path / "file" / "x.pt"], "cannot be written"),
+        (["data", "moons", "--out", tmp_path / "x.foo"], "x.foo must end in .png"),
+        (["view", folder, "--out", tmp_path], "cannot be written: it is a folder"),
+        (["interpolate", folder, "--pairs", 0], "pairs must be from 1 to 2500, got 0"),
+        (["interpolate", folder, "--pairs", 2501], "pairs must be from 1 to 2500, got 2501"),
         (["evaluate", tmp_path / "3d.npy"], "must have dimension 2"),
         (["evaluate", tmp_path / "3d.npy", "--label", 7], "label must be from 0 to 4"),
     ]

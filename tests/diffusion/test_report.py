@@ -199,11 +199,15 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
     (broken / "checkpoints/denoiser.pt").write_bytes(b"hello")
+    empty = tmp_path / "empty"
+    shutil.copytree(run, empty)
+    (empty / "config.json").write_text("{}")
     for arguments, message in [
         ([tmp_path], "it has no config.json"),
         ([run, "--data", tmp_path / "other.npy"], "was trained on STATES, not on other"),
         ([run, "--data", tmp_path / "STATES.npy"], "points of dimension 2, not 3"),
         ([broken], "is no checkpoint, or damaged"),
+        ([empty], "config.json does not hold the settings of a run"),
         ([run, "--real-draws", 1], "real_draws must be at least 2, got 1"),
         ([run, "--device", "gpu"], "device must be cpu"),
     ]:
