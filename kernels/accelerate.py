@@ -9,7 +9,7 @@ from ._layers import has_hooks, read_layers, run_layers
 
 
 class FusedSequential(nn.Sequential):
-    """An ``nn.Sequential`` that runs as one fused perceptron whenever its layers are one."""
+    """An ``nn.Sequential`` that runs fused on a GPU whenever its layers are a perceptron."""
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] of x [..., in]."""
@@ -44,9 +44,10 @@ def accelerate(
     A perceptron is an ``nn.Sequential`` of two or more Linear layers with one kind of activation
     between them. It keeps its layers, Parameters, ``state_dict``, hooks to come, mode and device;
     only its class changes, to a subclass of ``nn.Sequential`` that calls one operator. Should its
-    layers later change so that they cannot be fused, they run one by one again. Matrix products
-    have the precision that PyTorch itself would use: autocast's, else
-    ``torch.get_float32_matmul_precision()``.
+    layers later change so that they cannot be fused, they run one by one again; so they do where x
+    is not on a GPU, because that is fastest there. Matrix products have the precision that PyTorch
+    itself would use: autocast's, else ``torch.get_float32_matmul_precision()``. ``torch.compile``
+    and ``torch.export`` take the subclass, ``torch.jit.script`` does not.
 
     Args:
         model: any module.

@@ -89,6 +89,15 @@ def test_a_first_layer_without_activation_is_fused_too(fused_calls):
         assert list(accelerate(model).skipped) == [""]
 
 
+def test_the_slope_of_a_leaky_relu_is_the_layers_own(fused_calls):
+    model = perceptron(lambda: nn.LeakyReLU(0.3))
+    plain = copy.deepcopy(model)
+    accelerate(model)
+    x = torch.randn(7, 3)
+    torch.testing.assert_close(model(x), plain(x))
+    assert len(fused_calls) == 1
+
+
 def test_load_state_dict_by_assignment(fused_calls):
     model, source = perceptron(nn.PReLU), perceptron(nn.PReLU)
     accelerate(model)

@@ -85,6 +85,22 @@ def test_mlp_is_that_of_torch_modules():
     torch.testing.assert_close(y, module(x))
 
 
+@pytest.mark.parametrize("linear_input", [False, True])
+def test_each_activation_may_have_a_slope_of_its_own(linear_input):
+    linears = [torch.nn.Linear(*widths) for widths in ((3, 8), (8, 8), (8, 8), (8, 2))]
+    acts = [torch.nn.PReLU(init=slope) for slope in (-0.3, 0.4, 0.9)][linear_input:]
+    module = torch.nn.Sequential(
+        *linears[: 1 + linear_input],
+        *(layer for pair in zip(acts, linears[1 + linear_input :], strict=True) for layer in pair),
+    )
+    x = torch.randn(5, 3)
+    y = mlp(
+        x, [layer.weight for layer in linears], [layer.bias for layer in linears],
+        torch.cat([act.weight for act in acts]), linear_input=linear_input,
+    )  # fmt: skip
+    torch.testing.assert_close(y, module(x))
+
+
 @pytest.mark.parametrize("activation", ["prelu", "leaky_relu", "relu"])
 def test_linear_input_has_no_activation_after_the_first_layer(activation):
     first, *linears = [torch.nn.Linear(3, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)]
