@@ -58,12 +58,12 @@ def relative_difference(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def train(data, shape, parameters, steps, **options):
+def train(data, shape, parameters, steps, lr=3e-3, **options):
     """The losses of a run [steps, M]; trains ``parameters`` in place."""
     state, losses = adamw_state(parameters), []
     for step in range(steps):
         loss, grad = train_step(parameters, shape, data, seed=3, step=step, **options)
-        adamw_(parameters, grad, state, lr=3e-3, step=step + 1)
+        adamw_(parameters, grad, state, lr=lr, step=step + 1)
         losses.append(loss)
     return torch.stack(losses)
 
@@ -287,10 +287,12 @@ def test_full_size_chain(device, precision, tolerance, rows, guided):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_full_size(device, precision):
+    """Slowly: 3e-3 throws a network this wide so far that rounding decides where it lands."""
     shape, data = MLPShape((3, 256, 256, 256, 256, 2)), make_data(device)
     parameters = [make_parameters(shape, 1, device) for _ in range(2)]
     runs = [
-        train(data, shape, flat, 50, batch_size=2048, backend=backend, precision=precision)
+        train(data, shape, flat, 50, 2e-4, batch_size=2048, backend=backend, precision=precision)
         for flat, backend in zip(parameters, ("triton", "torch"), strict=True)
     ]
+    assert runs[1][-1] < 0.5 * runs[1][0]
     assert ((runs[0] - runs[1]).abs() / runs[1]).max() <= TOLERANCE[precision]
