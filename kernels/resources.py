@@ -54,7 +54,7 @@ from .q_sample.reference import TrainingData
 from .reduce_grad import kernel as reduce_grad
 from .reduce_grad.reference import ReducedGradient
 from .reverse_step import kernel as reverse_step
-from .sample_chain.kernel import sample_chain
+from .sample_chain.kernel import draw_prior, sample_chain
 from .sample_chain.reference import Condition, Guide, Network
 from .train_step.kernel import buffers_of, training_sums
 
@@ -124,6 +124,7 @@ def _draw() -> None:
     table = torch.arange(500)[None]
     data = TrainingData(x, torch.ones(1, 500), x[:, :500, :0], None, torch.tensor([5000]), table)
     q_sample.draw(data, torch.tensor([0]), 0, 2048)
+    draw_prior(x, torch.tensor([0]), 0)
 
 
 def _sample(precision: str, guided: bool = False, free: bool = False) -> None:

@@ -12,6 +12,7 @@ from .reference import _BLOCK_BITS, Stream
 # Values of :class:`Stream` that kernels use.
 DRAW = tl.constexpr(int(Stream.DRAW))
 NOISE = tl.constexpr(int(Stream.NOISE))
+PRIOR = tl.constexpr(int(Stream.PRIOR))
 ORDER = tl.constexpr(int(Stream.ORDER))
 CLASS = tl.constexpr(int(Stream.CLASS))
 

@@ -29,6 +29,7 @@ def draw_prior(
     seed: int | Tensor,
     first_row: int = 0,
     device: torch.device | str = "cpu",
+    backend: str | None = None,
 ) -> Tensor:
     """x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone.
 
@@ -38,10 +39,20 @@ def draw_prior(
         seed: one seed, or int64 [M].
         first_row: global number of the first row.
         device: where the numbers are made.
+        backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernel; None
+            chooses.
     """
+    check_backend(backend)
+    seed = seed_tensor(seed, device)
+    x_T = torch.empty((len(seed), rows, dim), device=device)
+    if use_triton(backend, "x_T", x_T):
+        from . import kernel
+
+        kernel.draw_prior(x_T, seed, first_row)
+        return x_T
     numbers = torch.arange(first_row, first_row + rows, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    return draw_noise(seed_tensor(seed, device), Stream.PRIOR, zero, numbers, dim)[0]
+    return draw_noise(seed, Stream.PRIOR, zero, numbers, dim)[0]
 
 
 def sample_chain(

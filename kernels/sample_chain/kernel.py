@@ -22,13 +22,29 @@ from ..mlp.tile import (
     store_grad_x,
     store_input,
 )
-from ..philox.kernel import NOISE, normal_pair
+from ..philox.kernel import NOISE, PRIOR, normal_pair
 from ..q_sample.reference import gather_points
 from ..reverse_step.kernel import update
 from .reference import Condition, Guide, Network
 
+_ROWS = 256  # rows of a program that only draws
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.constexpr):
+    """x_T [M, rows, DIM], a function of (seed, row); grid (row tiles, pairs of columns, M)."""
+    pair = tl.program_id(1)
+    model = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    seed = tl.load(seed_ptr + model)
+    z_0, z_1 = normal_pair(seed, PRIOR, 0, first_row + row.to(tl.int64), pair)
+    x = x_ptr + (model * rows + row) * DIM + pair * 2
+    tl.store(x, z_0, mask=live)
+    if pair * 2 + 1 < DIM:
+        tl.store(x + 1, z_1, mask=live)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -151,6 +167,16 @@ def _label_gradient(
     target = grads + (GUIDE.columns[LAYERS] - GUIDE.columns[1])
     grad = ((chosen - p) * UNIT_SCALE).to(grads.dtype.element_ty)
     tl.store(target + row * GUIDE.gradient_columns + column[None, :], grad)
+
+
+def draw_prior(x: Tensor, seed: Tensor, first_row: int) -> None:
+    """Writes x_T into x, float32 [M, B, d] and contiguous; seed int64 [M]."""
+    models, rows, dim = x.shape
+    if x.numel():
+        with device_of(x):
+            prior_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
+                seed.contiguous(), first_row, rows, x, dim, _ROWS
+            )
 
 
 def sample_chain(

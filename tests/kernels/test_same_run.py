@@ -162,6 +162,18 @@ def test_chain_of_a_conditional_denoiser(device, monkeypatch, precision, free, g
     assert relative_difference(samples, expected) <= TOLERANCE[precision]
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(0, 2), (1, 1), (257, 3), (300, 4)])
+@pytest.mark.usefixtures("poisoned")
+def test_prior(device, rows, dim):
+    seed = torch.tensor([7, 2**40 + 1], device=device)
+    actual, expected = (
+        draw_prior(rows, dim, seed=seed, first_row=2**33, device=device, backend=backend)
+        for backend in ("triton", "torch")
+    )
+    assert actual.shape == (2, rows, dim)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=3e-6)
+
+
 def chain_arguments(device, shape, rows=7, steps=6, models=2):
     """A denoiser and a noisy chain of it."""
     table = torch.tensor([1.01, -0.1, 0.1, 0.5], device=device).expand(models, steps, 4).clone()
