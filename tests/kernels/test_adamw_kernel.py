@@ -52,3 +52,16 @@ def test_scattered_parameters_go_to_the_reference(device):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("loss", [torch.nan, torch.inf])
+def test_a_model_whose_loss_is_not_finite_stays_as_it_is(device, backend, loss):
+    parameters = torch.randn(2, 70, device=device)
+    sums = torch.rand(1, 2, 3, 72, device=device)  # of gradient, loss and rows, in three parts
+    sums[0, 1, 2, 70] = loss
+    before = (parameters, *adamw_state(parameters))
+    after = run(parameters, sums, backend, lr=1e-2)
+    for old, new in zip(before, after, strict=True):
+        assert not torch.equal(new[0], old[0])
+        assert torch.equal(new[1], old[1])
