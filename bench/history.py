@@ -202,9 +202,10 @@ class Page:
         self.parts = [
             "# Benchmarks",
             "Written by `python -m flashpoint.bench report` from `bench/records/`. Each peer is "
-            "checked against float64 before it is timed; ours and the peer then work in turn on "
-            "the same machine, and the ratio is the median of the paired rounds with its bootstrap "
-            "95% interval. The floor is the time below which that device cannot do the work.",
+            "checked against float64 before it is timed; ours and the peer then work in turn, "
+            "warm, on the same machine, and the ratio is the median of the paired rounds with its "
+            "bootstrap 95% interval. The floor is the time below which that device cannot "
+            "do the work.",
         ]
 
     def write(self) -> None:

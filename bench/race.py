@@ -4,13 +4,15 @@
 
 Before anything is timed, ours and each peer train on the same batches and walk the same noiseless
 chain, and must get what float64 gets; who does not gets no number. Then ours and the peer work in
-turn, A B B A, and the median of the paired ratios counts, with its bootstrap 95% interval.
+turn, A B B A, warm and with warm caches, and the median of the paired ratios counts, with its
+bootstrap 95% interval.
 
 Ours works in its default precision, fp16 on a GPU and fp32 on a CPU. ``floor`` is the time below
 which this device cannot do the work, by the rates that were measured just before.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 
@@ -105,21 +107,30 @@ def compete(
         if not entry.error <= TOLERANCE[precision]:
             entry.unavailable = f"wrong: error {entry.error:.1e}, allowed {TOLERANCE[precision]:g}"
             return entry, None
-        runner = workload.prepare(make(referee.problem, referee.device, precision))
-        entry.memory_mib = high_water(runner, referee.device)
+
+        def prepare() -> Runner:
+            return workload.prepare(make(referee.problem, referee.device, precision))
+
+        runner, entry.memory_mib = made_ready(prepare, referee.device)
         return entry, runner
     except Exception as reason:  # whatever a compiler, a capture or an allocator raises
         entry.unavailable = one_line(reason)
         return entry, None
 
 
-def high_water(runner: Runner, device: torch.device) -> float | None:
-    """MiB that torch had allocated at most while the work ran; None where it does not count."""
-    if device.type != "cuda" or runner.wait is not None:
-        return None
+def made_ready(prepare: Callable[[], Runner], device: torch.device) -> tuple[Runner, float | None]:
+    """A runner, and MiB that torch allocated for it at most; None where torch does not count.
+
+    Counted from before it is made ready: what a CUDA graph uses is allocated when it is captured.
+    """
+    if device.type != "cuda":
+        return prepare(), None
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    runner = prepare()
     seconds(runner, 1, device)
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    used = torch.cuda.max_memory_allocated(device) - before
+    return runner, None if runner.wait is not None else used / 2**20
 
 
 @dataclass

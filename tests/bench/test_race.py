@@ -174,10 +174,20 @@ def test_an_epoch_of_ours_never_runs_out_of_steps(problem, monkeypatch):
     assert done == [2, 2, 2, 2]
 
 
-def test_memory_is_that_of_torch_alone(monkeypatch):
-    monkeypatch.setattr("flashpoint.bench.race.seconds", lambda *_: pytest.fail("it ran"))
-    assert race.high_water(Runner(None), CPU) is None
-    assert race.high_water(Runner(None, 1, lambda: None), torch.device("cuda")) is None
+def test_memory_counts_from_before_the_work_is_made_ready(monkeypatch):
+    held, peak = [5 * 2**20], []  # what others hold; the highest there was
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peak.append(held[0]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: held[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: max(peak))
+    monkeypatch.setattr(race, "seconds", lambda *_: peak.append(6 * 2**20))
+
+    def captured(wait=None):
+        peak.append(9 * 2**20)
+        return Runner(None, 1, wait)
+
+    assert race.made_ready(captured, torch.device("cuda")) == (Runner(None), 4.0)
+    assert race.made_ready(lambda: captured(print), torch.device("cuda"))[1] is None  # JAX
+    assert race.made_ready(captured, CPU)[1] is None
 
 
 def test_ours_alone_is_timed_warm(problem, referee, tmp_path, monkeypatch):
