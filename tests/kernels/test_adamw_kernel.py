@@ -65,3 +65,18 @@ def test_a_model_whose_loss_is_not_finite_stays_as_it_is(device, backend, loss):
     for old, new in zip(before, after, strict=True):
         assert not torch.equal(new[0], old[0])
         assert torch.equal(new[1], old[1])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_only_a_gradient_longer_than_the_norm_is_clipped(device, backend):
+    parameters = torch.randn(2, 70, device=device)
+    grads = torch.randn(1, 2, 70, device=device) * torch.tensor([1.0, 0.01], device=device)[:, None]
+    squares = grads[0].square().sum(dim=1, keepdim=True)
+    clipped = grads / squares.sqrt().clamp(min=1)
+    options = {"lr": 1e-2, "eps": 1.0}  # with a large eps the length of a gradient counts
+    for actual, expected in zip(
+        run(parameters, grads, backend, clip_norm=1.0, squares=squares, **options),
+        run(parameters, clipped, "torch", **options),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
