@@ -159,7 +159,7 @@ def test_tau_is_the_best_of_long_runs_and_their_spread(monkeypatch):
 def test_the_closed_form_denoiser_passes_the_mixture_track():
     track = mixture_track()
     table = reverse_table(
-        track.schedule, timesteps(track.schedule, None), variance=track.variance
+        track.schedule, timesteps(track.schedule, None), variance=speedrun.VARIANCE
     ).tolist()
     generator, sets = torch.Generator().manual_seed(0), []
     for label in track.battery.labels:
