@@ -156,7 +156,11 @@ def speedrun_table(results: list[dict]) -> str:
             f"{rate[2]:.0%}) | {median[0]:.3g} ({median[1]:.3g} to {median[2]:.3g}) "
             f"| {p95[0]:.3g} ({p95[1]:.3g} to {p95[2]:.3g}) | {one['cold_start_seconds']:.3g} |"
         )
-    return "\n".join(lines)
+    failures = [
+        f"* {one['track']}, seed {seed['seed']} fails: {', '.join(seed['failed'])}"
+        for one in results for seed in one["seeds"] if seed["failed"]
+    ]  # fmt: skip
+    return "\n".join([*lines, "", *failures] if failures else lines)
 
 
 def study_table(results: list[dict]) -> str:
@@ -272,6 +276,8 @@ class Page:
                 f"place of samples pass all {battery['tests']} tests jointly "
                 f"(95% {low:.1%} to {high:.1%}); {battery['definition']}."
             )
+            if (tau := content[name]["tau"]) is not None:
+                self.parts[-1] += f" The excess loss must be at most tau = {tau:.2g}."
 
     def selftest(self, device: str, record: Measured) -> None:
         self.parts += [f"## Does the gate notice: {device}", provenance(record),

@@ -15,6 +15,7 @@ from ..diffusion import UserError
 from ..diffusion.device import choose_device
 
 REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
+_GIT = ("git", "-C", str(Path(__file__).resolve().parent))  # of this code, from wherever it runs
 
 
 def describe() -> dict:
@@ -22,8 +23,8 @@ def describe() -> dict:
     others = other_processes()  # counted before this one may use the GPU
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "uncommitted changes": bool(_output("git", "status", "--porcelain")),
+        "commit": _output(*_GIT, "rev-parse", "HEAD"),
+        "uncommitted changes": bool(_output(*_GIT, "status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _triton_version(),

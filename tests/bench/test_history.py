@@ -39,7 +39,8 @@ ROOFLINE = [
 SPEEDRUN = [
     {"track": "mixture", "pass_rate": [0.5, 0.01, 0.99], "median_seconds": [3.0, 2.0, 4.0],
      "p95_seconds": [4.0, 3.0, 4.0], "cold_start_seconds": 9.0,
-     "seeds": [{"seconds": 2.0, "passed": True}, {"seconds": 4.0, "passed": False}]},
+     "seeds": [{"seed": 0, "seconds": 2.0, "passed": True, "failed": []},
+               {"seed": 1, "seconds": 4.0, "passed": False, "failed": ["log density 0"]}]},
 ]  # fmt: skip
 STUDY = [{"models": [24, 6], "seconds": [4.0, 1.5], "cold_start_seconds": 20.0, "wrong": []}]
 SELFTEST = [
@@ -62,7 +63,7 @@ def write(folder, gpu, date):
 def calibration(tmp_path, monkeypatch):
     battery = {"repeats": 200, "passed": 199, "tests": 20, "definition": "five Gaussians"}
     path = tmp_path / "calibration.json"
-    path.write_text(json.dumps({"mixture": {"battery": battery}}))
+    path.write_text(json.dumps({"mixture": {"battery": battery, "tau": 0.00077}}))
     monkeypatch.setattr("flashpoint.bench.history.CALIBRATION", path)
 
 
@@ -96,6 +97,8 @@ def test_a_cpu_record_leaves_the_gpu_rows_marked(tmp_path):
     assert "| mixture | 2 | 50% (1% to 99%) | 3 (2 to 4) |" in page
     assert "mixture: 199 of 200 repeats with real draws in place of samples pass all 20" in page
     assert "(95% 97.2% to 100.0%); five Gaussians." in page
+    assert "five Gaussians. The excess loss must be at most tau = 0.00077." in page
+    assert "\n\n* mixture, seed 1 fails: log density 0\n\n" in page
     assert "states: **not measured**" in page
     assert "| 24 and 6 | 4 and 1.5 | 5.5 | 20 |" in page
     assert "| 5% more rows | 19 | 20 | 95% (75% to 100%) | 1 |" in page

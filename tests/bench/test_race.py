@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from flashpoint.bench import peers, race, workloads
 from flashpoint.bench.__main__ import main
 from flashpoint.bench.costs import Rates
-from flashpoint.bench.machine import other_processes
+from flashpoint.bench.machine import describe, other_processes
 from flashpoint.bench.peers.eager import Eager
 from flashpoint.bench.peers.ours import Ours
 from flashpoint.bench.problem import states_problem
@@ -197,6 +197,13 @@ def test_ours_alone_is_timed_warm(problem, referee, tmp_path, monkeypatch):
     one.one(next(Workloads(problem, 1e15, 60.0).steps((256,))), referee)
     (entry,) = one.entries
     assert entry.us == 3e6 / runs[0].works
+
+
+def test_the_commit_is_that_of_the_code_from_wherever_it_runs(tmp_path, monkeypatch):
+    here = describe()["commit"]
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert describe()["commit"] == here
 
 
 def test_this_process_is_no_other(monkeypatch):
