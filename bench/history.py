@@ -150,11 +150,15 @@ def speedrun_table(results: list[dict]) -> str:
         "| --- " * 6 + "|",
     ]
     for one in results:
-        rate, median, p95 = one["pass_rate"], one["median_seconds"], one["p95_seconds"]
+        rate, seeds = one["pass_rate"], len(one["seeds"])
+        median, p95 = (
+            # One seed has no interval.
+            f"{x:.3g} ({low:.3g} to {high:.3g})" if seeds > 1 else f"{x:.3g}"
+            for x, low, high in (one["median_seconds"], one["p95_seconds"])
+        )
         lines.append(
-            f"| {one['track']} | {len(one['seeds'])} | {rate[0]:.0%} ({rate[1]:.0%} to "
-            f"{rate[2]:.0%}) | {median[0]:.3g} ({median[1]:.3g} to {median[2]:.3g}) "
-            f"| {p95[0]:.3g} ({p95[1]:.3g} to {p95[2]:.3g}) | {one['cold_start_seconds']:.3g} |"
+            f"| {one['track']} | {seeds} | {rate[0]:.0%} ({rate[1]:.0%} to {rate[2]:.0%}) "
+            f"| {median} | {p95} | {one['cold_start_seconds']:.3g} |"
         )
     failures = [
         f"* {one['track']}, seed {seed['seed']} fails: {', '.join(seed['failed'])}"
