@@ -60,6 +60,8 @@ for name, command in COMMANDS.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":
-    # To be told to stop is an interrupt too.
+    # To be told to stop is an interrupt too; and what a shell starts in the background ignores
+    # interrupts unless it says otherwise.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

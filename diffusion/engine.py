@@ -455,7 +455,9 @@ def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
         all(tensor.data_ptr() == first.data_ptr() for tensor in tensors)
         and len({tensor.shape for tensor in tensors}) == 1
     ):
-        return first[None].to(device).contiguous()
+        shared = first[None].to(device)
+        # Kernels would copy what is not in one piece in every step; what is expanded stays.
+        return shared if 0 in first.stride() else shared.contiguous()
     return pad_sequence(list(tensors), batch_first=True).to(device)
 
 

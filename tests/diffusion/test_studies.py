@@ -315,7 +315,7 @@ def test_wrong_input_is_one_line():
         (["timestep"], "NAME must be one of timesteps"),
         ([], "NAME must be one of timesteps"),
         (["timesteps", "--together", "0"], "together must be at least 1"),
-        (["timesteps", "--seed", "-1"], "seed must be at least 0"),
+        (["timesteps", "--seed", "-1"], "seed must be from 0 to 2**63 - 1, got -1"),
     ):
         result = CliRunner().invoke(main, ["study", *arguments])
         assert result.exit_code == 2
