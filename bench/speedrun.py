@@ -350,7 +350,3 @@ def describe(seed: dict) -> str:
     """A seed's outcome in one line."""
     verdict = "as good as data" if seed["passed"] else f"fails {', '.join(seed['failed'])}"
     return f"seed {seed['seed']}: {seed['seconds']:.2f} s, {verdict}"
-
-
-if __name__ == "__main__":
-    speedrun()
