@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("torch", "triton")
-PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
+PRECISIONS = ("fp16", "bf16", "tf32", "tf32x3", "fp32")
 
 
 def check_backend(backend: str | None) -> None:

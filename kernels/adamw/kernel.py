@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import device_of
+from ..mlp.device import operand
 from ..mlp.layout import layout_of
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 
@@ -141,9 +142,10 @@ def _store_layer(packed, element, p, live, NET: tl.constexpr, LAYER: tl.constexp
     OUT: tl.constexpr = NET.shape.widths[LAYER + 1]
     inside = live & (element >= 0) & (element < IN * OUT)
     target = packed + (element // IN) * NET.padded[LAYER] + element % IN
-    tl.store(target, p.to(packed.dtype.element_ty), mask=inside)
+    weight = operand(p, packed.dtype.element_ty, NET)
+    tl.store(target, weight, mask=inside)
     if LAYER == 0 and NET.split:  # the rest of an input meets the weight of its rounded part
-        tl.store(target + IN, p.to(packed.dtype.element_ty), mask=inside)
+        tl.store(target + IN, weight, mask=inside)
 
 
 def adamw_(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..mlp.config import to_operand
 from ..mlp.layout import layout_of
 from ..mlp.shape import MLPShape
 from ..reduce_grad.reference import mean_of
@@ -41,7 +42,8 @@ class Shadow(NamedTuple):
 def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
     """Writes the rounded weights of parameters [M, P]; the padding stays zero."""
     net = layout_of(shadow.shape, shadow.precision)
-    for layer, weight in enumerate(shadow.shape.unpack(parameters).weights):
+    for layer, exact in enumerate(shadow.shape.unpack(parameters).weights):
+        weight = to_operand(exact, shadow.precision)
         out, width = weight.shape[1:]
         padded = shadow.packed[:, net.packed[layer] : net.packed[layer + 1]]
         padded = padded.view(len(padded), net.padded[layer + 1], net.padded[layer])

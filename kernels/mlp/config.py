@@ -1,13 +1,15 @@
-"""Tile sizes of the kernels: a small table, so that nothing is tuned at a first call."""
+"""Precisions and tile sizes: a small table, so that nothing is tuned at a first call."""
 
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 OPERAND_DTYPES = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "tf32": torch.float32,
+    "tf32x3": torch.float32,
     "fp32": torch.float32,
 }
 
@@ -53,6 +55,11 @@ _TF32 = Config(
     out=128, reduce=32, stages=3, warps=8,
     grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
 )  # fmt: skip
+# Three products of tensor cores for one, of operands that are split in registers.
+_TF32X3 = Config(
+    out=64, reduce=32, stages=3, warps=8,
+    grad_in=64, grad_out=64, grad_rows=32, grad_stages=3, grad_warps=8,
+)  # fmt: skip
 # Products in IEEE fp32 do not run on tensor cores but are unrolled, so the tiles are small.
 _FP32 = Config(
     out=64, reduce=16, stages=2, warps=8,
@@ -66,6 +73,8 @@ def config_for(precision: str, capability: tuple[int, int]) -> Config:
         return _FP32
     if precision == "tf32":
         return _TF32
+    if precision == "tf32x3":
+        return _TF32X3
     large_shared_memory = capability[0] in (9, 10)
     return _HOPPER_HALF if large_shared_memory else _AMPERE_HALF
 
@@ -84,3 +93,12 @@ def chain_config_for(
     if classifier_free and config is _AMPERE_HALF:
         return replace(config, out=128)
     return config
+
+
+def to_operand(x: Tensor, precision: str) -> Tensor:
+    """x in float32 as the matrix products of a precision read it, rounded to nearest."""
+    if precision != "tf32":
+        return x.to(OPERAND_DTYPES[precision])
+    # tf32 has the upper 10 of the 23 bits of a mantissa; tensor cores would cut the others off.
+    rounded = ((x.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(x.isnan(), x, rounded)

@@ -14,10 +14,10 @@ def divisor(width, limit):
 
 
 @triton.constexpr_function
-def gradient_columns(activation, limit):
-    """How many columns of a hidden layer's gradient are computed at once, at most ``limit``.
+def columns_at_once(activation, limit):
+    """How many columns of a hidden layer, or of its gradient, are computed at once.
 
-    Derivatives made of exponentials need registers of their own; with more columns they spill.
+    At most ``limit``: exponentials need registers of their own, and with more columns they spill.
     """
     return min(limit, 128) if activation in ("silu", "gelu", "tanh") else limit
 
@@ -32,9 +32,8 @@ def has_slope(shape):
 
 @triton.jit
 def activate(z, slope, NET: tl.constexpr):
-    """act(z) in fp32; NaN stays NaN, so that an overflow reaches the output."""
+    """act(z) of z in fp32; NaN stays NaN, so that an overflow reaches the output."""
     ACTIVATION: tl.constexpr = NET.shape.activation
-    z = z.to(tl.float32)
     if has_slope(NET.shape):
         z = tl.where(z > 0, z, z * slope)
     elif ACTIVATION == "relu":
@@ -50,9 +49,11 @@ def activate(z, slope, NET: tl.constexpr):
 
 @triton.jit
 def activate_backward(grad_h, z, slope, NET: tl.constexpr):
-    """The gradient with respect to z of what has gradient ``grad_h`` with respect to act(z)."""
+    """The gradient with respect to z of what has gradient ``grad_h`` with respect to act(z).
+
+    Where ``NET.keeps_z`` is false, act(z) may take the place of z.
+    """
     ACTIVATION: tl.constexpr = NET.shape.activation
-    z = z.to(tl.float32)
     if has_slope(NET.shape):
         grad_h = tl.where(z > 0, grad_h, grad_h * slope)
     elif ACTIVATION == "relu":
@@ -96,13 +97,14 @@ def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr, NET: tl.constexpr):
-    """x as the tensor cores will see it, in fp32."""
+def operand(x, DTYPE: tl.constexpr, NET: tl.constexpr):
+    """x in fp32 as the matrix products read it, rounded to nearest; see :func:`.to_operand`."""
     if NET.precision == "tf32":
-        # tf32 has the upper 10 of the 23 bits of a mantissa.
-        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        # tf32 has the upper 10 of the 23 bits of a mantissa; tensor cores would cut the others off.
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
     else:
-        return x.to(DTYPE).to(tl.float32)
+        return x.to(DTYPE)
 
 
 @triton.jit
@@ -131,31 +133,25 @@ def gradient_scale(abs_max_ptr, model, NET: tl.constexpr):
 
 @triton.jit
 def linear(
-    a_ptrs,
-    w_ptrs,
-    slope,
-    WIDTH: tl.constexpr,
-    W_STRIDE: tl.constexpr,
-    ACTIVATE: tl.constexpr,
-    NET: tl.constexpr,
+    a_ptrs, w_ptrs, WIDTH: tl.constexpr, W_STRIDE: tl.constexpr, NET: tl.constexpr,
     CONFIG: tl.constexpr,
-):
-    """A W of a tile, or act(A) W, fp32.
+):  # fmt: skip
+    """A W of a tile, fp32.
+
+    Both operands go from memory to the tensor cores as they are. What the loop computed between
+    load and product would pass through registers, which costs more than the product, and which
+    triton 3.6 overwrites on Hopper while a product still reads them (its issue 9433).
 
     Args:
         a_ptrs: [rows, k], the first columns of A.
         w_ptrs: [k, out], the first rows of W.
-        slope: of the activation.
         WIDTH: columns of A, a multiple of k.
         W_STRIDE: between the rows of W.
-        ACTIVATE: whether the activation comes before the product.
     """
     REDUCE: tl.constexpr = w_ptrs.shape[0]
     acc = tl.zeros((a_ptrs.shape[0], w_ptrs.shape[1]), tl.float32)
     for k in tl.range(0, WIDTH, REDUCE, num_stages=CONFIG.stages):
         a = tl.load(a_ptrs + k)
         w = tl.load(w_ptrs + k * W_STRIDE)
-        if ACTIVATE and NET.shape.activation != "none":
-            a = activate(a, slope, NET).to(w.dtype)
         acc = tl.dot(a, w, acc, input_precision=NET.input_precision)
     return acc

@@ -2,15 +2,17 @@
 
 Same contract as :mod:`.reference`, in four launches after the weights are packed:
 
-1. :func:`forward_kernel`: a program takes 64 rows through all layers; a layer's pre-activations go
-   through a buffer that stays in cache and that the backward pass reads.
+1. :func:`forward_kernel`: a program takes 64 rows through all layers; a layer's activations go
+   through a buffer that stays in cache, and the pre-activations to where the backward pass reads
+   them.
 2. :func:`backward_kernel`: the same backwards, down to the gradient of every pre-activation, of
    the slopes, and of x if asked.
 3. :func:`weight_gradient_kernel`: dW_l = dz_l^T h_l, the rows split over programs.
 4. :mod:`..reduce_grad`: sums the parts in a fixed order, so two runs give the same bits.
 
-Activations are recomputed from z, because the slope of a PReLU may be negative: the sign of z
-decides which side of it a row was on.
+The activation is applied where it is written, not where it is read: every matrix product then takes
+both operands from memory as they are. z is kept as well where the derivative needs it: the slope of
+a PReLU may be negative, and then only the sign of z tells on which side of it a row was.
 """
 
 from itertools import pairwise
@@ -21,10 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import capability_of, device_of
+from .._dispatch import capability_of, device_of, model_stride
 from ..reduce_grad.kernel import add_up
 from .config import OPERAND_DTYPES, PROGRAMS, TILE_ROWS, Config, config_for
-from .device import activate, gradient_scale, slope_of
+from .device import gradient_scale, operand
 from .layout import Layout, layout_of
 from .shape import MLPParameters, MLPShape
 from .tile import (
@@ -38,7 +40,12 @@ from .tile import (
 
 _BLOCK = 1024  # elements of an element-wise program
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = ["rows", "chunk", "tiles"]
+_VARYING = [
+    "rows", "chunk", "tiles",
+    "x_stride_model", "x_stride_row", "grad_y_stride_model", "grad_y_stride_row",
+]  # fmt: skip
+# Nor for where the caller's tensors start; only whether their columns are dense is compiled in.
+_UNALIGNED = ["x_ptr", "x_stride_column", "grad_y_ptr", "grad_y_stride_column"]
 
 
 @triton.jit
@@ -68,21 +75,21 @@ def _pack_layer(flat, packed, NET: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.
     )
     tl.store(
         packed + NET.packed[LAYER] + element,
-        weight.to(packed.dtype.element_ty),
+        operand(weight, packed.dtype.element_ty, NET),
         mask=element < PADDED_IN * PADDED_OUT,
     )
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def forward_kernel(
     x_ptr, x_stride_model, x_stride_row, x_stride_column,
-    flat_ptr, packed_ptr, acts_ptr, acts_rows, y_ptr, rows,
+    flat_ptr, packed_ptr, acts_ptr, acts_rows, z_ptr, y_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     """y = MLP(x) for tiles of ROWS rows; grid (programs, M).
 
-    With SAVE the pre-activations of every row stay in the buffer; without, each program uses its
-    own rows of it over and over.
+    With SAVE the activations of every row stay in their buffer, and the pre-activations in theirs
+    if there is one; without, each program uses its own rows over and over.
     """
     LAYERS: tl.constexpr = NET.layers
     program = tl.program_id(0).to(tl.int64)
@@ -93,20 +100,21 @@ def forward_kernel(
         first = tile * ROWS
         slot = first if SAVE else program * ROWS
         acts = acts_ptr + (model * acts_rows + slot) * NET.activation_columns
+        z = z_ptr + (model * acts_rows + slot) * NET.z_columns if z_ptr is not None else None
         live = first + tl.arange(0, ROWS) < rows
         x = x_ptr + model * x_stride_model + first * x_stride_row
         store_input(x, x_stride_row, x_stride_column, live, acts, NET, ROWS)
         tl.debug_barrier()
-        forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+        forward_hidden(acts, z, packed, flat, NET, CONFIG, ROWS)
         y = y_ptr + (model * rows + first) * NET.shape.widths[LAYERS]
         last_layer(acts, packed, flat, y, live, NET, CONFIG, ROWS)
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def backward_kernel(
     grad_y_ptr, grad_y_stride_model, grad_y_stride_row, grad_y_stride_column, abs_max_ptr,
-    flat_ptr, packed_ptr, acts_ptr, acts_rows,
+    flat_ptr, packed_ptr, z_ptr, z_rows,
     grads_ptr, grads_rows, slope_parts_ptr, grad_x_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
     SAVE: tl.constexpr, NEED_X: tl.constexpr,
@@ -127,14 +135,14 @@ def backward_kernel(
     for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=1):
         first = tile * ROWS
         slot = first if SAVE else program * ROWS
-        acts = acts_ptr + (model * acts_rows + first) * NET.activation_columns
+        z = z_ptr + (model * z_rows + first) * NET.z_columns
         grads = grads_ptr + (model * grads_rows + slot) * NET.gradient_columns
         live = first + tl.arange(0, ROWS) < rows
         grad_y = grad_y_ptr + model * grad_y_stride_model + first * grad_y_stride_row
         store_grad_y(grad_y, grad_y_stride_row, grad_y_stride_column, live, scale, grads, NET, ROWS)
         tl.debug_barrier()
         parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tile if SAVE else None
-        backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
+        backward_hidden(z, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
         if NEED_X:
             grad_x = grad_x_ptr + (model * rows + first) * NET.shape.widths[0]
             store_grad_x(grads, packed, grad_x, live, inverse, NET, CONFIG, ROWS)
@@ -159,7 +167,7 @@ def bias_tiles(net, config, layer):
 
 @triton.jit(do_not_specialize=_VARYING)
 def weight_gradient_kernel(
-    acts_ptr, grads_ptr, buffer_rows, rows, flat_ptr, tile_parts_ptr, tiles, parts_ptr, chunk,
+    acts_ptr, grads_ptr, buffer_rows, rows, tile_parts_ptr, tiles, parts_ptr, chunk,
     abs_max_ptr, factor,
     NET: tl.constexpr, CONFIG: tl.constexpr, LOSS: tl.constexpr, ADD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -178,7 +186,6 @@ def weight_gradient_kernel(
     task = tl.program_id(0)
     split = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
-    flat = flat_ptr + model * NET.shape.num_parameters
     parts = parts_ptr + (model * tl.num_programs(1) + split) * SIZE
     first = split * chunk
     count = tl.minimum(chunk, rows - first)
@@ -186,7 +193,7 @@ def weight_gradient_kernel(
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
     factor *= gradient_scale(abs_max_ptr, model, NET)[1]
     if task < TILES:
-        _weight_gradient(acts, grads, count, flat, parts, task, factor, NET, CONFIG, ADD)
+        _weight_gradient(acts, grads, count, parts, task, factor, NET, CONFIG, ADD)
     elif task < TILES + BIASES:
         _bias_gradient(grads, count, parts, task - TILES, factor, NET, CONFIG, ADD)
     else:
@@ -198,18 +205,17 @@ def weight_gradient_kernel(
 
 @triton.jit
 def _weight_gradient(
-    acts, grads, count, flat, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, grads, count, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr,
     ADD: tl.constexpr,
 ):  # fmt: skip
     """One tile of dW = dz^T h, summed over ``count`` rows."""
     LAYERS: tl.constexpr = NET.layers
     IN: tl.constexpr = CONFIG.grad_in
     OUT: tl.constexpr = CONFIG.grad_out
-    layer, tile, inputs, outputs, source, target = 0, task, 0, 0, 0, 0
+    tile, inputs, outputs, source, target = task, 0, 0, 0, 0
     padded_in, padded_out, flat_start = 0, 0, 0
     for candidate in tl.static_range(LAYERS):
         chosen = task >= weight_tiles(NET, CONFIG, candidate)
-        layer = tl.where(chosen, candidate, layer)
         tile = tl.where(chosen, task - weight_tiles(NET, CONFIG, candidate), tile)
         inputs = tl.where(chosen, NET.shape.widths[candidate], inputs)
         outputs = tl.where(chosen, NET.shape.widths[candidate + 1], outputs)
@@ -224,7 +230,7 @@ def _weight_gradient(
     acc = _outer_product(
         acts + tl.multiple_of(source, 16), grads + tl.multiple_of(target, 16), count,
         column_in, column_out, tl.multiple_of(padded_in, 16), tl.multiple_of(padded_out, 16),
-        flat + NET.flat[LAYERS], layer, NET, CONFIG,
+        NET, CONFIG,
     )  # fmt: skip
     pointers = parts + flat_start + column_out[None, :] * inputs + column_in[:, None]
     inside = (column_out < outputs)[None, :] & (column_in < inputs)[:, None]
@@ -233,25 +239,20 @@ def _weight_gradient(
 
 @triton.jit
 def _outer_product(
-    source, target, count, column_in, column_out, padded_in, padded_out, slopes, layer,
+    source, target, count, column_in, column_out, padded_in, padded_out,
     NET: tl.constexpr, CONFIG: tl.constexpr,
 ):  # fmt: skip
     """h^T dz over ``count`` rows, fp32 [columns in, columns out]."""
     ROWS: tl.constexpr = CONFIG.grad_rows
-    HIDDEN: tl.constexpr = NET.layers > 1
     row = tl.arange(0, ROWS)[:, None]
-    slope = slope_of(slopes, tl.maximum(layer - 1, 0), NET) if HIDDEN else 0.0
-    z_ptrs = source + row * NET.activation_columns + column_in[None, :]
+    h_ptrs = source + row * NET.activation_columns + column_in[None, :]
     grad_ptrs = target + row * NET.gradient_columns + column_out[None, :]
     acc = tl.zeros((column_in.shape[0], column_out.shape[0]), tl.float32)
     for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
-        z = tl.load(z_ptrs, mask=(column_in < padded_in)[None, :], other=0.0)
+        h = tl.load(h_ptrs, mask=(column_in < padded_in)[None, :], other=0.0)
         grad_z = tl.load(grad_ptrs, mask=(column_out < padded_out)[None, :], other=0.0)
-        if HIDDEN and NET.shape.activation != "none":
-            h = activate(z, slope, NET).to(z.dtype)
-            z = tl.where(layer > 0, h, z)
-        acc = tl.dot(tl.trans(z), grad_z, acc, input_precision=NET.input_precision)
-        z_ptrs += ROWS * NET.activation_columns
+        acc = tl.dot(tl.trans(h), grad_z, acc, input_precision=NET.input_precision)
+        h_ptrs += ROWS * NET.activation_columns
         grad_ptrs += ROWS * NET.gradient_columns
     return acc
 
@@ -323,9 +324,10 @@ def _store_part(pointers, value, mask, ADD: tl.constexpr):
 class Saved(NamedTuple):
     """What the backward pass needs of the forward pass; the tensors may be kept by autograd."""
 
-    activations: Tensor  # [M, rows rounded up, columns]: the input and every z, operand dtype
+    activations: Tensor  # [M, rows rounded up, columns]: the input and every h, operand dtype
     packed: Tensor  # [M, size], the padded weights, operand dtype
     flat: Tensor  # float32 [M, P]
+    preactivations: Tensor | None = None  # [M, rows rounded up, columns]: every z, if kept
 
 
 def forward(
@@ -337,7 +339,7 @@ def forward(
         x: float [M, B, in], any strides.
         parameters: of M networks.
         shape: their shape.
-        precision: of the matrix products, one of ``fp16``, ``bf16``, ``tf32`` and ``fp32``.
+        precision: of the matrix products, one of :data:`.config.OPERAND_DTYPES`.
         save: False if no backward pass will follow; the buffer is then as small as the GPU.
 
     Returns:
@@ -365,14 +367,17 @@ def forward_flat(
     tiles = triton.cdiv(rows, TILE_ROWS)
     programs = tiles if save else min(tiles, slots(models, x.device))
     acts = packed.new_empty((models, programs * TILE_ROWS, net.activation_columns))
+    z = None
+    if save and net.keeps_z:
+        z = packed.new_empty((models, programs * TILE_ROWS, net.z_columns))
     y = x.new_empty((models, rows, shape.widths[-1]))
     if y.numel():
         with device_of(x):
             forward_kernel[programs, models](
-                x, *x.stride(), flat, packed, acts, acts.shape[1], y, rows,
+                x, model_stride(x), *x.stride()[1:], flat, packed, acts, acts.shape[1], z, y, rows,
                 net, config, TILE_ROWS, save, num_warps=config.warps,
             )  # fmt: skip
-    return y, Saved(acts, packed, flat)
+    return y, Saved(acts, packed, flat, z)
 
 
 def pack(flat: Tensor, shape: MLPShape, precision: str) -> Tensor:
@@ -415,6 +420,7 @@ def backward(
     config = config_for(precision, capability_of(grad_y.device))
     models, rows, _ = grad_y.shape
     flat = saved.flat
+    z = saved.activations if saved.preactivations is None else saved.preactivations
     tiles = triton.cdiv(rows, TILE_ROWS)
     programs = tiles if need_weights else min(tiles, slots(models, grad_y.device))
     grads = saved.activations.new_empty((models, programs * TILE_ROWS, net.gradient_columns))
@@ -428,15 +434,16 @@ def backward(
         abs_max = _abs_max(grad_y) if precision == "fp16" else None
         with device_of(grad_y):
             backward_kernel[programs, models](
-                grad_y, *grad_y.stride(), abs_max, flat, saved.packed,
-                saved.activations, saved.activations.shape[1], grads, grads.shape[1], slope_parts,
-                grad_x, rows, net, config, TILE_ROWS, need_weights, need_x,
-                num_warps=config.warps,
+                grad_y, model_stride(grad_y), *grad_y.stride()[1:], abs_max, flat, saved.packed,
+                z, z.shape[1], grads, grads.shape[1], slope_parts, grad_x, rows,
+                net, config, TILE_ROWS, need_weights, need_x, num_warps=config.warps,
             )  # fmt: skip
             if grad is not None:
                 splits, _ = split_rows(net, config, models, tiles * TILE_ROWS)
                 parts = flat.new_empty((models, splits, shape.num_parameters))
-                weight_gradients(saved, grads, slope_parts, parts, net, config, abs_max=abs_max)
+                weight_gradients(
+                    saved.activations, grads, slope_parts, parts, net, config, abs_max=abs_max
+                )
                 add_up(parts, grad)
     elif grad is not None:
         grad.zero_()
@@ -451,7 +458,7 @@ def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str
 
 
 def weight_gradients(
-    saved: Saved,
+    activations: Tensor,
     grads: Tensor,
     tile_parts: Tensor,
     parts: Tensor,
@@ -467,7 +474,7 @@ def weight_gradients(
     """Writes parts of the parameter gradients, whose sum they are, times ``factor``.
 
     Args:
-        saved: what the forward pass saved.
+        activations: what the forward pass saved of them.
         grads: gradients of all pre-activations and of y, [M, rows rounded up, columns].
         tile_parts: float32 [M, hidden layers, tiles], each tile's part of the slope gradients; with
             ``loss`` two more, of the loss and of the number of terms, which stay as they are.
@@ -484,8 +491,8 @@ def weight_gradients(
     tasks = weight_tiles(net, config, net.layers) + bias_tiles(net, config, net.layers)
     tasks += loss or net.shape.activation == "prelu"
     weight_gradient_kernel[tasks, splits, models](
-        saved.activations, grads, buffer_rows, rows, saved.flat, tile_parts, tile_parts.shape[2],
-        parts, chunk, abs_max, factor, net, config, loss, add, _BLOCK,
+        activations, grads, buffer_rows, rows, tile_parts, tile_parts.shape[2], parts,
+        chunk, abs_max, factor, net, config, loss, add, _BLOCK,
         num_warps=config.grad_warps,
     )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Where the numbers of one network lie in the kernels' buffers.
 
-Three buffers, besides the flat fp32 parameters of :class:`~.shape.MLPShape`:
+Four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPShape`:
 
-* activations [M, rows, columns]: a row holds the input and then every pre-activation z_l;
+* activations [M, rows, columns]: a row holds the input h_0 and then every h_l = act(z_{l-1}), as
+  the matrix products read them;
+* pre-activations [M, rows, columns]: a row holds every hidden z_l, if the backward pass needs it;
 * gradients [M, rows, columns]: a row holds the gradient of every z_l and then that of y;
 * packed weights [M, size]: each layer [out, in] in the precision of the tensor cores.
 
@@ -35,7 +37,7 @@ class Layout:
 
     Attributes:
         shape: what is computed.
-        precision: one of ``fp16``, ``bf16``, ``tf32`` and ``fp32``, of the matrix products.
+        precision: one of :data:`~.config.OPERAND_DTYPES`, of the matrix products.
         split: whether the input is carried in two parts, the rounded values and the rest.
         padded: rounded-up widths; the first holds both parts of the input.
         columns: where each of these widths starts in a row, and where the last one ends.
@@ -70,16 +72,35 @@ class Layout:
         return self.columns[-1] - self.columns[1]
 
     @property
+    def keeps_z(self) -> bool:
+        """Whether a backward pass needs z as well; of the other activations h tells the derivative.
+
+        The slope of a PReLU may be negative, and then h does not tell on which side z was.
+        """
+        activation, slope = self.shape.activation, self.shape.negative_slope
+        return activation not in ("relu", "leaky_relu", "none") or slope < 0
+
+    @property
+    def z_columns(self) -> int:
+        """Width of a row of what the backward pass reads: pre-activations or activations."""
+        return self.columns[-2] - (self.columns[1] if self.keeps_z else 0)
+
+    @property
+    def z_start(self) -> int:
+        """Where z_{l-1} lies in such a row, less where h_l lies in the activations."""
+        return -self.columns[1] if self.keeps_z else 0
+
+    @property
     def input_precision(self) -> str:
         """What ``tl.dot`` does with fp32 operands; half precision ones it multiplies exactly."""
-        return "tf32" if self.precision == "tf32" else "ieee"
+        return self.precision if self.precision in ("tf32", "tf32x3") else "ieee"
 
 
 @lru_cache(maxsize=1024)
 def layout_of(shape: MLPShape, precision: str) -> Layout:
     """The layout of networks of ``shape`` whose matrix products run in ``precision``."""
     widths = shape.widths
-    split = precision != "fp32" and widths[0] <= _SPLIT_WIDTH
+    split = precision not in ("fp32", "tf32x3") and widths[0] <= _SPLIT_WIDTH
     padded = (_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:]))
     run_starts, run_lengths = _runs(widths)
     return Layout(

@@ -107,7 +107,8 @@ def _forward(*network, save=False):
     else:
         y, saved = _kernel().forward(*call, save=save)
     observe("mlp", call.precision, [call.x, *network[1]], [y])
-    return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), list(saved) if save else []
+    kept = [tensor for tensor in saved if tensor is not None] if save else []
+    return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), kept
 
 
 def _backward(grad_y, saved, needs_x, *network):
@@ -168,11 +169,14 @@ def _fake_forward(*network, save=False):
     net = layout_of(_concrete(call.shape), precision)
     models, rows = len(call.x), -(-call.x.shape[1] // TILE_ROWS) * TILE_ROWS
     dtype = OPERAND_DTYPES[precision]
-    return y, [
+    saved = [
         x.new_empty((models, rows, net.activation_columns), dtype=dtype),
         x.new_empty((models, net.packed[-1]), dtype=dtype),
         x.new_empty((models, net.shape.num_parameters), dtype=torch.float32),
     ]
+    if net.keeps_z:
+        saved.append(x.new_empty((models, rows, net.z_columns), dtype=dtype))
+    return y, saved
 
 
 def _concrete(shape: MLPShape) -> MLPShape:

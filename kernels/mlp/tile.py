@@ -7,7 +7,15 @@ the next may read only after a barrier.
 import triton
 import triton.language as tl
 
-from .device import activate_backward, divisor, gradient_columns, linear, rounded, slope_of
+from .device import (
+    activate,
+    activate_backward,
+    columns_at_once,
+    divisor,
+    linear,
+    operand,
+    slope_of,
+)
 
 
 @triton.jit
@@ -33,39 +41,49 @@ def store_input(
         pointers = x + row * stride_row + place.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
         if NET.split:
-            high = rounded(value, acts.dtype.element_ty, NET)
+            high = operand(value, acts.dtype.element_ty, NET).to(tl.float32)
             value = tl.where(column < WIDTH, high, value - high)
-        tl.store(acts + row * NET.activation_columns + column, value.to(acts.dtype.element_ty))
+        value = operand(value, acts.dtype.element_ty, NET)
+        tl.store(acts + row * NET.activation_columns + column, value)
 
 
 @triton.jit
-def forward_hidden(acts, packed, flat, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr):
-    """Writes all hidden pre-activations of a tile, with a barrier after each layer."""
+def forward_hidden(
+    acts, z, packed, flat, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+):
+    """Writes all hidden activations of a tile, with a barrier after each layer.
+
+    The pre-activations go to ``z``, unless it is None.
+    """
     RUNS: tl.constexpr = len(NET.run_starts)
     if NET.layers > 1:
-        _hidden_layer(acts, packed, flat, 0, 0, NET, CONFIG, ROWS)
+        _hidden_layer(acts, z, packed, flat, 0, 0, NET, CONFIG, ROWS)
         tl.debug_barrier()
     for run in tl.static_range(RUNS):
         for i in tl.range(0, NET.run_lengths[run], num_stages=1):
-            _hidden_layer(acts, packed, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
+            _hidden_layer(acts, z, packed, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
             tl.debug_barrier()
 
 
 @triton.jit
 def _hidden_layer(
-    acts, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, z, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the pre-activations of hidden layer FIRST + i, the i-th of its run, for a tile."""
+    """Writes what leaves hidden layer FIRST + i, the i-th of its run, for a tile."""
     PADDED: tl.constexpr = NET.padded[FIRST + 1]
-    CHUNK: tl.constexpr = divisor(PADDED, CONFIG.out)
-    target = acts + NET.columns[FIRST + 1] + i * PADDED
+    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET.shape.activation, CONFIG.out))
+    place = NET.columns[FIRST + 1] + i * PADDED
     row = tl.arange(0, ROWS)[:, None]
+    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i, NET)
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        z = layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
-        pointers = target + row * NET.activation_columns + column[None, :]
-        tl.store(pointers, z.to(acts.dtype.element_ty))
+        value = layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
+        if z is not None:
+            pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
+            tl.store(pointers, value.to(z.dtype.element_ty))
+        h = operand(activate(value, slope, NET), acts.dtype.element_ty, NET)
+        tl.store(acts + place + row * NET.activation_columns + column[None, :], h)
 
 
 @triton.jit
@@ -93,7 +111,7 @@ def layer_columns(
     acts, packed, flat, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """act(z) W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
+    """h W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
     IN: tl.constexpr = NET.shape.widths[FIRST]
     OUT: tl.constexpr = NET.shape.widths[FIRST + 1]
     PADDED_IN: tl.constexpr = NET.padded[FIRST]
@@ -103,11 +121,10 @@ def layer_columns(
     k = tl.arange(0, REDUCE)
     source = acts + NET.columns[FIRST] + i * PADDED_IN
     weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET) if FIRST > 0 else 0.0
     z = linear(
         source + row * NET.activation_columns + k[None, :],
         weight + column[None, :] * PADDED_IN + k[:, None],
-        slope, PADDED_IN, 1, FIRST > 0, NET, CONFIG,
+        PADDED_IN, 1, NET, CONFIG,
     )  # fmt: skip
     if NET.shape.bias:
         bias = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
@@ -130,33 +147,34 @@ def store_grad_y(
         column = start + tl.arange(0, CHUNK)[None, :]
         pointers = grad_y + row * stride_row + column.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (column < WIDTH), other=0.0)
-        value = (value.to(tl.float32) * scale).to(grads.dtype.element_ty)
+        value = operand(value.to(tl.float32) * scale, grads.dtype.element_ty, NET)
         tl.store(target + row * NET.gradient_columns + column, value)
 
 
 @triton.jit
 def backward_hidden(
-    acts, grads, packed, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
+    z, grads, packed, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of all hidden pre-activations of a tile, given that of y.
 
-    The tile's parts of the slope gradients go to ``parts``, ``tiles`` apart, unless it is None.
-    There is a barrier after each layer.
+    ``z`` is the tile's rows of the pre-activations, of the activations where ``NET.keeps_z`` is
+    false. The tile's parts of the slope gradients go to ``parts``, ``tiles`` apart, unless it is
+    None. There is a barrier after each layer.
     """
     LAYERS: tl.constexpr = NET.layers
     RUNS: tl.constexpr = len(NET.run_starts)
     if LAYERS > 1:
-        part = _layer_backward(acts, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
+        part = _layer_backward(z, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
         _store_slope_part(part, parts, (LAYERS - 2) * tiles, NET)
         tl.debug_barrier()
     for r in tl.static_range(RUNS):
-        _run_backward(acts, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS)
+        _run_backward(z, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS)
 
 
 @triton.jit
 def _run_backward(
-    acts, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
+    z, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
     CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Takes a tile back through a run of equal layers, the last one first."""
@@ -164,36 +182,36 @@ def _run_backward(
     LENGTH: tl.constexpr = NET.run_lengths[RUN]
     for step in tl.range(0, LENGTH, num_stages=1):
         i = LENGTH - 1 - step
-        part = _layer_backward(acts, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
+        part = _layer_backward(z, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
         _store_slope_part(part, parts, (FIRST + i - 1) * tiles, NET)
         tl.debug_barrier()
 
 
 @triton.jit
 def _layer_backward(
-    acts, grads, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    z, grads, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the pre-activations that layer FIRST + i reads, for a tile.
+    """Writes the gradient of the pre-activations behind what layer FIRST + i reads, for a tile.
 
     Returns the tile's part of the gradient of the slope, sum of grad_h z where z <= 0.
     """
     PADDED: tl.constexpr = NET.padded[FIRST]
-    CHUNK: tl.constexpr = divisor(PADDED, gradient_columns(NET.shape.activation, CONFIG.out))
+    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET.shape.activation, CONFIG.out))
     row = tl.arange(0, ROWS)[:, None]
-    source = acts + NET.columns[FIRST] + i * PADDED
+    source = z + NET.z_start + NET.columns[FIRST] + i * PADDED
     target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
     slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
     part = 0.0
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
         grad_h = _layer_columns_backward(grads, packed, i, column, FIRST, NET, CONFIG, ROWS)
-        z = tl.load(source + row * NET.activation_columns + column[None, :]).to(tl.float32)
+        value = tl.load(source + row * NET.z_columns + column[None, :]).to(tl.float32)
         if NET.shape.activation == "prelu":
-            part += tl.sum(tl.where(z > 0, 0.0, grad_h * z))
-        grad_z = activate_backward(grad_h, z, slope, NET)
+            part += tl.sum(tl.where(value > 0, 0.0, grad_h * value))
+        grad_z = activate_backward(grad_h, value, slope, NET)
         pointers = target + row * NET.gradient_columns + column[None, :]
-        tl.store(pointers, grad_z.to(grads.dtype.element_ty))
+        tl.store(pointers, operand(grad_z, grads.dtype.element_ty, NET))
     return part
 
 
@@ -213,7 +231,7 @@ def _layer_columns_backward(
     return linear(
         source + row * NET.gradient_columns + k[None, :],
         weight + k[:, None] * PADDED_IN + column[None, :],
-        0.0, PADDED_OUT, PADDED_IN, False, NET, CONFIG,
+        PADDED_OUT, PADDED_IN, NET, CONFIG,
     )  # fmt: skip
 
 

@@ -149,7 +149,10 @@ def _noise(x_0, eps, inputs, column, value, alpha_bar, live):
     tl.store(inputs + column, x_t, mask=live)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["elements"],
+    do_not_specialize_on_alignment=["x_0_ptr", "alpha_bar_ptr", "t_ptr", "eps_ptr"],
+)
 def noise_kernel(
     x_0_ptr, alpha_bar_ptr, alpha_bar_stride, t_ptr, eps_ptr, x_t_ptr, elements,
     DIM: tl.constexpr, BLOCK: tl.constexpr,

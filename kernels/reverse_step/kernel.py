@@ -15,6 +15,11 @@ from . import reference
 _ROWS = 256  # rows of a program
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["step", "first_row", "rows"]
+# Nor for where the caller's tensors start.
+_UNALIGNED = [
+    "x_ptr", "eps_ptr", "grad_ptr", "uncond_ptr", "z_ptr", "coefficients_ptr", "seed_ptr",
+    "step_ptr",
+]  # fmt: skip
 
 _X = tl.constexpr(reference.X)
 _EPS = tl.constexpr(reference.EPS)
@@ -22,7 +27,7 @@ _NOISE = tl.constexpr(reference.NOISE)
 _GUIDE = tl.constexpr(reference.GUIDE)
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def reverse_kernel(
     x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, coefficients_ptr, coefficients_stride,
     seed_ptr, step, step_ptr, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,

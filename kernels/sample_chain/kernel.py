@@ -12,7 +12,7 @@ from torch import Tensor
 from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
 from ..mlp.config import TILE_ROWS, chain_config_for
-from ..mlp.device import UNIT_SCALE, softmax
+from ..mlp.device import UNIT_SCALE, operand, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
     backward_hidden,
@@ -30,9 +30,11 @@ from .reference import Condition, Guide, Network
 _ROWS = 256  # rows of a program that only draws
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
+# Nor for where the caller's tensors start.
+_UNALIGNED = ["table_ptr", "features_ptr", "seed_ptr", "labels_ptr"]
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["seed_ptr", "x_ptr"])
 def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.constexpr):
     """x_T [M, rows, DIM], a function of (seed, row); grid (row tiles, pairs of columns, M)."""
     pair = tl.program_id(1)
@@ -47,11 +49,11 @@ def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.c
         tl.store(x + 1, z_1, mask=live)
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def chain_kernel(
     inputs_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
     flat_ptr, packed_ptr, acts_ptr, eps_ptr,
-    labels_ptr, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
+    labels_ptr, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr, guide_z_ptr,
     guide_grads_ptr, grad_ptr,
     FEATURES: tl.constexpr, FREE: tl.constexpr,
     NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
@@ -87,14 +89,14 @@ def chain_kernel(
                 SKIP_FROM: tl.constexpr = DIM + FEATURES if FREE else None
                 store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, free * CLASS)
                 tl.debug_barrier()
-                forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+                forward_hidden(acts, None, packed, flat, NET, CONFIG, ROWS)
                 last_layer(acts, packed, flat, eps + free * to_uncond, live, NET, CONFIG, ROWS)
                 if FREE:
                     tl.debug_barrier()
             if GUIDE is not None:
                 _guidance(
                     inputs, IN, grad_ptr + first * (DIM + FEATURES), labels_ptr + first, live,
-                    model, slot, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr,
+                    model, slot, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr, guide_z_ptr,
                     guide_grads_ptr, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
             tl.debug_barrier()
@@ -133,22 +135,24 @@ def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.
 
 @triton.jit
 def _guidance(
-    inputs, stride, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, grads_ptr,
-    GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+    inputs, stride, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, z_ptr,
+    grads_ptr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
     LAYERS: tl.constexpr = GUIDE.layers
     flat = flat_ptr + model * GUIDE.shape.num_parameters
     packed = packed_ptr + model * GUIDE.packed[LAYERS]
     acts = acts_ptr + slot * GUIDE.activation_columns
+    z = z_ptr + slot * GUIDE.z_columns if GUIDE.keeps_z else None
     grads = grads_ptr + slot * GUIDE.gradient_columns
     store_input(inputs, stride, 1, live, acts, GUIDE, ROWS)
     tl.debug_barrier()
-    forward_hidden(acts, packed, flat, GUIDE, CONFIG, ROWS)
+    forward_hidden(acts, z, packed, flat, GUIDE, CONFIG, ROWS)
     label = tl.load(labels + tl.arange(0, ROWS), mask=live, other=0)
     _label_gradient(acts, packed, flat, grads, label, GUIDE, CONFIG, ROWS)
     tl.debug_barrier()
-    backward_hidden(acts, grads, packed, flat, None, 0, GUIDE, CONFIG, ROWS)
+    z = z if GUIDE.keeps_z else acts
+    backward_hidden(z, grads, packed, flat, None, 0, GUIDE, CONFIG, ROWS)
     store_grad_x(grads, packed, grad, live, 1 / UNIT_SCALE, GUIDE, CONFIG, ROWS)
 
 
@@ -165,7 +169,7 @@ def _label_gradient(
     p, _ = softmax(y, column, WIDTH)
     chosen = column[None, :] == label[:, None]
     target = grads + (GUIDE.columns[LAYERS] - GUIDE.columns[1])
-    grad = ((chosen - p) * UNIT_SCALE).to(grads.dtype.element_ty)
+    grad = operand((chosen - p) * UNIT_SCALE, grads.dtype.element_ty, GUIDE)
     tl.store(target + row * GUIDE.gradient_columns + column[None, :], grad)
 
 
@@ -206,15 +210,19 @@ def sample_chain(
     programs = min(triton.cdiv(rows, TILE_ROWS), mlp.slots(models, x.device))
     flat, packed, acts = _buffers(denoiser, net, programs)
     eps = x.new_empty((1 + free, *x.shape))
-    guidance: tuple[Tensor | None, ...] = (None, None, None, None, None, None)
+    guidance: tuple[Tensor | None, ...] = (None,) * 7
     if guide is None:
         guide_net = None
     else:
         guide_net = layout_of(guide.classifier.shape, precision)
         guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
-        guide_grads = guide_acts.new_empty((*guide_acts.shape[:2], guide_net.gradient_columns))
+        slots = guide_acts.shape[:2]
+        guide_grads = guide_acts.new_empty((*slots, guide_net.gradient_columns))
+        guide_z = None
+        if guide_net.keeps_z:
+            guide_z = guide_acts.new_empty((*slots, guide_net.z_columns))
         guidance = (
-            guide.labels.contiguous(), guide_flat, guide_packed, guide_acts,
+            guide.labels.contiguous(), guide_flat, guide_packed, guide_acts, guide_z,
             guide_grads, x.new_empty((models, rows, dim + features)),
         )  # fmt: skip
     with device_of(x):

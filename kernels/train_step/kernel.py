@@ -17,7 +17,7 @@ from ..adamw.reference import Shadow
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.config import OPERAND_DTYPES, TILE_ROWS, config_for
-from ..mlp.device import UNIT_SCALE, divisor, softmax
+from ..mlp.device import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.layout import layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
@@ -36,7 +36,8 @@ def train_kernel(
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, packed_ptr, inputs_ptr, eps_ptr, acts_ptr, grads_ptr, buffer_rows, tile_parts_ptr,
+    flat_ptr, packed_ptr, inputs_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -80,10 +81,11 @@ def train_kernel(
     flat = flat_ptr + model * NET.shape.num_parameters
     packed = packed_ptr + model * NET.packed[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
+    z = z_ptr + (model * buffer_rows + first) * NET.z_columns if NET.keeps_z else None
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
     store_input(inputs_ptr + (model * buffer_rows + first) * IN, IN, 1, live, acts, NET, ROWS)
     tl.debug_barrier()
-    forward_hidden(acts, packed, flat, NET, CONFIG, ROWS)
+    forward_hidden(acts, z, packed, flat, NET, CONFIG, ROWS)
     terms = tl.sum(live.to(tl.float32), axis=0)
     if labels_ptr is None or CLASS > 0:
         eps = eps_ptr + (model * buffer_rows + first) * DIM
@@ -96,7 +98,8 @@ def train_kernel(
     tl.store(parts + (LAYERS - 1) * tiles, loss)
     tl.store(parts + LAYERS * tiles, terms)
     tl.debug_barrier()
-    backward_hidden(acts, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
+    z = z if NET.keeps_z else acts
+    backward_hidden(z, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
 
 
 @triton.jit
@@ -119,7 +122,7 @@ def _eps_loss(
         wanted = tl.load(eps + row * WIDTH + column[None, :], mask=inside, other=0.0)
         error = tl.where(inside, y - wanted, 0.0)
         loss += tl.sum(error * error)
-        error = (error * UNIT_SCALE).to(grads.dtype.element_ty)
+        error = operand(error * UNIT_SCALE, grads.dtype.element_ty, NET)
         tl.store(target + row * NET.gradient_columns + column[None, :], error)
     return loss
 
@@ -139,7 +142,7 @@ def _label_loss(
     p, log_p = softmax(y, column, WIDTH)
     chosen = live[:, None] & (column[None, :] == label[:, None])
     grad = tl.where(live[:, None], p - chosen, 0.0)
-    grad = (grad * UNIT_SCALE).to(grads.dtype.element_ty)
+    grad = operand(grad * UNIT_SCALE, grads.dtype.element_ty, NET)
     target = grads + (NET.columns[LAYERS] - NET.columns[1])
     tl.store(target + row * NET.gradient_columns + column[None, :], grad)
     return -tl.sum(tl.where(chosen, log_p, 0.0))
@@ -151,6 +154,7 @@ class Buffers(NamedTuple):
     inputs: Tensor  # float32 [M, rows, d + F + E]
     eps: Tensor  # float32 [M, rows, d]
     activations: Tensor  # [M, rows, columns], operand dtype
+    preactivations: Tensor | None  # [M, rows, columns], operand dtype
     gradients: Tensor  # [M, rows, columns], operand dtype
     tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles]
 
@@ -162,16 +166,16 @@ def buffers_of(
     net = layout_of(shape, precision)
     config = config_for(precision, capability_of(data.points.device))
     tiles = max(1, triton.cdiv(rows, TILE_ROWS))
-    new = data.points.new_empty
-    dtype = OPERAND_DTYPES[precision]
+    rows, new, dtype = tiles * TILE_ROWS, data.points.new_empty, OPERAND_DTYPES[precision]
     buffers = Buffers(
-        inputs=new((models, tiles * TILE_ROWS, data.input_width)),
-        eps=new((models, tiles * TILE_ROWS, data.points.shape[-1])),
-        activations=new((models, tiles * TILE_ROWS, net.activation_columns), dtype=dtype),
-        gradients=new((models, tiles * TILE_ROWS, net.gradient_columns), dtype=dtype),
+        inputs=new((models, rows, data.input_width)),
+        eps=new((models, rows, data.points.shape[-1])),
+        activations=new((models, rows, net.activation_columns), dtype=dtype),
+        preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
+        gradients=new((models, rows, net.gradient_columns), dtype=dtype),
         tile_parts=new((models, net.layers + 1, tiles)),
     )
-    return buffers, mlp.split_rows(net, config, models, tiles * TILE_ROWS)[0]
+    return buffers, mlp.split_rows(net, config, models, rows)[0]
 
 
 def training_sums(
@@ -198,7 +202,7 @@ def training_sums(
     net = layout_of(shape, shadow.precision)
     config = config_for(shadow.precision, capability_of(parameters.device))
     models, tiles = len(parameters), triton.cdiv(rows, TILE_ROWS)
-    inputs, eps, acts, grads, tile_parts = buffers
+    inputs, eps, acts, z, grads, tile_parts = buffers
     tile_parts = tile_parts.flatten()[: models * (net.layers + 1) * tiles]
     tile_parts = tile_parts.view(models, net.layers + 1, tiles)
     told = 0 if data.class_features is None else data.class_features.shape[-1]
@@ -207,12 +211,11 @@ def training_sums(
         train_kernel[tiles, models](
             *source_arguments(data), seed, step if on_device else None, 0 if on_device else step,
             batch_size, refresh or 0, first_row, rows,
-            parameters, shadow.packed, inputs, eps, acts, grads, acts.shape[1], tile_parts,
+            parameters, shadow.packed, inputs, eps, acts, z, grads, acts.shape[1], tile_parts,
             data.points.shape[-1], data.time_features.shape[-1], told, refresh is not None,
             net, config, TILE_ROWS, num_warps=config.warps,
         )  # fmt: skip
         mlp.weight_gradients(
-            mlp.Saved(acts, shadow.packed, parameters), grads, tile_parts, sums, net, config,
-            rows=tiles * TILE_ROWS, loss=True, add=add,
+            acts, grads, tile_parts, sums, net, config, rows=tiles * TILE_ROWS, loss=True, add=add,
             factor=(1 if data.classifies else 2) / UNIT_SCALE.value,
         )  # fmt: skip

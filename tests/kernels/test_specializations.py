@@ -1,0 +1,126 @@
+"""How many kernels are compiled over batches of many sizes and layouts: as few as for one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PRELUDE = """
+import json
+from collections import Counter
+
+import torch
+from flashpoint.kernels import Guide, MLPShape, Network, resources
+from flashpoint.kernels.mlp import kernel as mlp
+from flashpoint.kernels.q_sample import kernel as q_sample
+from flashpoint.kernels.reverse_step import kernel as reverse_step
+from flashpoint.kernels.sample_chain.kernel import draw_prior, sample_chain
+
+SIZES = (1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 1000, 1024, 1999, 2000, 2047, 2048, 2049, 4096,
+         9999, 10_000)
+table = torch.zeros(1, 10_000 * 8 + 1)  # what batches are cut out of, aligned or not
+
+def dense(rows, width):
+    return table[:, : rows * width].view(1, rows, width)
+
+def misaligned(rows, width):
+    return table[:, 1 : 1 + rows * width].view(1, rows, width)
+
+def transposed(rows, width):
+    return table[:, : rows * width].view(1, width, rows).mT
+
+def every_second(rows, width):
+    return table[:, : 2 * rows * width].view(1, rows, 2 * width)[..., ::2]
+
+def expanded(rows, width):
+    return table[:, :1, None].expand(1, rows, width)
+
+def labels(rows, shift):
+    return torch.zeros(1, rows + 1, dtype=torch.int64)[:, shift : shift + rows]
+
+def compiled(call, layouts):
+    cases = {f"{layout.__name__} {rows}": lambda rows=rows, layout=layout: call(layout, rows)
+             for layout in layouts for rows in SIZES}
+    launches = resources.launches(90, cases).values()
+    print(json.dumps(Counter(launch.kernel for launch in launches)))
+"""
+
+PERCEPTRON = """
+shape = MLPShape((3, 32, 32, 2))
+flat = torch.zeros(1, shape.num_parameters)
+
+def call(layout, rows):
+    y, saved = mlp.forward_flat(layout(rows, 3), flat, shape, "fp16")
+    mlp.backward(layout(rows, 2), saved, shape, "fp16")
+"""
+
+CHAIN = """
+shape, judge = MLPShape((3, 32, 2)), MLPShape((3, 32, 5))
+networks = [Network(torch.zeros(1, shape.num_parameters), shape) for shape in (shape, judge)]
+seed = torch.zeros(1, dtype=torch.int64)
+
+def call(layout, rows):
+    x = torch.zeros(1, rows, 2)
+    draw_prior(x, seed, 0)
+    guide = Guide(networks[1], labels(rows, layout is misaligned))
+    sample_chain(networks[0], layout(rows, 2), layout(rows, 4), layout(rows, 1), seed, guide,
+                 None, 0, 0, "fp16")
+"""
+
+ELEMENTWISE = """
+def call(layout, rows):
+    x, shift = layout(rows, 2), int(layout is misaligned)
+    q_sample.q_sample(x, misaligned(1, 30)[0], labels(rows, shift), dense(rows, 2))
+    reverse_step.reverse_step(dense(rows, 2), x, dense(1, 4)[0], x, x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "layouts", "expected"),
+    [
+        (
+            PERCEPTRON,
+            "dense, misaligned",
+            dict.fromkeys(
+                (
+                    "pack_kernel",
+                    "forward_kernel",
+                    "backward_kernel",
+                    "weight_gradient_kernel",
+                    "reduce_kernel",
+                ),
+                1,
+            ),
+        ),
+        (
+            PERCEPTRON,
+            "dense, misaligned, transposed, every_second, expanded",
+            {
+                "pack_kernel": 1,
+                "forward_kernel": 2,  # columns one after the other, or any others
+                "backward_kernel": 2,
+                "weight_gradient_kernel": 1,
+                "reduce_kernel": 1,
+            },
+        ),
+        (
+            CHAIN,
+            "dense, misaligned, transposed, every_second",
+            {"prior_kernel": 1, "pack_kernel": 2, "chain_kernel": 1},  # to pack two networks
+        ),
+        (
+            ELEMENTWISE,
+            "dense, misaligned, transposed, every_second, expanded",
+            {"noise_kernel": 1, "reverse_kernel": 1},
+        ),
+    ],
+    ids=["dense", "any-layout", "chain", "elementwise"],
+)
+def test_batches_of_other_sizes_need_no_other_kernels(call, layouts, expected):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", f"{PRELUDE}{call}\ncompiled(call, ({layouts},))"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
