@@ -71,10 +71,15 @@ def adamw_kernel(
         first = taken & (tl.program_id(0) == 0)
         place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
         # What is not finite stays, also where several updates share a place.
-        tl.store(place, loss + 0 * tl.load(place, mask=first, other=0.0), mask=first)
+        written = loss + 0 * tl.load(place, mask=first, other=0.0)
+        mean = 0.0
         if means_ptr is not None:
-            mean = means_ptr + model * entries + entry
-            tl.store(mean, tl.load(mean) + loss / every, mask=first)
+            means_ptr += model * entries + entry
+            mean = tl.load(means_ptr) + loss / every
+        tl.debug_barrier()  # all warps have read what one of them overwrites
+        tl.store(place, written, mask=first)
+        if means_ptr is not None:
+            tl.store(means_ptr, mean, mask=first)
         keep = keep & taken
     live = element < tl.where(keep, size, 0)
     offset = model * size + element

@@ -318,6 +318,7 @@ def _sum(pointer, length, BLOCK: tl.constexpr):
 def _store_part(pointers, value, mask, ADD: tl.constexpr):
     if ADD:
         value += tl.load(pointers, mask=mask)
+        tl.debug_barrier()  # all warps have read what one of them overwrites
     tl.store(pointers, value, mask=mask)
 
 

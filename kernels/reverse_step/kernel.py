@@ -55,14 +55,16 @@ def reverse_kernel(
         element = first_row + row.to(tl.int64)
         drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
     x, eps, out = x_ptr + offset, eps_ptr + offset, out_ptr + offset
-    update(x, eps, grad, uncond, z, drawn_0, coefficients, out, live, column)
+    x_prev = updated(x, eps, grad, uncond, z, drawn_0, coefficients, live, column)
+    tl.store(out + column, x_prev.to(out.dtype.element_ty), mask=live)
     if column + 1 < DIM:
-        update(x, eps, grad, uncond, z, drawn_1, coefficients, out, live, column + 1)
+        x_prev = updated(x, eps, grad, uncond, z, drawn_1, coefficients, live, column + 1)
+        tl.store(out + column + 1, x_prev.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
-def update(x, eps, grad, uncond, z, drawn, coefficients, out, live, column):
-    """One coordinate of a tile of rows; the noise is read from z, or else it is ``drawn``."""
+def updated(x, eps, grad, uncond, z, drawn, coefficients, live, column):
+    """One coordinate of x_{t-1} of a tile; the noise is read from z, or else it is ``drawn``."""
     eps_hat = tl.load(eps + column, mask=live, other=0.0).to(tl.float32)
     if grad is not None:
         guidance = tl.load(grad + column, mask=live, other=0.0).to(tl.float32)
@@ -74,8 +76,7 @@ def update(x, eps, grad, uncond, z, drawn, coefficients, out, live, column):
         drawn = tl.load(z + column, mask=live, other=0.0).to(tl.float32)
     x_t = tl.load(x + column, mask=live, other=0.0).to(tl.float32)
     x_prev = tl.load(coefficients + _X) * x_t + tl.load(coefficients + _EPS) * eps_hat
-    x_prev += tl.load(coefficients + _NOISE) * drawn
-    tl.store(out + column, x_prev.to(out.dtype.element_ty), mask=live)
+    return x_prev + tl.load(coefficients + _NOISE) * drawn
 
 
 def reverse_step(

@@ -24,7 +24,7 @@ from ..mlp.tile import (
 )
 from ..philox.kernel import NOISE, PRIOR, normal_pair
 from ..q_sample.reference import gather_points
-from ..reverse_step.kernel import update
+from ..reverse_step.kernel import updated
 from .reference import Condition, Guide, Network
 
 _ROWS = 256  # rows of a program that only draws
@@ -128,9 +128,14 @@ def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.
     """One reverse step of a tile, in place."""
     for pair in range((DIM + 1) // 2):
         z_0, z_1 = normal_pair(seed, NOISE, step, row, pair)
-        update(x, eps, grad, uncond, None, z_0, coefficients, x, live, pair * 2)
+        first = updated(x, eps, grad, uncond, None, z_0, coefficients, live, pair * 2)
+        second = first
         if pair * 2 + 1 < DIM:
-            update(x, eps, grad, uncond, None, z_1, coefficients, x, live, pair * 2 + 1)
+            second = updated(x, eps, grad, uncond, None, z_1, coefficients, live, pair * 2 + 1)
+        tl.debug_barrier()  # all warps have read what one of them overwrites
+        tl.store(x + pair * 2, first, mask=live)
+        if pair * 2 + 1 < DIM:
+            tl.store(x + pair * 2 + 1, second, mask=live)
 
 
 @triton.jit
