@@ -75,10 +75,10 @@ def _hidden_layer(
     CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET.shape.activation, CONFIG.out))
     place = NET.columns[FIRST + 1] + i * PADDED
     row = tl.arange(0, ROWS)[:, None]
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i, NET)
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
         value = layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
+        slope = slope_of(flat + NET.flat[NET.layers], FIRST + i, NET)
         if z is not None:
             pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
             tl.store(pointers, value.to(z.dtype.element_ty))
@@ -201,11 +201,11 @@ def _layer_backward(
     row = tl.arange(0, ROWS)[:, None]
     source = z + NET.z_start + NET.columns[FIRST] + i * PADDED
     target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
-    slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
     part = 0.0
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
         grad_h = _layer_columns_backward(grads, packed, i, column, FIRST, NET, CONFIG, ROWS)
+        slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
         value = tl.load(source + row * NET.z_columns + column[None, :]).to(tl.float32)
         if NET.shape.activation == "prelu":
             part += tl.sum(tl.where(value > 0, 0.0, grad_h * value))

@@ -116,6 +116,15 @@ def test_activations(device, activation, precision):
     check(flat, shape, *make_batch(shape, 300, device=device), precision)
 
 
+@pytest.mark.parametrize("slope", [-0.3, 0.0, 1.5])
+@pytest.mark.usefixtures("poisoned")
+def test_fixed_slopes_of_either_sign(device, slope):
+    """Of a negative slope h does not tell the sign of z, which is then kept."""
+    shape = MLPShape((3, 24, 24, 2), "leaky_relu", negative_slope=slope)
+    flat = make_network(shape, device=device)
+    check(flat, shape, *make_batch(shape, 300, device=device), "fp32")
+
+
 @pytest.mark.parametrize(
     ("widths", "options"),
     [
