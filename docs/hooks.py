@@ -51,7 +51,11 @@ def code(path: str, name: str) -> str:
 
 
 def resources(arch: str) -> str:
-    """What each kernel takes on an architecture, with the newest triton in the record."""
+    """What each kernel takes on an architecture, with the newest triton in the record.
+
+    Below stand the reasons for what is wrong with some. Other widths and activations, which the
+    record has too, would only make the table long.
+    """
     record = json.loads((ROOT / "kernels" / "resources.json").read_text())
     newest = max(record, key=lambda version: [int(part) for part in version.split(".")])
     lines = [
@@ -59,10 +63,15 @@ def resources(arch: str) -> str:
         "| kernel | registers | shared memory, KiB | spilled bytes | tensor-core instructions |",
         "| --- | --- | --- | --- | --- |",
     ]
+    reasons = []
     for kernel, use in sorted(record[newest][arch].items()):
+        if kernel.startswith("width "):
+            continue
         instructions = ", ".join(f"{n} {name}" for name, n in use["tensor_core"].items())
         lines.append(
             f"| {kernel} | {use['registers']} | {use['shared'] / 1024:.0f} "
             f"| {use['spill_stores'] + use['spill_loads']} | {instructions} |"
         )
-    return "\n".join(lines)
+        for kind, reason in use.get("accepted", {}).items():
+            reasons.append(f"- {kernel}, {kind}: {use['faults'][kind]}. {reason}")
+    return "\n".join([*lines, "", *reasons])

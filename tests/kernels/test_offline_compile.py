@@ -1,13 +1,16 @@
 """The shipped kernels, compiled for GPUs that need not be there, take what they took before."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+import triton
 
-from flashpoint.kernels import resources
+from flashpoint.kernels import MLPShape, resources
+from flashpoint.kernels.mlp.layout import layout_of
 
 
 def compile_offline(*arguments):
@@ -27,6 +30,20 @@ def test_training_and_sampling_on_hopper_in_45_seconds():
 def test_main_kernels_on_the_other_chips():
     done = compile_offline("--main", "--arch", "80", "100")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_networks_of_other_sizes_on_hopper():
+    """A few that differ in how their products are ordered and what their registers hold."""
+    chosen = [
+        "classifier fp16: train_kernel",
+        "width 64 tf32: forward_kernel",
+        "width 128 bf16: chain_kernel",
+        "width 256 gelu: forward_kernel",
+        "width 512 fp16: forward_kernel",
+    ]
+    done = compile_offline("--arch", "90", "--only", *chosen)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(chosen)} kernels compiled" in done.stdout
 
 
 @pytest.mark.slow
@@ -89,21 +106,25 @@ GOOD = {
     "spill_loads": 8,
     "stack": 32,
     "shared": 122880,
-    "tensor_core": {"HGMMA": 33},
+    "tensor_core": {"HGMMA.64x128x16": 17, "HGMMA.64x8x16": 16},
+    "faults": {},
     "seconds": 1.0,
 }
+FAULT = {"serialised": "wgmmas serialized due to a reason (C7511)"}
 
 
 @pytest.mark.parametrize(
     ("change", "problems"),
     [
         ({}, []),
-        ({"registers": 255, "stack": 64, "seconds": 5.0, "tensor_core": {"HGMMA": 1}}, []),
+        ({"registers": 255, "stack": 64, "seconds": 5.0}, []),
+        ({"tensor_core": {"HGMMA.64x128x16": 1, "HGMMA.64x8x16": 1}}, []),
         ({"seconds": 5.1}, ["took 5.1 s to compile, 5.0 s are allowed"]),
         ({"spill_stores": 0}, []),
         ({"spill_stores": 16}, ["spill_stores went from 8 to 16 bytes"]),
         ({"spill_loads": 12}, ["spill_loads went from 8 to 12 bytes"]),
-        ({"tensor_core": {"HMMA": 99}}, ["no longer uses HGMMA"]),
+        ({"tensor_core": {"HGMMA.64x8x16": 32}}, ["no longer uses HGMMA.64x128x16"]),
+        ({"faults": FAULT}, ["serialised: wgmmas serialized due to a reason (C7511)"]),
         (
             {"shared": 232449},
             ["needs 232449 bytes of shared memory, the chip has 232448"],
@@ -113,3 +134,99 @@ GOOD = {
 def test_what_counts_as_a_problem(change, problems):
     found = resources.Resources(**(GOOD | change))
     assert resources.problems_of(found, 90, GOOD) == problems
+
+
+def test_a_reason_is_for_one_fault():
+    found = resources.Resources(**(GOOD | {"faults": FAULT | {"in flight": "R1"}}))
+    recorded = GOOD | {"accepted": {"serialised": "as fast all the same"}}
+    assert resources.problems_of(found, 90, recorded) == ["in flight: R1"]
+
+
+def test_a_fault_is_one_without_a_record():
+    found = resources.Resources(**(GOOD | {"faults": FAULT}))
+    assert len(resources.problems_of(found, 90, None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "accepted", "status", "kept"),
+    [
+        ({}, {}, 0, None),
+        (FAULT, {}, 1, None),
+        (FAULT, {"serialised": "why"}, 0, {"serialised": "why"}),
+        (FAULT, {"in flight": "why"}, 1, None),
+        ({}, {"serialised": "why"}, 0, None),
+    ],
+)
+def test_an_update_keeps_reasons_and_invents_none(
+    faults, accepted, status, kept, monkeypatch, tmp_path
+):
+    record = tmp_path / "resources.json"
+    before = {triton.__version__: {"sm_90": {"kernel": GOOD | {"accepted": accepted}}}}
+    record.write_text(json.dumps(before))
+    found = {90: {"kernel": resources.Resources(**(GOOD | {"registers": 1, "faults": faults}))}}
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(resources, "RECORD", record)
+    monkeypatch.setattr(resources, "_compile_all", lambda *_: (found, []))
+    assert resources.main(["--update"]) == status
+    written = json.loads(record.read_text())[triton.__version__]["sm_90"]["kernel"]
+    assert written["registers"] == 1
+    assert written.get("accepted") == kept
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ptxas info    : Used 255 registers, used 1 barriers", None),
+        (
+            "ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are "
+            "serialized due to insufficient register resources for the wgmma pipeline in the "
+            "function 'chain_kernel'\nptxas info    : 11 bytes gmem",
+            "wgmmas serialized due to insufficient register resources for the wgmma pipeline "
+            "(C7511)",
+        ),
+        (
+            "ptxas-blackwell info    : (C7510) Potential Performance Loss: wgmma.mma_async "
+            "instructions are serialized due to the presence of Extern calls in the function "
+            "'chain_kernel' in line 816",
+            "wgmmas serialized due to the presence of Extern calls (C7510)",
+        ),
+    ],
+)
+def test_notes_that_wgmmas_are_serialised(said, why):
+    assert resources.why_serialised(said) == why
+
+
+HALF = "%5 = tt.dot %2, %3, %4 : tensor<64x64xbf16> * tensor<64x256xbf16> -> tensor<64x256xf32>"
+SINGLE = "%5 = tt.dot %2, %3, %4 : tensor<64x16xf32> * tensor<16x64xf32> -> tensor<64x64xf32>"
+TF32 = SINGLE.replace("%4 :", "%4, inputPrecision = tf32 :")
+
+
+@pytest.mark.parametrize(
+    ("arch", "ttir", "used", "fault"),
+    [
+        (90, SINGLE, [], None),
+        (90, "%4 = tt.load %2 : tensor<64x64x!tt.ptr<f16>>", [], None),
+        (80, HALF, ["HMMA.16816"], None),
+        (80, HALF, [], "multiplies in half precision or tf32 without HMMA"),
+        (90, HALF, ["HMMA.16816"], "multiplies in half precision or tf32 without HGMMA"),
+        (90, TF32, [], "multiplies in half precision or tf32 without HGMMA"),
+        (90, HALF, ["HGMMA.64x8x16", "HGMMA.64x64x16"], None),
+        (90, HALF, ["HGMMA.64x8x16", "HGMMA.64x32x16"],
+         "HGMMA of at most 32 columns, 64 are possible"),
+        (100, HALF, ["UTCHMMA"], None),
+        (100, HALF, ["HMMA.16816"], r"multiplies in half precision or tf32 without UTC\w*MMA"),
+    ],
+)  # fmt: skip
+def test_products_that_tensor_cores_should_do(arch, ttir, used, fault):
+    net = layout_of(MLPShape((3, 256, 256, 2)), "fp16")
+    launch = resources.Launch("", "", arch, {}, {(3,): net}, {}, {"num_warps": 8})
+    used = dict.fromkeys(used, 1)
+    assert resources.without_tensor_cores(launch, SINGLE + "\n" + ttir, used) == fault
+
+
+def test_narrow_layers_may_have_narrow_products():
+    net = layout_of(MLPShape((3, 64, 64, 2)), "fp16")
+    launch = resources.Launch("", "", 90, {}, {(3,): net}, {}, {"num_warps": 8})
+    assert resources.without_tensor_cores(launch, HALF, {"HGMMA.64x32x16": 9}) is None
+    fault = resources.without_tensor_cores(launch, HALF, {"HGMMA.64x16x16": 9})
+    assert fault == "HGMMA of at most 16 columns, 32 are possible"
