@@ -195,6 +195,7 @@ CASES: dict[str, Callable[[], None]] = {
     "train bf16": partial(_train, _DENOISER, "bf16"),
     "train tf32": partial(_train, _DENOISER, "tf32"),
     "train fp32": partial(_train, _DENOISER, "fp32"),
+    "drop-in tf32x3": partial(_perceptron, _DENOISER, "tf32x3"),
     "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),

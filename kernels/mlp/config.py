@@ -88,11 +88,13 @@ def chain_config_for(
     """:func:`config_for` with fewer columns at once where guidance would spill.
 
     With the pointers of two networks at hand, 64 columns are what does not, and what compiles in
-    less than five seconds.
+    less than five seconds. On Hopper they are too few: two groups of warps would share them, and
+    ptxas lets no two of such narrow products overlap. 128 columns spill a little, between layers.
     """
     config = config_for(precision, capability)
     if guided:
-        return replace(config, out=min(config.out, 64))
+        hopper = config is _HOPPER_HALF and capability[0] == 9
+        return replace(config, out=128 if hopper else min(config.out, 64))
     if classifier_free and config is _AMPERE_HALF:
         return replace(config, out=128)
     return config
