@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _MIN_CAPABILITY = (8, 0)
 _logger = logging.getLogger("flashpoint")
@@ -34,7 +35,7 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
     """
     if backend == "torch" or (backend is None and not tensor.is_cuda):
         return False
-    problem = _problem(tensor.device)
+    problem = problem_of(tensor.device)
     if problem is not None:
         if backend == "triton":
             raise RuntimeError(f"backend 'triton' {problem} ({name} is on {tensor.device})")
@@ -47,6 +48,9 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
 
 def elementwise_gap(*tensors: Tensor | None) -> str | None:
     """What element-wise kernels do not cover: they compute in float32 and record no gradients."""
+    watching = onlooker()
+    if watching is not None:
+        return watching
     given = [tensor for tensor in tensors if tensor is not None]
     if any(tensor.dtype == torch.float64 for tensor in given):
         return "float64"
@@ -68,9 +72,27 @@ def run_by_compiler(function: _Function) -> _Function:
 
 
 @run_by_compiler
-def _problem(device: torch.device) -> str | None:
+def problem_of(device: torch.device) -> str | None:
     """Why kernels cannot run on a device."""
     return _find_problem(device)
+
+
+@run_by_compiler
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, which kernels would lose."""
+    return forward_ad._current_level >= 0
+
+
+@run_by_compiler
+def onlooker() -> str | None:
+    """Who wants to see each operation of PyTorch's, if anyone does; kernels would hide them."""
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch._C._is_tracing():
+        return "torch.jit.trace"
+    return "torch.export" if torch.compiler.is_exporting() else None
 
 
 @run_by_compiler

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .mlp import mlp
+from ._dispatch import log_once, onlooker, problem_of
+from .mlp import (
+    PLAIN_TENSORS,
+    Arguments,
+    MLPShape,
+    gap_of_arguments,
+    gap_of_dtype,
+    read_arguments,
+    run_kernels,
+)
+from .mlp.layout import gap_of
 from .mlp.shape import PIECEWISE_LINEAR
 
 ACTIVATIONS = {
@@ -21,7 +31,6 @@ ACTIVATIONS = {
     nn.GELU: "gelu",
     nn.Tanh: "tanh",
 }
-_PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
 class Layers(NamedTuple):
@@ -37,25 +46,45 @@ class Layers(NamedTuple):
 
 def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -> Tensor:
     """``layers(x)``: fused if that is possible now, else one by one."""
-    if not _worth_fusing(x) or isinstance(network := read_layers(layers), str):
+    arguments = _arguments(layers, x)
+    if arguments is None:
         return nn.Sequential.forward(layers, x)
+    return run_kernels(arguments, precision)
+
+
+def _arguments(layers: nn.Sequential, x: Tensor) -> Arguments | None:
+    """What the kernels would run on, None if the layers themselves have to run."""
+    if not _worth_fusing(x) or onlooker() is not None:
+        return None
+    network = read_layers(layers)
+    if isinstance(network, str):
+        return None
     weights, biases, slopes, activation, negative_slope, linear_input = network
-    shared = all(slope is slopes[0] for slope in slopes)
-    return mlp(
-        x,
-        weights,
-        biases,
-        (slopes[0] if shared else torch.cat(slopes)) if slopes else None,
-        activation=activation,
-        negative_slope=negative_slope,
-        linear_input=linear_input,
-        precision=precision,
-    )
+    slope = _join(slopes)
+    try:
+        arguments = read_arguments(
+            x, weights, biases, slope, activation, negative_slope, linear_input
+        )
+    except (TypeError, ValueError):
+        return None  # PyTorch has its own words for it
+    gap = problem_of(x.device) or gap_of_arguments(arguments)
+    if gap is not None:
+        log_once(f"plain PyTorch instead of Triton kernels: {gap}")
+        return None
+    return arguments
+
+
+def _join(slopes: list[Tensor]) -> Tensor | None:
+    """One tensor of all slopes, None if there are none or they do not go together."""
+    if not slopes or all(slope is slopes[0] for slope in slopes):
+        return slopes[0] if slopes else None
+    alike = len({(slope.dtype, slope.device) for slope in slopes}) == 1
+    return torch.cat(slopes) if alike else None
 
 
 def _worth_fusing(x: Tensor) -> bool:
     """Elsewhere than on a GPU the layers themselves are fastest."""
-    return x.is_cuda and type(x) in _PLAIN_TENSORS
+    return type(x) in PLAIN_TENSORS and x.is_cuda
 
 
 def read_layers(layers: nn.Sequential) -> Layers | str:
@@ -96,6 +125,24 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     )
 
 
+def never_fused(network: Layers) -> str | None:
+    """What the kernels do not cover of a network, however it is called, if anything."""
+    return gap_of(_shape(network), torch.float32)
+
+
+def not_yet_fused(network: Layers) -> str | None:
+    """Why a network runs layer by layer until its parameters are moved or converted, if so."""
+    weight = network.weights[0]
+    gap = gap_of_dtype(weight.dtype) or gap_of(_shape(network), weight.dtype)
+    return gap or (problem_of(weight.device) if weight.is_cuda else None)
+
+
+def _shape(network: Layers) -> MLPShape:
+    weights = network.weights
+    widths = (weights[0].shape[-1], *(weight.shape[-2] for weight in weights))
+    return MLPShape(widths, network.activation)
+
+
 def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks
@@ -119,7 +166,7 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
     if kind in (nn.Linear, nn.PReLU) and "weight" not in layer._parameters:
         return "has its weight elsewhere"  # as in replicas of nn.DataParallel
     for parameter in layer._parameters.values():
-        if parameter is not None and type(parameter) not in _PLAIN_TENSORS:
+        if parameter is not None and type(parameter) not in PLAIN_TENSORS:
             return "has parameters of a tensor subclass"
     if kind is nn.PReLU and layer.num_parameters != 1:
         return "has a slope for each column"

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ._layers import has_hooks, read_layers, run_layers
+from ._layers import Layers, has_hooks, never_fused, not_yet_fused, read_layers, run_layers
 
 
 class FusedSequential(nn.Sequential):
-    """An ``nn.Sequential`` that runs fused on a GPU whenever its layers are a perceptron."""
+    """An ``nn.Sequential`` that runs fused on a GPU whenever its layers can be."""
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] of x [..., in]."""
@@ -23,13 +23,19 @@ class Acceleration:
     Attributes:
         accelerated: modules that now run fused.
         skipped: modules that were left alone, and why.
+        waiting: modules whose layers run one by one, and why, until their parameters have another
+            dtype or lie on another GPU.
     """
 
     accelerated: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name or '(model)'}: fused" for name in self.accelerated]
+        lines += [
+            f"{name or '(model)'}: not yet fused, {why}" for name, why in self.waiting.items()
+        ]
         lines += [f"{name or '(model)'}: left alone, {why}" for name, why in self.skipped.items()]
         return "\n".join(lines) or "no perceptron found"
 
@@ -42,19 +48,24 @@ def accelerate(
     """Runs every perceptron inside a model fused, in place.
 
     A perceptron is an ``nn.Sequential`` of two or more Linear layers with one kind of activation
-    between them. It keeps its layers, Parameters, ``state_dict``, hooks to come, mode and device;
-    only its class changes, to a subclass of ``nn.Sequential`` that calls one operator. Should its
-    layers later change so that they cannot be fused, they run one by one again; so they do where x
-    is not on a GPU, because that is fastest there. Matrix products have the precision that PyTorch
-    itself would use: autocast's, else ``torch.get_float32_matmul_precision()``. ``torch.compile``
-    and ``torch.export`` take the subclass, ``torch.jit.script`` does not.
+    between them, none of the hidden ones wider than the kernels cover. It keeps its layers,
+    Parameters, ``state_dict``, hooks to come, mode and device; only its class changes, to a
+    subclass of ``nn.Sequential`` that calls one operator. Matrix products have the precision that
+    PyTorch itself would use: autocast's, else ``torch.get_float32_matmul_precision()``.
+
+    The layers run one by one, as before, wherever the operator would not do what they do: where
+    they were changed so that they cannot be fused; where x is not on a GPU, because that is fastest
+    there; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``; under
+    ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
+    ``torch.fx.symbolic_trace`` and ``torch.export``. ``torch.compile`` takes the operator;
+    ``torch.jit.script`` does not take the subclass.
 
     Args:
         model: any module.
         filter: called with the qualified name and the module of each candidate, an
             ``nn.Sequential`` with a Linear layer; those for which it is false are left alone
             and not reported.
-        strict: raise unless every candidate was fused, and there was at least one.
+        strict: raise unless every candidate runs fused, and there is at least one.
 
     Returns:
         which modules run fused and which do not, with the reason.
@@ -66,13 +77,17 @@ def accelerate(
     for name, module in model.named_modules():
         if not _is_candidate(module) or not (filter is None or filter(name, module)):
             continue
-        reason = _why_not(module)
-        if reason is None:
+        network = _read(module)
+        if isinstance(network, str):
+            report.skipped[name] = network
+            continue
+        chosen.append(module)
+        gap = not_yet_fused(network)
+        if gap is None:
             report.accelerated.append(name)
-            chosen.append(module)
         else:
-            report.skipped[name] = reason
-    if strict and (report.skipped or not chosen):
+            report.waiting[name] = gap
+    if strict and (report.skipped or report.waiting or not chosen):
         raise ValueError(
             "model must have only perceptrons that can be fused, and at least one: "
             + str(report).replace("\n", "; ")
@@ -88,7 +103,8 @@ def _is_candidate(module: nn.Module) -> bool:
     )
 
 
-def _why_not(module: nn.Sequential) -> str | None:
+def _read(module: nn.Sequential) -> Layers | str:
+    """The perceptron that a module is, or why it is left alone."""
     if type(module) not in (nn.Sequential, FusedSequential):
         return f"{type(module).__name__} is a class of its own"
     if has_hooks(module):
@@ -98,4 +114,6 @@ def _why_not(module: nn.Sequential) -> str | None:
     network = read_layers(module)
     if isinstance(network, str):
         return network
-    return "there is no hidden layer" if len(network.weights) == 1 else None
+    if len(network.weights) == 1:
+        return "there is no hidden layer"
+    return never_fused(network) or network

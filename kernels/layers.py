@@ -18,7 +18,8 @@ __all__ = ["FusedPerceptron"]
 class FusedPerceptron(nn.Module):
     """For an ``nn.Sequential`` of Linear layers with one kind of activation between them.
 
-    Should the layers not be such a perceptron, they run one by one.
+    Should the layers not be such a perceptron, or one that the kernels do not cover, they run one
+    by one.
     """
 
     can_torch_compile = True

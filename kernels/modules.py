@@ -5,13 +5,16 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ._layers import ACTIVATIONS, read_layers, run_layers
+from ._layers import ACTIVATIONS, has_hooks, read_layers, run_layers
 from ._validate import check_precision
 from .mlp import MLPShape
 
 
 class FusedMLP(nn.Module):
     """Linear layers with one activation between them, run by :func:`~flashpoint.kernels.mlp`.
+
+    What the kernels do not cover its layers do one by one, as they are; so they do elsewhere than
+    on a GPU, and wherever else :func:`~flashpoint.kernels.accelerate` says.
 
     The ``state_dict`` is that of the plain layout with one shared activation: ``act.weight``,
     ``model.0.weight``, ``model.0.bias``, ``model.1.weight`` (the slope again), and so on.
@@ -103,6 +106,8 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., output_dim] of x [..., input_dim]."""
+        if has_hooks(self.model):
+            return self.model(x)
         return run_layers(self.model, x, self.precision)
 
 

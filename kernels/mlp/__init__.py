@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._dispatch import run_by_compiler, use_triton
+from .._dispatch import onlooker, run_by_compiler, use_triton
 from .._validate import (
     PRECISIONS,
     check_backend,
@@ -22,6 +23,8 @@ from .shape import ACTIVATIONS, MLPParameters, MLPShape
 __all__ = ["ACTIVATIONS", "PRECISIONS", "MLPParameters", "MLPShape", "mlp"]
 
 _HALF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
 def mlp(
@@ -64,9 +67,36 @@ def mlp(
         ValueError: shapes or devices do not fit, or an unknown activation, precision or backend.
     """
     check_backend(backend)
-    check_float("x", x)
     if precision is not None:
         check_precision(precision)
+    arguments = read_arguments(x, weights, biases, slope, activation, negative_slope, linear_input)
+    gap = onlooker() or _subclass_gap(arguments) or gap_of_arguments(arguments)
+    if use_triton(backend, "x", x, gap):
+        return run_kernels(arguments, precision)
+    return _run_reference(x, arguments.parameters, arguments.shape)
+
+
+class Arguments(NamedTuple):
+    """Arguments of :func:`mlp` that fit together."""
+
+    x: Tensor
+    parameters: MLPParameters
+    shape: MLPShape
+    dtype: torch.dtype  # of the parameters
+    autocast_dtype: torch.dtype | None  # what autocast casts to, if it is on where x lies
+
+
+def read_arguments(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    slope: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    linear_input: bool,
+) -> Arguments:
+    """The arguments of :func:`mlp`, checked; raises what it raises."""
+    check_float("x", x)
     if len(weights) == 0:
         raise ValueError("weights must hold at least one layer, got none")
     parameters = MLPParameters(
@@ -79,8 +109,33 @@ def mlp(
     dtype = x.dtype if autocast_dtype is None else weights[0].dtype  # autocast casts x
     _check_x(x, parameters, shape)
     _check_tensors(x, parameters, dtype)
-    if not use_triton(backend, "x", x, _gap(dtype, shape)):
-        return _run_reference(x, parameters, shape)
+    return Arguments(x, parameters, shape, dtype, autocast_dtype)
+
+
+def gap_of_arguments(arguments: Arguments) -> str | None:
+    """What the operator does not cover of a call, if anything."""
+    x, (weights, *_), shape, dtype, autocast_dtype = arguments
+    gap = gap_of_dtype(dtype) or gap_of(shape, dtype)
+    if gap is not None:
+        return gap
+    if autocast_dtype is not None:
+        if dtype not in (torch.float32, autocast_dtype):
+            return f"parameters of {dtype} where autocast casts to {autocast_dtype}"
+        gap = gap_of_dtype(x.dtype)
+    for tensor in (x, *weights):
+        if tensor.layout is not torch.strided:
+            return "sparse tensors"
+    return gap
+
+
+def gap_of_dtype(dtype: torch.dtype) -> str | None:
+    """What the operator does not cover of tensors of ``dtype``, if anything."""
+    return None if dtype in _DTYPES else str(dtype).removeprefix("torch.")
+
+
+def run_kernels(arguments: Arguments, precision: str | None) -> Tensor:
+    """y of :func:`mlp` by the kernels, which must cover the call."""
+    x, parameters, shape, dtype, autocast_dtype = arguments
     if precision is None:
         precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
     if autocast_dtype is None:
@@ -93,11 +148,13 @@ def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Ten
     return reference.mlp(rows, parameters, shape).reshape(*x.shape[:-1], shape.widths[-1])
 
 
-def _gap(dtype: torch.dtype, shape: MLPShape) -> str | None:
-    """What the operator does not cover, if anything."""
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms"
-    return gap_of(shape, dtype)
+def _subclass_gap(arguments: Arguments) -> str | None:
+    """Subclasses of Tensor know PyTorch's own operations, such as how to share them out."""
+    weights, biases, slope = arguments.parameters
+    for tensor in (arguments.x, *weights, *(biases or ()), slope):
+        if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+            return f"tensors of class {type(tensor).__name__}"
+    return None
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -127,10 +184,11 @@ def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
 def _check_tensors(x: Tensor, parameters: MLPParameters, dtype: torch.dtype) -> None:
     """All parameters lie where x lies and have one dtype."""
     weights, biases, slope = parameters
-    for layer, weight in enumerate(weights):
-        check_like(f"weights[{layer}]", weight, x, dtype)
-        if biases is not None:
-            check_like(f"biases[{layer}]", biases[layer], x, dtype)
+    device = x.device
+    for name, tensors in (("weights", weights), ("biases", biases or ())):
+        for layer, tensor in enumerate(tensors):
+            if tensor.device != device or tensor.dtype != dtype:
+                check_like(f"{name}[{layer}]", tensor, x, dtype)
     if slope is not None:
         check_like("slope", slope, x, dtype)
 

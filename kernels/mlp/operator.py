@@ -6,6 +6,7 @@
 
 Each has a fake implementation (shapes only) and its derivative registered under the autograd key.
 The last two are differentiated through the reference, so that double backward works, at any order.
+In forward mode (``torch.autograd.forward_ad``) the reference runs, whose steps carry tangents.
 
 The autograd key is filled by hand because at these sizes dispatch is what a call costs:
 ``torch.library.register_autograd`` takes three times as long.
@@ -21,7 +22,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .._dispatch import in_forward_mode
 from ..overflow import observe
 from . import reference
 from .config import OPERAND_DTYPES, TILE_ROWS
@@ -221,11 +224,15 @@ class _Forward(torch.autograd.Function):
         ctx.flat, ctx.tensors = flat, len(tensors)
         ctx.save_for_backward(*tensors, *saved)
         ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)  # for what was saved that would be as many zeros
         return y, *saved
 
     @staticmethod
     def backward(ctx, grad_y, *_):
-        tensors, saved = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
+        if grad_y is None:
+            return None, None, *(None for _ in range(ctx.tensors))
+        kept = ctx.saved_tensors  # once: each time unpacks, or computes, everything anew
+        tensors, saved = kept[: ctx.tensors], kept[ctx.tensors :]
         network = ctx.flat.network(*tensors)
         _, _, needs_x, *needs_parameters = ctx.needs_input_grad
         if not any(needs_parameters):
@@ -262,10 +269,12 @@ class _Gradient(torch.autograd.Function):
         ctx.flat = flat
         ctx.save_for_backward(grad_y, *tensors)
         ctx.set_materialize_grads(False)
-        return run()
+        return run(grad_y)
 
     @staticmethod
     def backward(ctx, *grad_outputs):
+        if all(grad is None for grad in grad_outputs):
+            return None, None, *(None for _ in ctx.needs_input_grad[2:])
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             leaves = [None if t is None else _differentiable(t) for t in ctx.saved_tensors]
@@ -284,8 +293,17 @@ class _Gradient(torch.autograd.Function):
 
 
 def _differentiable(tensor: Tensor) -> Tensor:
-    """The same values as a tensor to differentiate by, joined to the graph that made them."""
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+    """The same values, and tangents, as a tensor to differentiate by, joined to what made them."""
+    view = tensor.view_as(tensor)
+    return view if view.requires_grad else view.requires_grad_()
+
+
+def _reference_output(*network):
+    """y in differentiable steps."""
+    x, parameters, shape, _ = _call(*network)
+    with _no_autocast(x):
+        y = reference.mlp(x, parameters, shape)
+    return y.reshape(*network[0].shape[:-1], shape.widths[-1])
 
 
 def _reference_gradient(grad_y, network):
@@ -320,6 +338,8 @@ def _records(*network) -> bool:
 
 
 def _autograd_forward(keyset, *network, save=False):
+    if in_forward_mode():
+        return _reference_output(*network), []
     keyset = keyset & _BELOW_AUTOGRAD
     if not _records(*network):
         return _mlp.redispatch(keyset, *network, save=save)
@@ -329,25 +349,38 @@ def _autograd_forward(keyset, *network, save=False):
 
 
 def _autograd_backward(keyset, grad_y, saved, needs_x, *network):
-    def run():
+    def run(grad_y):
         return _mlp_backward.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, needs_x, *network)
 
     return _record_gradient(run, grad_y, network)
 
 
 def _autograd_input_gradient(keyset, grad_y, saved, *network):
-    def run():
-        return _mlp_input_gradient.redispatch(keyset & _BELOW_AUTOGRAD, grad_y, saved, *network)
+    def run(grad_y):
+        keys = keyset & _BELOW_AUTOGRAD
+        return (_mlp_input_gradient.redispatch(keys, grad_y, saved, *network),)
 
-    return _record_gradient(run, grad_y, network)
+    return _record_gradient(run, grad_y, network)[0]
 
 
 def _record_gradient(run, grad_y, network):
     """Runs a gradient operator, recorded if its own gradient may be asked for."""
-    if not (_records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)):
-        return run()
+    recorded = _records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)
+    if not recorded:
+        return _carry_tangent(run, grad_y) if in_forward_mode() else run(grad_y)
     flat, tensors = _flatten(*network)
+    if in_forward_mode():
+        grad_y, *tensors = (None if t is None else _differentiable(t) for t in (grad_y, *tensors))
+        return _reference_gradient(grad_y, flat.network(*tensors))
     return _Gradient.apply(run, flat, grad_y, *tensors)
+
+
+def _carry_tangent(run, grad_y):
+    """Gradients, and as their tangents those of the tangent of grad_y, in which they are linear."""
+    grad_y, tangent = forward_ad.unpack_dual(grad_y)
+    if tangent is None:
+        return run(grad_y)
+    return tuple(map(forward_ad.make_dual, run(grad_y), run(tangent)))
 
 
 for _name, _implementation, _fake, _autograd in (

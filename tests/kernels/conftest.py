@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashpoint.kernels import _layers, mlp
+from flashpoint.kernels import _layers
 
 
 @pytest.fixture
@@ -17,11 +17,14 @@ def on_device(device):
 def fused_calls(monkeypatch):
     """The shapes of x of all calls that modules run fused."""
     calls = []
+    run = _layers.run_kernels
 
-    def counted(x, *args, **kwargs):
-        calls.append(x.shape)
-        return mlp(x, *args, **kwargs, backend="triton")
+    def counted(arguments, precision):
+        calls.append(arguments.x.shape)
+        return run(arguments, precision)
 
-    monkeypatch.setattr(_layers, "mlp", counted)
-    monkeypatch.setattr(_layers, "_worth_fusing", lambda x: x.device.type != "meta")
+    monkeypatch.setattr(_layers, "run_kernels", counted)
+    monkeypatch.setattr(
+        _layers, "_worth_fusing", lambda x: type(x) in _layers.PLAIN_TENSORS and not x.is_meta
+    )
     return calls

@@ -43,7 +43,7 @@ def test_no_triton(monkeypatch):
 
 def test_old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert _dispatch._problem(torch.device("cuda:0")) == (
+    assert _dispatch.problem_of(torch.device("cuda:0")) == (
         "needs compute capability 8.0 or more, got 7.5"
     )
 

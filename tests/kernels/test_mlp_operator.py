@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashpoint.kernels import MLPShape, mlp
@@ -365,6 +365,116 @@ def test_runs_on_the_device_of_its_tensors():
     y = tensors.run()
     assert y.device == device
     torch.testing.assert_close(y, tensors.run(backend="torch"), rtol=2e-2, atol=2e-2)
+
+
+# Functional transforms and forward mode, with and without parameters to train.
+
+TRANSFORMS = {
+    "jvp": lambda run, x: torch.func.jvp(run, (x,), (x.cos(),)),
+    "vjp": lambda run, x: torch.func.vjp(run, x)[1](x[:, :2].cos()),
+    "jacrev": lambda run, x: torch.func.jacrev(run)(x),
+    "jacfwd": lambda run, x: torch.func.jacfwd(run)(x),
+    "hessian": lambda run, x: torch.func.hessian(lambda x: run(x).sum())(x),
+    "vmap": lambda run, x: torch.vmap(run)(x),
+    "forward mode": lambda run, x: tangents(run, x),
+}
+
+
+def tangents(run, x):
+    with forward_ad.dual_level():
+        y = forward_ad.unpack_dual(run(forward_ad.make_dual(x.detach(), x.detach().cos())))
+        return y.primal.detach(), y.tangent.detach()
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_are_those_of_the_reference(device, transform, trainable):
+    tensors = Tensors(device)
+    for tensor in tensors.all:
+        tensor.requires_grad_(trainable)
+    results = [
+        transform(lambda x: tensors.run(x, activation="tanh", backend=backend), tensors.x.detach())  # noqa: B023
+        for backend in ("triton", "torch")
+    ]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_tangents_of_all_tensors_of_the_operator():
+    """They are the derivative along a direction, for the operator itself too."""
+    network = Network("prelu", 2, True, None, (6,))
+    values = [tensor.detach() for tensor in network.tensors]
+    directions = [value.cos() for value in values]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(values, directions, strict=True)]
+        tangent = forward_ad.unpack_dual(network.run(*duals)).tangent
+    _, expected = torch.autograd.functional.jvp(network.run, tuple(values), tuple(directions))
+    torch.testing.assert_close(tangent, expected)
+
+
+def test_a_jit_trace_sees_the_reference(device):
+    tensors = Tensors(device)
+    for tensor in tensors.all:
+        tensor.requires_grad_(False)
+    traced = torch.jit.trace(lambda x: tensors.run(x, backend="triton"), (tensors.x,))
+    assert "flashpoint::mlp" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(tensors.x), tensors.run(backend="torch"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("subclass", ["x", "weight"])
+def test_subclasses_of_tensor_see_the_reference(device, subclass):
+    class Tagged(torch.Tensor):
+        pass
+
+    tensors = Tensors(device)
+    expected = tensors.run(backend="torch")
+    if subclass == "x":
+        tensors.x = tensors.x.detach().as_subclass(Tagged)
+    else:
+        tensors.weights[1] = tensors.weights[1].detach().as_subclass(Tagged)
+    y = tensors.run(backend="triton")
+    assert type(y) is Tagged
+    torch.testing.assert_close(y.detach().as_subclass(torch.Tensor), expected, rtol=0, atol=0)
+
+
+# What a backward pass unpacks and allocates.
+
+
+def test_a_backward_pass_makes_no_zeros(device):
+    """Not of what was saved, whose gradients nobody asks for."""
+    tensors = Tensors(device, rows=65)
+    y = tensors.run(backend="triton", precision="fp32")
+    with Recorder() as recorder:
+        tensors.gradients(y)
+    assert "flashpoint::mlp_backward" in recorder.names
+    assert not [name for name in recorder.names if "zero" in name or "full" in name]
+
+
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_what_was_saved_is_unpacked_once(device, create_graph):
+    tensors, unpacked = Tensors(device), []
+
+    def unpack(number):
+        unpacked.append(number)
+        return packed[number]
+
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        return len(packed) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = tensors.run(backend="triton")
+    tensors.gradients(y, create_graph=create_graph)
+    assert unpacked == list(range(len(packed)))
+
+
+def test_no_gradient_comes_of_none(device):
+    """As autograd has it for outputs that nothing depends on."""
+    tensors = Tensors(device)
+    y = torch._C._functions.UndefinedGrad()(tensors.run(backend="triton"))
+    nothing = torch.autograd.grad(y, tensors.all, tensors.grad_y, allow_unused=True)
+    assert nothing == (None,) * len(tensors.all)
 
 
 NAMED = [

@@ -138,6 +138,30 @@ def test_precision_is_handed_on(device):
     assert 0 < error < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_the_kernels_do_not_cover_is_left_to_the_layers(dtype, fused_calls):
+    """Bit for bit: hidden layers of 1,024, or float64."""
+    width = 1024 if dtype == torch.float32 else 16
+    plain = MLP(3, 2, [width]).to(dtype)
+    fused = FusedMLP.from_module(copy.deepcopy(plain))
+    x = torch.randn(5, 3, dtype=dtype)
+    assert torch.equal(fused(x), plain(x))
+    for ours, theirs in zip(gradients(fused, x), gradients(plain, x), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not fused_calls
+
+
+def test_hooks_of_the_sequential_inside_fire(fused_calls):
+    fused, x, seen = FusedMLP(3, 2, [16]), torch.randn(5, 3), []
+    fused(x)
+    handle = fused.model.register_forward_hook(lambda *_: seen.append(True))
+    fused(x)
+    assert len(seen) == 1
+    handle.remove()
+    fused(x)
+    assert len(fused_calls) == 2
+
+
 @pytest.mark.parametrize(
     ("module", "why"),
     [
