@@ -29,9 +29,35 @@ def check_last_dim(name: str, tensor: Tensor, size: int) -> None:
         raise ValueError(f"{name} must have {size} as its last dimension, got {list(tensor.shape)}")
 
 
-def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    """The tensor has this shape, in which a name stands for any size."""
+    if not _fits(tensor, shape):
+        raise ValueError(f"{name} must be {_named(shape)}, got {list(tensor.shape)}")
+
+
+def check_of_each_model(
+    name: str, tensor: Tensor, models: int, shape: tuple[int | str, ...]
+) -> None:
+    """[M, *shape], or [1, *shape] for what all models share; a name stands for any size."""
+    if not (_fits(tensor, (models, *shape)) or _fits(tensor, (1, *shape))):
+        shared = "" if models == 1 else f" or {_named((1, *shape))}"
+        raise ValueError(
+            f"{name} must be {_named((models, *shape))}{shared}, got {list(tensor.shape)}"
+        )
+
+
+def _fits(tensor: Tensor, shape: tuple[int | str, ...]) -> bool:
+    sizes = tuple(tensor.shape)
+    return sizes == shape or (
+        len(sizes) == len(shape)
+        and all(
+            isinstance(want, str) or size == want for size, want in zip(sizes, shape, strict=True)
+        )
+    )
+
+
+def _named(shape: tuple[int | str, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
@@ -43,6 +69,13 @@ def check_same_device(**tensors: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must be on {given[first].device} like {first}, got {given[name].device}"
             )
+
+
+def check_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """All tensors that are not None have this dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def check_like(name: str, tensor: Tensor, x: Tensor, dtype: torch.dtype) -> None:
@@ -66,6 +99,17 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
         raise ValueError(
             f"{name} must be from {low} to {high - 1}, "
             f"got values from {tensor.min().item()} to {tensor.max().item()}"
+        )
+
+
+def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
+    """A step is an integer of at least ``low``, or one int64 number on the device of a tensor."""
+    if not isinstance(step, Tensor):
+        check_positive("step", step, allow_zero=low == 0)
+    elif step.dtype != torch.int64 or step.numel() != 1 or step.device != tensor.device:
+        raise ValueError(
+            f"step must be an int or one int64 number on {tensor.device}, "
+            f"got {step.dtype} {list(step.shape)} on {step.device}"
         )
 
 

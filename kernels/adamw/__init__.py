@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from .._dispatch import use_triton
-from .._validate import check_backend, check_positive, check_same_device, check_shape
+from .._validate import (
+    check_backend,
+    check_dtype,
+    check_same_device,
+    check_shape,
+    check_step,
+)
 from ..mlp import MLPShape
 from ..mlp.config import OPERAND_DTYPES
 from ..mlp.layout import layout_of
@@ -82,32 +88,44 @@ def adamw_(
             chooses.
 
     Raises:
-        ValueError: shapes or devices do not fit, step is less than 1, or a norm to clip to without
-            its squares.
+        ValueError: shapes, dtypes or devices do not fit, step is less than 1, or a norm to clip to
+            without its squares.
     """
     check_backend(backend)
-    if not isinstance(step, Tensor):
-        check_positive("step", step)
+    check_step(step, parameters, low=1)
     if grad.dim() == 3:
         check_shape("grad", grad, (len(parameters), grad.shape[1], parameters.shape[1] + 2))
     else:
         check_shape("grad", grad, parameters.shape)
-    check_shape("state.exp_avg", state.exp_avg, parameters.shape)
-    check_same_device(parameters=parameters, grad=grad, exp_avg=state.exp_avg)
+    for name, part in state._asdict().items():
+        check_shape(f"state.{name}", part, parameters.shape)
+    check_same_device(parameters=parameters, grad=grad, squares=squares, **state._asdict())
+    if isinstance(lr, Course):
+        _check_course(lr, parameters)
     if clip_norm is not None and squares is None:
         raise ValueError("clip_norm needs squares, the norm that reduce_grad measured")
     models = len(parameters)
+    if squares is not None:
+        check_shape("squares", squares, (models, "blocks"))
+    if shadow is not None:
+        _check_shadow(shadow, parameters)
 
-    def of_each(number: _Number) -> _Number | Tensor:
+    def of_each(name: str, number: _Number) -> _Number | Tensor:
         if not isinstance(number, Tensor):
             return number
+        if number.numel() not in (1, models):
+            raise ValueError(
+                f"{name} must be one, or one for each of {models} models, got {number.numel()}"
+            )
         return number.to(parameters).reshape(-1).expand(models).contiguous()
 
     arguments = (
-        parameters, grad, state, of_each(lr), step, betas, eps, of_each(weight_decay), decoupled,
-        of_each(ema_decay), of_each(clip_norm), squares, shadow,
+        parameters, grad, state, of_each("lr", lr), step, betas, eps,
+        of_each("weight_decay", weight_decay), decoupled, of_each("ema_decay", ema_decay),
+        of_each("clip_norm", clip_norm), squares, shadow,
     )  # fmt: skip
-    if use_triton(backend, "parameters", parameters, _gap((parameters, grad, *state))):
+    buffers = [parameters, grad, *state, *([] if squares is None else [squares])]
+    if use_triton(backend, "parameters", parameters, _gap(buffers)):
         from . import kernel
 
         kernel.adamw_(*arguments)
@@ -115,7 +133,32 @@ def adamw_(
         reference.adamw_(*arguments)
 
 
-def _gap(buffers: tuple[Tensor, ...]) -> str | None:
+def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:
+    """Raises ValueError if a shadow is not that of M models of the parameters' size."""
+    size = layout_of(shadow.shape, shadow.precision).packed[-1]
+    check_shape("parameters", parameters, (len(parameters), shadow.shape.num_parameters))
+    check_shape("shadow.packed", shadow.packed, (len(parameters), size))
+    check_same_device(parameters=parameters, **{"shadow.packed": shadow.packed})
+
+
+def _check_course(course: Course, parameters: Tensor) -> None:
+    """Raises ValueError if a course does not fit M models, or is not as the kernel reads it."""
+    models = len(parameters)
+    check_same_device(parameters=parameters, **course._asdict())
+    check_dtype(torch.float32, rates=course.rates, losses=course.losses, means=course.means)
+    check_dtype(torch.int64, every=course.every, total=course.total)
+    check_shape("rates", course.rates, (models, "K"))
+    check_shape("losses", course.losses, (models, "R"))
+    check_shape("every", course.every, (models,))
+    check_shape("total", course.total, (models,))
+    if course.means is not None:
+        check_shape("means", course.means, tuple(course.rates.shape))
+    for name, part in course._asdict().items():
+        if part is not None and not part.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {part.stride()}")
+
+
+def _gap(buffers: list[Tensor]) -> str | None:
     """What the kernel does not cover, if anything."""
     if any(buffer.dtype != torch.float32 for buffer in buffers):
         return "an optimiser of other than float32"

@@ -72,6 +72,18 @@ def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tenso
     return torch.full((1,), seed, dtype=torch.int64, device=device)  # copies nothing to a GPU
 
 
+def seed_of_each(seed: int | Tensor, models: int, device: torch.device | str = "cpu") -> Tensor:
+    """The seed of each of M models, int64 [M] on ``device``; one seed is that of all.
+
+    Raises:
+        ValueError: the seed is negative, not an integer, or there are neither 1 nor M.
+    """
+    seeds = seed_tensor(seed, device)
+    if len(seeds) not in (1, models):
+        raise ValueError(f"seed must be one, or one for each of {models} models, got {len(seeds)}")
+    return seeds.expand(models)
+
+
 def random_words(
     seed: Tensor, stream: Stream, step: int | Tensor, element: Tensor, words: int
 ) -> Tensor:

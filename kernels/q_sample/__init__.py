@@ -6,13 +6,15 @@ from torch import Tensor
 from .._dispatch import elementwise_gap, use_triton
 from .._validate import (
     check_backend,
+    check_dtype,
     check_float,
-    check_last_dim,
+    check_of_each_model,
     check_positive,
     check_range,
     check_same_device,
+    check_shape,
 )
-from ..philox import seed_tensor
+from ..philox import seed_of_each
 from . import reference
 from .reference import Draw, TrainingData
 
@@ -49,8 +51,11 @@ def q_sample(
     if t.shape != x_0.shape[:-1]:
         raise ValueError(f"t must be {list(x_0.shape[:-1])}, got {list(t.shape)}")
     check_range("t", t, 0, alpha_bar.shape[-1])
+    check_dtype(torch.int64, t=t)
     many = x_0.dim() == 3
     models = x_0.shape[0] if many else 1
+    alpha_bar = alpha_bar if alpha_bar.dim() == 2 else alpha_bar[None]
+    check_of_each_model("alpha_bar", alpha_bar, models, ("T",))
     lifted = x_0.reshape(models, -1, x_0.shape[-1])
     alpha_bar, t = alpha_bar.expand(models, -1), t.reshape(models, -1)
     eps = eps.reshape(lifted.shape)
@@ -97,17 +102,21 @@ def q_sample_batch(
     check_float("points", points)
     check_positive("batch_size", batch_size, allow_zero=True)
     check_positive("step", step, allow_zero=True)
-    check_same_device(points=points, alpha_bar=alpha_bar)
+    check_same_device(points=points, alpha_bar=alpha_bar, t_table=t_table)
     points = points if points.dim() == 3 else points[None]
+    check_shape("points", points, ("M", "N", "d"))
     models, n_points, _ = points.shape
-    alpha_bar = alpha_bar.expand(models, -1)
-    check_last_dim("alpha_bar", alpha_bar, alpha_bar.shape[-1])
-    seeds = seed_tensor(seed, points.device).expand(models)
+    alpha_bar = alpha_bar if alpha_bar.dim() == 2 else alpha_bar[None]
+    check_of_each_model("alpha_bar", alpha_bar, models, ("T",))
+    seeds = seed_of_each(seed, models, points.device)
     if t_table is None:
         t_table = torch.arange(alpha_bar.shape[1], device=points.device)
     else:
         check_range("t_table", t_table, 0, alpha_bar.shape[1])
-    t_table = t_table.expand(models, -1)
+        check_dtype(torch.int64, t_table=t_table)
+    t_table = t_table if t_table.dim() == 2 else t_table[None]
+    check_of_each_model("t_table", t_table, models, ("K",))
+    alpha_bar, t_table = alpha_bar.expand(models, -1), t_table.expand(models, -1)
     data = reference.TrainingData(
         points=points,
         alpha_bar=alpha_bar,

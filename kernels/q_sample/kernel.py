@@ -190,15 +190,18 @@ def source_arguments(data: TrainingData) -> tuple:
         part.contiguous()
         for part in (data.points, data.alpha_bar, data.time_features, data.t_table)
     )
-    labels, told = (
-        None if part is None else part.contiguous() for part in (data.labels, data.class_features)
-    )
+    labels, told, p_uncond, n_steps, n_entries = (
+        None if part is None else part.contiguous()
+        for part in (
+            data.labels, data.class_features, data.p_uncond, data.n_steps, data.n_entries,
+        )
+    )  # fmt: skip
     return (
         points, model_stride(points), alpha_bar, model_stride(alpha_bar),
         features, model_stride(features), labels, 0 if labels is None else model_stride(labels),
         told, 0 if told is None else model_stride(told), 0 if told is None else told.shape[1] - 1,
-        data.p_uncond, data.n_points.contiguous(), data.n_steps, alpha_bar.shape[1],
-        t_table, model_stride(t_table), data.n_entries, t_table.shape[1],
+        p_uncond, data.n_points.contiguous(), n_steps, alpha_bar.shape[1],
+        t_table, model_stride(t_table), n_entries, t_table.shape[1],
     )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ from torch import Tensor
 from .._dispatch import elementwise_gap, use_triton
 from .._validate import (
     check_backend,
+    check_dtype,
     check_float,
     check_last_dim,
     check_positive,
     check_same_device,
     check_shape,
 )
-from ..philox import Stream, normals, random_words, seed_tensor
+from ..philox import Stream, normals, random_words, seed_of_each, seed_tensor
 from . import reference
 
 __all__ = ["draw_noise", "reverse_step"]
@@ -78,15 +79,21 @@ def reverse_step(
     z, grad_log_p, eps_uncond = (
         None if a is None else _with_model_axis(a) for a in (z, grad_log_p, eps_uncond)
     )
+    check_shape("x_t", x, ("M", "B", "d"))
     coefficients = coefficients.reshape(-1, 4)
+    if len(coefficients) not in (1, len(x)):
+        raise ValueError(
+            f"coefficients must be 4, or 4 for each of {len(x)} models, got {len(coefficients)} x 4"
+        )
     seeds = None
     if seed is not None and z is None:
         if isinstance(step, Tensor):
             check_same_device(x_t=x_t, step=step)
             check_shape("step", step, (1,))
+            check_dtype(torch.int64, step=step)
         else:
             check_positive("step", step, allow_zero=True)
-        seeds = seed_tensor(seed, x.device).expand(len(x))
+        seeds = seed_of_each(seed, len(x), x.device)
     if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p, eps_uncond)):
         from . import kernel
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import log_once, use_triton
+from .._dispatch import log_once, onlooker, use_triton
 from .._validate import (
     check_backend,
+    check_dtype,
     check_positive,
     check_precision,
     check_range,
@@ -14,7 +15,7 @@ from .._validate import (
 )
 from ..mlp.layout import gap_of
 from ..overflow import observe
-from ..philox import Stream, seed_tensor
+from ..philox import Stream, seed_of_each, seed_tensor
 from ..reverse_step import draw_noise
 from . import reference, stepwise
 from .reference import Condition, Guide, Network
@@ -98,46 +99,49 @@ def sample_chain(
         samples; K is 0 if ``keep_every`` is 0.
 
     Raises:
-        ValueError: shapes or devices do not fit, a label is not one of the classes, or a guide
-            comes with classifier-free guidance.
+        ValueError: shapes, dtypes or devices do not fit, a label is not one of the classes, or a
+            guide comes with classifier-free guidance.
     """
     check_backend(backend)
     check_precision(precision)
     check_positive("keep_every", keep_every, allow_zero=True)
     parameters, shape = denoiser
-    models, batch, dim = x_T.shape
-    check_shape("denoiser.parameters", parameters, (models, shape.num_parameters))
-    check_shape("table", table, (models, table.shape[1], 4))
-    check_shape("time_features", time_features, (models, table.shape[1], time_features.shape[-1]))
-    check_same_device(x_T=x_T, parameters=parameters, table=table, time_features=time_features)
+    check_shape("x_T", x_T, ("M", "B", "d"))
+    models, _, dim = x_T.shape
+    check_shape("table", table, (models, "S", 4))
+    check_shape("time_features", time_features, (models, table.shape[1], "F"))
+    check_same_device(x_T=x_T, table=table, time_features=time_features)
+    if x_T.dtype != torch.float64:  # which the reference takes
+        check_dtype(torch.float32, x_T=x_T)
+    check_dtype(x_T.dtype, table=table, time_features=time_features)
     width = dim + time_features.shape[-1]
     if condition is not None:
-        check_same_device(x_T=x_T, class_features=condition.class_features, labels=condition.labels)
-        _check_condition(condition, guide, models, batch)
+        _check_condition(condition, guide, x_T)
     class_width = 0 if condition is None else condition.class_features.shape[-1]
-    _check_network("denoiser", denoiser, width + class_width)
+    _check_network("denoiser", denoiser, x_T, width + class_width)
     if shape.widths[-1] != dim:
         raise ValueError(f"denoiser must have {dim} outputs, got {shape.widths[-1]}")
     if guide is not None:
-        _check_network("guide.classifier", guide.classifier, width)
-        check_shape("guide.labels", guide.labels, (models, batch))
-        check_range("guide.labels", guide.labels, 0, guide.classifier.shape.widths[-1])
+        _check_network("guide.classifier", guide.classifier, x_T, width)
+        classes = guide.classifier.shape.widths[-1]
+        _check_labels("guide.labels", guide.labels, x_T, classes)
     arguments = (
         denoiser,
         x_T,
         table,
         time_features,
-        seed_tensor(seed, x_T.device).expand(models),
+        seed_of_each(seed, models, x_T.device),
         guide,
         condition,
         first_row,
         keep_every,
     )
-    gap = gap_of(shape, x_T.dtype)
+    gap = gap_of(shape, torch.float32)
     if guide is not None:
-        gap = gap or gap_of(guide.classifier.shape, x_T.dtype, classifier=True)
+        gap = gap or gap_of(guide.classifier.shape, torch.float32, classifier=True)
+    reference_only = onlooker() or ("float64" if x_T.dtype == torch.float64 else None)
     with torch.no_grad():
-        if not use_triton(backend, "x_T", x_T):
+        if not use_triton(backend, "x_T", x_T, reference_only):
             samples, trajectory = reference.sample_chain(*arguments)
         elif gap is None:
             from . import kernel
@@ -150,18 +154,30 @@ def sample_chain(
     return samples, trajectory
 
 
-def _check_network(name: str, network: Network, width: int) -> None:
-    if network.shape.widths[0] != width:
+def _check_network(name: str, network: Network, x_T: Tensor, width: int) -> None:
+    parameters, shape = network
+    if shape.widths[0] != width:
         raise ValueError(
-            f"{name} must have input width {width} (point and features), "
-            f"got {network.shape.widths[0]}"
+            f"{name} must have input width {width} (point and features), got {shape.widths[0]}"
         )
+    check_shape(f"{name}.parameters", parameters, (len(x_T), shape.num_parameters))
+    check_same_device(x_T=x_T, **{f"{name}.parameters": parameters})
+    check_dtype(x_T.dtype, **{f"{name}.parameters": parameters})
 
 
-def _check_condition(condition: Condition, guide: Guide | None, models: int, batch: int) -> None:
+def _check_labels(name: str, labels: Tensor, x_T: Tensor, classes: int) -> None:
+    check_shape(name, labels, tuple(x_T.shape[:2]))
+    check_same_device(x_T=x_T, **{name: labels})
+    check_dtype(torch.int64, **{name: labels})
+    check_range(name, labels, 0, classes)
+
+
+def _check_condition(condition: Condition, guide: Guide | None, x_T: Tensor) -> None:
     class_features, labels, free = condition
     if free and guide is not None:
         raise ValueError("guide must be None with classifier-free guidance, got both")
-    check_shape("condition.class_features", class_features, (models, *class_features.shape[-2:]))
-    check_shape("condition.labels", labels, (models, batch))
-    check_range("condition.labels", labels, 0, class_features.shape[1])
+    name = "condition.class_features"
+    check_shape(name, class_features, (len(x_T), "C + 1", "E"))
+    check_same_device(x_T=x_T, **{name: class_features})
+    check_dtype(x_T.dtype, **{name: class_features})
+    _check_labels("condition.labels", labels, x_T, class_features.shape[1])

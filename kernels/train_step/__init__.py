@@ -2,21 +2,26 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._dispatch import use_triton
 from .._validate import (
     check_backend,
+    check_dtype,
+    check_of_each_model,
     check_positive,
     check_precision,
+    check_range,
     check_same_device,
     check_shape,
+    check_step,
 )
 from ..adamw import Shadow, shadow_of
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
 from ..overflow import observe
-from ..philox import seed_tensor
+from ..philox import seed_of_each
 from ..q_sample.reference import TrainingData, batch_draw
 from ..reduce_grad import mean_of, reduce_grad
 from . import reference
@@ -52,7 +57,8 @@ def workspace_of(
         rows: most rows of a call.
 
     Raises:
-        ValueError: shapes or devices do not fit, or a count is out of range.
+        ValueError: shapes, dtypes or devices do not fit, or a count, label or timestep is out of
+            range.
     """
     check_backend(backend)
     check_precision(precision)
@@ -98,8 +104,13 @@ def training_sums(
 
     Returns:
         ``workspace.sums``, [M, S, P + 2].
+
+    Raises:
+        ValueError: the workspace is of another network or for fewer rows, or shapes, dtypes or
+            devices do not fit.
     """
     rows = batch_size - first_row if rows is None else rows
+    _check_call(parameters, workspace, seed, step, rows)
     if workspace.shadow is None or workspace.buffers is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
         reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
@@ -158,20 +169,21 @@ def train_step(
         loss float32 [M] and gradient float32 [M, P], means over the rows.
 
     Raises:
-        ValueError: shapes or devices do not fit, or a count is out of range.
+        ValueError: shapes, dtypes or devices do not fit, or a count, label or timestep is out of
+            range.
     """
     check_precision(precision)
     check_positive("batch_size", batch_size)
-    if not isinstance(step, Tensor):
-        check_positive("step", step, allow_zero=True)
+    check_positive("first_row", first_row, allow_zero=True)
     if refresh is not None:
         check_positive("refresh", refresh)
     rows = batch_size - first_row if rows is None else rows
     if grad is not None:
         check_shape("grad", grad, parameters.shape)
+        check_same_device(parameters=parameters, grad=grad)
     flat = parameters.contiguous()
     workspace = workspace_of(flat, shape, data, rows, precision=precision, backend=backend)
-    seed = seed_tensor(seed, parameters.device).expand(len(parameters)).contiguous()
+    seed = seed_of_each(seed, len(parameters), parameters.device).contiguous()
     sums = training_sums(
         flat, shape, data, workspace, batch_size=batch_size, seed=seed, step=step, refresh=refresh,
         first_row=first_row, rows=rows,
@@ -187,8 +199,13 @@ def train_step(
 
 def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
     """Raises ValueError if the network, its parameters and the data do not fit together."""
-    check_same_device(parameters=parameters, points=data.points, alpha_bar=data.alpha_bar)
+    check_same_device(parameters=parameters, **data._asdict())
     check_shape("parameters", parameters, (len(parameters), shape.num_parameters))
+    if parameters.dtype != torch.float64:  # which the reference takes
+        check_dtype(torch.float32, parameters=parameters)
+    _check_data(data, len(parameters), parameters.dtype)
+    if data.class_features is not None and (data.labels is None or data.p_uncond is None):
+        raise ValueError("class_features need labels and p_uncond, got None")
     if shape.widths[0] != data.input_width:
         features = "point, timestep feature and class feature"
         if data.class_features is None:
@@ -196,5 +213,54 @@ def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
         raise ValueError(
             f"shape must have input width {data.input_width} ({features}), got {shape.widths[0]}"
         )
-    if data.class_features is not None and (data.labels is None or data.p_uncond is None):
-        raise ValueError("class_features need labels and p_uncond, got None")
+    outputs, dim = shape.widths[-1], data.points.shape[-1]
+    if not data.classifies and outputs != dim:
+        raise ValueError(f"shape must have {dim} outputs, as many as a point, got {outputs}")
+    if data.labels is not None:
+        # The last entry of the class features is for rows without a class.
+        classes = outputs if data.class_features is None else data.class_features.shape[1]
+        check_range("labels", data.labels, 0, classes)
+
+
+def _check_data(data: TrainingData, models: int, dtype: torch.dtype) -> None:
+    """Raises ValueError if the parts of the data do not fit each other or M models."""
+    floats = ("points", "alpha_bar", "time_features", "class_features", "p_uncond")
+    for name, part in data._asdict().items():
+        check_dtype(dtype if name in floats else torch.int64, **{name: part})
+    check_of_each_model("points", data.points, models, ("N", "d"))
+    check_of_each_model("alpha_bar", data.alpha_bar, models, ("T",))
+    check_of_each_model("t_table", data.t_table, models, ("K",))
+    count, steps, entries = (part.shape[1] for part in (data.points, data.alpha_bar, data.t_table))
+    check_of_each_model("time_features", data.time_features, models, (steps, "F"))
+    if data.labels is not None:
+        check_of_each_model("labels", data.labels, models, (count,))
+    if data.class_features is not None:
+        check_of_each_model("class_features", data.class_features, models, ("C + 1", "E"))
+    if data.p_uncond is not None:
+        check_shape("p_uncond", data.p_uncond, (models,))
+    for name, most in (("n_points", count), ("n_steps", steps), ("n_entries", entries)):
+        numbers = getattr(data, name)
+        if numbers is not None:
+            check_shape(name, numbers, (models,))
+            check_range(name, numbers, 1, most + 1)
+    check_range("t_table", data.t_table, 0, steps)
+
+
+def _check_call(
+    parameters: Tensor, workspace: Workspace, seed: Tensor, step: int | Tensor, rows: int
+) -> None:
+    """Raises ValueError if a call does not fit its workspace."""
+    models, size = parameters.shape
+    check_shape("workspace.sums", workspace.sums, (models, "S", size + 2))
+    check_same_device(parameters=parameters, seed=seed)
+    check_dtype(torch.int64, seed=seed)
+    check_shape("seed", seed, (models,))
+    check_step(step, parameters)
+    if workspace.buffers is None:
+        return
+    room = workspace.buffers.inputs.shape[1]
+    if rows > room:
+        raise ValueError(f"rows must be at most {room}, which workspace has room for, got {rows}")
+    for name, tensor in (("parameters", parameters), ("seed", seed)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
