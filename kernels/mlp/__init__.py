@@ -56,7 +56,8 @@ def mlp(
             ``torch.get_float32_matmul_precision()`` says. The reference always does what PyTorch
             would.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
-            chooses.
+            chooses. The reference always runs for what the kernels do not cover, subclasses of
+            ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing.
 
     Returns:
         [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
