@@ -7,30 +7,36 @@ import click
 
 from ..diffusion import UserError
 from . import (
+    compiled,
     data_sets,
     gate,
     gate_selftest,
     history,
     operations,
     race,
-    record,
     roofline,
     speedrun,
     study,
+    tune,
+    visit,
+    works,
 )
 
 COMMANDS = {
     "calibrate": speedrun.calibrate,
+    "compile": compiled.main,
     "datasets": data_sets.main,
     "gate": gate.main,
     "gate-selftest": gate_selftest.main,
     "operations": operations.main,
     "race": race.main,
-    "record": record.main,
     "report": history.main,
     "roofline": roofline.main,
     "speedrun": speedrun.speedrun,
     "study": study.main,
+    "tune": tune.main,
+    "visit": visit.main,
+    "works": works.main,
 }
 
 

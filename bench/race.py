@@ -22,6 +22,7 @@ import torch
 from ..diffusion import UserError
 from . import costs
 from .costs import Rates
+from .history import summary_table
 from .machine import free_device
 from .operations import one_line
 from .peers import GPU_ONLY, PEERS, Peer
@@ -247,6 +248,7 @@ def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -
     deadline = time.monotonic() + budget
     race = Race(device, record, rounds, per_comparison, deadline, names, rates)
     race.run(Workloads(problem, ours_flop_rate(problem, device), per_run))
+    click.echo(summary_table(record.content["stages"]["race"]["results"]))
     wrong = [entry for entry in race.entries if entry.peer == "ours" and entry.unavailable]
     if wrong:
         raise SystemExit(1)

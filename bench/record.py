@@ -1,12 +1,7 @@
 """The record of a benchmark run: one ``record.json``, whole at every moment, in a folder.
 
-python -m flashpoint.bench record name                              of this machine's GPU
-python -m flashpoint.bench record start FOLDER
-python -m flashpoint.bench record stages FOLDER SCRATCH NAME...
-python -m flashpoint.bench record unavailable FOLDER NAME REASON
-
 Each measuring command adds its results to the record that ``--record FOLDER`` names, as it goes;
-``bench/gpu.sh`` adds how each of its stages ended. The commands above are for it.
+``bench/gpu.sh`` adds how each of its stages ended.
 """
 
 import json
@@ -21,7 +16,6 @@ from . import machine
 # Of what is measured and how; numbers of two versions are not compared.
 SUITE = 1
 FILE = "record.json"
-_TIMED_OUT = (124, 137)  # what ``timeout`` exits with, by TERM or by KILL
 
 record_option = click.option(
     "--record", "folder", type=click.Path(path_type=Path), help="Folder of the record to add to."
@@ -88,49 +82,3 @@ def read(path: Path) -> dict:
     if missing:
         raise UserError(f"record {path.parent.name}/{FILE} lacks {', '.join(sorted(missing))}")
     return content
-
-
-@click.group()
-def main() -> None:
-    """Keep the record of a benchmark run."""
-
-
-@main.command()
-def name() -> None:
-    """Print the GPU's name as part of a folder's name."""
-    click.echo(machine.short_name())
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def start(folder: Path) -> None:
-    """Begin a record anew."""
-    (folder / FILE).unlink(missing_ok=True)
-    Record(folder).write()
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("scratch", type=click.Path(path_type=Path))
-@click.argument("names", nargs=-1)
-def stages(folder: Path, scratch: Path, names: tuple[str, ...]) -> None:
-    """Add how stages ended, from SCRATCH/NAME.end and the output in SCRATCH/NAME.txt."""
-    record = Record(folder)
-    for name in names:
-        status, seconds, limit = map(int, (scratch / f"{name}.end").read_text().split())
-        printed = (scratch / f"{name}.txt").read_text(errors="replace").strip().splitlines()
-        outcome = {0: "passed", **dict.fromkeys(_TIMED_OUT, "out of time")}.get(status, "failed")
-        last = printed[-1] if printed else ""
-        ending = {"outcome": outcome, "exit status": status, "seconds": seconds, "limit": limit}
-        record.put(name, **ending, **{"last line": last})
-        click.echo(f"{name}: {outcome}  {last}")
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("name")
-@click.argument("reason")
-def unavailable(folder: Path, name: str, reason: str) -> None:
-    """Add a stage that this machine cannot run."""
-    Record(folder).put(name, outcome="unavailable", reason=reason)
-    click.echo(f"{name}: unavailable  {reason}")

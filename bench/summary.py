@@ -1,0 +1,78 @@
+"""What a visit to a GPU found, short enough to be read where only the end of the output is seen."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .stages import Ended
+
+LINES, CHARACTERS = 100, 12_000
+_WIDTH = 150  # of a line
+_FAILURES = 50  # lines of them, so that numbers are seen too
+_TESTS = 6  # failing tests of a stage that are named
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/)?(\S+?(?:\[.*?\])?)(?: - (.*))?$", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^E {3,}(\S.*)$", re.MULTILINE)
+# A sanitizer marks its lines; the first that is not about itself says what is wrong.
+_SANITIZER = re.compile(r"^========= (?!COMPUTE-SANITIZER|$|\s)(.+)$", re.MULTILINE)
+
+
+def reasons(ended: Ended) -> list[str]:
+    """Why a stage did not pass: the first useful line of each of its failures."""
+    if ended.status is None:
+        return [ended.output]
+    tests = [f"{test}: {why or 'no reason given'}" for test, why in _FAILED.findall(ended.output)]
+    if tests:
+        more = [f"and {len(tests) - _TESTS} more, see log.txt"] if len(tests) > _TESTS else []
+        return tests[:_TESTS] + more
+    for pattern in (_ERROR_LINE, _SANITIZER):
+        if found := pattern.search(ended.output):
+            return [found[1]]
+    return [ended.last_line or "it printed nothing"]
+
+
+def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> str:
+    """What failed and why, then what was not run, then numbers; at most 100 lines."""
+    bad = [one for one in stages if not one.good]
+    passed = [one for one in stages if one.outcome == "passed"]
+    failures = []
+    for one in bad:
+        failures.append(f"{one.outcome}: {one.stage.name}, after {one.seconds:.0f} s")
+        failures += [f"    {line}" for line in reasons(one)]
+    failures += [
+        f"{one.outcome}: {one.stage.name}, {one.output}" for one in stages
+        if one.outcome == "unavailable"
+    ]  # fmt: skip
+    numbers = []
+    for one in stages:
+        lines = [line for line in one.output.splitlines() if line.strip()]
+        if one.stage.numbers and one.status is not None:
+            numbers += [f"-- {one.stage.name}", *lines[-one.stage.numbers :]]
+    head = [
+        f"== {title}: {len(passed)} of {len(stages)} stages passed, {len(bad)} did not ==",
+        *notes,
+    ]
+    failures = _at_most(failures, _FAILURES, CHARACTERS // 2)
+    used = sum(map(_length, [*head, *failures]))
+    left = LINES - len(head) - len(failures)
+    return "\n".join([*map(_cut, head), *failures, *_at_most(numbers, left, CHARACTERS - used)])
+
+
+def _at_most(lines: list[str], count: int, characters: int) -> list[str]:
+    """The first lines, cut to a width, and how many there were more."""
+    kept = []
+    for number, line in enumerate(map(_cut, lines)):
+        more = f"... {len(lines) - number} more lines, see log.txt"
+        last = number == len(lines) - 1
+        room = characters - sum(map(_length, kept)) - (0 if last else _length(more))
+        if len(kept) + (1 if last else 2) > count or _length(line) > room:
+            return [*kept, more]
+        kept.append(line)
+    return kept
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
+
+
+def _length(line: str) -> int:
+    """Characters of a line and of its end."""
+    return len(line) + 1

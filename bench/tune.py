@@ -1,0 +1,221 @@
+"""What the tile sizes should be: other ones than the shipped, timed beside them on this GPU.
+
+    python -m flashpoint.bench tune [--device cuda] [--record FOLDER]
+
+Each candidate differs in a few fields from what ``kernels/mlp/config.py`` ships for this GPU. All
+are compiled first, each in a process of its own. Then each must get what float64 gets; one that is
+wrong, or that the GPU has no room for, gets no time. Then it and the shipped one work in turn,
+A B B A, at a training step and at the chain, in half precision. Nothing is changed: who likes a
+candidate better writes it into the table.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from unittest import mock
+
+import click
+import torch
+
+from ..kernels.mlp import config as table
+from ..kernels.mlp.config import Config
+from .history import duration
+from .machine import free_device
+from .operations import one_line, training_step
+from .peers.ours import Ours
+from .problem import states_problem
+from .race import TOLERANCE, Referee
+from .record import Record, record_option
+from .timing import Runner, Timing, paired, seconds
+
+Changes = dict[str, int]
+# Fields of Config that a candidate changes. What concerns the weight gradients only is not tried
+# at the chain, which has none.
+CANDIDATES: tuple[Changes, ...] = (
+    {"out": 128},
+    {"stages": 2},
+    {"stages": 4},
+    {"reduce": 32, "stages": 4},
+    {"reduce": 128, "stages": 2},
+    {"warps": 4},
+    {"out": 128, "warps": 4},
+    {"grad_stages": 4},
+    {"grad_rows": 32, "grad_stages": 4},
+    {"grad_rows": 128, "grad_stages": 2},
+    {"grad_in": 64},
+    {"grad_in": 64, "grad_out": 256},
+    {"grad_warps": 4},
+)
+TRAINING, CHAIN = "training step", "chain"
+_CHAIN_STEPS = {"cuda": 500, "cpu": 4}
+_SECONDS = 0.5  # of a comparison
+_COMPILING = 0.5  # of the budget that it may take
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work that is tuned; ``rows`` points at once."""
+
+    name: str
+    rows: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.rows:,} rows"
+
+    def shipped(self, device: torch.device) -> Config:
+        """The configuration of half precision on this device; on a CPU that of Hopper."""
+        on_gpu = device.type == "cuda"
+        capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
+        if self.name == TRAINING:
+            return table.config_for("fp16", capability)
+        return table.chain_config_for("fp16", capability, guided=False, classifier_free=False)
+
+    def candidates(self, device: torch.device) -> list[Changes]:
+        """Those that make a difference to it."""
+        config = self.shipped(device)
+        return [
+            changes for changes in CANDIDATES
+            if replace(config, **changes) != config
+            and (self.name == TRAINING or not all(name.startswith("grad_") for name in changes))
+        ]  # fmt: skip
+
+
+WORKS = (Work(TRAINING, 10_000), Work(CHAIN, 5000), Work(TRAINING, 2048))
+
+
+@dataclass
+class Candidate:
+    """What became of a candidate at a work; without a timing if it is wrong or does not run."""
+
+    work: str
+    changes: Changes
+    error: float | None = None
+    timing: Timing | None = None  # ``peer`` is the shipped one
+    unavailable: str | None = None
+
+    @property
+    def line(self) -> str:
+        name = ", ".join(f"{field}={value}" for field, value in self.changes.items())
+        if self.timing is None:
+            return f"    {name:28} no time, {self.unavailable}"
+        one = self.timing
+        return (
+            f"    {name:28} {duration(one.ours_us)}, shipped {duration(one.peer_us)}: "
+            f"{one.speedup:.3f} times as fast (95% {one.low:.3f} to {one.high:.3f})"
+        )
+
+
+@contextmanager
+def in_place_of(config: Config, changes: Changes) -> Iterator[None]:
+    """Kernels are launched with a changed configuration where they would be with this one."""
+    (name,) = (name for name, value in vars(table).items() if value is config)
+    with mock.patch.object(table, name, replace(config, **changes)):
+        yield
+
+
+class Bench:
+    """Ours at a work, with the shipped configuration or another one."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.problem = device, states_problem()
+        self.precision = {"cuda": "half", "cpu": "fp32"}[device.type]
+        self.operand = {"cuda": "fp16", "cpu": "fp32"}[device.type]
+        self.referee = Referee(self.problem, device)
+
+    def as_changed(self, work: Work, changes: Changes) -> AbstractContextManager:
+        """A context in which a candidate is in use; without changes the shipped one."""
+        return in_place_of(work.shipped(self.device), changes) if changes else nullcontext()
+
+    def runner(self, work: Work, changes: Changes) -> Runner:
+        """The work made ready, and done once."""
+        ours = Ours(self.problem, self.device, self.precision)
+        with self.as_changed(work, changes):
+            if work.name == TRAINING:
+                made = ours.training(work.rows)
+            else:
+                chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided=False)
+                made = Runner(ours.chain_work(chain, work.rows, None))
+            seconds(made, 2, self.device)
+
+        def run() -> None:
+            with self.as_changed(work, changes):  # a training that is over begins anew
+                made.run()
+
+        return made._replace(run=run)
+
+    def error(self, work: Work, changes: Changes) -> tuple[float, float]:
+        """Relative error of a candidate against float64, and how large that may be."""
+        with self.as_changed(work, changes):
+            if work.name == TRAINING:
+                gradients = training_step(self.device, work.rows, self.operand)
+                return gradients.error(), gradients.tolerance
+            self.referee.error.cache_clear()  # of another candidate
+            return self.referee.error("ours", self.precision, "sampling"), TOLERANCE[self.precision]
+
+    def measure(self, one: Candidate, work: Work, rounds: int, peer: Runner) -> None:
+        """Checks a candidate, and if it is right times it beside the shipped one."""
+        try:
+            one.error, tolerance = self.error(work, one.changes)
+            if one.error <= tolerance:
+                ours = self.runner(work, one.changes)
+                one.timing = paired(ours, peer, rounds, self.device, _SECONDS)
+            else:
+                one.unavailable = f"wrong: error {one.error:.1e}, allowed {tolerance:g}"
+        except Exception as reason:  # whatever the compiler or the driver raises
+            one.unavailable = one_line(reason)
+
+
+def compile_one(device: torch.device, work: Work, changes: Changes) -> None:
+    """Does and checks a work once, so that Triton's cache has its kernels."""
+    bench = Bench(device)
+    with suppress(Exception):  # it will be raised again, and reported then
+        bench.runner(work, changes)
+        bench.error(work, changes)
+
+
+def compile_all(device: torch.device, todo: Sequence[tuple[Work, Changes]], within: float) -> None:
+    """Compiles in as many processes as there are processors, at most so many seconds."""
+    with get_context("spawn").Pool(min(len(todo), os.cpu_count() or 1)) as pool:
+        arguments = [(device, *one) for one in todo]
+        pool.starmap_async(compile_one, arguments, chunksize=1).wait(within)
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
+@click.option("--small", is_flag=True, help="One work and candidate, to see that it works.")
+@click.option("--budget", default=600.0, show_default=True, help="Seconds until none starts.")
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(device, rounds, small, budget, busy, folder) -> None:
+    """Tile sizes beside the shipped ones, at a training step and at the chain."""
+    end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
+    torch.manual_seed(0)
+    tried = {work: work.candidates(device) for work in WORKS}
+    if small:
+        tried = {WORKS[-1]: tried[WORKS[-1]][:1]}
+    # Other numbers of rows run the same kernels.
+    kinds = {work.name: work for work in tried}.values()
+    compile_all(
+        device, [(work, one) for work in kinds for one in ({}, *tried[work])], _COMPILING * budget
+    )
+    bench, found = Bench(device), []
+    for work, candidates in tried.items():
+        error, tolerance = bench.error(work, {})
+        if not error <= tolerance:
+            click.echo(f"{work.title}: the shipped one is wrong, error {error:.1e}; nothing timed")
+            raise SystemExit(1)
+        click.echo(f"{work.title}, shipped: {work.shipped(device)}")
+        peer = bench.runner(work, {})
+        for changes in candidates:
+            if time.monotonic() > end:
+                click.echo(f"the budget of {budget:g} s is spent; the rest is not measured")
+                return
+            found.append(Candidate(work.title, changes))
+            bench.measure(found[-1], work, rounds, peer)
+            click.echo(found[-1].line)
+            record.put("tune", results=[asdict(one) for one in found])

@@ -1,0 +1,392 @@
+"""A visit to a GPU: tests, sanitizers and benchmarks, each within its time, and a summary last.
+
+    bench/gpu.sh [check | tune | race | quality] [--smoke]
+
+Each verb fits a short visit; without one all but ``tune`` are done. Results go to ``$OUT`` if that
+is set, else to ``bench/records/<date>-<gpu>/``: ``record.json`` and ``log.txt``, to which each
+stage is added as it ends, figures, the gate's baseline, which belongs into
+``bench/records/baselines/``, and ``compiled.tar.gz``. The last holds what Triton compiled; left
+where it is or put into ``bench/``, it is used by the next visit, which compiles nothing again.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import click
+import torch
+
+from ..diffusion import UserError
+from ..diffusion.files import make_folder
+from . import compiled, gate, machine, summary, works
+from .record import FILE, Record
+from .stages import Ended, Stage, not_started, run_together
+
+ROOT = Path(__file__).resolve().parents[1]
+# Seconds that each verb may take, and those of them that no stage has: the start, before the clock
+# of the visit runs, and the end, when what was compiled is packed.
+LIMITS = {"check": 150, "tune": 150, "race": 200, "quality": 200}
+START, END = 8, 4
+_RACED = 11  # lines of the table of all works
+LOG = "log.txt"
+_LOGGED = 200_000  # characters of a stage's output that the log keeps: the last ones
+
+# Files of tests, the most telling first; then any other with a test that needs a GPU.
+MOST_TELLING = (
+    "kernels/test_hopper_networks.py",
+    "kernels/test_mlp_kernel.py",
+    "kernels/test_same_run.py",
+    "kernels/test_mlp_operator.py",
+    "kernels/test_accelerate.py",
+)
+# Of these, what the interpreter runs too carries no mark, and must hold on a GPU as well.
+UNMARKED = tuple(
+    f"kernels/test_{name}.py"
+    for name in ("train_step", "same_run", "adamw_kernel", "philox_kernel", "reverse_step_kernel",
+                 "reduce_grad")
+)  # fmt: skip
+# Processes that share a file, where compiling its kernels in one would take too long.
+PARTS = {
+    "kernels/test_hopper_networks.py": 6,
+    "kernels/test_mlp_kernel.py": 4,
+    "kernels/test_same_run.py": 3,
+    "kernels/test_mlp_operator.py": 2,
+    "kernels/test_accelerate.py": 2,
+    "kernels/test_train_step.py": 2,
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that run at the same time.
+
+    Attributes:
+        stages: most telling first.
+        limit: seconds by which the end of the group before may be exceeded at most. If that was
+            early, stages with longer limits of their own have the time that it left.
+    """
+
+    stages: tuple[Stage, ...]
+    limit: float
+
+
+def alone(stage: Stage) -> Group:
+    """A stage that is measured, so that nothing may run beside it."""
+    return Group((stage,), stage.limit)
+
+
+@dataclass
+class Commands:
+    """The commands of stages.
+
+    Attributes:
+        folder: of the record.
+        device: what to measure on.
+        scratch: of files that nobody needs afterwards.
+    """
+
+    folder: Path
+    device: str
+    scratch: Path
+
+    def bench(self, name: str, *options: str, record: bool = True) -> tuple[str, ...]:
+        """A benchmark; only one that runs alone may write to the record."""
+        # Another process on the GPU is counted in the record rather than refused.
+        common = ("--device", self.device, "--busy")
+        common += ("--record", str(self.folder)) if record else ()
+        return (sys.executable, "-m", "flashpoint.bench", name, *common, *options)
+
+    def tests(self, file: str, marks: str, part: int = 1, parts: int = 1) -> tuple[str, ...]:
+        """A file of tests, or a part of it."""
+        return (
+            sys.executable, "-m", "pytest", "-q", "--tb", "short", "-p", "no:cacheprovider",
+            "-p", "flashpoint.bench.part", "--part", f"{part}/{parts}", "-m", marks,
+            str(ROOT / "tests" / file),
+        )  # fmt: skip
+
+
+# The verbs at full size.
+
+
+def marked_files() -> list[str]:
+    """Files with a test that needs a GPU, relative to ``tests``, the most telling first."""
+    tests = ROOT / "tests"
+    found = [
+        path.relative_to(tests).as_posix()
+        for path in sorted(tests.rglob("test_*.py")) if "mark.gpu" in path.read_text()
+    ]  # fmt: skip
+    first = [file for file in MOST_TELLING if file in found]
+    return [*first, *(file for file in found if file not in first)]
+
+
+def tests_of(commands: Commands, limit: float) -> list[Stage]:
+    """A stage of each file of tests, or several of one."""
+    wanted = [("gpu", file, "gpu and not slow") for file in marked_files()]
+    wanted += [("any", file, "not gpu and not slow") for file in UNMARKED]
+    stages = []
+    for kind, file, marks in wanted:
+        parts = PARTS.get(file, 1)
+        for part in range(1, parts + 1):
+            name = f"{kind}-{Path(file).stem.removeprefix('test_')}"
+            name += f" {part}/{parts}" if parts > 1 else ""
+            stages.append(Stage(name, commands.tests(file, marks, part, parts), limit))
+    return stages
+
+
+def sanitizers(commands: Commands, limit: float) -> list[Stage]:
+    """Memcheck and racecheck of the works and of the operations, at small size."""
+    # Without the caching allocator each tensor is an allocation of its own, whose end is guarded.
+    environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    checked = {
+        "works": commands.bench("works", "--until", "checked", "--small", record=False),
+        "operations": commands.bench("operations", "--rounds", "0", "--small", record=False),
+    }
+    stages = []
+    for name, command in checked.items():
+        for tool in ("memcheck", "racecheck"):
+            sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+            stages.append(
+                Stage(f"{tool} {name}", (*sanitizer, *command), limit, slack=12,
+                      environment=environment, spare=True)
+            )  # fmt: skip
+    return stages
+
+
+def check(commands: Commands) -> list[Group]:
+    """Is everything right, and how fast is what users wait for?"""
+    ready = [
+        # So that the sanitizers, and the works when they are timed, have nothing to compile.
+        Stage(f"right {kind}", commands.bench("works", "--until", "run", "--only", kind,
+                                              record=False), 75)
+        for kind in works.KINDS
+    ]  # fmt: skip
+    return [
+        Group((*ready, *tests_of(commands, 75)), 75),
+        Group(tuple(sanitizers(commands, 60)), 21),
+        alone(Stage("works", commands.bench("works"), 42, slack=10, numbers=9)),
+    ]
+
+
+def tune(commands: Commands) -> list[Group]:
+    """What should the tile sizes be?"""
+    return [alone(Stage("tune", commands.bench("tune"), 138, slack=12, numbers=45))]
+
+
+def race(commands: Commands) -> list[Group]:
+    """How fast is ours, against all others and against what the GPU allows?"""
+    # First the peers that are soon ready, at as many works as there is time for.
+    late = "compile graph,jax,compile,compile reduce-overhead,states script"
+
+    def against(peers: str, seconds: str) -> tuple[str, ...]:
+        return commands.bench("race", "--seconds", "10", "--per-comparison", seconds,
+                              "--peers", peers)  # fmt: skip
+
+    return [
+        alone(Stage("race", against("eager,graph", "0.5"), 52, slack=15, numbers=_RACED)),
+        alone(Stage("race-compiled", against(late, "1"), 60, slack=15, numbers=_RACED)),
+        alone(Stage("roofline", commands.bench("roofline"), 38, numbers=10)),
+        alone(Stage("operations", commands.bench("operations"), 38, slack=10)),
+    ]
+
+
+def quality(commands: Commands) -> list[Group]:
+    """How soon is it as good as data, and has it become slower?"""
+    return [
+        *(
+            alone(Stage(f"speedrun-{track}", commands.bench("speedrun", "--track", track), 47,
+                        slack=15, numbers=3))
+            for track in ("mixture", "states")
+        ),
+        alone(Stage("gate", commands.bench("gate"), 47, numbers=5)),
+        alone(Stage("study", commands.bench("study"), 47, numbers=1)),
+    ]  # fmt: skip
+
+
+VERBS: dict[str, Callable[[Commands], list[Group]]] = {
+    "check": check, "tune": tune, "race": race, "quality": quality,
+}  # fmt: skip
+NIGHTLY = ("check", "race", "quality")
+
+# The same at toy size.
+
+
+def smoke(verb: str, commands: Commands) -> list[Group]:
+    """The stages of a verb at toy size on a CPU, to see that they work."""
+    limit, bench = 300, commands.bench
+    baseline = str(commands.scratch / "baseline.json")
+    tests = "kernels/test_philox_reference.py"
+    stages = {
+        "check": [
+            Stage("works", bench("works", "--small", "--rounds", "3"), limit, 0, 9),
+        ],
+        "tune": [Stage("tune", bench("tune", "--small", "--rounds", "3"), limit, 0, 45)],
+        "race": [
+            Stage("race", bench("race", "--rounds", "3", "--seconds", "0.01", "--peers", "eager",
+                                "--budget", "1"), limit, numbers=_RACED),
+            Stage("roofline", bench("roofline", "--small"), limit, numbers=10),
+            Stage("operations", bench("operations", "--small", "--rounds", "0"), limit),
+        ],
+        "quality": [
+            Stage("speedrun", bench("speedrun", "--small", "--seeds", "2"), limit, numbers=3),
+            Stage("gate", bench("gate", "--rounds", "3", "--small", "--baseline", baseline), limit,
+                  numbers=5),
+            Stage("study", bench("study", "--small"), limit, numbers=1),
+        ],
+    }[verb]  # fmt: skip
+    together = [
+        # Tests are interpreted, so this alone compiles something.
+        Stage("compile", (sys.executable, "-m", "flashpoint.bench", "compile"), limit, numbers=1),
+        *(Stage(f"gpu-tests {part}/2", commands.tests(tests, "not gpu", part, 2), limit)
+          for part in (1, 2)),
+    ]  # fmt: skip
+    first = [Group((*together, *sanitizers(commands, limit)), limit)] if verb == "check" else []
+    return [*first, *map(alone, stages)]
+
+
+# How they are run.
+
+
+@dataclass
+class Visit:
+    """Runs groups of stages; log and record are complete up to the last one that ended.
+
+    Attributes:
+        folder: where everything goes.
+        scratch: of files that nobody needs afterwards.
+        environment: variables of all stages.
+        ended: the stages so far.
+    """
+
+    folder: Path
+    scratch: Path
+    environment: dict[str, str]
+    ended: list[Ended] = field(default_factory=list)
+
+    def run(self, groups: list[Group]) -> None:
+        """Runs groups one after another."""
+        end, processors = time.monotonic(), len(os.sched_getaffinity(0))
+        for group in groups:
+            end += group.limit
+            # Threads of processes that run together would only wait for each other.
+            threads = {"OMP_NUM_THREADS": "2"} if len(group.stages) > 1 else {}
+            for one in run_together(
+                self._possible(group), processors, end, self.environment | threads, self.scratch
+            ):
+                self.add(one)
+
+    def _possible(self, group: Group) -> list[Stage]:
+        """The stages of a group whose program is there; the others are reported."""
+        found = []
+        for stage in group.stages:
+            if shutil.which(stage.command[0], path=self.environment["PATH"]) is None:
+                self.add(not_started(stage, f"there is no {stage.command[0]}"))
+            else:
+                found.append(stage)
+        return found
+
+    def add(self, one: Ended) -> None:
+        """Puts the end of a stage into record and log, and prints it."""
+        self.ended.append(one)
+        ending = {
+            "outcome": one.outcome,
+            "exit status": one.status,
+            "seconds": round(one.seconds, 1),
+            "limit": round(one.limit, 1),
+            "last line": one.last_line,
+        }
+        self.record().put(one.stage.name, **ending)
+        with (self.folder / LOG).open("a") as log:
+            command = " ".join(one.stage.command)
+            log.write(f"=== {one.stage.name}: {command}\n{one.output[-_LOGGED:].strip()}\n")
+        click.echo(f"{one.stage.name}: {one.outcome}, {one.seconds:.0f} s  {one.last_line[:100]}")
+
+    def record(self) -> Record:
+        """The record as it is now: measuring stages write to it too."""
+        return Record(self.folder)
+
+    def summary(self, title: str, notes: list[str]) -> str:
+        """What the last lines say."""
+        content = self.record().content["machine"]
+        where = f"{content['gpu'] or 'CPU'}, commit {(content['commit'] or 'unknown')[:10]}"
+        return summary.of_visit(f"{title} on {where}", self.ended, notes)
+
+
+def environment_of_stages(cache: Path, scratch: Path) -> dict[str, str]:
+    """The environment of all stages."""
+    home = Path.home()
+    return os.environ | {
+        # Only binaries: the rest of what Triton keeps is ten times as large.
+        "TRITON_CACHE_DIR": str(cache),
+        "TRITON_STORE_BINARY_ONLY": "1",
+        # Matplotlib and others keep things in the home folder.
+        "HOME": str(home if os.access(home, os.W_OK) else scratch),
+        "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin",  # of compute-sanitizer
+        "COLUMNS": "200",  # pytest cuts the reasons of failures to this width
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def use_compiled(folder: Path, cache: Path) -> list[str]:
+    """Unpacks what an earlier visit compiled, if it is there; what there is to say of it."""
+    for archive in (folder / compiled.FILE, ROOT / "bench" / compiled.FILE):
+        if archive.exists():
+            problem = compiled.unpack(archive, cache)
+            return [problem] if problem else []
+    return []
+
+
+def keep_compiled(folder: Path, cache: Path) -> list[str]:
+    """Packs what was compiled until now; what there is to say of it."""
+    left_out = compiled.pack(cache, folder / compiled.FILE)
+    return [f"{compiled.FILE} had no room for {left_out} kernels"] if left_out else []
+
+
+def keep_baseline(folder: Path) -> None:
+    """Copies the gate's baseline of this GPU, which may be new."""
+    path = gate.BASELINES / f"{machine.short_name()}.json"
+    if path.exists():
+        shutil.copy(path, folder)
+
+
+def new_folder() -> Path:
+    """``$OUT``, or a new record's folder; with an empty record and log."""
+    default = ROOT / "bench/records" / f"{date.today()}-{machine.short_name()}"
+    folder = make_folder(Path(os.environ.get("OUT") or default))
+    (folder / FILE).unlink(missing_ok=True)
+    (folder / LOG).write_text("")
+    Record(folder).write()
+    return folder
+
+
+@click.command()
+@click.argument("verb", required=False, type=click.Choice(tuple(VERBS)))
+@click.option("--smoke", "toy", is_flag=True, help="The same stages at toy size on a CPU.")
+def main(verb: str | None, toy: bool) -> None:
+    """Everything that needs a GPU, or the part of it that VERB names."""
+    if not toy and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device; --smoke runs the stages at toy size on a CPU")
+    folder, cache = new_folder(), make_folder(ROOT / "build/compiled")
+    notes = use_compiled(folder, cache)
+    interrupted = False
+    with tempfile.TemporaryDirectory() as scratch:
+        commands = Commands(folder, "cpu" if toy else "cuda", Path(scratch))
+        visit = Visit(folder, Path(scratch), environment_of_stages(cache, Path(scratch)))
+        try:
+            for one in (verb,) if verb else NIGHTLY:
+                visit.run(smoke(one, commands) if toy else VERBS[one](commands))
+        except KeyboardInterrupt:
+            interrupted = True
+    notes += keep_compiled(folder, cache)
+    if not toy:
+        keep_baseline(folder)
+    click.echo(visit.summary(verb or "all", [*notes, f"results in {folder}"]))
+    if interrupted:
+        click.echo(f"interrupted; {folder} holds what was measured until then", err=True)
+        raise SystemExit(130)
+    raise SystemExit(not all(one.good for one in visit.ended))

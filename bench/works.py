@@ -1,0 +1,175 @@
+"""The works that users wait for, in one line each: ours beside eager PyTorch.
+
+    python -m flashpoint.bench works [--device cuda] [--record FOLDER]
+
+Training steps, sampling, guided sampling, and the network as a drop-in, forward and backward. Ours
+must first get what float64 gets; what is wrong gets no time. Then both work in turn, A B B A, for
+about two seconds. On a GPU eager PyTorch has the faster of bf16 and tf32, as in the race.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import click
+import torch
+
+from . import operations
+from .history import duration
+from .machine import free_device
+from .operations import one_line
+from .problem import Problem, states_problem
+from .race import TOLERANCE, Referee, compete
+from .record import Record, record_option
+from .timing import Runner, Timing, from_graph, paired
+from .workloads import Workload, Workloads
+
+KINDS = ("training", "sampling", "guided", "drop-in")
+UNTIL = ("checked", "run", "timed")
+ROWS, DROP_IN_ROWS, SMALL_ROWS = (2048, 10_000, 131_072), 10_000, 200
+_SECONDS = 2.0  # of a work's rounds
+# Operations per second that are foreseen, and seconds that one run of a work may take.
+_FORESEEN = {"cuda": (1e13, 60.0), "cpu": (1e11, 2.0)}
+_PRECISIONS = {"cuda": ("half", "tf32"), "cpu": ("fp32",)}
+
+
+@dataclass
+class Outcome:
+    """What became of a work; without a time where ours was wrong or could not run."""
+
+    work: str
+    error: float | None = None  # relative, against float64
+    eager: str | None = None  # what eager PyTorch computed in
+    timing: Timing | None = None
+    unavailable: str | None = None
+
+    @property
+    def line(self) -> str:
+        if self.unavailable is not None:
+            return f"{self.work}: no time, {self.unavailable}"
+        if self.timing is None:
+            return f"{self.work}: right, error {self.error:.1e}"
+        one = self.timing
+        return (
+            f"{self.work}: {duration(one.ours_us)}, eager PyTorch {duration(one.peer_us)} "
+            f"({self.eager}): {one.speedup:.2f} times as fast (95% {one.low:.2f} to {one.high:.2f})"
+        )
+
+
+@dataclass
+class Bench:
+    """Where works are measured, and how far.
+
+    Attributes:
+        device: where.
+        until: ``checked``, ``run`` once, so that all is compiled, or ``timed``.
+        rounds: of a work.
+        small: toy sizes, to see that it works, or for a sanitizer.
+    """
+
+    device: torch.device
+    until: str
+    rounds: int
+    small: bool
+
+    def outcomes(self, kinds: Sequence[str], problem: Problem) -> Iterator[Outcome]:
+        """Of all works of these kinds."""
+        referee = Referee(problem, self.device)
+        for workload in self._workloads(kinds, problem):
+            yield self._guarded(partial(self._raced, workload, referee), workload.title)
+        if "drop-in" in kinds:
+            for in_graph in (False, True) if self.device.type == "cuda" else (False,):
+                title = f"drop-in forward and backward, {self._drop_in_rows:,} rows"
+                title += ", in a graph" * in_graph
+                yield self._guarded(partial(self._drop_in, in_graph), title)
+
+    @property
+    def _drop_in_rows(self) -> int:
+        return SMALL_ROWS if self.small else DROP_IN_ROWS
+
+    def _workloads(self, kinds: Sequence[str], problem: Problem) -> Iterator[Workload]:
+        rate, seconds = _FORESEEN[self.device.type]
+        works = Workloads(problem, rate, 0.01 if self.small else seconds)
+        if "training" in kinds:
+            yield from works.steps((SMALL_ROWS,) if self.small else ROWS)
+        for kind in ("sampling", "guided"):
+            if kind in kinds:
+                yield works.chain(guided=kind == "guided")
+
+    def _guarded(self, measure: Callable[[Outcome], None], title: str) -> Outcome:
+        """The outcome of a work, whatever a compiler, a capture or an allocator raises."""
+        outcome = Outcome(title)
+        torch.manual_seed(0)  # the same data, however many rounds the work before had
+        try:
+            measure(outcome)
+        except Exception as reason:
+            outcome.unavailable = one_line(reason)
+        return outcome
+
+    def _raced(self, workload: Workload, referee: Referee, outcome: Outcome) -> None:
+        """A work of the race."""
+        precisions = _PRECISIONS[self.device.type]
+        if self.until == "checked":
+            outcome.error = max(
+                referee.error("ours", precisions[0], check) for check in workload.checks
+            )
+            self._judge(outcome, TOLERANCE[precisions[0]])
+            return
+        mine, ours = compete(workload, "ours", precisions[0], referee, floor=0.0)
+        outcome.error, outcome.unavailable = mine.error, mine.unavailable
+        if ours is None or self.until == "run":
+            return
+        for precision in precisions:
+            _, eager = compete(workload, "eager", precision, referee, floor=0.0)
+            if eager is not None:
+                self._time(outcome, ours, eager, precision, _SECONDS / len(precisions))
+
+    def _drop_in(self, in_graph: bool, outcome: Outcome) -> None:
+        """The denoiser's network inside somebody's own training."""
+        precision = "fp16" if self.device.type == "cuda" else "fp32"
+        one = operations.perceptron(self.device, self._drop_in_rows, precision, training=True)
+        outcome.error = one.error()
+        self._judge(outcome, one.tolerance)
+        if outcome.unavailable or self.until == "checked":
+            return
+        ready = from_graph if in_graph else Runner
+        ours, eager = ready(one.ours), ready(one.peers["eager"])
+        if self.until == "timed":
+            self._time(outcome, ours, eager, precision, _SECONDS)
+
+    def _judge(self, outcome: Outcome, tolerance: float) -> None:
+        if not outcome.error <= tolerance:
+            outcome.unavailable = f"wrong: error {outcome.error:.1e}, allowed {tolerance:g}"
+
+    def _time(
+        self, outcome: Outcome, ours: Runner, eager: Runner, precision: str, seconds: float
+    ) -> None:
+        """Adds the timing, if eager PyTorch is not faster in another precision."""
+        timing = paired(ours, eager, self.rounds, self.device, seconds)
+        if outcome.timing is None or timing.peer_us < outcome.timing.peer_us:
+            outcome.eager, outcome.timing = precision, timing
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--only", multiple=True, type=click.Choice(KINDS), help="Again for more.")
+@click.option("--until", type=click.Choice(UNTIL), default="timed", show_default=True)
+@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a work.")
+@click.option("--budget", default=600.0, show_default=True, help="Seconds until none starts.")
+@click.option("--small", is_flag=True, help="Toy sizes: for a sanitizer, or to see that it works.")
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(device, only, until, rounds, budget, small, busy, folder) -> None:
+    """Ours beside eager PyTorch, in one line each."""
+    end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
+    bench, found = Bench(device, until, rounds, small), []
+    for outcome in bench.outcomes(only or KINDS, states_problem()):
+        found.append(outcome)
+        click.echo(outcome.line)
+        record.put("works", results=[asdict(one) for one in found])
+        if time.monotonic() > end:
+            click.echo(f"the budget of {budget:g} s is spent; what is left is not measured")
+            break
+    if any(one.unavailable for one in found):
+        raise SystemExit(1)
