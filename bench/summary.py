@@ -8,8 +8,10 @@ from .stages import Ended
 LINES, CHARACTERS = 100, 12_000
 _WIDTH = 150  # of a line
 _FAILURES = 50  # lines of them, so that numbers are seen too
-_TESTS = 6  # failing tests of a stage that are named
+_NAMED = 6  # failures of a stage that are named
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/)?(\S+?(?:\[.*?\])?)(?: - (.*))?$", re.MULTILINE)
+# What benchmarks say of a work that they gave no time, of whatever else is wrong.
+_WRONG = re.compile(r"^\s*(.*(?:\bwrong\b|\bno time,).*)$", re.MULTILINE | re.IGNORECASE)
 _ERROR_LINE = re.compile(r"^E {3,}(\S.*)$", re.MULTILINE)
 # A sanitizer marks its lines; the first that is not about itself says what is wrong.
 _SANITIZER = re.compile(r"^========= (?!COMPUTE-SANITIZER|$|\s)(.+)$", re.MULTILINE)
@@ -19,10 +21,11 @@ def reasons(ended: Ended) -> list[str]:
     """Why a stage did not pass: the first useful line of each of its failures."""
     if ended.status is None:
         return [ended.output]
-    tests = [f"{test}: {why or 'no reason given'}" for test, why in _FAILED.findall(ended.output)]
-    if tests:
-        more = [f"and {len(tests) - _TESTS} more, see log.txt"] if len(tests) > _TESTS else []
-        return tests[:_TESTS] + more
+    found = [f"{test}: {why or 'no reason given'}" for test, why in _FAILED.findall(ended.output)]
+    found = found or _WRONG.findall(ended.output)
+    if found:
+        more = [f"and {len(found) - _NAMED} more, see log.txt"] if len(found) > _NAMED else []
+        return found[:_NAMED] + more
     for pattern in (_ERROR_LINE, _SANITIZER):
         if found := pattern.search(ended.output):
             return [found[1]]
@@ -35,7 +38,8 @@ def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> 
     passed = [one for one in stages if one.outcome == "passed"]
     failures = []
     for one in bad:
-        failures.append(f"{one.outcome}: {one.stage.name}, after {one.seconds:.0f} s")
+        ending = "" if one.status is None else f" after {one.seconds:.0f} s, status {one.status}"
+        failures.append(f"{one.outcome}: {one.stage.name}{ending}")
         failures += [f"    {line}" for line in reasons(one)]
     failures += [
         f"{one.outcome}: {one.stage.name}, {one.output}" for one in stages

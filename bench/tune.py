@@ -87,6 +87,11 @@ class Work:
 WORKS = (Work(TRAINING, 10_000), Work(CHAIN, 5000), Work(TRAINING, 2048))
 
 
+def written(fields: Changes) -> str:
+    """Fields of a configuration in a line."""
+    return ", ".join(f"{field}={value}" for field, value in fields.items())
+
+
 @dataclass
 class Candidate:
     """What became of a candidate at a work; without a timing if it is wrong or does not run."""
@@ -99,7 +104,7 @@ class Candidate:
 
     @property
     def line(self) -> str:
-        name = ", ".join(f"{field}={value}" for field, value in self.changes.items())
+        name = written(self.changes)
         if self.timing is None:
             return f"    {name:28} no time, {self.unavailable}"
         one = self.timing
@@ -209,7 +214,7 @@ def main(device, rounds, small, budget, busy, folder) -> None:
         if not error <= tolerance:
             click.echo(f"{work.title}: the shipped one is wrong, error {error:.1e}; nothing timed")
             raise SystemExit(1)
-        click.echo(f"{work.title}, shipped: {work.shipped(device)}")
+        click.echo(f"{work.title}, shipped: {written(asdict(work.shipped(device)))}")
         peer = bench.runner(work, {})
         for changes in candidates:
             if time.monotonic() > end:

@@ -228,7 +228,7 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
         "tune": [Stage("tune", bench("tune", "--small", "--rounds", "3"), limit, 0, 45)],
         "race": [
             Stage("race", bench("race", "--rounds", "3", "--seconds", "0.01", "--peers", "eager",
-                                "--budget", "1"), limit, numbers=_RACED),
+                                "--budget", "10"), limit, numbers=_RACED),
             Stage("roofline", bench("roofline", "--small"), limit, numbers=10),
             Stage("operations", bench("operations", "--small", "--rounds", "0"), limit),
         ],
@@ -371,7 +371,8 @@ def main(verb: str | None, toy: bool) -> None:
     """Everything that needs a GPU, or the part of it that VERB names."""
     if not toy and not torch.cuda.is_available():
         raise UserError("there is no CUDA device; --smoke runs the stages at toy size on a CPU")
-    folder, cache = new_folder(), make_folder(ROOT / "build/compiled")
+    folder = new_folder()
+    cache = make_folder(Path(os.environ.get("TRITON_CACHE_DIR") or ROOT / "build/compiled"))
     notes = use_compiled(folder, cache)
     interrupted = False
     with tempfile.TemporaryDirectory() as scratch:

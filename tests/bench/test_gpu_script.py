@@ -1,114 +1,198 @@
-"""bench/gpu.sh and the record that it keeps."""
+"""bench/gpu.sh, and the visit to a GPU that it makes."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import CliRunner
 
-from flashpoint.bench.record import main as record
+from flashpoint.bench import visit
+from flashpoint.bench.__main__ import COMMANDS
+from flashpoint.bench.compiled import FILE, LIMIT
+from flashpoint.bench.visit import END, LIMITS, NIGHTLY, PARTS, ROOT, START, UNMARKED, VERBS
 
-SCRIPT = Path(__file__).parents[2] / "bench/gpu.sh"
-
-
-def run(*arguments):
-    done = CliRunner().invoke(record, list(map(str, arguments)))
-    assert done.exit_code == 0, done.output
-    return done.output
+SCRIPT = ROOT / "bench/gpu.sh"
+MEASURED = ("works", "race", "roofline", "operations", "speedrun", "gate", "study")
 
 
-@pytest.mark.parametrize(
-    ("status", "outcome"), [(0, "passed"), (1, "failed"), (124, "out of time")]
-)
-def test_record_of_a_stage(tmp_path, status, outcome):
-    (tmp_path / "tests.txt").write_text("first\nlast\n")
-    (tmp_path / "tests.end").write_text(f"{status} 3 60\n")
-    run("start", tmp_path)
-    run("stages", tmp_path, tmp_path, "tests")
-    run("unavailable", tmp_path, "memcheck", "no compute-sanitizer")
-    written = json.loads((tmp_path / "record.json").read_text())
-    assert written["machine"]["torch"]
-    assert written["stages"] == {
-        "tests": {
-            "outcome": outcome,
-            "exit status": status,
-            "seconds": 3,
-            "limit": 60,
-            "last line": "last",
-        },
-        "memcheck": {"outcome": "unavailable", "reason": "no compute-sanitizer"},
-    }
+def environment(**variables):
+    return os.environ | {"PYTHON": sys.executable} | {k: str(v) for k, v in variables.items()}
 
 
-def test_name_can_be_part_of_a_folder():
-    assert run("name").strip().replace("-", "").isalnum()
+def run(*arguments, **variables):
+    return subprocess.run(
+        [SCRIPT, *arguments], env=environment(**variables), capture_output=True, text=True,
+        timeout=1500,
+    )  # fmt: skip
+
+
+def record_of(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All stages of the smoke form; the folder of their results and the process."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run("--smoke", OUT=folder, TRITON_CACHE_DIR=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def commands(tmp_path):
+    return visit.Commands(tmp_path, "cuda", tmp_path)
 
 
 def test_without_a_gpu_the_script_says_so_in_one_line():
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
-    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
+    done = run("check", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stderr.startswith("bench/gpu.sh: no CUDA device")
+    assert done.stderr.startswith("error: there is no CUDA device")
     assert done.stderr.count("\n") == 1
 
 
-def test_every_stage_leaves_its_result(tmp_path):
-    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
-    done = subprocess.run(
-        [SCRIPT, "--smoke"], env=environment, capture_output=True, text=True, timeout=1500
-    )
+def test_an_unknown_verb_is_named_beside_those_there_are():
+    done = run("chekc")
+    assert done.returncode == 2
+    assert "'chekc' is not one of 'check', 'tune', 'race', 'quality'" in done.stderr
+
+
+def test_every_stage_leaves_its_result(whole):
+    folder, done = whole
     assert done.returncode == 0, done.stdout + done.stderr
-    files = {file.name for file in tmp_path.iterdir()}
-    assert files == {"record.json", "log.txt", "roofline.png", "speedrun.png"}
-    stages = json.loads((tmp_path / "record.json").read_text())["stages"]
+    files = {file.name for file in folder.iterdir()}
+    assert files == {"record.json", "log.txt", "roofline.png", "speedrun.png", FILE}
+    record = record_of(folder)
+    assert record["machine"]["torch"]
+    stages = record["stages"]
     outcomes = {name: stage["outcome"] for name, stage in stages.items()}
     for tool in ("memcheck", "racecheck"):
-        assert outcomes.pop(tool) in ("passed", "unavailable")
-    measured = ("race", "roofline", "gate", "speedrun", "study")
-    assert outcomes == dict.fromkeys(("gpu-tests", *measured), "passed")
-    assert all(stages[name]["results"] for name in measured)
+        for what in ("works", "operations"):
+            assert outcomes.pop(f"{tool} {what}") in ("passed", "unavailable")
+    together = ("compile", "gpu-tests 1/2", "gpu-tests 2/2")
+    assert outcomes == dict.fromkeys((*together, *MEASURED), "passed")
+    assert all(stages[name]["results"] for name in MEASURED)
+    log = (folder / "log.txt").read_text()
+    assert all(f"=== {name}: " in log for name in stages)
 
 
-def test_all_stages_together_take_less_than_nine_minutes():
-    on_a_gpu = SCRIPT.read_text().rpartition("\nelse\n")[2]
-    alone = re.findall(r"^  stage \S+ (\d+)", on_a_gpu, re.MULTILINE)
-    together = re.findall(r"^ +(?:begin|sanitize) \S+ (\d+)", on_a_gpu, re.MULTILINE)
-    assert (len(alone), len(together)) == (8, 4)
-    # Three seconds for each process that writes how stages ended, and that of the start.
-    assert sum(map(int, alone)) + max(map(int, together)) + 3 * (len(alone) + 2) < 9 * 60
+def test_the_last_lines_are_the_summary(whole):
+    lines = whole[1].stdout.splitlines()[-100:]
+    start = next(n for n, line in enumerate(lines) if line.startswith("== all on "))
+    assert "did not ==" in lines[start]
+    for name in ("works", "race", "roofline", "speedrun", "gate", "study"):
+        assert f"-- {name}" in lines[start:]
+
+
+def test_the_next_visit_compiles_nothing_again(whole, tmp_path):
+    folder, _ = whole
+    assert record_of(folder)["stages"]["compile"]["last line"] == "4 kernels, 4 compiled now"
+    done = run("check", "--smoke", OUT=folder, TRITON_CACHE_DIR=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stdout
+    assert record_of(folder)["stages"]["compile"]["last line"] == "4 kernels, 0 compiled now"
+    assert 0 < (folder / FILE).stat().st_size < LIMIT
+
+
+def test_what_was_compiled_is_found_beside_the_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(visit, "ROOT", tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / FILE).write_bytes(b"damaged")
+    (note,) = visit.use_compiled(tmp_path / "out", tmp_path / "cache")
+    assert str(tmp_path / "bench" / FILE) in note
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_keeps_within_its_time(verb, commands):
+    groups = VERBS[verb](commands)
+    assert START + sum(group.limit for group in groups) + END <= LIMITS[verb]
+    for group in groups:
+        # What is measured has the time that was foreseen for it, and nothing runs beside it.
+        recording = [stage for stage in group.stages if "--record" in stage.command]
+        assert not recording or len(group.stages) == 1
+        assert all(stage.limit == group.limit for stage in recording)
+
+
+def test_a_night_takes_less_than_nine_minutes(commands):
+    limits = [group.limit for verb in NIGHTLY for group in VERBS[verb](commands)]
+    assert START + sum(limits) + END * len(NIGHTLY) < 9 * 60
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_benchmarks_know_their_options(verb, commands):
+    stages = [stage for group in VERBS[verb](commands) for stage in group.stages]
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len(names)
+    found = 0
+    for stage in stages:
+        words = stage.command_within(stage.limit)
+        if "flashpoint.bench" not in words:
+            continue
+        name, *options = words[words.index("flashpoint.bench") + 1 :]
+        with click.Context(click.Command(name)) as context:
+            COMMANDS[name].make_context(name, options, parent=context)
+        found += 1
+    assert found
+
+
+def test_the_most_telling_tests_come_first(commands):
+    files = visit.marked_files()
+    first = [file for file in visit.MOST_TELLING if (ROOT / "tests" / file).exists()]
+    assert files[: len(first)] == first
+    assert "diffusion/test_training.py" in files
+    assert len(set(files)) == len(files)
+    stages = VERBS["check"](commands)[0].stages
+    names = [stage.name for stage in stages if stage.name.startswith("gpu-")]
+    assert names[0] == f"gpu-{Path(first[0]).stem.removeprefix('test_')} 1/{PARTS[first[0]]}"
 
 
 def test_tests_of_the_script_are_there_and_need_nothing_that_a_bare_image_lacks():
-    (names,) = re.findall(r"for name in (adamw.+); do", SCRIPT.read_text())
-    found = [f"tests/kernels/test_{name}.py" for name in names.split()]
-    marked = [str(path) for path in (SCRIPT.parents[1] / "tests").rglob("test_*.py")
-              if "mark." + "gpu" in path.read_text()]  # fmt: skip
+    files = {f"tests/{file}" for file in (*UNMARKED, *visit.marked_files())}
     missing = "import sys; sys.modules |= dict.fromkeys(['ot', 'diffusers', 'safetensors', 'onnx'])"
     code = f"{missing}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "-q", "--collect-only", *found, *marked]
-    done = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "-q", "--collect-only", *sorted(files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
+def test_a_stage_that_failed_is_in_the_exit_status(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho 'it is broken'\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    code = (
+        "import sys; from flashpoint.bench import visit\n"
+        f"visit.sys.executable = {str(tmp_path / 'python')!r}\n"
+        "visit.main(['tune', '--smoke'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env=environment(OUT=tmp_path / "out", TRITON_CACHE_DIR=tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "0 of 1 stages passed" in done.stdout
+    assert "    it is broken" in done.stdout
+    assert record_of(tmp_path / "out")["stages"]["tune"]["exit status"] == 3
+
+
 def test_interrupted_it_ends_its_stages_and_keeps_the_record(tmp_path):
-    environment = os.environ | {
-        "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "TMPDIR": str(tmp_path),
-    }  # fmt: skip
+    variables = environment(
+        OUT=tmp_path / "out", TMPDIR=tmp_path, TRITON_CACHE_DIR=tmp_path / "cache"
+    )
     with subprocess.Popen(
-        [SCRIPT, "--smoke"], env=environment, stderr=subprocess.PIPE, text=True
+        [SCRIPT, "--smoke"],
+        env=variables,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as script:
-        while not list(tmp_path.glob("*/gpu-tests.txt")):
+        while not list(tmp_path.glob("tmp*/compile.txt")):
             assert script.poll() is None
             time.sleep(0.1)
         script.terminate()
         assert script.wait(30) == 130
-        # It can be read to its end only once no stage holds it open any more.
-        last = script.stderr.read().splitlines()[-1]
-    assert last == f"bench/gpu.sh: interrupted; {tmp_path}/out holds what was measured until then"
-    assert json.loads((tmp_path / "out/record.json").read_text())["stages"] == {}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+        # They can be read to their end only once no stage holds them open any more.
+        last, printed = script.stderr.read().splitlines()[-1], script.stdout.read()
+    assert last == f"interrupted; {tmp_path}/out holds what was measured until then"
+    assert "== all on CPU" in printed
+    assert not record_of(tmp_path / "out")["stages"].keys() & set(MEASURED)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", "cache"}

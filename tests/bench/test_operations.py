@@ -42,6 +42,14 @@ def test_ours_that_fails_is_wrong_and_does_not_end_the_benchmark():
     assert result.unavailable == {"ours": "RuntimeError: does not compile"}
 
 
+@pytest.mark.parametrize("seed", [155, 213])
+def test_one_z_across_the_kink_does_not_make_the_perceptron_wrong(seed):
+    """With these seeds fp32 takes one z of 200 rows to the other side of zero."""
+    torch.manual_seed(seed)
+    one = operations.perceptron(CPU, 200, "fp32", training=True)
+    assert one.error() <= one.tolerance
+
+
 def test_speed_is_a_paired_ratio_with_its_interval():
     result = measure(comparison(0.0, {"eager": lambda: sum(range(10_000))}), 5, CPU)
     timing = result.timings["eager"]
