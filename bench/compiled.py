@@ -58,7 +58,11 @@ def pack(cache: Path, archive: Path, limit: int = LIMIT) -> int:
     """
     folders = [cache / name for name in kernels_in(cache)]
     left_out, temporary = 0, archive.with_name(f".{archive.name}")
-    with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+    # Half the effort of the most that gzip can do: as small to a percent, in a third of the time.
+    with (
+        temporary.open("wb") as file,
+        tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tar,
+    ):
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
             # As if nothing could be compressed, because the compressor holds some of it back.
             if file.tell() + sum(path.stat().st_size for path in folder.iterdir()) > limit:

@@ -223,7 +223,7 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
     tests = "kernels/test_philox_reference.py"
     stages = {
         "check": [
-            Stage("works", bench("works", "--small", "--rounds", "3"), limit, 0, 9),
+            Stage("works", bench("works", "--small", "--rounds", "2"), limit, 0, 9),
         ],
         "tune": [Stage("tune", bench("tune", "--small", "--rounds", "3"), limit, 0, 45)],
         "race": [

@@ -103,13 +103,14 @@ class Workloads:
                 lambda peer, rows=rows: peer.training(rows), ("training",),
             )  # fmt: skip
 
-    def chain(self, guided: bool) -> Workload:
-        rows = CHAIN_ROWS * (CLASSES if guided else 1)
+    def chain(self, guided: bool, each: int = CHAIN_ROWS) -> Workload:
+        """``each`` rows, or guided so many of each class."""
+        rows = each * (CLASSES if guided else 1)
         classifier = self.classifier if guided else None
         total = self.problem.schedule.num_steps
         steps = self._fitting(total, costs.chain(self.denoiser, classifier, rows, total))
         chain = self.problem.chain(steps, "ddpm", guided)
-        labels = torch.arange(CLASSES).repeat_interleave(CHAIN_ROWS) if guided else None
+        labels = torch.arange(CLASSES).repeat_interleave(each) if guided else None
         return Workload(
             "guided sampling" if guided else "sampling", rows, steps, total,
             costs.chain(self.denoiser, classifier, rows, steps),

@@ -23,7 +23,7 @@ from .problem import Problem, states_problem
 from .race import TOLERANCE, Referee, compete
 from .record import Record, record_option
 from .timing import Runner, Timing, from_graph, paired
-from .workloads import Workload, Workloads
+from .workloads import CHAIN_ROWS, Workload, Workloads
 
 KINDS = ("training", "sampling", "guided", "drop-in")
 UNTIL = ("checked", "run", "timed")
@@ -95,7 +95,7 @@ class Bench:
             yield from works.steps((SMALL_ROWS,) if self.small else ROWS)
         for kind in ("sampling", "guided"):
             if kind in kinds:
-                yield works.chain(guided=kind == "guided")
+                yield works.chain(kind == "guided", SMALL_ROWS if self.small else CHAIN_ROWS)
 
     def _guarded(self, measure: Callable[[Outcome], None], title: str) -> Outcome:
         """The outcome of a work, whatever a compiler, a capture or an allocator raises."""
