@@ -320,7 +320,9 @@ class Visit:
 def environment_of_stages(cache: Path, scratch: Path) -> dict[str, str]:
     """The environment of all stages."""
     home = Path.home()
-    return os.environ | {
+    # Tests ask for the interpreter where they need it; what else is visited must be compiled.
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return inherited | {
         # Only binaries: the rest of what Triton keeps is ten times as large.
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_STORE_BINARY_ONLY": "1",
