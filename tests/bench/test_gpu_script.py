@@ -114,6 +114,25 @@ def test_a_verb_keeps_within_its_time(verb, commands):
         assert all(stage.limit == group.limit for stage in recording)
 
 
+def test_the_clock_runs_from_the_start_of_the_process():
+    code = (
+        "import time; time.sleep(1); from flashpoint.bench.visit import seconds_running\n"
+        "print(seconds_running())"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 1 <= float(done.stdout) <= time.monotonic() - start + 0.02  # of clock ticks
+
+
+def test_a_long_start_is_the_first_stages_loss(tmp_path):
+    one = visit.Stage("late", (sys.executable, "-c", "print(1)"), 100)
+    run = visit.Visit(tmp_path, tmp_path, visit.environment_of_stages(tmp_path, tmp_path))
+    visit.Record(tmp_path).write()
+    run.run([visit.alone(one)], start=time.monotonic() - 60)
+    assert run.ended[0].outcome == "passed"
+    assert 35 < run.ended[0].limit <= 40
+
+
 def test_a_night_takes_less_than_nine_minutes(commands):
     limits = [group.limit for verb in NIGHTLY for group in VERBS[verb](commands)]
     assert START + sum(limits) + END * len(NIGHTLY) < 9 * 60
