@@ -352,7 +352,10 @@ def use_compiled(folder: Path, cache: Path) -> list[str]:
 
 def keep_compiled(folder: Path, cache: Path) -> list[str]:
     """Packs what was compiled until now; what there is to say of it."""
-    left_out = compiled.pack(cache, folder / compiled.FILE)
+    try:
+        left_out = compiled.pack(cache, folder / compiled.FILE)
+    except OSError as error:  # a full disk must not cost the summary
+        return [f"{compiled.FILE} cannot be written: {error.strerror}"]
     return [f"{compiled.FILE} had no room for {left_out} kernels"] if left_out else []
 
 

@@ -103,6 +103,15 @@ def test_what_was_compiled_is_found_beside_the_script(tmp_path, monkeypatch):
     assert str(tmp_path / "bench" / FILE) in note
 
 
+def test_a_full_disk_does_not_cost_the_summary(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(visit.compiled, "pack", full)
+    (note,) = visit.keep_compiled(tmp_path, tmp_path)
+    assert note == f"{FILE} cannot be written: No space left on device"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_keeps_within_its_time(verb, commands):
     groups = VERBS[verb](commands)
