@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flashpoint.bench import peers, race, workloads
+from flashpoint.bench import peers, race
 from flashpoint.bench.__main__ import main
 from flashpoint.bench.costs import Rates
 from flashpoint.bench.machine import describe, other_processes
@@ -97,11 +97,10 @@ def test_a_peer_that_is_not_installed_is_named(problem, referee, monkeypatch):
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_every_chain_runs_on_ours_and_on_peers(problem, guided, monkeypatch):
-    monkeypatch.setattr(workloads, "CHAIN_ROWS", 20)
+def test_every_chain_runs_on_ours_and_on_peers(problem, guided):
     works = Workloads(problem, 1e9, 1e-3)  # a device so slow that all is cut to 4 steps
     for make in (Ours, Eager, peers.StatesScript):
-        runner = works.chain(guided).prepare(make(problem, CPU, "fp32"))
+        runner = works.chain(guided, 20).prepare(make(problem, CPU, "fp32"))
         assert runner.run().shape == ((100 if guided else 20), 2)
 
 
@@ -219,7 +218,7 @@ def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as one:
-        assert one.stdout.readline() == "training step, 10,000 rows\n"
+        assert one.stdout.readline().startswith("training step, ")  # a slow CPU leaves some out
         one.send_signal(number)
         _, printed = one.communicate(timeout=60)
     assert one.returncode == 130
