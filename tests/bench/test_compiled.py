@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 from flashpoint.bench.compiled import FILE, kernels_in, pack, unpack
 
@@ -68,3 +70,22 @@ def test_a_damaged_archive_is_reported_and_adds_nothing(tmp_path):
     (tmp_path / FILE).write_bytes(content[: len(content) // 2])
     assert FILE in unpack(tmp_path / FILE, tmp_path / "now")
     assert list((tmp_path / "now").iterdir()) == []
+
+
+def compiled_into(cache):
+    """What the command says that compiles a few kernels of ours."""
+    variables = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "1"}
+    variables.pop("TRITON_INTERPRET", None)  # interpreted kernels are not compiled
+    command = [sys.executable, "-m", "flashpoint.bench", "compile"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_triton_finds_what_was_carried_elsewhere(tmp_path):
+    before, now = tmp_path / "before", tmp_path / "now"
+    assert compiled_into(before) == "4 kernels, 4 compiled now\n"
+    pack(before, tmp_path / FILE)
+    before.rename(tmp_path / "gone")
+    unpack(tmp_path / FILE, now)
+    assert compiled_into(now) == "4 kernels, 0 compiled now\n"
