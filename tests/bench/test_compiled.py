@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -84,8 +85,8 @@ def compiled_into(cache):
 
 def test_triton_finds_what_was_carried_elsewhere(tmp_path):
     before, now = tmp_path / "before", tmp_path / "now"
-    assert compiled_into(before) == "4 kernels, 4 compiled now\n"
+    assert re.fullmatch(r"([1-9]\d*) kernels, \1 compiled now\n", compiled_into(before))
     pack(before, tmp_path / FILE)
     before.rename(tmp_path / "gone")
     unpack(tmp_path / FILE, now)
-    assert compiled_into(now) == "4 kernels, 0 compiled now\n"
+    assert re.fullmatch(r"[1-9]\d* kernels, 0 compiled now\n", compiled_into(now))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -88,10 +89,12 @@ def test_the_last_lines_are_the_summary(whole):
 
 def test_the_next_visit_compiles_nothing_again(whole, tmp_path):
     folder, _ = whole
-    assert record_of(folder)["stages"]["compile"]["last line"] == "4 kernels, 4 compiled now"
+    first = record_of(folder)["stages"]["compile"]["last line"]
+    assert re.fullmatch(r"([1-9]\d*) kernels, \1 compiled now", first)
     done = run("check", "--smoke", OUT=folder, TRITON_CACHE_DIR=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stdout
-    assert record_of(folder)["stages"]["compile"]["last line"] == "4 kernels, 0 compiled now"
+    second = record_of(folder)["stages"]["compile"]["last line"]
+    assert re.fullmatch(r"[1-9]\d* kernels, 0 compiled now", second)
     assert 0 < (folder / FILE).stat().st_size < LIMIT
 
 
