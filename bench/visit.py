@@ -40,8 +40,9 @@ _LOGGED = 200_000  # characters of a stage's output that the log keeps: the last
 
 # Files of tests, the most telling first; then any other with a test that needs a GPU.
 MOST_TELLING = (
-    "kernels/test_hopper_networks.py",
+    "kernels/test_every_network.py",
     "kernels/test_mlp_kernel.py",
+    "kernels/test_on_a_gpu.py",
     "kernels/test_same_run.py",
     "kernels/test_mlp_operator.py",
     "kernels/test_accelerate.py",
@@ -54,9 +55,10 @@ UNMARKED = tuple(
 )  # fmt: skip
 # Processes that share a file, where compiling its kernels in one would take too long.
 PARTS = {
-    "kernels/test_hopper_networks.py": 6,
-    "kernels/test_mlp_kernel.py": 4,
+    "kernels/test_every_network.py": 10,
+    "kernels/test_mlp_kernel.py": 5,
     "kernels/test_same_run.py": 3,
+    "diffusion/test_same_on_both_devices.py": 2,
     "kernels/test_mlp_operator.py": 2,
     "kernels/test_accelerate.py": 2,
     "kernels/test_train_step.py": 2,

@@ -53,8 +53,9 @@ def mlp(
             for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
         precision: of the kernels' matrix products, one of :data:`PRECISIONS`; None for what
             PyTorch would use: the autocast dtype, that of a half-precision x, else what
-            ``torch.get_float32_matmul_precision()`` says. The reference always does what PyTorch
-            would.
+            ``torch.get_float32_matmul_precision()`` says, ``tf32`` or as accurate as float32:
+            ``tf32x3``, three products on tensor cores for one. ``fp32`` is IEEE arithmetic, without
+            them. The reference always does what PyTorch would.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses. The reference always runs for what the kernels do not cover, subclasses of
             ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing.
@@ -169,7 +170,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 @run_by_compiler  # compiled code is guarded by this setting anyway
 def _float32_precision() -> str:
     # Unlike torch.get_float32_matmul_precision() this can be read whichever way it was set.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:

@@ -264,7 +264,7 @@ def test_autocast_gives_its_dtype_and_float32_gradients(device, backend, x_dtype
 
 
 PRECISIONS_OF_PYTORCH = [
-    ("highest", None, "fp32"),
+    ("highest", None, "tf32x3"),
     ("high", None, "tf32"),
     ("medium", None, "tf32"),
     ("highest", torch.float16, "fp16"),
