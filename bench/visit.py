@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -38,31 +38,22 @@ _RACED = 11  # lines of the table of all works
 LOG = "log.txt"
 _LOGGED = 200_000  # characters of a stage's output that the log keeps: the last ones
 
-# Files of tests, the most telling first; then any other with a test that needs a GPU.
-MOST_TELLING = (
-    "kernels/test_every_network.py",
-    "kernels/test_mlp_kernel.py",
-    "kernels/test_on_a_gpu.py",
-    "kernels/test_same_run.py",
-    "kernels/test_mlp_operator.py",
-    "kernels/test_accelerate.py",
-)
-# Of these, what the interpreter runs too carries no mark, and must hold on a GPU as well.
+# Files of tests, the most telling first, and how many processes share the compilation of their
+# kernels. Then come all others with a test that needs a GPU, and the tests without that mark of
+# some files: the interpreter runs these too, and they must hold on a GPU as well.
+PARTS = {
+    "kernels/test_every_network.py": 10,
+    "kernels/test_mlp_kernel.py": 5,
+    "kernels/test_on_a_gpu.py": 2,
+    "kernels/test_same_run.py": 3,
+    "diffusion/test_same_on_both_devices.py": 2,
+}
+OTHER_PARTS, UNMARKED_PARTS = 3, 5
 UNMARKED = tuple(
     f"kernels/test_{name}.py"
     for name in ("train_step", "same_run", "adamw_kernel", "philox_kernel", "reverse_step_kernel",
                  "reduce_grad")
 )  # fmt: skip
-# Processes that share a file, where compiling its kernels in one would take too long.
-PARTS = {
-    "kernels/test_every_network.py": 10,
-    "kernels/test_mlp_kernel.py": 5,
-    "kernels/test_same_run.py": 3,
-    "diffusion/test_same_on_both_devices.py": 2,
-    "kernels/test_mlp_operator.py": 2,
-    "kernels/test_accelerate.py": 2,
-    "kernels/test_train_step.py": 2,
-}
 
 
 @dataclass(frozen=True)
@@ -105,41 +96,42 @@ class Commands:
         common += ("--record", str(self.folder)) if record else ()
         return (sys.executable, "-m", "flashpoint.bench", name, *common, *options)
 
-    def tests(self, file: str, marks: str, part: int = 1, parts: int = 1) -> tuple[str, ...]:
-        """A file of tests, or a part of it."""
+    def tests(self, files: Iterable[str], marks: str, part: int, parts: int) -> tuple[str, ...]:
+        """A part of the tests of some files."""
         return (
             sys.executable, "-m", "pytest", "-q", "--tb", "short", "-p", "no:cacheprovider",
             "-p", "flashpoint.bench.part", "--part", f"{part}/{parts}", "-m", marks,
-            str(ROOT / "tests" / file),
+            *(str(ROOT / "tests" / file) for file in files),
         )  # fmt: skip
 
 
 # The verbs at full size.
 
 
-def marked_files() -> list[str]:
-    """Files with a test that needs a GPU, relative to ``tests``, the most telling first."""
+def other_files() -> list[str]:
+    """Files with a test that needs a GPU that have no processes of their own, below ``tests``."""
     tests = ROOT / "tests"
-    found = [
+    found = (
         path.relative_to(tests).as_posix()
         for path in sorted(tests.rglob("test_*.py")) if "mark.gpu" in path.read_text()
-    ]  # fmt: skip
-    first = [file for file in MOST_TELLING if file in found]
-    return [*first, *(file for file in found if file not in first)]
+    )  # fmt: skip
+    return [file for file in found if file not in PARTS]
 
 
 def tests_of(commands: Commands, limit: float) -> list[Stage]:
-    """A stage of each file of tests, or several of one."""
-    wanted = [("gpu", file, "gpu and not slow") for file in marked_files()]
-    wanted += [("any", file, "not gpu and not slow") for file in UNMARKED]
-    stages = []
-    for kind, file, marks in wanted:
-        parts = PARTS.get(file, 1)
-        for part in range(1, parts + 1):
-            name = f"{kind}-{Path(file).stem.removeprefix('test_')}"
-            name += f" {part}/{parts}" if parts > 1 else ""
-            stages.append(Stage(name, commands.tests(file, marks, part, parts), limit))
-    return stages
+    """All tests that matter on a GPU, the most telling first."""
+    marked, unmarked = "gpu and not slow", "not gpu and not slow"
+    wanted = [
+        *((Path(file).stem.removeprefix("test_"), [file], marked, parts)
+          for file, parts in PARTS.items()),
+        ("others", other_files(), marked, OTHER_PARTS),
+        ("unmarked", UNMARKED, unmarked, UNMARKED_PARTS),
+    ]  # fmt: skip
+    return [
+        Stage(f"tests {name} {part}/{parts}", commands.tests(files, marks, part, parts), limit)
+        for name, files, marks, parts in wanted
+        for part in range(1, parts + 1)
+    ]
 
 
 def sanitizers(commands: Commands, limit: float) -> list[Stage]:
@@ -166,13 +158,12 @@ def check(commands: Commands) -> list[Group]:
     ready = [
         # So that the sanitizers, and the works when they are timed, have nothing to compile.
         Stage(f"right {kind}", commands.bench("works", "--until", "run", "--only", kind,
-                                              record=False), 75)
+                                              record=False), 88)
         for kind in works.KINDS
     ]  # fmt: skip
     return [
-        Group((*ready, *tests_of(commands, 75)), 75),
-        Group(tuple(sanitizers(commands, 60)), 21),
-        alone(Stage("works", commands.bench("works"), 42, slack=10, numbers=9)),
+        Group((*ready, *tests_of(commands, 88), *sanitizers(commands, 88)), 88),
+        alone(Stage("works", commands.bench("works"), 50, slack=6, numbers=9)),
     ]
 
 
@@ -223,7 +214,7 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
     """The stages of a verb at toy size on a CPU, to see that they work."""
     limit, bench = 300, commands.bench
     baseline = str(commands.scratch / "baseline.json")
-    tests = "kernels/test_philox_reference.py"
+    tests = ("kernels/test_philox_reference.py",)
     stages = {
         "check": [
             Stage("works", bench("works", "--small", "--rounds", "2"), limit, 0, 9),

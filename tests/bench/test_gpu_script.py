@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
 import pytest
@@ -168,18 +167,19 @@ def test_benchmarks_know_their_options(verb, commands):
 
 
 def test_the_most_telling_tests_come_first(commands):
-    files = visit.marked_files()
-    first = [file for file in visit.MOST_TELLING if (ROOT / "tests" / file).exists()]
-    assert files[: len(first)] == first
-    assert "diffusion/test_training.py" in files
-    assert len(set(files)) == len(files)
+    others = visit.other_files()
+    assert "diffusion/test_training.py" in others
+    assert not set(PARTS) & set(others)
     stages = VERBS["check"](commands)[0].stages
-    names = [stage.name for stage in stages if stage.name.startswith("gpu-")]
-    assert names[0] == f"gpu-{Path(first[0]).stem.removeprefix('test_')} 1/{PARTS[first[0]]}"
+    tests = [stage for stage in stages if stage.name.startswith("tests ")]
+    assert tests[0].name == "tests every_network 1/10"
+    files = {str(ROOT / "tests" / file) for file in (*PARTS, *others, *UNMARKED)}
+    assert files == {word for stage in tests for word in stage.command if word.endswith(".py")}
+    assert stages[-1].spare  # the sanitizers
 
 
 def test_tests_of_the_script_are_there_and_need_nothing_that_a_bare_image_lacks():
-    files = {f"tests/{file}" for file in (*UNMARKED, *visit.marked_files())}
+    files = {f"tests/{file}" for file in (*PARTS, *visit.other_files(), *UNMARKED)}
     missing = "import sys; sys.modules |= dict.fromkeys(['ot', 'diffusers', 'safetensors', 'onnx'])"
     code = f"{missing}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "-q", "--collect-only", *sorted(files)]
