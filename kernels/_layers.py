@@ -15,6 +15,7 @@ from .mlp import (
     PLAIN_TENSORS,
     Arguments,
     MLPShape,
+    faster_in_pytorch,
     gap_of_arguments,
     gap_of_dtype,
     read_arguments,
@@ -46,32 +47,34 @@ class Layers(NamedTuple):
 
 def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -> Tensor:
     """``layers(x)``: fused if that is possible now, else one by one."""
-    arguments = _arguments(layers, x)
+    arguments = _arguments(layers, x, precision)
     if arguments is None:
         return nn.Sequential.forward(layers, x)
     return run_kernels(arguments, precision)
 
 
-def _arguments(layers: nn.Sequential, x: Tensor) -> Arguments | None:
+def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Arguments | None:
     """What the kernels would run on, None if the layers themselves have to run."""
     if not _worth_fusing(x) or onlooker() is not None:
         return None
-    network = read_layers(layers)
-    if isinstance(network, str):
-        return None
-    weights, biases, slopes, activation, negative_slope, linear_input = network
-    slope = _join(slopes)
-    try:
-        arguments = read_arguments(
-            x, weights, biases, slope, activation, negative_slope, linear_input
-        )
-    except (TypeError, ValueError):
-        return None  # PyTorch has its own words for it
-    gap = problem_of(x.device) or gap_of_arguments(arguments)
-    if gap is not None:
-        log_once(f"plain PyTorch instead of Triton kernels: {gap}")
-        return None
-    return arguments
+    gap = faster_in_pytorch(x) if precision is None else None
+    if gap is None:
+        network = read_layers(layers)
+        if isinstance(network, str):
+            return None
+        weights, biases, slopes, activation, negative_slope, linear_input = network
+        slope = _join(slopes)
+        try:
+            arguments = read_arguments(
+                x, weights, biases, slope, activation, negative_slope, linear_input
+            )
+        except (TypeError, ValueError):
+            return None  # PyTorch has its own words for it
+        gap = problem_of(x.device) or gap_of_arguments(arguments)
+        if gap is None:
+            return arguments
+    log_once(f"plain PyTorch instead of Triton kernels: {gap}")
+    return None
 
 
 def _join(slopes: list[Tensor]) -> Tensor | None:
@@ -135,6 +138,13 @@ def not_yet_fused(network: Layers) -> str | None:
     weight = network.weights[0]
     gap = gap_of_dtype(weight.dtype) or gap_of(_shape(network), weight.dtype)
     return gap or (problem_of(weight.device) if weight.is_cuda else None)
+
+
+def when_fused(network: Layers) -> str | None:
+    """In which settings a network runs fused, None if in all; see :func:`.faster_in_pytorch`."""
+    if network.weights[0].dtype != torch.float32:
+        return None
+    return "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
 
 
 def _shape(network: Layers) -> MLPShape:

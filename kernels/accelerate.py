@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ._layers import Layers, has_hooks, never_fused, not_yet_fused, read_layers, run_layers
+from ._layers import (
+    Layers,
+    has_hooks,
+    never_fused,
+    not_yet_fused,
+    read_layers,
+    run_layers,
+    when_fused,
+)
 
 
 class FusedSequential(nn.Sequential):
@@ -23,16 +31,21 @@ class Acceleration:
     Attributes:
         accelerated: modules that now run fused.
         skipped: modules that were left alone, and why.
+        when: of accelerated modules, the settings in which they run fused; others always do.
         waiting: modules whose layers run one by one, and why, until their parameters have another
             dtype or lie on another GPU.
     """
 
     accelerated: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    when: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{name or '(model)'}: fused" for name in self.accelerated]
+        lines = [
+            f"{name or '(model)'}: fused {self.when.get(name, '')}".rstrip()
+            for name in self.accelerated
+        ]
         lines += [
             f"{name or '(model)'}: not yet fused, {why}" for name, why in self.waiting.items()
         ]
@@ -55,7 +68,8 @@ def accelerate(
 
     The layers run one by one, as before, wherever the operator would not do what they do: where
     they were changed so that they cannot be fused; where x is not on a GPU, because that is fastest
-    there; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``; under
+    there; in float32 at full precision, and in tf32 where gradients are recorded, because that is
+    faster; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``; under
     ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
     ``torch.fx.symbolic_trace`` and ``torch.export``. ``torch.compile`` takes the operator;
     ``torch.jit.script`` does not take the subclass.
@@ -85,6 +99,9 @@ def accelerate(
         gap = not_yet_fused(network)
         if gap is None:
             report.accelerated.append(name)
+            when = when_fused(network)
+            if when is not None:
+                report.when[name] = when
         else:
             report.waiting[name] = gap
     if strict and (report.skipped or report.waiting or not chosen):

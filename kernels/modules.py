@@ -29,7 +29,7 @@ class FusedMLP(nn.Module):
         linear_input: no activation after the first layer either, which then only embeds the input;
             for ``prelu``, ``leaky_relu`` and ``relu``, and at least one hidden layer.
         precision: of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for what
-            PyTorch itself would use.
+            PyTorch itself would use, where float32 runs layer by layer if that is faster.
 
     Raises:
         ValueError: unknown activation or precision, or an activation that a linear input does not

@@ -53,12 +53,14 @@ def mlp(
             for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
         precision: of the kernels' matrix products, one of :data:`PRECISIONS`; None for what
             PyTorch would use: the autocast dtype, that of a half-precision x, else what
-            ``torch.get_float32_matmul_precision()`` says, ``tf32`` or as accurate as float32:
-            ``tf32x3``, three products on tensor cores for one. ``fp32`` is IEEE arithmetic, without
-            them. The reference always does what PyTorch would.
+            ``torch.get_float32_matmul_precision()`` says, ``tf32`` or ``tf32x3``: nearly float32,
+            three products on tensor cores for one. ``fp32`` is IEEE arithmetic, without them. The
+            reference always does what PyTorch would.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses. The reference always runs for what the kernels do not cover, subclasses of
-            ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing.
+            ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing; and
+            where nothing asks for the kernels, for float32 that PyTorch multiplies faster: at full
+            precision, and in tf32 where gradients are recorded.
 
     Returns:
         [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
@@ -73,6 +75,8 @@ def mlp(
         check_precision(precision)
     arguments = read_arguments(x, weights, biases, slope, activation, negative_slope, linear_input)
     gap = onlooker() or _subclass_gap(arguments) or gap_of_arguments(arguments)
+    if backend is None and precision is None:
+        gap = gap or faster_in_pytorch(x)
     if use_triton(backend, "x", x, gap):
         return run_kernels(arguments, precision)
     return _run_reference(x, arguments.parameters, arguments.shape)
@@ -128,6 +132,20 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
         if tensor.layout is not torch.strided:
             return "sparse tensors"
     return gap
+
+
+def faster_in_pytorch(x: Tensor) -> str | None:
+    """Products with x that PyTorch does faster than the kernels, if so; measured on an H200.
+
+    Those of float32 at full precision, and in tf32 if gradients may follow: tensor cores take both
+    operands of tf32 along the sum alone, and the kernels turn those of a backward pass in
+    registers.
+    """
+    if (_autocast_dtype(x) or x.dtype) != torch.float32:
+        return None
+    if _float32_precision() != "tf32":
+        return "float32 at full precision"
+    return "gradients in tf32" if torch.is_grad_enabled() else None
 
 
 def gap_of_dtype(dtype: torch.dtype) -> str | None:

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from flashpoint.kernels import Acceleration, FusedMLP, _dispatch, _layers, accelerate
+from flashpoint.kernels.mlp import faster_in_pytorch
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -49,7 +50,9 @@ def test_model_is_unchanged_but_for_what_runs(fused_calls):
     report = accelerate(model)
     assert report.accelerated == ["first", "rest.0"]
     assert report.skipped == {}
-    assert str(report) == "first: fused\nrest.0: fused"
+    settings = "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+    assert str(report) == f"first: fused {settings}\nrest.0: fused {settings}"
+    assert str(accelerate(copy.deepcopy(model).half())) == "first: fused\nrest.0: fused"
     assert [id(parameter) for parameter in model.parameters()] == identities
     assert list(model.state_dict()) == list(before.state_dict())
     assert not model.first.training
@@ -708,3 +711,52 @@ def test_the_layers_allow_a_change_of_a_bias_before_the_backward_pass():
         model[0].weight.add_(1)
     y.sum().backward()
     assert model[0].bias.grad is not None
+
+
+@pytest.fixture
+def matmul_precision():
+    """Sets PyTorch's precision of float32 products until the test ends."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "gradients", "autocast", "fused"),
+    [
+        ("highest", True, None, False),
+        ("highest", False, None, False),
+        ("high", True, None, False),
+        ("high", False, None, True),
+        ("highest", True, torch.float16, True),
+        ("high", True, torch.float16, True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["accelerate", "FusedMLP"])
+def test_float32_runs_fused_where_that_is_faster(
+    device, monkeypatch, matmul_precision, fused_calls, kind, setting, gradients, autocast, fused
+):
+    monkeypatch.setattr(_layers, "faster_in_pytorch", faster_in_pytorch)
+    plain = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).to(device)
+    model = copy.deepcopy(plain)
+    if kind == "accelerate":
+        accelerate(model, strict=True)
+    else:
+        model = FusedMLP.from_module(model)
+    x = torch.randn(20, 3, device=device)
+    matmul_precision(setting)
+    with torch.set_grad_enabled(gradients), torch.autocast(
+        device.type, autocast, enabled=autocast is not None
+    ):
+        y, expected = model(x), plain(x)
+    assert bool(fused_calls) == fused
+    if not fused:
+        assert torch.equal(y, expected)
+
+
+def test_a_precision_by_name_runs_fused(device, monkeypatch, fused_calls):
+    monkeypatch.setattr(_layers, "faster_in_pytorch", faster_in_pytorch)
+    with torch.device(device):
+        model = FusedMLP(3, 2, [16], precision="tf32x3")
+        model(torch.randn(20, 3)).sum().backward()
+    assert fused_calls
