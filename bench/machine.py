@@ -18,12 +18,17 @@ REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
 _GIT = ("git", "-C", str(Path(__file__).resolve().parent))  # of this code, from wherever it runs
 
 
+def commit() -> str | None:
+    """The commit of this code, None if it is in no repository."""
+    return _output(*_GIT, "rev-parse", "HEAD")
+
+
 def describe() -> dict:
     """What the numbers depend on."""
     others = other_processes()  # counted before this one may use the GPU
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _output(*_GIT, "rev-parse", "HEAD"),
+        "commit": commit(),
         "uncommitted changes": bool(_output(*_GIT, "status", "--porcelain")),
         "python": platform.python_version(),
         "torch": torch.__version__,

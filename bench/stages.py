@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,11 @@ GRACE = 4
 # Less time than this is not worth the start of a process.
 SHORTEST = 12
 _POLL = 0.05
+# A sanitizer marks its lines; one that is not about itself says what is wrong.
+_SANITIZER = re.compile(
+    r"^========= (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0|RACECHECK SUMMARY: 0|$|\s)(.+)$",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Stage:
             without that option.
         numbers: how many of the last lines that it prints belong into the summary.
         environment: variables beside those of all stages.
-        spare: it is done if time is left for it, and is no failure if none is.
+        spare: it is done as far as time is left for it, and is no failure if that is not all.
     """
 
     name: str
@@ -68,8 +74,15 @@ class Ended:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was found wrong and nothing was cut short."""
-        return self.outcome in ("passed", "unavailable")
+        """Whether nothing was found wrong, and nothing was cut short that should end."""
+        unfinished = self.outcome == "out of time" and self.stage.spare
+        return self.outcome in ("passed", "unavailable") or (unfinished and self.finding is None)
+
+    @property
+    def finding(self) -> str | None:
+        """The first thing that a sanitizer found wrong, if it did."""
+        found = _SANITIZER.search(self.output)
+        return found[1] if found else None
 
     @property
     def last_line(self) -> str:

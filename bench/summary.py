@@ -13,8 +13,6 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/)?(\S+?(?:\[.*?\])?)(?: - (.*)
 # What benchmarks say of a work that they gave no time, of whatever else is wrong.
 _WRONG = re.compile(r"^\s*(.*(?:\bwrong\b|\bno time,).*)$", re.MULTILINE | re.IGNORECASE)
 _ERROR_LINE = re.compile(r"^E {3,}(\S.*)$", re.MULTILINE)
-# A sanitizer marks its lines; the first that is not about itself says what is wrong.
-_SANITIZER = re.compile(r"^========= (?!COMPUTE-SANITIZER|$|\s)(.+)$", re.MULTILINE)
 
 
 def reasons(ended: Ended) -> list[str]:
@@ -26,10 +24,9 @@ def reasons(ended: Ended) -> list[str]:
     if found:
         more = [f"and {len(found) - _NAMED} more, see log.txt"] if len(found) > _NAMED else []
         return found[:_NAMED] + more
-    for pattern in (_ERROR_LINE, _SANITIZER):
-        if found := pattern.search(ended.output):
-            return [found[1]]
-    return [ended.last_line or "it printed nothing"]
+    if found := _ERROR_LINE.search(ended.output):
+        return [found[1]]
+    return [ended.finding or ended.last_line or "it printed nothing"]
 
 
 def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> str:
@@ -42,8 +39,9 @@ def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> 
         failures.append(f"{one.outcome}: {one.stage.name}{ending}")
         failures += [f"    {line}" for line in reasons(one)]
     failures += [
-        f"{one.outcome}: {one.stage.name}, {one.output}" for one in stages
-        if one.outcome == "unavailable"
+        f"{one.outcome}: {one.stage.name}, "
+        + (one.output if one.status is None else f"nothing was found in {one.seconds:.0f} s")
+        for one in stages if one.good and one.outcome != "passed"
     ]  # fmt: skip
     numbers = []
     for one in stages:

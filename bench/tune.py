@@ -10,11 +10,14 @@ candidate better writes it into the table.
 """
 
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from pathlib import Path
 from unittest import mock
 
 import click
@@ -29,6 +32,7 @@ from .peers.ours import Ours
 from .problem import states_problem
 from .race import TOLERANCE, Referee
 from .record import Record, record_option
+from .stages import Stage, run_together
 from .timing import Runner, Timing, paired, seconds
 
 Changes = dict[str, int]
@@ -182,11 +186,16 @@ def compile_one(device: torch.device, work: Work, changes: Changes) -> None:
         bench.error(work, changes)
 
 
-def compile_all(device: torch.device, todo: Sequence[tuple[Work, Changes]], within: float) -> None:
+def compile_all(device: torch.device, number: int, small: bool, within: float) -> None:
     """Compiles in as many processes as there are processors, at most so many seconds."""
-    with get_context("spawn").Pool(min(len(todo), os.cpu_count() or 1)) as pool:
-        arguments = [(device, *one) for one in todo]
-        pool.starmap_async(compile_one, arguments, chunksize=1).wait(within)
+    command = (sys.executable, "-m", "flashpoint.bench", "tune", "--device", str(device), "--busy")
+    command += ("--small",) if small else ()
+    stages = [
+        Stage(f"compile {one}", (*command, "--compile", str(one)), within) for one in range(number)
+    ]
+    processors, end = os.cpu_count() or 1, time.monotonic() + within
+    with tempfile.TemporaryDirectory() as scratch:
+        deque(run_together(stages, processors, end, dict(os.environ), Path(scratch)), maxlen=0)
 
 
 @click.command()
@@ -195,8 +204,9 @@ def compile_all(device: torch.device, todo: Sequence[tuple[Work, Changes]], with
 @click.option("--small", is_flag=True, help="One work and candidate, to see that it works.")
 @click.option("--budget", default=600.0, show_default=True, help="Seconds until none starts.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@click.option("--compile", "only", type=int, default=None, hidden=True, help="One of them alone.")
 @record_option
-def main(device, rounds, small, budget, busy, folder) -> None:
+def main(device, rounds, small, budget, busy, only, folder) -> None:
     """Tile sizes beside the shipped ones, at a training step and at the chain."""
     end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
     torch.manual_seed(0)
@@ -205,9 +215,11 @@ def main(device, rounds, small, budget, busy, folder) -> None:
         tried = {WORKS[-1]: tried[WORKS[-1]][:1]}
     # Other numbers of rows run the same kernels.
     kinds = {work.name: work for work in tried}.values()
-    compile_all(
-        device, [(work, one) for work in kinds for one in ({}, *tried[work])], _COMPILING * budget
-    )
+    todo = [(work, one) for work in kinds for one in ({}, *tried[work])]
+    if only is not None:
+        compile_one(device, *todo[only])
+        return
+    compile_all(device, len(todo), small, _COMPILING * budget)
     bench, found = Bench(device), []
     for work, candidates in tried.items():
         error, tolerance = bench.error(work, {})

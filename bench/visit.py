@@ -359,13 +359,22 @@ def keep_baseline(folder: Path) -> None:
         shutil.copy(path, folder)
 
 
-def new_folder() -> Path:
-    """``$OUT``, or a new record's folder; with an empty record and log."""
+def record_folder() -> Path:
+    """``$OUT``, or the folder of today's record; an earlier visit's record and log go on.
+
+    Raises:
+        UserError: the record there is of another commit, or of another GPU.
+    """
     default = ROOT / "bench/records" / f"{date.today()}-{machine.short_name()}"
     folder = make_folder(Path(os.environ.get("OUT") or default))
-    (folder / FILE).unlink(missing_ok=True)
-    (folder / LOG).write_text("")
-    Record(folder).write()
+    record = Record(folder)
+    made, here = record.content["machine"]["commit"], machine.commit()
+    if made != here:
+        raise UserError(
+            f"record {folder.name}/{FILE} was made with commit {made}, here it is {here}; "
+            "name another folder with OUT"
+        )
+    record.write()
     return folder
 
 
@@ -376,7 +385,7 @@ def main(verb: str | None, toy: bool) -> None:
     """Everything that needs a GPU, or the part of it that VERB names."""
     if not toy and not torch.cuda.is_available():
         raise UserError("there is no CUDA device; --smoke runs the stages at toy size on a CPU")
-    start, folder = time.monotonic() - seconds_running() + START, new_folder()
+    start, folder = time.monotonic() - seconds_running() + START, record_folder()
     cache = make_folder(Path(os.environ.get("TRITON_CACHE_DIR") or ROOT / "build/compiled"))
     notes = use_compiled(folder, cache)
     interrupted = False

@@ -14,6 +14,7 @@ from flashpoint.bench import visit
 from flashpoint.bench.__main__ import COMMANDS
 from flashpoint.bench.compiled import FILE, LIMIT
 from flashpoint.bench.visit import END, LIMITS, NIGHTLY, PARTS, ROOT, START, UNMARKED, VERBS
+from flashpoint.diffusion import UserError
 
 SCRIPT = ROOT / "bench/gpu.sh"
 MEASURED = ("works", "race", "roofline", "operations", "speedrun", "gate", "study")
@@ -203,6 +204,16 @@ def test_a_stage_that_failed_is_in_the_exit_status(tmp_path):
     assert "0 of 1 stages passed" in done.stdout
     assert "    it is broken" in done.stdout
     assert record_of(tmp_path / "out")["stages"]["tune"]["exit status"] == 3
+
+
+def test_a_second_visit_goes_on_with_the_record_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    visit.Record(visit.record_folder()).put("race", seconds=3)
+    assert visit.Record(visit.record_folder()).content["stages"] == {"race": {"seconds": 3}}
+    monkeypatch.setattr(visit.machine, "commit", lambda: "another")
+    with pytest.raises(UserError, match="another; name another folder with OUT"):
+        visit.record_folder()
+    assert record_of(tmp_path)["stages"] == {"race": {"seconds": 3}}
 
 
 def test_interrupted_it_ends_its_stages_and_keeps_the_record(tmp_path):

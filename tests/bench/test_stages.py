@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_what_is_cut_short_says_what_it_found(tmp_path):
     (one,) = run(tmp_path, python("a", code, limit=4))
     assert (one.outcome, one.last_line, one.good) == ("out of time", "half", False)
     assert 3 <= one.seconds < 4
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ("========= COMPUTE-SANITIZER\nstep: right\n========= ERROR SUMMARY: 0 errors", True),
+        ("========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 4", False),
+    ],
+)
+def test_a_spare_stage_that_is_cut_short_fails_only_for_what_it_found(tmp_path, said, good):
+    code = f"import time; print({said!r}, flush=True); time.sleep(60)"
+    (one,) = run(tmp_path, replace(python("a", code, limit=4), spare=True))
+    assert (one.outcome, one.good) == ("out of time", good)
 
 
 @pytest.mark.usefixtures("_impatient")

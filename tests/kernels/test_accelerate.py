@@ -50,7 +50,9 @@ def test_model_is_unchanged_but_for_what_runs(fused_calls):
     report = accelerate(model)
     assert report.accelerated == ["first", "rest.0"]
     assert report.skipped == {}
-    settings = "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+    settings = (
+        "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+    )
     assert str(report) == f"first: fused {settings}\nrest.0: fused {settings}"
     assert str(accelerate(copy.deepcopy(model).half())) == "first: fused\nrest.0: fused"
     assert [id(parameter) for parameter in model.parameters()] == identities
@@ -745,8 +747,9 @@ def test_float32_runs_fused_where_that_is_faster(
         model = FusedMLP.from_module(model)
     x = torch.randn(20, 3, device=device)
     matmul_precision(setting)
-    with torch.set_grad_enabled(gradients), torch.autocast(
-        device.type, autocast, enabled=autocast is not None
+    with (
+        torch.set_grad_enabled(gradients),
+        torch.autocast(device.type, autocast, enabled=autocast is not None),
     ):
         y, expected = model(x), plain(x)
     assert bool(fused_calls) == fused

@@ -43,6 +43,7 @@ def counted(arguments, precision):  # on the interpreted kernels, where the laye
     return fused(arguments, precision)
 
 fused, inner.run_kernels, inner._worth_fusing = inner.run_kernels, counted, lambda x: True
+inner.faster_in_pytorch = lambda x: None  # although it is float32
 
 def run(model):
     model.zero_grad()
