@@ -142,6 +142,21 @@ def summary_table(entries: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def works_table(results: list[dict]) -> str:
+    """What users wait for, ours beside eager PyTorch."""
+    lines = ["| work | ours | eager PyTorch | times as fast (95%) |", "| --- " * 4 + "|"]
+    for one in results:
+        if one["timing"] is None:
+            lines.append(f"| {one['work']} | {one['unavailable'] or NOT_MEASURED} | | |")
+            continue
+        timing = one["timing"]
+        lines.append(
+            f"| {one['work']} | {duration(timing['ours_us'])} "
+            f"| {duration(timing['peer_us'])}, {one['eager']} | {times_as_fast(one)} |"
+        )
+    return "\n".join(lines)
+
+
 def speedrun_table(results: list[dict]) -> str:
     """Time to quality of each track."""
     lines = [
@@ -216,11 +231,11 @@ class Page:
         ]
 
     def write(self) -> None:
-        if not any(record.machine["gpu"] for record in self.records):
-            self.parts.append(f"## On a GPU\n\n{NOT_MEASURED}: `bench/gpu.sh` measures it.")
+        if not any(record.machine["gpu"] for record in latest(self.records, "race").values()):
+            self.parts.append(f"## Race: on a GPU\n\n{NOT_MEASURED}: `bench/gpu.sh` measures it.")
         for stage, write in (
-            ("race", self.race), ("roofline", self.roofline), ("speedrun", self.speedrun),
-            ("study", self.study), ("gate-selftest", self.selftest),
+            ("works", self.works), ("race", self.race), ("roofline", self.roofline),
+            ("speedrun", self.speedrun), ("study", self.study), ("gate-selftest", self.selftest),
         ):  # fmt: skip
             for device, record in latest(self.records, stage).items():
                 write(device, record)
@@ -233,6 +248,10 @@ class Page:
         name = f"benchmarks-{kind}{'' if record is None else '-' + record.name}.png"
         self.parts.append(f"![{kind}]({name})")
         return self.path.with_name(name)
+
+    def works(self, device: str, record: Measured) -> None:
+        table = works_table(record.results("works"))
+        self.parts += [f"## Beside eager PyTorch: {device}", provenance(record), table]
 
     def race(self, device: str, record: Measured) -> None:
         entries = record.results("race")
@@ -302,10 +321,14 @@ class Page:
 
 def readme_section(records: list[Measured]) -> str:
     """The performance tables of the README: each device's, and the GPU's rows even if empty."""
-    newest = latest(records, "race")
-    parts = []
+    newest, parts = latest(records, "race"), []
+    for device, record in latest(records, "works").items():
+        parts += [
+            f"{device}, beside eager PyTorch ([record](bench/records/{record.name})):",
+            works_table(record.results("works")),
+        ]
     if not any(record.machine["gpu"] for record in newest.values()):
-        parts += ["On a GPU:", summary_table([])]
+        parts += ["On a GPU, against all:", summary_table([])]
     for device, record in newest.items():
         table = summary_table(record.results("race"))
         parts += [f"{device} ([record](bench/records/{record.name})):", table]

@@ -79,9 +79,9 @@ def report(folder):
 
 def test_without_records_every_row_is_marked(tmp_path):
     page, readme = report(tmp_path)
-    assert "## On a GPU\n\n**not measured**" in page
+    assert "## Race: on a GPU\n\n**not measured**" in page
     assert readme.count(NOT_MEASURED) == 9
-    assert readme.startswith(f"before\n{BEGIN}\n\nOn a GPU:")
+    assert readme.startswith(f"before\n{BEGIN}\n\nOn a GPU, against all:")
     assert readme.endswith(f"{END}\nafter\n")
 
 
@@ -104,6 +104,24 @@ def test_a_cpu_record_leaves_the_gpu_rows_marked(tmp_path):
     assert "| 5% more rows | 19 | 20 | 95% (75% to 100%) | 1 |" in page
     for kind in ("speedups", "roofline", "speedrun"):
         assert (tmp_path / f"docs/benchmarks-{kind}-one.png").stat().st_size > 1000
+
+
+def test_works_of_a_gpu_are_shown_although_it_raced_nothing(tmp_path):
+    write(tmp_path / "one", "H100", "2026-01-01")
+    path = tmp_path / "one/record.json"
+    content = json.loads(path.read_text())
+    timing = {"ours_us": 60.0, "peer_us": 2400.0, "speedup": 40.0, "low": 39.0, "high": 41.0}
+    content["stages"] = {"works": {"results": [
+        {"work": "training step, 2,048 rows", "eager": "tf32", "timing": timing},
+        {"work": "sampling, 5,000 rows", "timing": None, "unavailable": "wrong: error 1"},
+    ]}}  # fmt: skip
+    path.write_text(json.dumps(content))
+    for text in report(tmp_path):
+        assert (
+            "| training step, 2,048 rows | 60 us | 2.4 ms, tf32 | 40.00 (39.00 to 41.00) |" in text
+        )
+        assert "| sampling, 5,000 rows | wrong: error 1 | | |" in text
+        assert NOT_MEASURED in text
 
 
 def test_the_latest_record_of_each_gpu_counts_and_trends_show_all(tmp_path):
