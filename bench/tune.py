@@ -193,7 +193,7 @@ def compile_all(device: torch.device, number: int, small: bool, within: float) -
     stages = [
         Stage(f"compile {one}", (*command, "--compile", str(one)), within) for one in range(number)
     ]
-    processors, end = os.cpu_count() or 1, time.monotonic() + within
+    processors, end = len(os.sched_getaffinity(0)), time.monotonic() + within
     with tempfile.TemporaryDirectory() as scratch:
         deque(run_together(stages, processors, end, dict(os.environ), Path(scratch)), maxlen=0)
 

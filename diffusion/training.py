@@ -30,7 +30,8 @@ class Trainer(Engine):
         classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
         seed: of the initial weights and of everything drawn.
         device: None takes CUDA where there is one.
-        precision: of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        precision: of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
+            ``fp32``.
         ranks: the processes that share each batch.
 
     Attributes:

@@ -88,7 +88,7 @@ def onlooker() -> str | None:
     """Who wants to see each operation of PyTorch's, if anyone does; kernels would hide them."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "forward-mode differentiation"
     if torch._C._is_tracing():
         return "torch.jit.trace"

@@ -130,11 +130,13 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
 
 def never_fused(network: Layers) -> str | None:
     """What the kernels do not cover of a network, however it is called, if anything."""
-    return gap_of(_shape(network), torch.float32)
+    return gap_of(_shape(network), torch.float32) if _is_whole(network) else None
 
 
 def not_yet_fused(network: Layers) -> str | None:
     """Why a network runs layer by layer until its parameters are moved or converted, if so."""
+    if not _is_whole(network):
+        return "a weight without elements"
     weight = network.weights[0]
     gap = gap_of_dtype(weight.dtype) or gap_of(_shape(network), weight.dtype)
     return gap or (problem_of(weight.device) if weight.is_cuda else None)
@@ -145,6 +147,11 @@ def when_fused(network: Layers) -> str | None:
     if network.weights[0].dtype != torch.float32:
         return None
     return "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+
+
+def _is_whole(network: Layers) -> bool:
+    """Whether all weights are there: those that are shared out over ranks have no elements."""
+    return all(len(weight.shape) == 2 and 0 not in weight.shape for weight in network.weights)
 
 
 def _shape(network: Layers) -> MLPShape:

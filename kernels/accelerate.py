@@ -68,9 +68,9 @@ def accelerate(
 
     The layers run one by one, as before, wherever the operator would not do what they do: where
     they were changed so that they cannot be fused; where x is not on a GPU, because that is fastest
-    there; in float32 at full precision, and in tf32 where gradients are recorded, because that is
-    faster; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``; under
-    ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
+    there; in float32 at full precision, and in tf32 unless under ``torch.no_grad()``, because that
+    is faster; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``;
+    under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
     ``torch.fx.symbolic_trace`` and ``torch.export``. ``torch.compile`` takes the operator;
     ``torch.jit.script`` does not take the subclass.
 
@@ -79,7 +79,7 @@ def accelerate(
         filter: called with the qualified name and the module of each candidate, an
             ``nn.Sequential`` with a Linear layer; those for which it is false are left alone
             and not reported.
-        strict: raise unless every candidate runs fused, and there is at least one.
+        strict: raise unless every candidate can run fused, and there is at least one.
 
     Returns:
         which modules run fused and which do not, with the reason.

@@ -185,6 +185,8 @@ MAIN: dict[str, Callable[[], None]] = {
 CASES: dict[str, Callable[[], None]] = {
     **MAIN,
     "guided fp16": partial(_sample, _DENOISER, "fp16", guided=True),
+    "guided bf16": partial(_sample, _DENOISER, "bf16", guided=True),
+    "guided tf32": partial(_sample, _DENOISER, "tf32", guided=True),
     "classifier-free fp16": partial(_sample, _DENOISER, "fp16", free=True),
     "epoch fp16": partial(_train, _DENOISER, "fp16", refresh=25),
     "conditional fp16": partial(_train, _DENOISER, "fp16", told=6),
@@ -195,6 +197,8 @@ CASES: dict[str, Callable[[], None]] = {
     "train bf16": partial(_train, _DENOISER, "bf16"),
     "train tf32": partial(_train, _DENOISER, "tf32"),
     "train fp32": partial(_train, _DENOISER, "fp32"),
+    "train tf32x3": partial(_train, _DENOISER, "tf32x3"),
+    "sample tf32x3": partial(_sample, _DENOISER, "tf32x3"),
     "drop-in tf32x3": partial(_perceptron, _DENOISER, "tf32x3"),
     "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
@@ -397,18 +401,15 @@ def without_tensor_cores(launch: Launch, ttir: str, used: dict[str, int]) -> str
         return f"multiplies in half precision or tf32 without {kind}"
     if launch.arch != 90:
         return None
-    widest = max(int(shape.split("x")[1]) for shape in used if shape.startswith("HGMMA"))
-    possible = min([64, *_columns_per_warpgroup(launch)])
-    if widest < possible:
-        return f"HGMMA of at most {widest} columns, {possible} are possible"
-    return None
-
-
-def _columns_per_warpgroup(launch: Launch) -> list[int]:
-    """How many columns of a network's widest layer each warpgroup has, for each of its networks."""
     layouts = [value for value in launch.constants.values() if isinstance(value, Layout)]
     warpgroups = launch.options.get("num_warps", 4) // 4
-    return [max(layout.padded[1:]) // warpgroups for layout in layouts]
+    # A first or last layer may be as narrow as it is; a hidden one is shared by the warpgroups.
+    ends = {layout.padded[end] // warpgroups for layout in layouts for end in (0, -1)}
+    hidden = [width // warpgroups for layout in layouts for width in layout.padded[1:-1]]
+    possible = min([64, *hidden])
+    columns = {int(shape.split("x")[1]) for shape in used if shape.startswith("HGMMA")}
+    narrow = {each for each in columns - ends if each < possible}
+    return f"HGMMA of {min(narrow)} columns, {possible} are possible" if narrow else None
 
 
 # The record: {version of triton: {"sm_90": {name of the kernel: its resources}}}.

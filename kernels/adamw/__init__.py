@@ -37,7 +37,8 @@ def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
     Args:
         parameters: float32 [M, P].
         shape: of the networks.
-        precision: of the matrix products, ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        precision: of the matrix products, ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
+            ``fp32``.
     """
     size = layout_of(shape, precision).packed[-1]
     dtype = OPERAND_DTYPES[precision]

@@ -60,7 +60,7 @@ def mlp(
             chooses. The reference always runs for what the kernels do not cover, subclasses of
             ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing; and
             where nothing asks for the kernels, for float32 that PyTorch multiplies faster: at full
-            precision, and in tf32 where gradients are recorded.
+            precision, and in tf32 unless under ``torch.no_grad()``.
 
     Returns:
         [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
@@ -137,7 +137,8 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
 def faster_in_pytorch(x: Tensor) -> str | None:
     """Products with x that PyTorch does faster than the kernels, if so; measured on an H200.
 
-    Those of float32 at full precision, and in tf32 if gradients may follow: tensor cores take both
+    Those of float32 at full precision, and in tf32 if gradients may follow: with many rows, or in a
+    CUDA graph, where the time is not that of Python, these were faster. Tensor cores take both
     operands of tf32 along the sum alone, and the kernels turn those of a backward pass in
     registers.
     """

@@ -106,11 +106,11 @@ def _forward(*network, save=False):
     call = _call(*network)
     if call.precision is None:
         with _no_autocast(call.x):
-            y, saved = reference.mlp(call.x, call.parameters, call.shape), ()
+            y, kept = reference.mlp(call.x, call.parameters, call.shape), []
     else:
         y, saved = _kernel().forward(*call, save=save)
+        kept = [tensor for tensor in saved if tensor is not None] if save else []
     observe("mlp", call.precision, [call.x, *network[1]], [y])
-    kept = [tensor for tensor in saved if tensor is not None] if save else []
     return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), kept
 
 

@@ -50,12 +50,12 @@ def q_sample(
         )
     if t.shape != x_0.shape[:-1]:
         raise ValueError(f"t must be {list(x_0.shape[:-1])}, got {list(t.shape)}")
-    check_range("t", t, 0, alpha_bar.shape[-1])
-    check_dtype(torch.int64, t=t)
     many = x_0.dim() == 3
     models = x_0.shape[0] if many else 1
     alpha_bar = alpha_bar if alpha_bar.dim() == 2 else alpha_bar[None]
     check_of_each_model("alpha_bar", alpha_bar, models, ("T",))
+    check_range("t", t, 0, alpha_bar.shape[-1])
+    check_dtype(torch.int64, t=t)
     lifted = x_0.reshape(models, -1, x_0.shape[-1])
     alpha_bar, t = alpha_bar.expand(models, -1), t.reshape(models, -1)
     eps = eps.reshape(lifted.shape)

@@ -6,12 +6,10 @@ from torch import Tensor
 from .._dispatch import elementwise_gap, use_triton
 from .._validate import (
     check_backend,
-    check_dtype,
     check_float,
     check_last_dim,
-    check_positive,
     check_same_device,
-    check_shape,
+    check_step,
 )
 from ..philox import Stream, normals, random_words, seed_of_each, seed_tensor
 from . import reference
@@ -51,7 +49,7 @@ def reverse_step(
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
             seed there is no noise.
         step: number of the step in [0, 2**32), an int or, so that a captured CUDA graph can count,
-            int64 [1].
+            one int64 number.
         first_row: global number of the first row.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
@@ -65,6 +63,8 @@ def reverse_step(
     """
     check_backend(backend)
     check_float("x_t", x_t)
+    if x_t.dim() not in (2, 3):
+        raise ValueError(f"x_t must be [B, d] or [M, B, d], got {list(x_t.shape)}")
     check_last_dim("coefficients", coefficients, 4)
     if grad_log_p is not None and eps_uncond is not None:
         raise ValueError("eps_uncond must be None with grad_log_p, got both")
@@ -79,7 +79,6 @@ def reverse_step(
     z, grad_log_p, eps_uncond = (
         None if a is None else _with_model_axis(a) for a in (z, grad_log_p, eps_uncond)
     )
-    check_shape("x_t", x, ("M", "B", "d"))
     coefficients = coefficients.reshape(-1, 4)
     if len(coefficients) not in (1, len(x)):
         raise ValueError(
@@ -87,12 +86,7 @@ def reverse_step(
         )
     seeds = None
     if seed is not None and z is None:
-        if isinstance(step, Tensor):
-            check_same_device(x_t=x_t, step=step)
-            check_shape("step", step, (1,))
-            check_dtype(torch.int64, step=step)
-        else:
-            check_positive("step", step, allow_zero=True)
+        check_step(step, x_t)
         seeds = seed_of_each(seed, len(x), x.device)
     if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p, eps_uncond)):
         from . import kernel
@@ -103,7 +97,7 @@ def reverse_step(
     else:
         if seeds is not None:
             rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
-            steps = step if isinstance(step, Tensor) else torch.tensor([step], device=x.device)
+            steps = torch.as_tensor(step, device=x.device).reshape(1)
             z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
         x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)

@@ -87,8 +87,8 @@ def sample_chain(
             whether classifier-free guidance is wanted.
         first_row: global number of the first row.
         keep_every: return x after every so many steps too; 0 for never.
-        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
-            the reference works in float32 always.
+        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32``, ``tf32x3``
+            or ``fp32``; the reference works in float32 always.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses. For networks too large for one launch the kernels go step by step, on CUDA
             as replays of one graph; what they do not cover PyTorch computes, as precisely as it is

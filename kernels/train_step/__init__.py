@@ -110,7 +110,7 @@ def training_sums(
             devices do not fit.
     """
     rows = batch_size - first_row if rows is None else rows
-    _check_call(parameters, workspace, seed, step, rows)
+    _check_call(parameters, shape, workspace, seed, step, rows)
     if workspace.shadow is None or workspace.buffers is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
         reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
@@ -144,7 +144,8 @@ def train_step(
 
     With labels in ``data`` the network is a classifier and the loss the cross-entropy; without, or
     with class features, it predicts the noise and the loss is the mean squared error over rows and
-    coordinates.
+    coordinates. It looks at labels and timesteps, and so waits for the device, as
+    :func:`training_sums` does not.
 
     Args:
         parameters: float32 [M, P], flat parameters of M networks.
@@ -160,8 +161,8 @@ def train_step(
             noise for ``refresh`` epochs.
         first_row, rows: the part of the batch to do, a chunk of it or a rank's; default all.
         grad: where the gradient goes, [M, P]; None allocates it.
-        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32`` or ``fp32``;
-            the reference works in float32 always.
+        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32``, ``tf32x3``
+            or ``fp32``; the reference works in float32 always.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
 
@@ -175,6 +176,8 @@ def train_step(
     check_precision(precision)
     check_positive("batch_size", batch_size)
     check_positive("first_row", first_row, allow_zero=True)
+    if first_row > batch_size:
+        raise ValueError(f"first_row must be at most {batch_size}, the batch, got {first_row}")
     if refresh is not None:
         check_positive("refresh", refresh)
     rows = batch_size - first_row if rows is None else rows
@@ -247,7 +250,12 @@ def _check_data(data: TrainingData, models: int, dtype: torch.dtype) -> None:
 
 
 def _check_call(
-    parameters: Tensor, workspace: Workspace, seed: Tensor, step: int | Tensor, rows: int
+    parameters: Tensor,
+    shape: MLPShape,
+    workspace: Workspace,
+    seed: Tensor,
+    step: int | Tensor,
+    rows: int,
 ) -> None:
     """Raises ValueError if a call does not fit its workspace."""
     models, size = parameters.shape
@@ -256,8 +264,10 @@ def _check_call(
     check_dtype(torch.int64, seed=seed)
     check_shape("seed", seed, (models,))
     check_step(step, parameters)
-    if workspace.buffers is None:
+    if workspace.buffers is None or workspace.shadow is None:
         return
+    if workspace.shadow.shape != shape:
+        raise ValueError(f"workspace must be of {shape}, got that of {workspace.shadow.shape}")
     room = workspace.buffers.inputs.shape[1]
     if rows > room:
         raise ValueError(f"rows must be at most {room}, which workspace has room for, got {rows}")

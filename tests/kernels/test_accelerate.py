@@ -704,17 +704,6 @@ def test_changing_a_tensor_before_the_backward_pass_raises(changed, fused_calls)
     assert len(fused_calls) == 1
 
 
-def test_the_layers_allow_a_change_of_a_bias_before_the_backward_pass():
-    """What the page on other software says is different."""
-    model, x = perceptron(), torch.randn(5, 3)
-    y = model(x)
-    with torch.no_grad():
-        model[0].bias.add_(1)
-        model[0].weight.add_(1)
-    y.sum().backward()
-    assert model[0].bias.grad is not None
-
-
 @pytest.fixture
 def matmul_precision():
     """Sets PyTorch's precision of float32 products until the test ends."""
@@ -763,3 +752,29 @@ def test_a_precision_by_name_runs_fused(device, monkeypatch, fused_calls):
         model = FusedMLP(3, 2, [16], precision="tf32x3")
         model(torch.randn(20, 3)).sum().backward()
     assert fused_calls
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float16, True), (torch.float32, False)])
+def test_on_a_gpu_half_precision_runs_fused_and_float32_in_its_layers(monkeypatch, dtype, fused):
+    calls, run = [], _layers.run_kernels
+    monkeypatch.setattr(_layers, "run_kernels", lambda *call: calls.append(call) or run(*call))
+    model = perceptron().to(dtype)
+    accelerate(model, strict=True)
+    assert model(torch.randn(20, 3, dtype=dtype)).isfinite().all()
+    assert bool(calls) == fused
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("partitioned", [True, False])
+def test_weights_without_elements_are_reported(strict, partitioned):
+    """A layer without columns, or weights that are shared out over ranks until they are used."""
+    model = nn.Sequential(nn.Linear(3, 4 * partitioned), nn.ReLU(), nn.Linear(4 * partitioned, 2))
+    if partitioned:
+        for parameter in model.parameters():
+            parameter.data = torch.empty(0)
+    if strict:
+        with pytest.raises(ValueError, match="a weight without elements"):
+            accelerate(model, strict=True)
+    else:
+        assert accelerate(model).waiting == {"": "a weight without elements"}

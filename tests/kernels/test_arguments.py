@@ -1,5 +1,7 @@
 """Tensors that do not fit are named in one line, before a kernel reads past them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -113,7 +115,7 @@ TRAINING = [
         "step must be an int or one int64 number",
     ),
     ("denoiser", {"first_row": -1}, "first_row must be an integer of at least 0, got -1"),
-    ("denoiser", {"first_row": 5}, "rows must be an integer of at least 0, got -1"),
+    ("denoiser", {"first_row": 5}, "first_row must be at most 4, the batch, got 5"),
     (
         "denoiser",
         {"parameters": torch.ones(MODELS, shape_of("denoiser").num_parameters).half()},
@@ -129,13 +131,17 @@ def test_of_a_training_step(kind, wrong, message):
     assert "\n" not in str(caught.value)
 
 
-def sums_of(rows=4, seed=(0, 0), parameters=None, workspace_rows=4):
+def sums_of(rows=4, seed=(0, 0), parameters=None, workspace_rows=4, activation=None):
     shape = shape_of("denoiser")
     if parameters is None:
         parameters = torch.randn(MODELS, shape.num_parameters)
     workspace = workspace_of(
         parameters, shape, data_of("denoiser"), workspace_rows, backend="triton"
     )
+    if activation is not None:  # another one than the workspace was made for
+        shape = replace(shape, activation=activation)
+        parameters = parameters[:, : shape.num_parameters].contiguous()
+        workspace = workspace._replace(sums=workspace.sums[..., : shape.num_parameters + 2])
     return training_sums(
         parameters, shape, data_of("denoiser"), workspace, batch_size=400,
         seed=torch.as_tensor(seed), step=0, rows=rows,
@@ -144,6 +150,7 @@ def sums_of(rows=4, seed=(0, 0), parameters=None, workspace_rows=4):
 
 SIZE = shape_of("denoiser").num_parameters
 SUMS = [
+    ({"activation": "silu"}, r"workspace must be of MLPShape\(.*'silu'.*, got that of MLPShape"),
     ({"rows": 65}, "rows must be at most 64, which workspace has room for, got 65"),
     ({"seed": (1,)}, r"seed must be \[2\], got \[1\]"),
     ({"seed": (1.0, 2.0)}, "seed must be torch.int64"),
@@ -342,14 +349,21 @@ OTHERS = [
         lambda: reverse_step(X, X, torch.ones(3, 4)),
         "coefficients must be 4, or 4 for each of 2 models",
     ),
-    (lambda: reverse_step(torch.ones(3), torch.ones(3), torch.ones(4)), r"x_t must be \[M, B, d\]"),
+    (
+        lambda: reverse_step(torch.ones(3), torch.ones(3), torch.ones(4)),
+        r"x_t must be \[B, d\] or \[M, B, d\], got \[3\]",
+    ),
+    (
+        lambda: q_sample(X, torch.tensor(0.5), torch.zeros(X.shape[:-1], dtype=torch.int64), X),
+        r"alpha_bar must be \[",
+    ),
     (
         lambda: reverse_step(X, X, torch.ones(4), seed=torch.tensor([1, 2, 3])),
         "seed must be one, or",
     ),
     (
         lambda: reverse_step(X, X, torch.ones(4), seed=1, step=torch.ones(1)),
-        "step must be torch.int64",
+        "step must be an int or one int64 number",
     ),
     (lambda: adamw_with(step=torch.tensor(1.0)), "step must be an int or one int64 number"),
     (lambda: adamw_with(exp_avg_sq=torch.ones(MODELS, 3)), r"state.exp_avg_sq must be \[2, "),

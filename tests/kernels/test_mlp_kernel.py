@@ -416,7 +416,8 @@ def test_large(device, widths, activation, rows, precision):
         assert errors.max() <= point
     elif precision in ("fp32", "tf32x3"):
         # Rounding takes a pre-activation in ten million across the kink of a PReLU.
-        assert (errors > point).double().mean() <= 1e-3
+        assert errors.isfinite().all()
+        assert (errors > point).double().mean() <= 5e-4
     else:
         assert relative_error(grad_x, expected_grad_x) <= TOLERANCE[precision][2]
     for actual, expected in zip(
@@ -463,7 +464,7 @@ def test_replays_of_a_graph_give_the_same_bits(device, precision):
     ],
 )
 def test_tf32x3_is_as_accurate_as_float32_of_pytorch(device, widths, activation, rows):
-    """Within twice its error, or a rounding of the result: so it can take its place."""
+    """Within twice its error of outputs, of grad_x, and of all parameters' gradients together."""
     shape = MLPShape(widths, activation)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, rows, device=device)

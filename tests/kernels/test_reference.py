@@ -399,7 +399,7 @@ ERRORS = [
     (lambda: reverse_step(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(4), seed=1, step=-1),
      ValueError, "step must be an integer of at least 0, got -1"),
     (lambda: reverse_step(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(4), seed=1,
-                          step=torch.zeros(2)), ValueError, r"step must be \[1\], got \[2\]"),
+                          step=torch.zeros(2)), ValueError, "step must be an int or one int64"),
     (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 1], device="meta"),
                       torch.zeros(2, 3)), ValueError, "t must be on cpu"),
     (lambda: MLPShape((3,)), ValueError, "widths must be"),
