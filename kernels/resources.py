@@ -186,7 +186,6 @@ CASES: dict[str, Callable[[], None]] = {
     **MAIN,
     "guided fp16": partial(_sample, _DENOISER, "fp16", guided=True),
     "guided bf16": partial(_sample, _DENOISER, "bf16", guided=True),
-    "guided tf32": partial(_sample, _DENOISER, "tf32", guided=True),
     "classifier-free fp16": partial(_sample, _DENOISER, "fp16", free=True),
     "epoch fp16": partial(_train, _DENOISER, "fp16", refresh=25),
     "conditional fp16": partial(_train, _DENOISER, "fp16", told=6),
@@ -209,6 +208,7 @@ CASES: dict[str, Callable[[], None]] = {
 # Networks of other widths and activations, on sm_90 alone: how its wgmmas are ordered, and whether
 # their registers suffice, changes with both.
 VARIETY: dict[str, Callable[[], None]] = {
+    "guided tf32": partial(_sample, _DENOISER, "tf32", guided=True),
     **{
         f"width {width} {precision}": partial(_everything, _deep(width), precision)
         for width in (64, 128, 256, 512)
