@@ -211,8 +211,8 @@ TF32 = SINGLE.replace("%4 :", "%4, inputPrecision = tf32 :")
         (90, HALF, ["HMMA.16816"], "multiplies in half precision or tf32 without HGMMA"),
         (90, TF32, [], "multiplies in half precision or tf32 without HGMMA"),
         (90, HALF, ["HGMMA.64x8x16", "HGMMA.64x64x16"], None),
-        (90, HALF, ["HGMMA.64x8x16", "HGMMA.64x32x16"],
-         "HGMMA of at most 32 columns, 64 are possible"),
+        (90, HALF, ["HGMMA.64x8x16", "HGMMA.64x32x16"], "HGMMA of 32 columns, 64 are possible"),
+        (90, HALF, ["HGMMA.64x64x16", "HGMMA.64x32x16"], "HGMMA of 32 columns, 64 are possible"),
         (100, HALF, ["UTCHMMA"], None),
         (100, HALF, ["HMMA.16816"], r"multiplies in half precision or tf32 without UTC\w*MMA"),
     ],
@@ -229,4 +229,4 @@ def test_narrow_layers_may_have_narrow_products():
     launch = resources.Launch("", "", 90, {}, {(3,): net}, {}, {"num_warps": 8})
     assert resources.without_tensor_cores(launch, HALF, {"HGMMA.64x32x16": 9}) is None
     fault = resources.without_tensor_cores(launch, HALF, {"HGMMA.64x16x16": 9})
-    assert fault == "HGMMA of at most 16 columns, 32 are possible"
+    assert fault == "HGMMA of 16 columns, 32 are possible"
