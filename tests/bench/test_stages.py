@@ -1,6 +1,7 @@
 """Processes with limits, run together."""
 
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +20,14 @@ def python(name, code, limit=60.0, **options):
 def run(tmp_path, *todo, most=4, seconds=60.0):
     end = time.monotonic() + seconds
     return list(run_together(todo, most, end, dict(os.environ), tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Processes can be interrupted although the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_gaps_of_networks():
 
 def test_unknown_precision():
     with pytest.raises(
-        ValueError, match=r"^precision must be one of fp16, bf16, tf32, fp32, got 'fp8'"
+        ValueError, match=r"^precision must be one of fp16, bf16, tf32, tf32x3, fp32, got 'fp8'"
     ):
         train_step(
             torch.ones(1, 8), MLPShape((3, 2)), None, batch_size=1, seed=0, step=0, precision="fp8"
