@@ -56,9 +56,8 @@ _TF32 = Config(
     grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
 )  # fmt: skip
 # Three products of tensor cores for one. The operands are split in registers, which more than one
-# group of four warps would do over and over; what a chunk adds up is added in fp32 outside of the
-# tensor cores, whose own sums are cut off rather than rounded: over 256 columns that is the
-# difference between the accuracy of fp32 and a tenth of it.
+# group of four warps would do over and over. Triton adds what a chunk adds up outside of the tensor
+# cores, whose own sums are cut off rather than rounded: so chunks are short.
 _TF32X3 = Config(
     out=64, reduce=32, stages=3, warps=4,
     grad_in=64, grad_out=64, grad_rows=32, grad_stages=3, grad_warps=4,
