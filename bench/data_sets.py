@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import diffusion as fd
 from ..diffusion.errors import check_choice
 from ..diffusion.files import make_folder, save_json, write_atomically
-from ..diffusion.judge import train_judge
+from ..diffusion.metrics.knn import train_judge
 from ..kernels.philox import child_seed
 from . import machine
 

@@ -1,8 +1,17 @@
 """Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
 
+from .checkpoints import Denoiser, load
 from .classification import DiffusionClassifier
-from .datasets import DATASETS, dataset, fashion_mnist
-from .denoiser import Denoiser, load
+from .compat import BlockMLP, DDIMScheduler, DDPMScheduler, States
+from .data import (
+    DATASETS,
+    STATE_NAMES,
+    Points,
+    dataset,
+    fashion_mnist,
+    load_points,
+    states_points,
+)
 from .errors import UserError
 from .export import export_model
 from .latents import interpolate, invert, slerp
@@ -22,15 +31,11 @@ from .metrics import (
     occupancy,
     sliced_wasserstein,
 )
-from .models import MLP, BlockMLP, ConditionalMLP, class_table
-from .points import Points, load_points
-from .recipes import RECIPES, ClassicRecipe, Recipe
+from .models import MLP, ConditionalMLP, class_table
 from .rewards import class_reward, sample_with_reward
 from .sampling import SampleConfig, Samples, reverse_table, sample, sample_many
-from .schedulers import DDIMScheduler, DDPMScheduler
 from .schedules import Schedule, sinusoidal_embedding
-from .states import STATE_NAMES, States, states_points
-from .training import ManyTrainer, Task, Trainer, train_many
+from .training import RECIPES, ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, train_many
 
 __all__ = [
     "DATASETS",

@@ -11,6 +11,7 @@ import click
 import torch
 
 from . import files
+from .checkpoints import load
 from .commands import (
     data_option,
     device_option,
@@ -25,17 +26,16 @@ from .commands.data import data_command
 from .commands.interpolate import interpolate_command
 from .commands.sample import sample_command
 from .commands.study import study_command
-from .denoiser import load
+from .data import Points, load_points
 from .device import choose_device
-from .distributed import join
 from .errors import UserError, check_choice
 from .experiment import Run, Settings, summary
 from .export import SUFFIXES, export_model
 from .metrics import Evaluation, evaluate
-from .points import Points, load_points
-from .recipes import RECIPES, Recipe
 from .report import write_report
 from .schedules import SCHEDULES, Schedule
+from .training import RECIPES, Recipe
+from .training.distributed import join
 from .viewer import write_view
 
 

@@ -29,16 +29,15 @@ from tqdm import tqdm
 
 from ..kernels.philox import child_seed
 from . import files, plots
-from .distributed import Ranks
+from .data import Points
 from .errors import UserError, check_at_least, check_seed
 from .metrics import Evaluation, Score, evaluate, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
-from .points import Points
-from .recipes import RECIPES, ClassicRecipe, Recipe
 from .sampling import sample
 from .schedules import Schedule
-from .training import Trainer
+from .training import RECIPES, ClassicRecipe, Recipe, Trainer
+from .training.distributed import Ranks
 
 # Parts of an experiment that draw random numbers of their own.
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
@@ -217,13 +216,13 @@ class Run:
                 self.save_training()
         if not self.ranks.writes:
             return
-        losses = {name: trainer.curve() for name, trainer in self.trainers.items()}
+        losses = {name: trainer.losses for name, trainer in self.trainers.items()}
         plots.training_curves(
             losses, self.validation, self.nll_data, self.figures / "training_curves.png"
         )
 
     def _train(self, name: str, trainer: Trainer, interrupted: Event) -> None:
-        total, rows = trainer.total_steps, trainer.recipe.batch_size
+        total, rows = trainer.total_steps, trainer.task.recipe.batch_size
         with self._progress(total * rows, f"train {name}", "rows") as bar:
             bar.update(trainer.step * rows)
             while trainer.step < total:
@@ -247,11 +246,11 @@ class Run:
                     raise KeyboardInterrupt
 
     def _check_finite(self, name: str, trainer: Trainer, wait: bool) -> None:
-        step = trainer.bad_step(0, wait=wait)
+        step = trainer.bad_step(wait=wait)
         if step is None:
             return
         advice = "try a smaller learning rate"
-        if self.device.type == "cuda" and trainer.precision == "fp16":
+        if self.device.type == "cuda" and trainer.engine.precision == "fp16":
             advice += ", or precision 'bf16', whose range is that of float32"
         raise UserError(
             f"the {name}'s loss is not finite from step {step} on; training has stopped and "
@@ -259,7 +258,7 @@ class Run:
         )
 
     def _postfix(self, trainer: Trainer) -> dict[str, str]:
-        shown = {"loss": f"{trainer.fetched_losses(0)[-50:].mean().item():.4f}"}
+        shown = {"loss": f"{trainer.losses_on_host[-50:].mean().item():.4f}"}
         if trainer is self.denoiser and self.validation:
             shown["NLL"] = f"{self.validation[-1][1]:.3f}"
         return shown

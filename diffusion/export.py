@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files
-from .denoiser import description, from_safetensors, to_safetensors
+from .checkpoints import from_safetensors, metadata_of, to_safetensors
 from .errors import UserError, check_choice
 from .models import ConditionalMLP, Perceptron
 from .schedules import Schedule
@@ -88,7 +88,7 @@ def export_model(model: Perceptron, schedule: Schedule, format: str, path: str |
     else:
         make = _onnx if format == "onnx" else _torch_export
         with _quietly():
-            content, run = make(plain, description(model, schedule))
+            content, run = make(plain, metadata_of(model, schedule))
     difference = max(_difference(plain, run, plain.example(rows)) for rows in _CHECKED_ROWS)
     if not difference <= _TOLERANCE:
         raise UserError(

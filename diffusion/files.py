@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and checkpoints that any PyTorch code can read."""
+"""Reading and writing of files that are either whole or absent."""
 
 import io
 import json
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .errors import UserError
-from .models import MLP, BlockMLP, mlp_of_state
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -59,26 +57,6 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"file {path} is no checkpoint, or damaged") from error
-
-
-def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
-    """The network of a saved ``state_dict``, in any of the layouts of :mod:`.models`.
-
-    Args:
-        path: of the file.
-        activation: which one, where the weights do not tell; None is PReLU where there is a slope
-            and ReLU otherwise.
-
-    Raises:
-        ValueError: the file cannot be read or holds another architecture.
-    """
-    state = load(path)
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise UserError(f"file {path} holds no state_dict of an MLP")
-    try:
-        return mlp_of_state(state, activation)
-    except UserError as error:
-        raise UserError(f"file {path} holds {error}") from error
 
 
 def make_target(path: Path, suffix: str) -> Path:

@@ -184,66 +184,6 @@ def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
     return sinusoidal_embedding(torch.arange(num_classes + 1), EMBEDDING_DIM).float()
 
 
-class _Block(nn.Module):
-    def __init__(self, width_in: int, width_out: int):
-        super().__init__()
-        self.linear = nn.Linear(width_in, width_out)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.linear(h).relu()
-
-
-class BlockMLP(Perceptron):
-    """The classic network: a linear layer, ReLU blocks, a linear layer.
-
-    The same function as ``MLP(..., activation="relu", linear_input=True)``, with the ``state_dict``
-    of the classic course code: ``inblock.weight``, ``midblocks.0.linear.weight``, ...,
-    ``outblock.weight`` and their biases. :meth:`to_mlp` and :meth:`from_mlp` convert.
-
-    Args:
-        input_dim: width of the input, the point and its timestep feature together.
-        output_dim: width of the output.
-        hidden_layers: widths of the input layer and of each block; at least one.
-
-    Raises:
-        ValueError: a width is less than 1, or there is none.
-    """
-
-    def __init__(self, input_dim: int, output_dim: int, hidden_layers: Sequence[int] = (128,) * 6):
-        super().__init__()
-        widths = (input_dim, *hidden_layers, output_dim)
-        self.shape = MLPShape(widths, "relu", linear_input=True)
-        self.act = nn.ReLU()
-        self.inblock = nn.Linear(widths[0], widths[1])
-        self.midblocks = nn.ModuleList([_Block(*pair) for pair in pairwise(widths[1:-1])])
-        self.outblock = nn.Linear(widths[-2], widths[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y [..., output_dim] of x [..., input_dim]."""
-        h = self.inblock(x)
-        for block in self.midblocks:
-            h = block(h)
-        return self.outblock(h)
-
-    def to_mlp(self) -> MLP:
-        """A copy in the other layout."""
-        dim, *hidden, out = self.shape.widths
-        model = MLP(dim, out, hidden, activation="relu", linear_input=True)
-        return model.load_flat(self.network().parameters[0])
-
-    @classmethod
-    def from_mlp(cls, model: MLP) -> "BlockMLP":
-        """A copy of an MLP with ReLU and a linear input in this layout.
-
-        Raises:
-            ValueError: the MLP is another function.
-        """
-        if not (model.shape.activation == "relu" and model.shape.linear_input):
-            raise UserError("model must have ReLU and a linear input to be written in blocks")
-        dim, *hidden, out = model.shape.widths
-        return cls(dim, out, hidden).load_flat(model.network().parameters[0])
-
-
 def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
     """An MLP of that shape; a :class:`ConditionalMLP` if there are class features [C + 1, E].
 
@@ -265,38 +205,6 @@ def seeded_mlp(shape: MLPShape, seed: int, class_features: Tensor | None = None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_mlp(shape, class_features)
-
-
-def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP | BlockMLP:
-    """The network that a ``state_dict`` belongs to, with its weights.
-
-    Args:
-        state: of an :class:`MLP`, a :class:`ConditionalMLP` or a :class:`BlockMLP`.
-        activation: which one, where the weights do not tell; None is PReLU where there is a slope
-            and ReLU otherwise.
-
-    Raises:
-        ValueError: there are no weights, or they are of another architecture.
-    """
-    weights = [x for key, x in state.items() if key.endswith("weight") and x.dim() == 2]
-    if not weights:
-        raise UserError("no state_dict of an MLP")
-    dim, *hidden = (weight.shape[1] for weight in weights)
-    out, table = len(weights[-1]), state.get("class_features")
-    model: MLP | BlockMLP
-    if "inblock.weight" in state:
-        model = BlockMLP(dim, out, hidden)
-    else:
-        activation = activation or ("prelu" if "act.weight" in state else "relu")
-        second = state.get("model.1.weight")  # of a layer, or PReLU's slope
-        linear_input = second is not None and second.dim() == 2
-        shape = MLPShape((dim, *hidden, out), activation, linear_input=linear_input)
-        model = new_mlp(shape, table)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"another architecture: {' '.join(str(error).split())}") from error
-    return model
 
 
 def fused_copy(model: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:

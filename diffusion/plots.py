@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from .data import Points
 from .models import Perceptron
-from .points import Points
 from .schedules import Schedule
 
 SaveTo = str | Path | None

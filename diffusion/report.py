@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..kernels.philox import child_seed
 from . import files, plots
-from .denoiser import load
+from .checkpoints import load
+from .data import Points
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .metrics import (
@@ -37,7 +38,6 @@ from .metrics import (
     sliced_wasserstein,
 )
 from .models import Perceptron
-from .points import Points
 from .sampling import sample, timesteps
 from .schedules import Schedule
 

@@ -19,7 +19,7 @@ def train(points: fd.Points, schedule: fd.Schedule, recipe: fd.Recipe, classify:
     trainer = fd.Trainer(points, schedule, recipe, classify=classify)
     while trainer.step < trainer.total_steps:
         trainer.run(trainer.total_steps // 5)
-        loss = trainer.losses[trainer.step - 50 : trainer.step].mean().item()
+        loss = trainer.losses[-50:].mean().item()
         print(f"  step {trainer.step:5} of {trainer.total_steps}, loss {loss:.4f}")
     return trainer.model()
 

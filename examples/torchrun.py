@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import flashpoint.diffusion as fd
-from flashpoint.diffusion.distributed import join
+from flashpoint.diffusion.training.distributed import join
 
 
 def main() -> None:

@@ -51,12 +51,12 @@ class Ours(Peer):
     def first_batches(self, rows: int, count: int, classify: bool) -> list[Batch]:
         """What :meth:`trainer` draws in its first steps, for the peers to train on."""
         trainer = self.trainer(rows, classify)
-        seed, numbers = seed_tensor(trainer.seed), torch.arange(rows)
+        seed, numbers = trainer.engine.seeds.cpu(), torch.arange(rows)
         points, labels = self.problem.points.data, self.problem.points.labels
         batches = []
         for step in range(count):
-            draw = draw_fresh(seed, step, numbers, trainer.data.n_points.cpu(),
-                              trainer.data.t_table.cpu(), 2)  # fmt: skip
+            draw = draw_fresh(seed, step, numbers, trainer.engine.data.n_points.cpu(),
+                              trainer.engine.data.t_table.cpu(), 2)  # fmt: skip
             x_0 = gather_points(points[None], draw.index)[0]
             batches.append(Batch(x_0, labels[draw.index[0]], draw.t[0], draw.eps[0]))
         return batches
@@ -67,7 +67,7 @@ class Ours(Peer):
         found = []
         for _ in batches:
             trainer.run(1)
-            found.append(trainer.curve()[-1].item())
+            found.append(trainer.losses[-1].item())
         return found
 
     def end_of(self, chain, x_T, labels):

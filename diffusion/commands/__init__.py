@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from ..datasets import DATASETS, dataset
+from ..data import DATASETS, Points, dataset
 from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
-from ..points import Points
 from ..schedules import TIME_FEATURES
 
 Decorator = Callable[[Callable], Callable]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from ..checkpoints import load
 from ..classification import DiffusionClassifier
-from ..denoiser import load
 from ..errors import UserError
 from ..models import ConditionalMLP
 from . import data_option, device_option, options, read_points, seed_option
@@ -24,7 +24,7 @@ def classify_command(run, most, noises, test_fraction, data, only_class, seed, d
 
     Where the data's distribution is known the points are new ones, otherwise a part of the data.
     """
-    from ..judge import train_judge  # scikit-learn takes a second to import
+    from ..metrics.knn import train_judge  # scikit-learn takes a second to import
 
     points, model = read_points(data, only_class), load(run)
     if not isinstance(model.model, ConditionalMLP):

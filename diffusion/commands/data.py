@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .. import files, plots
-from ..points import Points
+from ..data import Points
 from . import options, out_option, read_points
 
 

@@ -6,7 +6,7 @@ import click
 import torch
 
 from .. import files, plots
-from ..denoiser import load
+from ..checkpoints import load
 from ..errors import UserError
 from ..latents import interpolate
 from . import data_option, device_option, options, out_option, read_points, seed_option

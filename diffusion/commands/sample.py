@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .. import files, plots
-from ..denoiser import load
+from ..checkpoints import load
+from ..data import load_points
 from ..errors import UserError
-from ..points import load_points
 from ..sampling import METHODS, VARIANCES
 from . import device_option, options, out_option, seed_option
 

@@ -9,8 +9,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ...kernels.philox import Stream, child_seed, normals, permute, random_words, seed_tensor
+from ..data import Points
 from ..errors import UserError, check_at_least
-from ..points import Points
 from .likelihood import same_dimension
 
 _TREE_DIM = 12  # above it a k-d tree visits most points and the whole distance matrix is faster

@@ -11,8 +11,8 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from ...kernels.philox import child_seed, permute, seed_tensor
+from ..data import Points
 from ..errors import UserError, check_at_least
-from ..points import Points
 from .distances import emd, label_of_nearest, mmd, nearest_distances, sliced_wasserstein, subset
 from .likelihood import kde_nll, kernel_nll, same_dimension
 from .two_sample import memorisation, nearest_neighbour_test, occupancy

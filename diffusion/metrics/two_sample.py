@@ -7,8 +7,8 @@ import torch
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
+from ..data import Points
 from ..errors import check_at_least
-from ..points import Points
 from .distances import label_of_nearest, nearest, nearest_distances, subset
 
 

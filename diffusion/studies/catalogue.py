@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import cast
 
-from ..recipes import RECIPES, Recipe
 from ..schedules import Schedule
+from ..training import RECIPES, Recipe
 from . import published
 from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, TEST_SPLIT
 from .study import OUR_BEST, Grid, Setting, Study, classic

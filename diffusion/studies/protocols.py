@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...kernels.philox import child_seed
-from ..judge import train_judge
+from ..data import Points
 from ..metrics import emd, emd_by_class, kernel_nll
-from ..points import Points
+from ..metrics.knn import train_judge
 
 _REPEATS = 10  # of a measurement, behind its standard deviation
 _TEST_POINTS = 5000

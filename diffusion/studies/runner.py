@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from ...kernels.philox import child_seed
 from .. import files
-from ..datasets import dataset
+from ..data import Points, dataset
 from ..device import choose_device
 from ..errors import UserError, check_at_least
 from ..models import MLP
-from ..points import Points
 from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import ManyTrainer, Task

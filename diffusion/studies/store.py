@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..datasets import DATASETS
+from ..checkpoints import load_mlp
+from ..data import DATASETS
 from ..models import Perceptron
 from .protocols import Protocol, Score
 from .study import Cell, Model
@@ -53,7 +54,7 @@ class Store:
 
     def load_model(self, model: Model) -> Perceptron:
         """A trained model."""
-        return files.load_mlp(self._model_file(model), model.setting.recipe.activation)
+        return load_mlp(self._model_file(model), model.setting.recipe.activation)
 
     def training_seconds(self, model: Model) -> float:
         """How long a model was trained."""

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ..recipes import PlainRecipe, Recipe
 from ..schedules import Schedule
+from ..training import PlainRecipe, Recipe
 from .protocols import WHOLE, Protocol
 from .published import Row
 

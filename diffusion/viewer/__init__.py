@@ -14,10 +14,10 @@ from string import Template
 import torch
 
 from .. import files
+from ..data import Points
 from ..device import choose_device
 from ..errors import check_at_least
 from ..metrics import METRICS
-from ..points import Points
 from ..report import Material
 from .payload import make_payload
 

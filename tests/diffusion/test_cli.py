@@ -173,7 +173,7 @@ def test_train_alone(tmp_path):
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
-    from flashpoint.diffusion import engine
+    from flashpoint.diffusion.training import engine
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert flashpoint("train", *SMALL, "--out", whole).exit_code == 0

@@ -18,8 +18,9 @@ from flashpoint.diffusion import (
     files,
     sample,
 )
+from flashpoint.diffusion.checkpoints import load_mlp
 from flashpoint.diffusion.cli import main
-from flashpoint.diffusion.judge import train_judge
+from flashpoint.diffusion.metrics.knn import train_judge
 
 
 def flashpoint(*arguments):
@@ -58,7 +59,7 @@ def test_checkpoint_and_prior_alone_decide_the_samples(run, tmp_path):
     assert "bit for bit" in result.output
     assert first.read_bytes() == second.read_bytes()
     # Line 4 of algorithm 2 with z = 0, written out.
-    model, schedule, x = files.load_mlp(run / "checkpoints/denoiser.pt"), Schedule(20), x_T.double()
+    model, schedule, x = load_mlp(run / "checkpoints/denoiser.pt"), Schedule(20), x_T.double()
     for t in reversed(range(20)):
         feature = schedule.time_features[t].float().expand(70, -1)
         eps = model(torch.cat((x.float(), feature), dim=1)).detach()
@@ -100,7 +101,7 @@ def test_a_conditional_run_is_told_the_label(told_run, tmp_path):
     arguments = ["-n", 30, "--label", 1, "--scale", 2, "--device", "cpu", "--out", out]
     result = flashpoint("sample", told_run, *arguments)
     assert result.exit_code == 0, result.output
-    model = files.load_mlp(told_run / "checkpoints/denoiser.pt")
+    model = load_mlp(told_run / "checkpoints/denoiser.pt")
     want = sample(model, Schedule(20), 30, label=1, scale=2.0, device="cpu").x
     assert torch.equal(files.load(out), want)
 

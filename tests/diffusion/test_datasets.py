@@ -17,7 +17,7 @@ from flashpoint.diffusion import (
     nearest_neighbour_test,
     sliced_wasserstein,
 )
-from flashpoint.diffusion.datasets import clouds
+from flashpoint.diffusion.data import clouds
 from flashpoint.diffusion.metrics.distances import subset
 
 SETS = {name: dataset(name) for name in DATASETS}

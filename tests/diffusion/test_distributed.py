@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer
-from flashpoint.diffusion.distributed import Ranks, join
 from flashpoint.diffusion.training import Task, train_many
+from flashpoint.diffusion.training.distributed import Ranks, join
 
 GENERATOR = torch.Generator().manual_seed(0)
 POINTS = Points(torch.randn(40, 2, generator=GENERATOR), torch.arange(40) % 3)
@@ -32,7 +32,7 @@ SHARED = """
     sys.path.insert(0, {folder!r})
     import torch
     from flashpoint.diffusion import Trainer, train_many
-    from flashpoint.diffusion.distributed import join
+    from flashpoint.diffusion.training.distributed import join
     from test_distributed import POINTS, RECIPES, SCHEDULE, TASKS
 
     ranks, device = join("cpu")
@@ -52,7 +52,7 @@ SHARED = """
 # The second rank dies in step 70; the command is what its users would start.
 DIES = """
     import os, signal, sys
-    from flashpoint.diffusion import engine
+    from flashpoint.diffusion.training import engine
     from flashpoint.diffusion.cli import main
 
     do_step = engine.Engine._do_step

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 import flashpoint.diffusion as fd
 from flashpoint.diffusion import MLP, Denoiser, Schedule, UserError, export, export_model
 from flashpoint.diffusion.cli import main
+from flashpoint.diffusion.compat import BlockMLP
 from flashpoint.diffusion.export import SUFFIXES
-from flashpoint.diffusion.models import BlockMLP, ConditionalMLP, class_table
+from flashpoint.diffusion.models import ConditionalMLP, class_table
 
 SCHEDULE = Schedule(40, "cosine", time_feature="sinusoidal")
 FEATURES = SCHEDULE.time_features.shape[1]

@@ -9,7 +9,8 @@ import torch
 
 import flashpoint.diffusion as fd
 from flashpoint.diffusion import MLP, Denoiser, Schedule, UserError
-from flashpoint.diffusion.models import BlockMLP, ConditionalMLP, class_table
+from flashpoint.diffusion.compat import BlockMLP
+from flashpoint.diffusion.models import ConditionalMLP, class_table
 
 SCHEDULE = Schedule(40, "cosine", time_feature="centered")
 DIM = 2

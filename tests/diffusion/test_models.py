@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from flashpoint.diffusion import MLP, BlockMLP, ConditionalMLP, UserError, class_table, files
-from flashpoint.diffusion.models import mlp_of_state, seeded_mlp
+from flashpoint.diffusion.checkpoints import load_mlp, mlp_of_state
+from flashpoint.diffusion.models import seeded_mlp
 from flashpoint.kernels import MLPShape
 from flashpoint.kernels.mlp import reference
 
@@ -65,7 +66,7 @@ def test_a_saved_network_opens_as_what_it_was(name, tmp_path):
     model = NETWORKS[name]()
     files.save(tmp_path / "net.pt", model.state_dict())
     activation = model.shape.activation if name == "SiLU" else None
-    opened = files.load_mlp(tmp_path / "net.pt", activation)
+    opened = load_mlp(tmp_path / "net.pt", activation)
     assert type(opened) is type(model)
     assert opened.shape == model.shape
     before, after = model.state_dict(), opened.state_dict()

@@ -24,7 +24,7 @@ from flashpoint.diffusion import (
     report,
     states_points,
 )
-from flashpoint.diffusion.datasets import DATASETS
+from flashpoint.diffusion.data import DATASETS
 from flashpoint.kernels.philox import child_seed
 
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",

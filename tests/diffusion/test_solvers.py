@@ -4,9 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, few_steps, plots, sample
+from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, plots, sample
 from flashpoint.diffusion.metrics import sliced_wasserstein
 from flashpoint.diffusion.solvers import SOLVERS, solver_timesteps
+from flashpoint.diffusion.studies import few_steps
 
 SCHEDULE = Schedule(500)
 MIXTURE = GaussianMixture(

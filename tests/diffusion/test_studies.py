@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from flashpoint.diffusion import Schedule, UserError, emd
 from flashpoint.diffusion.cli import main
-from flashpoint.diffusion.recipes import PlainRecipe
 from flashpoint.diffusion.studies import (
     STUDIES,
     Grid,
@@ -33,6 +32,7 @@ from flashpoint.diffusion.studies.protocols import (
     perfect,
 )
 from flashpoint.diffusion.studies.runner import data_of
+from flashpoint.diffusion.training import PlainRecipe
 
 
 def _toy_setting(T, **changes):

@@ -14,7 +14,7 @@ from flashpoint.diffusion import UserError, states_points
 from flashpoint.diffusion import experiment as module
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.files import save
-from flashpoint.diffusion.recipes import Recipe
+from flashpoint.diffusion.training import Recipe
 
 COMMAND = [sys.executable, "-m", "flashpoint.diffusion", "train", "--steps", "300",
            "--classifier-steps", "100", "--batch-size", "256", "--checkpoint-every", "10",

@@ -6,13 +6,19 @@ from functools import partial
 import pytest
 import torch
 
-from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer, UserError, engine
-from flashpoint.diffusion.engine import Engine
-from flashpoint.diffusion.recipes import CosineDecay, PlateauDecay
-from flashpoint.diffusion.training import ManyTrainer, Task, train_many
+from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer, UserError
+from flashpoint.diffusion.training import (
+    CosineDecay,
+    ManyTrainer,
+    PlateauDecay,
+    Task,
+    engine,
+    train_many,
+)
+from flashpoint.diffusion.training.engine import Engine
 
 FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=64, lr=1e-2)
-TOLD = replace(FAST, activation="silu", class_embedding="sinusoidal")
+CONDITIONAL = replace(FAST, activation="silu", class_embedding="sinusoidal")
 CLASSIC = ClassicRecipe(4, hidden_layers=(16,), batch_size=64, lr=1e-2, refresh=2)
 
 
@@ -39,8 +45,8 @@ GROUPS = {
     ],
     # Smooth: where the slope of PReLU jumps, rounding can decide which side a row is on.
     "conditional": [
-        Task(points(50), Schedule(20), replace(TOLD, p_uncond=0.1), seed=1),
-        Task(points(60), Schedule(30), replace(TOLD, p_uncond=0.5, steps=10), seed=2),
+        Task(points(50), Schedule(20), replace(CONDITIONAL, p_uncond=0.1), seed=1),
+        Task(points(60), Schedule(30), replace(CONDITIONAL, p_uncond=0.5, steps=10), seed=2),
     ],
     "clipped": [
         Task(points(50), Schedule(20), replace(FAST, clip_norm=clip), seed=1)
@@ -66,9 +72,9 @@ def test_each_ends_as_it_would_alone(name):
     for model, task in enumerate(tasks):
         trainer = alone(task)
         for actual, expected in (
-            (together.parameters[model], trainer.parameters[0]),
-            (together.state.ema[model], trainer.state.ema[0]),
-            (together.losses_of(model), trainer.curve()),
+            (together.parameters[model], trainer.parameters),
+            (together.state.ema[model], trainer.engine.state.ema[0]),
+            (together.losses.until(model, trainer.step), trainer.losses),
         ):
             difference = (actual - expected).norm() / expected.norm()
             assert difference < 1e-6, (task, difference)

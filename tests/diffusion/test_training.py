@@ -18,8 +18,9 @@ from flashpoint.diffusion import (
     sample,
     states_points,
 )
-from flashpoint.diffusion.engine import Engine
-from flashpoint.diffusion.training import _is_same, timestep_table
+from flashpoint.diffusion.training.engine import Engine
+from flashpoint.diffusion.training.on_device import timestep_table
+from flashpoint.diffusion.training.trainer import _is_same
 from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.reduce_grad import mean_of
 from flashpoint.kernels.train_step.reference import noisy_inputs
@@ -70,6 +71,28 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(stop, tmp_path):
         assert torch.equal(torch.as_tensor(second.state_dict()[name]), torch.as_tensor(value)), name
 
 
+def test_a_state_saved_without_the_model_axis_loads_too():
+    first, second = trainer(), trainer()
+    first.run(7)
+    state = first.state_dict()
+    old = {name: state[name][0] for name in ("losses", "epoch_losses")}
+    second.load_state_dict({**state, **old, "seed": int(state["seed"])})
+    assert second.step == 7
+    assert torch.equal(second.losses, first.losses)
+    for run in (first, second):
+        run.run(60)
+    assert torch.equal(second.parameters, first.parameters)
+
+
+def test_the_losses_are_those_of_the_steps_done():
+    run = trainer()
+    assert len(run.losses) == len(run.losses_on_host) == 0
+    run.run(7)
+    assert len(run.losses) == 7
+    assert torch.equal(run.losses_on_host, run.losses.cpu())
+    assert run.losses.all()
+
+
 def test_training_stops_at_the_recipes_end_and_reports_every_step():
     run, seen = trainer(), []
     run.run(1000, seen.append)
@@ -80,8 +103,8 @@ def test_the_result_is_the_average_of_the_weights():
     run = trainer()
     run.run(60)
     model = run.model()
-    assert torch.equal(model.network().parameters, run.state.ema)
-    assert not torch.equal(run.state.ema, run.parameters)
+    assert torch.equal(model.network().parameters[0], run.engine.state.ema[0])
+    assert not torch.equal(run.engine.state.ema[0], run.parameters)
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
@@ -184,7 +207,7 @@ def test_clipping_is_that_of_torch():
     optimizer = torch.optim.AdamW([oracle], weight_decay=RECIPE.weight_decay)
     for step in range(5):
         run.run(1)
-        oracle.grad, _ = mean_of(run.workspace.sums)
+        oracle.grad = mean_of(run.engine.workspace.sums)[0][0]
         assert torch.nn.utils.clip_grad_norm_([oracle], 0.1) > 0.1
         optimizer.param_groups[0]["lr"] = RECIPE.learning_rate(step, 0, ())
         optimizer.step()
@@ -227,8 +250,8 @@ def test_what_is_done_to_the_module_does_not_disturb_training(name, caplog):
         run.run(10)
     assert torch.equal(run.parameters, whole.parameters)
     assert ("had left the trainer's buffer" in caplog.text) == (name in DETACHES)
-    assert all(_is_same(getattr(owner, key), view) for owner, key, view in run._places())
-    assert torch.equal(run.module.network().parameters, whole.parameters)
+    assert all(_is_same(getattr(owner, key), view) for owner, key, view in run._views())
+    assert torch.equal(run.module.network().parameters[0], whole.parameters)
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -239,7 +262,7 @@ def test_weights_set_from_outside_are_trained_on(detach):
     run.run(0)
     assert torch.equal(run.parameters, source.parameters)
     run.run(1)
-    assert not torch.equal(run.module.network().parameters, source.parameters)
+    assert not torch.equal(run.module.network().parameters[0], source.parameters)
 
 
 def test_saved_tensors_are_copies_of_their_own():
@@ -262,19 +285,19 @@ def test_a_copy_of_the_module_is_independent():
     kept = copy.deepcopy(run.module)
     before = run.parameters.clone()
     run.run(2)
-    assert torch.equal(kept.network().parameters, before)
-    assert torch.equal(run.module.network().parameters, run.parameters)
+    assert torch.equal(kept.network().parameters[0], before)
+    assert torch.equal(run.module.network().parameters[0], run.parameters)
 
 
 def test_the_users_own_loop_gets_the_same_gradients():
     run = trainer()
     module = run.module
-    draw = batch_draw(run.data, torch.tensor([run.seed]), 0, RECIPE.batch_size)
-    loss = (module(noisy_inputs(run.data, draw)[0]) - draw.eps[0]).square().mean()
+    draw = batch_draw(run.engine.data, run.engine.seeds, 0, RECIPE.batch_size)
+    loss = (module(noisy_inputs(run.engine.data, draw)[0]) - draw.eps[0]).square().mean()
     loss.backward()
     run.run(1)
-    ours, _ = mean_of(run.workspace.sums)
-    weights, biases, slope = run.shape.unpack(ours)
+    ours, _ = mean_of(run.engine.workspace.sums)
+    weights, biases, slope = run.engine.shape.unpack(ours)
     for linear, weight, bias in zip(module.linears(), weights, biases, strict=True):
         torch.testing.assert_close(linear.weight.grad, weight[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(linear.bias.grad, bias[0], rtol=1e-4, atol=1e-6)
@@ -284,18 +307,18 @@ def test_the_users_own_loop_gets_the_same_gradients():
 def test_the_step_that_was_not_finite_is_named():
     run = trainer()
     run.run(7)
-    assert run.bad_step(0) is None
-    run.parameters[0, 0] = torch.inf
+    assert run.bad_step() is None
+    run.parameters[0] = torch.inf
     run.run(3)
-    assert run.bad_step(0) == 8
+    assert run.bad_step() == 8
 
 
 def test_a_gradient_that_only_the_weights_show_is_named_too():
     run = trainer()
     run.run(7)
-    run.parameters[0, 0] = torch.nan  # what a gradient that overflows in step 7 leaves
-    assert run.bad_step(0, wait=False) is None
-    assert run.bad_step(0) == 7
+    run.parameters[0] = torch.nan  # what a gradient that overflows in step 7 leaves
+    assert run.bad_step(wait=False) is None
+    assert run.bad_step() == 7
 
 
 @pytest.mark.gpu
@@ -306,7 +329,7 @@ def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):
     graphed.run(200)
     for _ in range(200):
         single.run(1)
-    assert graphed._graph is not None
+    assert graphed.engine._graph is not None
     assert torch.equal(graphed.parameters, single.parameters)
     assert torch.equal(graphed.losses, single.losses)
 
@@ -322,10 +345,10 @@ def test_steps_run_on_the_device_of_the_parameters(monkeypatch):
         seen.append("done")
 
     run = trainer()
-    monkeypatch.setattr("flashpoint.diffusion.engine.device_of", device_of)
+    monkeypatch.setattr("flashpoint.diffusion.training.engine.device_of", device_of)
     monkeypatch.setattr(Engine, "_do_steps", lambda _, steps: seen.append(steps))
     run.run(1)
-    assert seen[0] is run.parameters
+    assert seen[0] is run.engine.parameters
     assert seen[1:] == [1, "done"]
 
 
@@ -337,7 +360,7 @@ def test_trains_on_a_device_that_is_not_the_current_one():
     )
     for run in (first, last):
         run.run(200)
-        assert run._graph is not None
+        assert run.engine._graph is not None
     torch.testing.assert_close(last.parameters.cpu(), first.parameters.cpu())
     assert last.losses.all()
 
@@ -350,9 +373,9 @@ def test_losses_of_all_models_reach_the_host(device):
     torch.cuda.synchronize()
     engine.run(1)
     for model in range(3):
-        fetched = engine.fetched_losses(model)
+        fetched = engine.losses.on_host(model)
         assert len(fetched) >= 170
-        assert torch.equal(fetched, engine.losses_of(model)[: len(fetched)].cpu())
+        assert torch.equal(fetched, engine.losses.until(model, 171)[: len(fetched)].cpu())
 
 
 @pytest.mark.gpu

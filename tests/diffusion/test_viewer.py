@@ -21,7 +21,7 @@ from flashpoint.diffusion import (
     cli,
     sample,
 )
-from flashpoint.diffusion.datasets import DATASETS
+from flashpoint.diffusion.data import DATASETS
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
 from flashpoint.kernels.philox import child_seed

@@ -1,4 +1,4 @@
-"""How a network is trained: what each step draws and at which learning rate."""
+"""Recipes: the draws, the learning rates and the optimiser that train a network."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,51 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..kernels import MLPShape
-from .errors import UserError, check_at_least, check_choice
-from .models import ACTIVATIONS, CLASS_EMBEDDINGS
+from ...kernels import MLPShape
+from ..errors import UserError, check_at_least, check_choice
+from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 
 OPTIMIZERS = ("adamw", "adam")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class _Common:
+    """The fields that recipes of both kinds have."""
+
+    activation: str = field(default="prelu", kw_only=True)
+    linear_input: bool = field(default=False, kw_only=True)
+    p_uncond: float | None = field(default=None, kw_only=True)
+    class_embedding: str = field(default="learned", kw_only=True)
+    clip_norm: float | None = field(default=None, kw_only=True)
+    chunk_rows: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Recipe(_Common):
     """The fast recipe: fresh noise in every step, one-cycle learning rate, AdamW, EMA.
 
     Args:
         steps: number of optimiser steps.
         hidden_layers: widths of the network's hidden layers.
         batch_size: rows per step.
-        lr: peak learning rate; it rises to it over the first ``warmup`` of the steps and falls to
-            zero along a cosine (Smith and Topin 2018).
+        lr: peak learning rate. The rate rises to it over the first ``warmup`` of the steps and
+            falls to zero along a cosine (Smith and Topin 2018).
         warmup: fraction of the steps.
-        weight_decay: of AdamW.
-        ema_decay: of the averaged weights, which are the result.
+        weight_decay: weight decay of AdamW.
+        ema_decay: decay of the moving average of the weights, which is the result.
         low_noise: fraction of the rows whose timestep is drawn uniformly in the logarithm of the
             noise level sqrt((1 - alpha_bar) / alpha_bar) rather than uniformly in t. The finest
             detail of the samples is decided in the few least noisy timesteps, which a uniform draw
             visits too rarely (compare Karras et al. 2022, section 5).
-        activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
-        p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
-            2022, algorithm 1); None trains one that is told no classes.
-        class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
+        activation, linear_input: options of the network, see :class:`flashpoint.diffusion.MLP`.
+        p_uncond: probability that a row's class is withheld from a conditional denoiser (Ho and
+            Salimans 2022, algorithm 1); None trains a denoiser that takes no class.
+        class_embedding: embedding of the class in a conditional denoiser, see
+            :func:`flashpoint.diffusion.class_table`.
         clip_norm: largest norm of the gradient; None does not clip.
-        chunk_rows: rows that go through the network at once, their gradients add up; None for as
-            many as stay in a GPU's cache where that is less than half of a batch.
+        chunk_rows: number of rows that go through the network at once; the gradients of the chunks
+            of a batch add up. None takes as many as stay in a GPU's cache if that is less than half
+            of a batch, else the whole batch.
 
     Raises:
         ValueError: a count or rate is out of range.
@@ -51,12 +65,6 @@ class Recipe:
     weight_decay: float = 0.01
     ema_decay: float = 0.998
     low_noise: float = 0.75
-    activation: str = "prelu"
-    linear_input: bool = False
-    p_uncond: float | None = None
-    class_embedding: str = "learned"
-    clip_norm: float | None = None
-    chunk_rows: int | None = None
 
     optimizer = "adamw"
     refresh = None  # nothing is kept from step to step
@@ -72,21 +80,21 @@ class Recipe:
             raise UserError(f"low_noise must be from 0 to 1, got {self.low_noise}")
 
     def total_steps(self, pairs: int) -> int:  # noqa: ARG002
-        """Number of optimiser steps, whatever the number of (point, timestep) pairs."""
+        """Returns the number of optimiser steps, whatever the number of (point, timestep) pairs."""
         return self.steps
 
     def steps_per_rate(self, pairs: int) -> int:  # noqa: ARG002
-        """Every step has its own learning rate."""
+        """Returns 1: every step has its own learning rate."""
         return 1
 
     def rates(self, pairs: int) -> Tensor:  # noqa: ARG002
-        """Learning rates, float64 [steps]."""
+        """Returns the learning rates, float64 [steps]."""
         step, rise = torch.arange(self.steps, dtype=torch.float64), self.warmup * self.steps
         fall = self.lr * (1 + (math.pi * (step - rise) / (self.steps - rise)).cos()) / 2
         return torch.where(step < rise, self.lr * (step + 1) / (rise + 1), fall)
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:  # noqa: ARG002
-        """Of step 0 ...; does not depend on the losses."""
+        """Returns the learning rate of a step, counted from 0; it does not depend on losses."""
         return self.rates(pairs)[step].item()
 
 
@@ -94,7 +102,7 @@ class Recipe:
 class PlainRecipe(Recipe):
     """The plain recipe of course work: Adam at a constant rate, all timesteps equally often.
 
-    The result is the last weights.
+    The last weights are the result.
     """
 
     batch_size: int = 64
@@ -106,46 +114,47 @@ class PlainRecipe(Recipe):
     optimizer = "adam"
 
     def rates(self, pairs: int) -> Tensor:  # noqa: ARG002
-        """The same rate for every step, float64 [steps]."""
+        """Returns the same rate for every step, float64 [steps]."""
         return torch.full((self.steps,), self.lr, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class StepDecay:
-    """Times ``factor`` after every ``every`` epochs; ``torch.optim.lr_scheduler.StepLR``."""
+    """Multiplies the rate by ``factor`` after every ``every`` epochs, as PyTorch's ``StepLR``."""
 
     every: int = 2
     factor: float = 0.99
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
-        """What the learning rate is multiplied with in an epoch, counted from 0."""
+        """Returns the factor of the learning rate in an epoch, counted from 0."""
         return self.factor ** (epoch // self.every)
 
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """Along a cosine to ``floor``; ``torch.optim.lr_scheduler.CosineAnnealingLR``."""
+    """Lowers the rate along a cosine to ``floor``, as PyTorch's ``CosineAnnealingLR``."""
 
     floor: float = 5e-6
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
-        """What the learning rate is multiplied with in an epoch, counted from 0."""
+        """Returns the factor of the learning rate in an epoch, counted from 0."""
         low = self.floor / lr
         return low + (1 - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 @dataclass(frozen=True)
 class PlateauDecay:
-    """Times ``factor`` when the loss has not fallen by 1e-4 of itself for ``patience`` epochs.
+    """Multiplies the rate by ``factor`` when the loss has stopped falling.
 
-    ``torch.optim.lr_scheduler.ReduceLROnPlateau``, as a function of the past losses.
+    The loss has stopped when it has not fallen by 1e-4 of itself for ``patience`` epochs. The same
+    as PyTorch's ``ReduceLROnPlateau``, as a function of the past losses.
     """
 
     factor: float = 0.5
     patience: int = 3
 
     def scale(self, epoch: int, epochs: int, lr: float, losses: Sequence[float]) -> float:  # noqa: ARG002
-        """What the learning rate is multiplied with in an epoch, counted from 0."""
+        """Returns the factor of the learning rate in an epoch, counted from 0."""
         scale, best, bad = 1.0, math.inf, 0
         for loss in losses[:epoch]:
             if loss < best * (1 - 1e-4):
@@ -158,31 +167,26 @@ class PlateauDecay:
 
 
 @dataclass(frozen=True)
-class ClassicRecipe:
+class ClassicRecipe(_Common):
     """The classic recipe: epochs over all pairs of point and timestep, in random order.
 
     A pair keeps its noise for ``refresh`` epochs. Nothing that grows with the number of pairs is
     ever stored.
 
     Args:
-        epochs: passes over all pairs.
+        epochs: number of passes over all pairs.
         hidden_layers: widths of the network's hidden layers.
         batch_size: rows per step; the last batch of an epoch may be smaller.
         lr: learning rate of the first epoch.
-        decay: how it falls from epoch to epoch.
+        decay: rule by which the rate falls from epoch to epoch.
         optimizer: ``adamw``, or ``adam`` with the weight decay in the gradient.
-        weight_decay: of the optimiser.
-        refresh: epochs between two draws of the noise.
-        activation, linear_input: of the network, see :class:`flashpoint.diffusion.MLP`.
-        p_uncond: how often a row's class is withheld from a conditional denoiser (Ho and Salimans
-            2022, algorithm 1); None trains one that is told no classes.
-        class_embedding: of a conditional denoiser, see :func:`flashpoint.diffusion.class_table`.
-        clip_norm: largest norm of the gradient; None does not clip.
-        chunk_rows: rows that go through the network at once, their gradients add up; None for as
-            many as stay in a GPU's cache where that is less than half of a batch.
+        weight_decay: weight decay of the optimiser.
+        refresh: number of epochs between two draws of the noise.
+        activation, linear_input, p_uncond, class_embedding, clip_norm, chunk_rows: see
+            :class:`Recipe`.
 
     Raises:
-        ValueError: a count or rate is out of range, or an unknown optimiser.
+        ValueError: a count or rate is out of range, or the optimiser is unknown.
     """
 
     epochs: int
@@ -193,14 +197,8 @@ class ClassicRecipe:
     optimizer: str = "adamw"
     weight_decay: float = 0.0
     refresh: int = 25
-    activation: str = "prelu"
-    linear_input: bool = False
-    p_uncond: float | None = None
-    class_embedding: str = "learned"
-    clip_norm: float | None = None
-    chunk_rows: int | None = None
 
-    ema_decay = 0.0  # the result is the last weights
+    ema_decay = 0.0  # the last weights are the result
     low_noise = 0.0
 
     def __post_init__(self):
@@ -211,30 +209,37 @@ class ClassicRecipe:
 
     @property
     def depends_on_losses(self) -> bool:
-        """Whether the rate of an epoch is known only when the one before is over."""
+        """True if the rate of an epoch depends on the losses of the epochs before."""
         return isinstance(self.decay, PlateauDecay)
 
     def steps_per_rate(self, pairs: int) -> int:
-        """An epoch has one learning rate; its steps, the last of which may be smaller."""
+        """Returns the number of steps of an epoch, which has one learning rate."""
         return -(-pairs // self.batch_size)
 
     def total_steps(self, pairs: int) -> int:
-        """Number of optimiser steps over ``pairs`` (point, timestep) pairs."""
+        """Returns the number of optimiser steps over ``pairs`` (point, timestep) pairs."""
         return self.epochs * self.steps_per_rate(pairs)
 
     def rates(self, pairs: int) -> Tensor:
-        """Learning rates, float64 [epochs], as far as they do not depend on losses."""
+        """Returns the learning rates, float64 [epochs], as far as they do not depend on losses."""
         every = self.steps_per_rate(pairs)
         rates = [self.learning_rate(epoch * every, pairs, ()) for epoch in range(self.epochs)]
         return torch.tensor(rates, dtype=torch.float64)
 
     def learning_rate(self, step: int, pairs: int, losses: Sequence[float]) -> float:
-        """Of step 0 ..., given the mean loss of each epoch before it."""
+        """Returns the learning rate of a step, counted from 0, given the losses before it.
+
+        Args:
+            step: number of the step.
+            pairs: number of (point, timestep) pairs.
+            losses: mean loss of each epoch before the step's.
+        """
         epoch = step // self.steps_per_rate(pairs)
         return self.lr * self.decay.scale(epoch, self.epochs, self.lr, losses)
 
 
 def _check_common(recipe: Recipe | ClassicRecipe) -> None:
+    """Raises :class:`UserError` if a field that both kinds have is out of range."""
     check_at_least("batch_size", recipe.batch_size, 1)
     check_at_least("weight_decay", recipe.weight_decay, 0)
     check_choice("activation", recipe.activation, ACTIVATIONS)
@@ -255,7 +260,7 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
         raise UserError(str(error)) from error
 
 
-# Denoiser and classifier, by name. The classic ones are two published settings for STATES.
+# Recipes of denoiser and classifier, by name. The classic ones are published settings for STATES.
 _CLASSIFIER, _SMALL = (100, 200, 500), (128, 128, 128)
 RECIPES: dict[str, tuple[Recipe | ClassicRecipe, Recipe | ClassicRecipe]] = {
     "fast": (

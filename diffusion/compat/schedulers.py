@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import q_sample, reverse_step
-from . import files
-from .errors import UserError, check_at_least, check_choice
-from .schedules import SCHEDULES, Schedule
+from ...kernels import q_sample, reverse_step
+from .. import files
+from ..errors import UserError, check_at_least, check_choice
+from ..schedules import SCHEDULES, Schedule
 
 CONFIG_NAME = "scheduler_config.json"
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

@@ -1,8 +1,8 @@
 """Quality against the number of reverse steps, where the exact answer is known.
 
-For a mixture of Gaussians the best denoiser has a closed form, so that what a solver gets wrong is
-its own error and no network's. ``python -m flashpoint.diffusion.few_steps FILE.png`` draws the
-figure and prints its numbers.
+For a mixture of Gaussians the best denoiser has a closed form, so that all error is the solver's
+and none a network's. ``python -m flashpoint.diffusion.studies.few_steps FILE.png`` draws the figure
+and prints its numbers.
 """
 
 import math
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import plots
-from .metrics.excess_loss import GaussianMixture, Target
-from .sampling import reverse_table, timesteps
-from .schedules import Schedule
-from .solvers import SOLVERS, solver_timesteps
+from .. import plots
+from ..metrics.excess_loss import GaussianMixture, Target
+from ..sampling import reverse_table, timesteps
+from ..schedules import Schedule
+from ..solvers import SOLVERS, solver_timesteps
 
 METHODS = {"ddim": "DDIM", "dpm++2m": "DPM-Solver++(2M)", "heun": "Heun"}
 COUNTS = (5, 10, 20, 50, 100, 200)

@@ -4,8 +4,8 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 
-from .errors import UserError
-from .points import Points
+from ..data import Points
+from ..errors import UserError
 
 _NEIGHBOURS = (1, 5, 20, 80)
 _FOLDS = 5

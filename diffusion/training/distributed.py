@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from .errors import UserError
+from ..errors import UserError
 
 _GO_ON = "the last checkpoint is good: start the same command again with --resume"
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ..errors import UserError, check_choice
-from ..points import Points
 from .clouds import sklearn_datasets
+from .points import Points
 
 FASHION_CLASSES = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot",

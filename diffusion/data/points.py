@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.philox import permute, seed_tensor
-from .errors import UserError, check_choice
+from ...kernels.philox import permute, seed_tensor
+from ..errors import UserError, check_choice
 
 FILE_TYPES = (".pt", ".npy", ".npz", ".csv")
 

@@ -1,121 +1,26 @@
-"""STATES: points on the outlines of five US states.
+"""The interface of the classic STATES exercise: its data set class and its network.
 
-Outlines: U.S. Census Bureau cartographic boundary files (public domain), by way of the npm
-package us-atlas 3.0.1 (ISC); see ``state_outlines.json``.
+Scripts written for it run after a change of their imports. New code takes
+:func:`~flashpoint.diffusion.states_points` and :class:`~flashpoint.diffusion.MLP`.
 """
 
-import json
-import math
-from functools import cache, cached_property
-from importlib.resources import files
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..kernels.philox import (
-    Stream,
-    normals,
-    permute,
-    random_words,
-    seed_tensor,
-    uniform_integers,
-)
-from .device import choose_device
-from .errors import check_at_least
-from .points import Points, load_points
-from .schedules import Schedule
-
-STATE_NAMES = ("Michigan", "Idaho", "Ohio", "Oklahoma", "Wisconsin")
-
-# Each state's place on a pentagon, its vertices counted from Ohio at the top.
-_VERTEX = {"Ohio": 0, "Wisconsin": 1, "Oklahoma": 2, "Idaho": 3, "Michigan": 4}
-_PENTAGON_RADIUS = 1.5
-_STATE_RADIUS = 0.48  # root mean square distance of an outline from its centre
-_JITTER = 0.03
-
-
-def states_points(n_points: int = 5000, seed: int = 0) -> Points:
-    """The STATES data set, standardised to mean 0 and standard deviation 1 per axis.
-
-    Args:
-        n_points: number of points, shared evenly between the five states.
-        seed: of the draw.
-
-    Returns:
-        Points with labels 0 ... 4 in the order of :data:`STATE_NAMES`. Its ``redraw`` draws from
-        the same distribution in the same coordinates, each point's state drawn at random too.
-
-    Raises:
-        ValueError: fewer points than states.
-    """
-    check_at_least("n_points", n_points, len(STATE_NAMES))
-    labels = torch.arange(len(STATE_NAMES)).repeat_interleave(-(-n_points // len(STATE_NAMES)))
-    labels = labels[torch.arange(n_points) * len(labels) // n_points]
-    raw = _scatter(labels, seed)
-    mean, std = raw.mean(0), raw.std(0)
-
-    def redraw(n: int, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:
-        words = random_words(seed_tensor(seed), Stream.SEED, 1, torch.arange(n), 1)
-        labels = uniform_integers(words[0, :, 0], len(STATE_NAMES))
-        if label is not None:
-            labels.fill_(label)
-        return ((_scatter(labels, seed) - mean) / std).float(), labels
-
-    return Points(
-        ((raw - mean) / std).float(),
-        labels,
-        STATE_NAMES,
-        "STATES",
-        redraw,
-        tuple((ring - mean) / std for rings in _outlines() for ring in rings),
-    )
-
-
-@cache
-def _outlines() -> tuple[tuple[Tensor, ...], ...]:
-    """The closed rings [K, 2] of each state, placed on the pentagon."""
-    rings = json.loads(files(__package__).joinpath("state_outlines.json").read_text())["rings"]
-    placed = []
-    for name in STATE_NAMES:
-        degrees = [torch.tensor(ring, dtype=torch.float64) for ring in rings[name]]
-        latitude = torch.cat(degrees)[:, 1].mean()
-        flat = [ring * torch.tensor([math.cos(math.radians(latitude)), 1.0]) for ring in degrees]
-        corners = torch.cat(flat)
-        centre = (corners.amin(0) + corners.amax(0)) / 2
-        start, edge = _edges(flat)
-        length = edge.norm(dim=1)
-        distance = (start + edge / 2 - centre).norm(dim=1)
-        radius = ((distance**2 * length).sum() / length.sum()).sqrt()
-        angle = math.pi / 2 - 2 * math.pi * _VERTEX[name] / 5
-        vertex = _PENTAGON_RADIUS * torch.tensor([math.cos(angle), math.sin(angle)])
-        placed.append(tuple((ring - centre) / radius * _STATE_RADIUS + vertex for ring in flat))
-    return tuple(placed)
-
-
-def _edges(rings) -> tuple[Tensor, Tensor]:
-    """Where each edge of closed rings starts and how far it goes, [K, 2] each."""
-    start = torch.cat(rings)
-    end = torch.cat([ring.roll(-1, dims=0) for ring in rings])
-    return start, end - start
-
-
-def _scatter(labels: Tensor, seed: int) -> Tensor:
-    """A point [N, 2] on each label's outline, uniform along its length, with Gaussian jitter."""
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(len(labels)), 4)[0]
-    place = (words[:, 0].double() + 0.5) / 2**32
-    points = 0.0 * words[:, :2].double() + _JITTER * normals(words[:, 2:])
-    for label, rings in enumerate(_outlines()):
-        mine = (labels == label).nonzero()[:, 0]
-        start, edge = _edges(rings)
-        ends = edge.norm(dim=1).cumsum(0)
-        along = place[mine] * ends[-1]
-        number = torch.searchsorted(ends, along)
-        fraction = 1 - (ends[number] - along) / edge[number].norm(dim=1)
-        points[mine] += start[number] + fraction[:, None] * edge[number]
-    return points
+from ...kernels import MLPShape
+from ...kernels.philox import Stream, normals, permute, random_words, seed_tensor
+from ..data import load_points, states_points
+from ..device import choose_device
+from ..errors import UserError
+from ..models import MLP, Perceptron
+from ..schedules import Schedule
 
 
 class States(Dataset):
@@ -237,12 +142,72 @@ class States(Dataset):
         self, samples: Tensor | np.ndarray | None = None, save_to: str | Path | None = None
     ) -> None:
         """Draws samples [n, 2] (the data itself by default), into a file if one is named."""
-        from .plots import scatter
+        from ..plots import scatter
 
         scatter(self.data if samples is None else samples, save_to=save_to)
 
     def calc_nll(self, samples: Tensor | np.ndarray) -> float:
         """Mean -log density of samples [n, d] under a Gaussian KDE of the data."""
-        from .metrics import kde_nll
+        from ..metrics import kde_nll
 
         return kde_nll(torch.as_tensor(samples), self.data)
+
+
+class _Block(nn.Module):
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.linear(h).relu()
+
+
+class BlockMLP(Perceptron):
+    """The classic network: a linear layer, ReLU blocks, a linear layer.
+
+    The same function as ``MLP(..., activation="relu", linear_input=True)``, with the ``state_dict``
+    of the classic course code: ``inblock.weight``, ``midblocks.0.linear.weight``, ...,
+    ``outblock.weight`` and their biases. :meth:`to_mlp` and :meth:`from_mlp` convert.
+
+    Args:
+        input_dim: width of the input, the point and its timestep feature together.
+        output_dim: width of the output.
+        hidden_layers: widths of the input layer and of each block; at least one.
+
+    Raises:
+        ValueError: a width is less than 1, or there is none.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, hidden_layers: Sequence[int] = (128,) * 6):
+        super().__init__()
+        widths = (input_dim, *hidden_layers, output_dim)
+        self.shape = MLPShape(widths, "relu", linear_input=True)
+        self.act = nn.ReLU()
+        self.inblock = nn.Linear(widths[0], widths[1])
+        self.midblocks = nn.ModuleList([_Block(*pair) for pair in pairwise(widths[1:-1])])
+        self.outblock = nn.Linear(widths[-2], widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [..., output_dim] of x [..., input_dim]."""
+        h = self.inblock(x)
+        for block in self.midblocks:
+            h = block(h)
+        return self.outblock(h)
+
+    def to_mlp(self) -> MLP:
+        """A copy in the other layout."""
+        dim, *hidden, out = self.shape.widths
+        model = MLP(dim, out, hidden, activation="relu", linear_input=True)
+        return model.load_flat(self.network().parameters[0])
+
+    @classmethod
+    def from_mlp(cls, model: MLP) -> "BlockMLP":
+        """A copy of an MLP with ReLU and a linear input in this layout.
+
+        Raises:
+            ValueError: the MLP is another function.
+        """
+        if not (model.shape.activation == "relu" and model.shape.linear_input):
+            raise UserError("model must have ReLU and a linear input to be written in blocks")
+        dim, *hidden, out = model.shape.widths
+        return cls(dim, out, hidden).load_flat(model.network().parameters[0])

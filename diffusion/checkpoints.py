@@ -1,4 +1,8 @@
-"""A trained denoiser together with what it was trained for, and the files it lives in."""
+"""Trained networks and the files they live in.
+
+* ``.pt``: the plain ``state_dict``, which any PyTorch code can load.
+* ``.safetensors``: the weights, with architecture and schedule in the metadata.
+"""
 
 import json
 from collections.abc import Mapping
@@ -11,20 +15,21 @@ from torch import Tensor
 
 from ..kernels import MLPShape
 from . import files
+from .compat.classic import BlockMLP
 from .errors import UserError
-from .models import BlockMLP, ConditionalMLP, Perceptron, new_mlp
+from .models import MLP, ConditionalMLP, Perceptron, new_mlp
 from .sampling import Samples, sample
 from .schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained model, ready to draw samples; what :func:`load` returns.
+    """A trained model, ready to draw samples; :func:`load` returns one.
 
     Args:
         model: predicts the noise of (point, timestep feature).
-        schedule: that it was trained with.
-        classifier: of noisy points, if there is one to guide with.
+        schedule: the forward process that it was trained with.
+        classifier: a classifier of noisy points, which guides the samples.
     """
 
     model: Perceptron
@@ -32,16 +37,17 @@ class Denoiser:
     classifier: Perceptron | None = None
 
     def sample(self, n: int, **options: Any) -> Samples:
-        """:func:`~flashpoint.diffusion.sample` from this model.
+        """Draws samples from this model, see :func:`~flashpoint.diffusion.sample`.
 
-        With a ``label`` a conditional model is told it; any other is guided by the classifier.
+        A conditional model takes the ``label`` as an input; any other is guided to it by the
+        classifier.
 
         Args:
             n: number of samples.
-            **options: of :func:`~flashpoint.diffusion.sample`.
+            **options: options of :func:`~flashpoint.diffusion.sample`.
         """
-        told = isinstance(self.model, ConditionalMLP) or options.get("label") is None
-        if self.classifier is not None and not told:
+        guided = options.get("label") is not None and not isinstance(self.model, ConditionalMLP)
+        if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
         return sample(self.model, self.schedule, n, **options)
 
@@ -51,10 +57,10 @@ class Denoiser:
         A ``.pt`` file is the plain ``state_dict``: whoever loads it must know the schedule.
 
         Args:
-            path: the format follows from its suffix.
+            path: the file; its suffix says the format.
 
         Raises:
-            ValueError: another suffix, or the file cannot be written.
+            ValueError: the suffix is another one, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix == ".safetensors":
@@ -68,15 +74,16 @@ class Denoiser:
 def load(
     path: str | Path, *, schedule: Schedule | None = None, activation: str | None = None
 ) -> Denoiser:
-    """A ready model from the folder of a run, or from a file.
+    """Loads a model from the folder of a run, or from a file.
 
     Args:
         path: a run's folder, with its ``config.json`` and ``checkpoints/``; a folder with
             ``denoiser.safetensors`` and perhaps ``classifier.safetensors``; a ``.safetensors``
             file; or a ``.pt`` file.
-        schedule: that the model was trained with, for a ``.pt`` file outside a run's folder.
-        activation: of a ``.pt`` file's network, where the weights do not tell; None is PReLU where
-            there is a slope and ReLU otherwise.
+        schedule: the forward process that the model was trained with, for a ``.pt`` file outside a
+            run's folder.
+        activation: activation of a ``.pt`` file's network, where the weights do not tell; None is
+            PReLU where there is a slope and ReLU otherwise.
 
     Raises:
         ValueError: the path does not exist or holds no model, or the schedule is not known.
@@ -96,7 +103,58 @@ def load(
         activation = activation or config.get(path.stem, {}).get("activation")
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
-    return Denoiser(files.load_mlp(path, activation), schedule)
+    return Denoiser(load_mlp(path, activation), schedule)
+
+
+def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
+    """Loads the network of a saved ``state_dict``, in any of the layouts of :func:`mlp_of_state`.
+
+    Args:
+        path: the file.
+        activation: activation of the network, where the weights do not tell; None is PReLU where
+            there is a slope and ReLU otherwise.
+
+    Raises:
+        ValueError: the file cannot be read or holds another architecture.
+    """
+    state = files.load(path)
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise UserError(f"file {path} holds no state_dict of an MLP")
+    try:
+        return mlp_of_state(state, activation)
+    except UserError as error:
+        raise UserError(f"file {path} holds {error}") from error
+
+
+def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP | BlockMLP:
+    """Returns the network that a ``state_dict`` belongs to, with its weights.
+
+    Args:
+        state: ``state_dict`` of an :class:`MLP`, a :class:`ConditionalMLP` or a :class:`BlockMLP`.
+        activation: see :func:`load_mlp`.
+
+    Raises:
+        ValueError: there are no weights, or they are of another architecture.
+    """
+    weights = [x for key, x in state.items() if key.endswith("weight") and x.dim() == 2]
+    if not weights:
+        raise UserError("no state_dict of an MLP")
+    dim, *hidden = (weight.shape[1] for weight in weights)
+    out, table = len(weights[-1]), state.get("class_features")
+    model: MLP | BlockMLP
+    if "inblock.weight" in state:
+        model = BlockMLP(dim, out, hidden)
+    else:
+        activation = activation or ("prelu" if "act.weight" in state else "relu")
+        second = state.get("model.1.weight")  # of a layer, or PReLU's slope
+        linear_input = second is not None and second.dim() == 2
+        shape = MLPShape((dim, *hidden, out), activation, linear_input=linear_input)
+        model = new_mlp(shape, table)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"another architecture: {' '.join(str(error).split())}") from error
+    return model
 
 
 def _load_folder(folder: Path) -> Denoiser:
@@ -112,7 +170,7 @@ def _load_folder(folder: Path) -> Denoiser:
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    """The settings of a run; None if the folder is not a run's."""
+    """Reads the settings of a run; returns None if the folder is not a run's."""
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -124,36 +182,27 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return config
 
 
-def _tensors(model: Perceptron) -> dict[str, Tensor]:
-    """Parameters and buffers, each once: the shared activation has one name here."""
-    return {name: x.detach() for name, x in (*model.named_parameters(), *model.named_buffers())}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: x.shape for name, x in tensors.items()}
-
-
-def description(model: Perceptron, schedule: Schedule) -> dict[str, str]:
-    """Architecture and schedule as the metadata of a file."""
+def metadata_of(model: Perceptron, schedule: Schedule) -> dict[str, str]:
+    """Returns architecture and schedule as the metadata of a file."""
     network = {"layout": type(model).__name__, **asdict(model.shape)}
     return {"network": json.dumps(network), "schedule": json.dumps(asdict(schedule))}
 
 
 def to_safetensors(model: Perceptron, schedule: Schedule) -> bytes:
-    """Content of a ``.safetensors`` file with architecture and schedule in its metadata."""
+    """Returns the content of a ``.safetensors`` file, architecture and schedule in its metadata."""
     tensors = {name: x.contiguous() for name, x in _tensors(model).items()}
-    return _safetensors().save(tensors, {"format": "pt", **description(model, schedule)})
+    return _safetensors().save(tensors, {"format": "pt", **metadata_of(model, schedule)})
 
 
 def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
-    """The inverse of :func:`to_safetensors`.
+    """Returns the network and the schedule that :func:`to_safetensors` wrote.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
+        content: content of the file.
+        name: name of the file, for messages.
 
     Raises:
-        ValueError: it is damaged, or not written by :func:`to_safetensors`.
+        ValueError: the content is damaged, or not written by :func:`to_safetensors`.
     """
     try:
         tensors = _safetensors().load(content)
@@ -175,6 +224,15 @@ def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
     for key, x in wanted.items():
         x.copy_(tensors[key])
     return model, schedule
+
+
+def _tensors(model: Perceptron) -> dict[str, Tensor]:
+    """Returns parameters and buffers, each once: the shared activation has one name here."""
+    return {name: x.detach() for name, x in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in tensors.items()}
 
 
 def _new_model(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Perceptron:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..points import Points
+from .points import Points
 
 Generator = np.random.Generator | np.random.RandomState
 Draw = Callable[[Generator, int], tuple[np.ndarray, np.ndarray | None]]  # x [n, d], y [n]

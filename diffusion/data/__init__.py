@@ -1,5 +1,7 @@
 """Data sets by name, and points from a user's file.
 
+* :mod:`.points`: the class of every data set, and the files it is read from.
+* :mod:`.states`: points on the outlines of five US states.
 * :mod:`.clouds`: points in two and three dimensions whose distribution is known.
 * :mod:`.images`: digits, and FashionMNIST from the user's files.
 """
@@ -8,12 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError, check_choice
-from ..points import FILE_TYPES, Points, load_points
-from ..states import states_points
 from .clouds import blobs, circles, helix, manycircles, moons, sin_5_5
 from .images import digits, fashion_mnist, is_fashion_mnist
+from .points import FILE_TYPES, Points, load_points
+from .states import STATE_NAMES, states_points
 
-__all__ = ["DATASETS", "dataset", "digits", "fashion_mnist"]
+__all__ = [
+    "DATASETS",
+    "STATE_NAMES",
+    "Points",
+    "dataset",
+    "digits",
+    "fashion_mnist",
+    "load_points",
+    "states_points",
+]
 
 DATASETS: dict[str, Callable[[], Points]] = {
     "states": states_points,
@@ -28,7 +39,7 @@ DATASETS: dict[str, Callable[[], Points]] = {
 
 
 def dataset(name: str | Path) -> Points:
-    """A data set by its name, or the points of a file.
+    """Returns a data set by its name, or the points of a file.
 
     Args:
         name: one of :data:`DATASETS`; or a file that :func:`load_points` reads; or FashionMNIST, a

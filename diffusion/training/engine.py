@@ -1,0 +1,279 @@
+"""Training of M networks of one shape in the same launches, without waiting for the host.
+
+The step counter, the learning rates and the losses live on the device. On CUDA some fifty steps are
+captured in one graph and replayed, and the host stays two replays ahead; elsewhere the same steps
+run one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import (
+    MLPShape,
+    ReducedGradient,
+    adamw_,
+    adamw_state,
+    reduce_grad,
+    training_sums,
+    workspace_of,
+)
+from ...kernels._dispatch import device_of
+from ...kernels.adamw.reference import update_shadow
+from ..device import choose_device
+from ..errors import UserError
+from ..models import MLP, new_mlp
+from .distributed import Ranks
+from .losses import LossRecord
+from .on_device import course_of, training_data
+from .task import Task
+
+_GRAPH_STEPS = 50  # steps of a CUDA graph
+# Rows whose activations stay in the cache of a large GPU; an estimate.
+_CHUNK_ROWS = 16_384
+
+
+class Engine:
+    """Trains the networks of M tasks of one kind.
+
+    :class:`~.trainer.Trainer` is for one network, :class:`~.many.ManyTrainer` for tasks of any
+    kind.
+
+    Args:
+        tasks: the networks to train, all of one :meth:`~.task.Task.kind`.
+        device: None takes CUDA where there is one.
+        precision: precision of the matrix products on CUDA.
+        ranks: the processes that share each batch.
+
+    Attributes:
+        parameters: float32 [M, P] on the device, the networks being trained.
+        state: moments and averaged weights.
+        course: learning rates and losses, on the device.
+        losses: the losses of each network by step.
+        seeds: int64 [M] on the device, seeds of the draws.
+        step: number of steps done.
+        total_steps: number of steps of the longest recipe.
+
+    Raises:
+        ValueError: there is no task, or the tasks are of different kinds.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        device: str | torch.device | None = None,
+        precision: str = "fp16",
+        ranks: Ranks | None = None,
+    ):
+        if len({task.kind() for task in tasks}) != 1:
+            raise UserError("tasks must be at least one, and all of one kind")
+        self.tasks, self.recipe = tuple(tasks), tasks[0].recipe
+        self.device, self.ranks = choose_device(device), ranks or Ranks()
+        self.precision = precision
+        self.shape: MLPShape = tasks[0].shape()
+        initial = [task.initial().network().parameters for task in tasks]
+        self.parameters = torch.cat(initial).to(self.device)
+        self.state = adamw_state(self.parameters)
+        self.data = training_data(tasks, self.device)
+        self.course = course_of(tasks, self.device)
+        self.losses = LossRecord(self.course.losses, [task.total_steps for task in tasks])
+        self.seeds = torch.tensor([task.draw_seed for task in tasks], device=self.device)
+        self.total_steps = max(task.total_steps for task in tasks)
+        self.step = 0
+        self._options = self._optimizer_options()
+        self._chunks = _chunks(*self.ranks.share(self.recipe.batch_size), self.recipe.chunk_rows)
+        self.workspace = workspace_of(
+            self.parameters, self.shape, self.data, self._chunks[0][1], precision=precision
+        )
+        self._gradient = self._reduced_gradient()
+        # The numbers of the steps to come: a captured step reads its own on the device.
+        self._step_numbers = torch.arange(_GRAPH_STEPS + 1, device=self.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._rates_until = 0  # the step before which the rates must be set anew from the losses
+
+    def _optimizer_options(self) -> dict[str, Any]:
+        """Returns the options of :func:`adamw_`: a number where all tasks agree, else [M]."""
+        recipes = [task.recipe for task in self.tasks]
+
+        def option(name: str) -> float | Tensor:
+            values = [getattr(recipe, name) for recipe in recipes]
+            return values[0] if len(set(values)) == 1 else torch.tensor(values, device=self.device)
+
+        return {
+            "weight_decay": option("weight_decay"),
+            "ema_decay": option("ema_decay"),
+            "clip_norm": option("clip_norm"),
+            "decoupled": self.recipe.optimizer == "adamw",
+        }
+
+    def _reduced_gradient(self) -> ReducedGradient | None:
+        """Returns room for the whole gradient, which clipping and several ranks need."""
+        if self.recipe.clip_norm is None and self.ranks.size == 1:
+            return None
+        return reduce_grad(torch.zeros_like(self.workspace.sums))
+
+    @torch.no_grad()
+    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
+        """Trains for so many steps, at most to the end of the longest recipe.
+
+        Args:
+            steps: number of steps.
+            on_step: called with the number of steps done after each step, or each graph of them.
+        """
+        if self.workspace.shadow is not None:  # the parameters may have been changed from outside
+            update_shadow(self.parameters, self.workspace.shadow)
+        last = min(self.step + steps, self.total_steps)
+        while self.step < last:
+            with device_of(self.parameters):  # streams and events are those of the current device
+                self._set_rates_from_losses()
+                done = self._advance(min(last, self._rates_until) - self.step)
+                self.losses.copy_to_host(self.step, self.step + done)
+            self.step += done
+            if on_step is not None:
+                on_step(self.step)
+
+    def _advance(self, most: int) -> int:
+        """Does a graph of steps, or one step; returns how many were done."""
+        captures = self.device.type == "cuda" and self.workspace.shadow is not None
+        if not captures or self.ranks.size > 1 or most < _GRAPH_STEPS:
+            self._do_steps(1)
+            return 1
+        if self._graph is None:
+            self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
+            self._graph = torch.cuda.CUDAGraph()
+            # PyTorch's own stream for captures is of the device that was the first to have one.
+            stream = torch.cuda.Stream()
+            # Only this thread must do nothing that a capture forbids, not those of other libraries.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._do_steps(_GRAPH_STEPS)
+            return 1
+        self._graph.replay()
+        return _GRAPH_STEPS
+
+    def _do_steps(self, count: int) -> None:
+        for step, next_step in pairwise(self._step_numbers[: count + 1]):
+            self._do_step(step, next_step)
+        self._step_numbers += count
+
+    def _do_step(self, step: Tensor, next_step: Tensor) -> None:
+        """Does one step. Its number, counted from 0, and the next one are on the device."""
+        recipe, squares = self.recipe, None
+        for first, rows in self._chunks:
+            sums = training_sums(
+                self.parameters, self.shape, self.data, self.workspace,
+                batch_size=recipe.batch_size, seed=self.seeds, step=step, refresh=recipe.refresh,
+                first_row=first, rows=rows, add=first > self._chunks[0][0],
+            )  # fmt: skip
+        if self._gradient is not None:
+            sums, squares = reduce_grad(sums, out=self._gradient)
+            if self.ranks.size > 1:
+                self.ranks.add_up(sums)
+                sums, squares = reduce_grad(sums, out=self._gradient)
+        adamw_(
+            self.parameters, sums, self.state, lr=self.course, step=next_step, squares=squares,
+            shadow=self.workspace.shadow, **self._options,
+        )  # fmt: skip
+
+    def _set_rates_from_losses(self) -> None:
+        """Sets the learning rate of an epoch where it depends on the losses of those before."""
+        if self.step < self._rates_until:
+            return
+        until = [self.total_steps]
+        for model, task in enumerate(self.tasks):
+            if not task.recipe.depends_on_losses or self.step >= task.total_steps:
+                continue
+            steps_per_epoch = task.recipe.steps_per_rate(task.pairs)
+            epoch = self.step // steps_per_epoch
+            losses = self.epoch_losses[model, :epoch].tolist()
+            rate = task.recipe.learning_rate(self.step, task.pairs, losses)
+            self.course.rates[model, epoch] = rate
+            until.append((epoch + 1) * steps_per_epoch)
+        self._rates_until = min(until)
+
+    @property
+    def epoch_losses(self) -> Tensor:
+        """The mean loss of each epoch, [M, epochs] on the device; [M, 0] if there are no epochs."""
+        means = self.course.means
+        return self.parameters[:, :0] if means is None else means
+
+    def bad_step(self, model: int, *, wait: bool = True) -> int | None:
+        """Returns the first step, counted from 1, whose loss or gradient was not finite, if any.
+
+        Args:
+            model: number of the network.
+            wait: waits for the device; False looks only at the losses that have reached the host.
+                Only waiting sees a gradient of the very last step, in the weights.
+        """
+        losses = self.losses.until(model, self.step) if wait else self.losses.on_host(model)
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            return self.losses.step_of(model, int(bad[0]))
+        overflowed = wait and not self.parameters[model].isfinite().all()
+        return self.step if overflowed else None
+
+    def averaged(self, model: int) -> MLP:
+        """Returns a network with its averaged weights, on the CPU."""
+        class_features = self.tasks[model].class_features()
+        return new_mlp(self.shape, class_features).load_flat(self.state.ema[model].cpu())
+
+    def _changing(self) -> dict[str, Tensor]:
+        """Returns all tensors that change from step to step."""
+        return {
+            "parameters": self.parameters,
+            "losses": self.course.losses,
+            "epoch_losses": self.epoch_losses,
+            **self.state._asdict(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that :meth:`load_state_dict` needs to go on as if never stopped."""
+        tensors = {name: _saved(tensor) for name, tensor in self._changing().items()}
+        return {"step": self.step, "seed": _saved(self.seeds), **tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state.
+
+        Raises:
+            ValueError: it is the state of other networks, seeds or numbers of steps.
+        """
+        tensors = self._changing()
+        loaded = {name: _with_model_axis(state[name], here) for name, here in tensors.items()}
+        for name, here in tensors.items():
+            if loaded[name].shape != here.shape:
+                raise UserError(
+                    f"saved {name} have shape {list(loaded[name].shape)}, "
+                    f"this run needs {list(here.shape)}"
+                )
+        if not torch.equal(_with_model_axis(state["seed"], self.seeds), self.seeds.cpu()):
+            raise UserError("the saved state belongs to a run with another seed")
+        for name, here in tensors.items():
+            here.copy_(loaded[name])
+        self.step = self._rates_until = int(state["step"])
+        self.losses.restart(self.step)
+        self._step_numbers.copy_(torch.arange(self.step, self.step + _GRAPH_STEPS + 1))
+
+
+def _chunks(first: int, rows: int, most: int | None) -> list[tuple[int, int]]:
+    """Returns first row and number of rows of each chunk that goes through the networks at once.
+
+    There is at least one chunk, perhaps without rows.
+    """
+    if most is None:
+        most = _CHUNK_ROWS if rows > 2 * _CHUNK_ROWS else max(1, rows)
+    starts = range(first, first + max(1, rows), most)
+    return [(start, min(most, first + rows - start)) for start in starts]
+
+
+def _saved(tensor: Tensor) -> Tensor:
+    """Returns a copy on the CPU that shares its memory with nothing."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _with_model_axis(saved: Tensor | int, here: Tensor) -> Tensor:
+    """Returns a saved tensor with its axis M, which states of one network used to lack."""
+    tensor = torch.as_tensor(saved)
+    return tensor[None] if tensor.dim() < here.dim() else tensor

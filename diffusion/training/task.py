@@ -1,0 +1,93 @@
+"""The network to train: its data, its schedule, its recipe and its seed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...kernels import MLPShape
+from ...kernels.philox import child_seed
+from ..data import Points
+from ..errors import UserError
+from ..models import MLP, class_table, seeded_mlp
+from ..schedules import Schedule
+from .recipes import ClassicRecipe, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One network to train.
+
+    Args:
+        points: the data set.
+        schedule: the forward process.
+        recipe: the settings of the training.
+        classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
+        seed: seed of the initial weights and of everything drawn.
+
+    Raises:
+        ValueError: labels are needed and the points have none.
+    """
+
+    points: Points
+    schedule: Schedule
+    recipe: Recipe | ClassicRecipe
+    classify: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if (self.classify or self.conditional) and self.points.labels is None:
+            network = "classifier" if self.classify else "conditional denoiser"
+            raise UserError(f"{self.points.name}: a {network} needs labels, got none")
+
+    @property
+    def conditional(self) -> bool:
+        """True for a denoiser that takes the class as an input."""
+        return self.recipe.p_uncond is not None and not self.classify
+
+    @property
+    def pairs(self) -> int:
+        """Number of (point, timestep) pairs."""
+        return len(self.points) * self.schedule.num_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the recipe."""
+        return self.recipe.total_steps(self.pairs)
+
+    @property
+    def initial_seed(self) -> int:
+        """Seed of the initial weights."""
+        return child_seed(self.seed, 0)
+
+    @property
+    def draw_seed(self) -> int:
+        """Seed of the points, timesteps and noise that the steps draw."""
+        return child_seed(self.seed, 1)
+
+    def class_features(self) -> Tensor | None:
+        """Returns the inputs that stand for each class, float32 [C + 1, E]; None without any."""
+        if not self.conditional:
+            return None
+        return class_table(self.points.num_classes, self.recipe.class_embedding)
+
+    def shape(self) -> MLPShape:
+        """Returns the shape of the network."""
+        recipe, class_features = self.recipe, self.class_features()
+        width = self.points.dim + self.schedule.time_features.shape[1]
+        width += 0 if class_features is None else class_features.shape[1]
+        outputs = self.points.num_classes if self.classify else self.points.dim
+        widths = (width, *recipe.hidden_layers, outputs)
+        return MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
+
+    def initial(self) -> MLP:
+        """Returns the network before training."""
+        return seeded_mlp(self.shape(), self.initial_seed, self.class_features())
+
+    def kind(self) -> tuple:
+        """Returns the properties that tasks must share to be trained in the same launches."""
+        recipe, class_features = self.recipe, self.class_features()
+        return (
+            self.shape(), self.points.dim, self.classify,
+            None if class_features is None else class_features.shape, recipe.batch_size,
+            recipe.refresh, recipe.optimizer, recipe.chunk_rows, recipe.clip_norm is None,
+        )  # fmt: skip

@@ -1,0 +1,185 @@
+"""Training of one denoiser or noisy-point classifier, the data set on the device."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Points
+from ..models import MLP
+from ..schedules import Schedule
+from .distributed import Ranks
+from .engine import Engine
+from .recipes import ClassicRecipe, Recipe
+from .task import Task
+
+_logger = logging.getLogger("flashpoint")
+
+
+class Trainer:
+    """Trains one network; :meth:`run` may be called until ``total_steps`` are done.
+
+    Args:
+        points: the data set.
+        schedule: the forward process.
+        recipe: the settings of the training.
+        classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
+        seed: seed of the initial weights and of everything drawn.
+        device: None takes CUDA where there is one.
+        precision: precision of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32``,
+            ``tf32x3`` or ``fp32``.
+        ranks: the processes that share each batch.
+
+    Attributes:
+        engine: the loop that trains, with all tensors on the device.
+        module: the network being trained. Its Parameters are views of one flat buffer, and changes
+            made to them count from the next :meth:`run` on; one that is no longer a view, say after
+            ``module.double()``, is made one again, with its values.
+
+    Raises:
+        ValueError: a classifier or a conditional denoiser is asked for and the points have no
+            labels.
+    """
+
+    def __init__(
+        self,
+        points: Points,
+        schedule: Schedule,
+        recipe: Recipe | ClassicRecipe,
+        *,
+        classify: bool = False,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        precision: str = "fp16",
+        ranks: Ranks | None = None,
+    ):
+        task = Task(points, schedule, recipe, classify, seed)
+        self.engine = Engine([task], device=device, precision=precision, ranks=ranks)
+        self.module = task.initial().to(self.engine.device)
+        for owner, name, view in self._views():
+            getattr(owner, name).data = view
+        self.module.register_state_dict_post_hook(_detach_saved)
+
+    @property
+    def task(self) -> Task:
+        """What is trained: data, schedule, recipe and seed."""
+        return self.engine.tasks[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the training runs on."""
+        return self.engine.device
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return self.engine.step
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the recipe."""
+        return self.engine.total_steps
+
+    @property
+    def parameters(self) -> Tensor:
+        """The network being trained as one flat tensor, float32 [P] on the device."""
+        return self.engine.parameters[0]
+
+    @property
+    def losses(self) -> Tensor:
+        """The loss of every step done, float32 [steps] on the device.
+
+        Of a run of more than 100,000 steps they are that many, evenly spread.
+        """
+        return self.engine.losses.until(0, self.step)
+
+    @property
+    def losses_on_host(self) -> Tensor:
+        """The losses that have reached the host, which may lack those of the latest steps."""
+        return self.engine.losses.on_host(0)
+
+    @property
+    def epoch_losses(self) -> Tensor:
+        """The mean loss of each epoch of a classic recipe, float32 [epochs] on the device."""
+        return self.engine.epoch_losses[0]
+
+    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
+        """Trains for so many steps, at most to the end of the recipe.
+
+        Args:
+            steps: number of steps.
+            on_step: called with the number of steps done after each step, or each graph of them.
+        """
+        self._take_back_parameters()
+        self.engine.run(steps, on_step)
+
+    def model(self) -> MLP:
+        """Returns the network with the averaged weights, on the CPU."""
+        return self.engine.averaged(0)
+
+    def bad_step(self, *, wait: bool = True) -> int | None:
+        """Returns the first step, counted from 1, whose loss or gradient was not finite, if any.
+
+        Args:
+            wait: waits for the device; False looks only at the losses that have reached the host.
+                Only waiting sees a gradient of the very last step, in the weights.
+        """
+        return self.engine.bad_step(0, wait=wait)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that :meth:`load_state_dict` needs to go on as if never stopped."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state.
+
+        Raises:
+            ValueError: it is the state of another network, seed or number of steps.
+        """
+        self.engine.load_state_dict(state)
+
+    def _views(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Yields owner and name of each Parameter of the module, and its view of the buffer."""
+        weights, biases, slope = self.engine.shape.unpack(self.engine.parameters)
+        assert biases is not None  # every layer here has one
+        for linear, weight, bias in zip(self.module.linears(), weights, biases, strict=True):
+            yield linear, "weight", weight[0]
+            yield linear, "bias", bias[0]
+        if slope is not None:
+            yield self.module.act, "weight", slope[0]
+
+    @torch.no_grad()
+    def _take_back_parameters(self) -> None:
+        """Copies Parameters that are no longer views into the buffer, and makes them views."""
+        strayed = [
+            (getattr(owner, name), view)
+            for owner, name, view in self._views()
+            if not _is_same(getattr(owner, name), view)
+        ]
+        for parameter, view in strayed:
+            view.copy_(parameter.detach())
+            parameter.data = view
+        if strayed:
+            _logger.info(
+                "%d parameters had left the trainer's buffer; their values were copied back",
+                len(strayed),
+            )
+
+
+def _is_same(parameter: Tensor, view: Tensor) -> bool:
+    """Returns True if both are the same numbers in the same memory."""
+    return (
+        parameter.device == view.device
+        and parameter.dtype == view.dtype
+        and parameter.shape == view.shape
+        and parameter.stride() == view.stride()
+        and parameter.data_ptr() == view.data_ptr()
+    )
+
+
+def _detach_saved(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:  # noqa: ARG001
+    """Copies saved tensors: a view of the buffer would be saved with the whole buffer."""
+    for name, tensor in state.items():
+        state[name] = tensor.detach().clone()
