@@ -1,4 +1,4 @@
-"""Classification without training a classifier: which class explains the noise in a point best."""
+"""Classification by a conditional denoiser: the class that explains the noise in a point best."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ ConditionalDenoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 class DiffusionClassifier:
-    """p(y | x_0) of a conditional diffusion model (Li et al. 2023, algorithm 1).
+    """Classifies points by p(y | x_0) of a conditional model (Li et al. 2023, algorithm 1).
 
     A class's log-likelihood is bounded from below by minus half the denoising error, weighted over
     the timesteps (Ho et al. 2020, equation 12; Kingma et al. 2021, equation 14)::
@@ -27,19 +27,19 @@ class DiffusionClassifier:
         log p(x_0 | y) >= -1/2 sum_t w_t E |eps - eps_theta(x_t, t, y)|^2 + constant
         w_t = (SNR(t - 1) - SNR(t)) / SNR(t),    SNR = alpha_bar / (1 - alpha_bar)
 
-    and Bayes' rule makes posteriors of the bounds. All classes see the same noise, and each noise
-    with both signs, so that chance hits them alike. Methods have the names and the meaning of
-    scikit-learn's.
+    and Bayes' rule turns the bounds into posteriors. All classes see the same noise, and each noise
+    with both signs, so that chance affects them alike. The methods have the names and the meaning
+    of scikit-learn's.
 
     Args:
         model: a :class:`~flashpoint.diffusion.ConditionalMLP`, or any function of its inputs.
-        schedule: that it was trained with.
+        schedule: the forward process that it was trained with.
         num_classes: C; None asks the model.
-        timesteps: int64 [S] in rising order, where the error is measured; each stands for its
-            neighbours too. None takes up to 100 between which the weights are shared evenly.
-        noises: pairs of noise and its negative at each timestep.
-        prior: float [C], the classes' shares; None for equal ones.
-        seed: of the noise.
+        timesteps: int64 [S] in rising order, at which the error is measured; each stands for its
+            neighbours too. None takes up to 100, of which each has about the same weight.
+        noises: number of pairs of noise and its negative at each timestep.
+        prior: shares of the classes, float [C]; None for equal ones.
+        seed: seed of the noise.
         device: None takes CUDA where there is one.
 
     Raises:
@@ -80,7 +80,7 @@ class DiffusionClassifier:
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """The bound of log p(x_0 | y), up to a constant that the classes share, float64 [n, C].
+        """Returns the bound of log p(x_0 | y) up to a constant of all classes, float64 [n, C].
 
         Args:
             x: clean points [n, d].
@@ -95,7 +95,7 @@ class DiffusionClassifier:
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes_)).double()
 
     def _bound(self, x: Tensor, first_row: int) -> Tensor:
-        """:meth:`log_likelihood` of a few points, whose rows are counted from ``first_row``."""
+        """Returns :meth:`log_likelihood` of a few points, their rows counted from ``first_row``."""
         n, dim = x.shape
         classes = len(self.classes_)
         labels = torch.arange(classes, device=self.device).expand(2 * self.noises * n, -1)
@@ -105,16 +105,15 @@ class DiffusionClassifier:
             alpha_bar = self.schedule.alpha_bar[t].item()
             eps = self._noise(t, rows, dim)  # [2 * noises * n, d]
             x_t = alpha_bar**0.5 * x.repeat(2 * self.noises, 1) + (1 - alpha_bar) ** 0.5 * eps
-            feature = self.schedule.time_features[t].float().to(self.device)
-            inputs = torch.cat((x_t, feature.expand(len(x_t), -1)), dim=1)
-            inputs = inputs.repeat_interleave(classes, dim=0)  # [2 * noises * n * C, d + F]
+            inputs = self.schedule.inputs(x_t, t).repeat_interleave(classes, dim=0)
+            # inputs [2 * noises * n * C, d + F]
             error = self.model(inputs, labels.reshape(-1)).unflatten(0, (-1, classes))
             error = (error - eps[:, None]).double().square().sum(dim=2)  # [2 * noises * n, C]
             bound -= weight / 2 * error.view(2 * self.noises, n, classes).mean(dim=0)
         return bound.cpu()
 
     def _noise(self, t: int, rows: Tensor, dim: int) -> Tensor:
-        """Standard normal noise of these rows, and its negative, [2 * noises * n, d]."""
+        """Returns standard normal noise of these rows, and its negative, [2 * noises * n, d]."""
         halves = []
         for number in range(self.noises):
             seed = seed_tensor(child_seed(self.seed, number), self.device)
@@ -124,36 +123,36 @@ class DiffusionClassifier:
         return torch.cat((eps, -eps))
 
     def predict_proba(self, x: Tensor) -> np.ndarray:
-        """p(y | x_0) of clean points [n, d], float64 [n, C]."""
+        """Returns p(y | x_0) of clean points [n, d], float64 [n, C]."""
         return (self.log_likelihood(x) + self.log_prior).softmax(dim=1).numpy()
 
     def predict(self, x: Tensor) -> np.ndarray:
-        """The likeliest class of clean points [n, d], int64 [n]."""
+        """Returns the likeliest class of clean points [n, d], int64 [n]."""
         return self.predict_proba(x).argmax(axis=1)
 
     def score(self, x: Tensor, labels: Tensor) -> float:
-        """The share of clean points [n, d] whose likeliest class is their label [n]."""
+        """Returns the accuracy on clean points [n, d] with labels [n], from 0 to 1."""
         return float((self.predict(x) == np.asarray(labels)).mean())
 
 
 def bound_weights(schedule: Schedule) -> Tensor:
-    """w_t of the likelihood's bound, float64 [T].
+    """Returns w_t of the bound of the likelihood, float64 [T].
 
-    At the first timestep, which has no noise level before it, it is 1: that of a decoder whose
-    variance is the noise's.
+    The first timestep has no noise level before it; its weight is 1, as for a decoder with the
+    variance of the noise.
     """
     snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
     return torch.cat((torch.ones(1, dtype=torch.float64), snr[:-1] / snr[1:] - 1))
 
 
 def even_timesteps(weight: Tensor, most: int) -> Tensor:
-    """Timesteps int64, at most so many, each with about the same part of the weight [T]."""
+    """Returns at most so many timesteps, int64, of about equal shares of the weight [T]."""
     share = weight.cumsum(0) / weight.sum()
     middles = (torch.arange(most, dtype=torch.float64) + 0.5) / most
     return torch.searchsorted(share, middles).clamp(max=len(weight) - 1).unique()
 
 
 def _cell_sums(weight: Tensor, timesteps: Tensor) -> Tensor:
-    """The weight [T] of all timesteps, each added to that of the nearest chosen one, [S]."""
+    """Adds the weight [T] of each timestep to that of the nearest chosen one; returns [S]."""
     nearest = (torch.arange(len(weight))[:, None] - timesteps).abs().argmin(dim=1)
     return torch.zeros(len(timesteps), dtype=torch.float64).index_add_(0, nearest, weight)

@@ -1,4 +1,4 @@
-"""Where the work runs."""
+"""The device that the work runs on."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .errors import UserError
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or the best there is.
+    """Returns the device of that name, or the best there is.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None takes CUDA where there is one.

@@ -1,20 +1,20 @@
-"""One clear line for every wrong input."""
+"""Checks of what the user gave: one clear line for every wrong input."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what and what would be."""
+    """A request that cannot be met; the message says why, and what is allowed."""
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    """Raises :class:`UserError` that suggests the nearest allowed value.
+    """Raises a :class:`UserError` that suggests the nearest allowed value.
 
     Args:
-        name: of the argument.
-        value: what was given.
-        allowed: what may be given.
+        name: name of the argument.
+        value: the value given.
+        allowed: the allowed values.
     """
     if value in allowed:
         return
@@ -30,7 +30,7 @@ def check_at_least(name: str, value: float, least: float) -> None:
 
 
 def check_seed(seed: int) -> int:
-    """The seed; raises :class:`UserError` unless it is one that the generator takes."""
+    """Returns the seed; raises :class:`UserError` if the generator does not take it."""
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     return seed

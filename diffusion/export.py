@@ -1,8 +1,9 @@
-"""Networks as files that other software runs, and the proof that it does.
+"""Export of networks to files that other software runs.
 
-The exported function is y = f(x, t), or f(x, t, label) of a conditional model, for points x float32
-[N, d], t and label int64 [N] and any N: the noise of a denoiser, the logits of a classifier. It
-holds the table of timestep features; architecture and schedule are in the file's metadata.
+The exported function is y = f(x, t), or y = f(x, t, label) for a conditional model, with points x
+float32 [N, d], t and label int64 [N] and any N. It returns the noise of a denoiser or the logits of
+a classifier. It holds the table of timestep features; architecture and schedule are in the file's
+metadata. Every export is run, and compared with the network, before the file is written.
 """
 
 import io
@@ -32,11 +33,11 @@ _Run = Callable[..., Tensor]
 
 
 class TimestepModel(nn.Module):
-    """A network as a function of points and timesteps, the table of features inside.
+    """A network as a function of points and timesteps, with the table of features inside.
 
     Args:
         model: takes (point, timestep feature), and labels if it is conditional.
-        schedule: that it was trained with.
+        schedule: the forward process that it was trained with.
     """
 
     time_features: Tensor
@@ -47,12 +48,12 @@ class TimestepModel(nn.Module):
         self.register_buffer("time_features", schedule.time_features.float())
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The network's output [N, ...] for x [N, d] at t [N]; label C means no class."""
+        """Returns the network's output [N, ...] for x [N, d] at t [N]; label C means no class."""
         inputs = torch.cat((x, self.time_features[t]), dim=1)
         return self.model(inputs) if label is None else self.model(inputs, label)
 
     def example(self, rows: int) -> _Inputs:
-        """x and t, and labels for a conditional model, drawn at random."""
+        """Returns random x and t, and labels for a conditional model."""
         generator, model = torch.Generator().manual_seed(rows), self.model
         total, features = self.time_features.shape
         dim = model.shape.widths[0] - features
@@ -64,20 +65,20 @@ class TimestepModel(nn.Module):
 
 
 def export_model(model: Perceptron, schedule: Schedule, format: str, path: str | Path) -> float:
-    """Writes a network in another format, once what it will write has run.
+    """Writes a network in another format, after a run of the exported function.
 
     Args:
         model: a denoiser, or a classifier of noisy points.
-        schedule: that it was trained with.
+        schedule: the forward process that it was trained with.
         format: ``safetensors``, ``onnx`` (checked with onnxruntime) or ``torch.export``.
-        path: of the file.
+        path: the file.
 
     Returns:
-        the largest difference of the exported function from the model, relative to the largest
+        The largest difference of the exported function from the model, relative to the largest
         output where that is more than 1.
 
     Raises:
-        ValueError: the format is unknown, what it needs is not installed, the exported function
+        ValueError: the format is unknown or its package not installed, the exported function
             differs from the model by more than rounding, or the file cannot be written.
     """
     check_choice("format", format, SUFFIXES)
@@ -127,7 +128,7 @@ def _onnx(plain: TimestepModel, metadata: dict[str, str]) -> tuple[bytes, _Run]:
     program = torch.onnx.export(
         _program(plain), dynamo=True, verbose=False, input_names=names, output_names=["y"]
     )
-    assert program is not None  # it is where the exporter is asked for by dynamo
+    assert program is not None  # with dynamo=True the exporter always returns one
     program.model.metadata_props.update(metadata)
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -141,7 +142,7 @@ def _onnx(plain: TimestepModel, metadata: dict[str, str]) -> tuple[bytes, _Run]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's own warnings about packages and classes of its exporters."""
+    """Silences torch's warnings about packages and classes of its exporters."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

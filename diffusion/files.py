@@ -34,19 +34,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save(path: Path, content: object) -> None:
-    """``torch.save``, atomically."""
+    """Writes with ``torch.save``, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def save_json(path: Path, content: dict) -> None:
-    """Indented JSON, atomically."""
+    """Writes indented JSON, atomically."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def load(path: Path) -> Any:
-    """``torch.load`` of tensors and plain containers alone, onto the CPU.
+    """Loads tensors and plain containers, and nothing else, onto the CPU.
 
     Raises:
         ValueError: the file is missing, truncated or foreign.
@@ -60,7 +60,7 @@ def load(path: Path) -> Any:
 
 
 def make_target(path: Path, suffix: str) -> Path:
-    """A file to be written after long work: its folder is made, and proved to be writable.
+    """Returns the path of a file to be written later, its folder made and proved to be writable.
 
     Raises:
         ValueError: the folder cannot be made or written to, the path is a folder itself or has
@@ -75,7 +75,7 @@ def make_target(path: Path, suffix: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made if need be, and proved to be writable.
+    """Returns the folder, made if need be and proved to be writable.
 
     Raises:
         ValueError: it cannot be made or written to.

@@ -1,4 +1,4 @@
-"""From points to the noise they come from, and the way between two points through that noise."""
+"""Inversion of points to the noise they come from, and interpolation through that noise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,20 +24,21 @@ def invert(
     iterations: int = 5,
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """The x_T from which deterministic DDIM leads to these points (Song et al. 2021, section 4.3).
+    """Returns the x_T from which DDIM leads to these points (Song et al. 2021, section 4.3).
 
-    A step of DDIM is x_prev = a x_t + b eps(x_t, t); it is turned round by solving it for x_t::
+    A deterministic step of DDIM is x_prev = a x_t + b eps(x_t, t). It is inverted by solving it for
+    x_t by fixed-point iteration::
 
         x_t <- (x_prev - b eps(x_t, t)) / a,    first with eps(x_prev, t)
 
     Args:
-        model: denoiser, called with (point, timestep feature) and, if there are labels, with them.
-        schedule: that it was trained with.
+        model: denoiser of (point, timestep feature), and of the labels if there are any.
+        schedule: the forward process that it was trained with.
         x: clean points [n, d].
-        label: class that a conditional model is told, a number or int64 [n]; None for none.
-        num_steps: how many of the T timesteps are visited; None for all.
-        iterations: of each step's equation; 1 is the usual approximation, a few make the way back
-            end where it began.
+        label: class for a conditional model, a number or int64 [n]; None for no class.
+        num_steps: number of the T timesteps that are visited; None for all.
+        iterations: iterations of each step's equation. 1 is the usual approximation; after a few,
+            DDIM leads back to the points.
         device: None takes CUDA where there is one.
 
     Returns:
@@ -50,28 +51,24 @@ def invert(
     device = choose_device(device)
     if x.dim() != 2:
         raise UserError(f"x must be [n, d], got {list(x.shape)}")
-    x, steps, predict = (
-        x.float().to(device),
-        timesteps(schedule, num_steps),
-        fused_copy(model, device),
-    )
-    told = () if label is None else (torch.as_tensor(label, device=device).expand(len(x)),)
+    x, steps = x.float().to(device), timesteps(schedule, num_steps)
+    predict = fused_copy(model, device)
+    labels = () if label is None else (torch.as_tensor(label, device=device).expand(len(x)),)
     table = reverse_table(schedule, steps, method="ddim")
-    for t, (a, b, *_) in zip(steps.flip(0), table.flip(0).tolist(), strict=True):
-        feature = schedule.time_features[t].float().to(device).expand(len(x), -1)
+    for t, (a, b, *_) in zip(steps.flip(0).tolist(), table.flip(0).tolist(), strict=True):
         x_t = x
         for _ in range(iterations):
-            x_t = (x - b * predict(torch.cat((x_t, feature), dim=1), *told)) / a
+            x_t = (x - b * predict(schedule.inputs(x_t, t), *labels)) / a
         x = x_t
     return x
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Points on the arc between a and b (Shoemake 1985), whose lengths stay those of noise.
+    """Interpolates on the arc between a and b (Shoemake 1985): lengths stay those of noise.
 
     Args:
         a, b: [n, d].
-        weight: [K], from 0 at a to 1 at b.
+        weight: position on the arc, [K], from 0 at a to 1 at b.
 
     Returns:
         [K, n, d].
@@ -94,18 +91,18 @@ def interpolate(
     num_steps: int | None = None,
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """Points between a and b, along the arc between the noise that they come from.
+    """Interpolates between a and b along the arc between the noise that they come from.
 
-    As in figure 9 of Ho et al. 2020, but with DDIM, whose way to the noise and back is
-    deterministic, so that the first and last points are a and b themselves.
+    As in figure 9 of Ho et al. 2020, but with DDIM, which is deterministic in both directions, so
+    that the first and last points are a and b themselves.
 
     Args:
         model: denoiser.
-        schedule: that it was trained with.
+        schedule: the forward process that it was trained with.
         a, b: clean points [n, d].
-        count: K, how many points, both ends among them.
-        label: class that a conditional model is told, a number or int64 [n]; None for none.
-        num_steps: how many of the T timesteps are visited; None for all.
+        count: number K of points, with both ends.
+        label: class for a conditional model, a number or int64 [n]; None for no class.
+        num_steps: number of the T timesteps that are visited; None for all.
         device: None takes CUDA where there is one.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The networks, all multi-layer perceptrons, and their flat form that the kernels take."""
+"""The networks, all multi-layer perceptrons, and the flat form that the kernels take."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,17 +26,17 @@ _Self = TypeVar("_Self", bound="Perceptron")
 
 
 class Perceptron(nn.Module):
-    """What all layouts of a perceptron share: its shape and its flat form."""
+    """Base class of all layouts of a perceptron, with its shape and its flat form."""
 
     shape: MLPShape
     act: nn.Module
 
     def linears(self) -> list[nn.Linear]:
-        """The linear layers from input to output."""
+        """Returns the linear layers from input to output."""
         return [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
 
     def network(self) -> Network:
-        """A copy of the parameters in the flat form [1, P] that ``flashpoint.kernels`` takes."""
+        """Returns a copy of the parameters in the flat form [1, P] of ``flashpoint.kernels``."""
         slope = self.act.weight.detach()[None] if isinstance(self.act, nn.PReLU) else None
         parameters = MLPParameters(
             tuple(layer.weight.detach()[None] for layer in self.linears()),
@@ -64,7 +64,7 @@ class Perceptron(nn.Module):
 
 
 class MLP(Perceptron):
-    """Linear layers with one activation, shared by all of them, in between.
+    """A multi-layer perceptron whose layers share one activation.
 
     With PReLU, whose slope is shared too, the ``state_dict`` has the keys ``act.weight``,
     ``model.0.weight``, ``model.0.bias``, ``model.1.weight`` (the slope again), ``model.2.weight``
@@ -104,14 +104,14 @@ class MLP(Perceptron):
         self.model = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [..., output_dim] of x [..., input_dim]."""
+        """Returns y [..., output_dim] for x [..., input_dim]."""
         return self.model(x)
 
 
 class ConditionalMLP(MLP):
-    """An MLP that is told the class of a point, or that it is told none.
+    """An MLP that takes the class of a point as an input, or no class.
 
-    The class enters as further inputs, a row of a fixed table. With the identity as table the
+    The class enters as further inputs, a row of a fixed table. With the identity as the table, the
     weights of these inputs are the learned embedding of each class.
 
     Its ``state_dict`` is that of :class:`MLP` and the table, ``class_features``.
@@ -120,12 +120,12 @@ class ConditionalMLP(MLP):
         input_dim: width of the input without the class.
         output_dim: width of the output.
         hidden_layers: widths of the hidden layers, possibly none.
-        class_features: float [C + 1, E], what the network sees of each class, the last row for
-            'unconditional'; see :func:`class_table`.
-        activation, linear_input: as of :class:`MLP`.
+        class_features: inputs that stand for each class, float [C + 1, E]; the last row stands for
+            no class. See :func:`class_table`.
+        activation, linear_input: see :class:`MLP`.
 
     Raises:
-        ValueError: as of :class:`MLP`, or the table has no class.
+        ValueError: see :class:`MLP`, or the table has no class.
     """
 
     class_features: Tensor
@@ -156,23 +156,23 @@ class ConditionalMLP(MLP):
 
     @property
     def num_classes(self) -> int:
-        """C; it is also the label that means 'unconditional'."""
+        """Number of classes C; it is also the label that stands for no class."""
         return len(self.class_features) - 1
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """y [..., output_dim] of x [..., input_dim] and labels int64 [...]; None for no class."""
+        """Returns y [..., output_dim] for x [..., input_dim] and, if given, labels int64 [...]."""
         if labels is None:
             labels = torch.full(x.shape[:-1], self.num_classes, device=x.device)
         return self.model(torch.cat((x, self.class_features[labels]), dim=-1))
 
 
 def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
-    """What a network sees of each class and of 'unconditional', float32 [C + 1, E].
+    """Returns the inputs that stand for each class, and in the last row for none: [C + 1, E].
 
     Args:
         num_classes: C.
-        embedding: ``learned``, one input for each class, whose weights are the embedding
-            (E = C + 1); or ``sinusoidal``, sines and cosines of the label (E = 16).
+        embedding: ``learned`` is one input for each class, whose weights are the embedding
+            (E = C + 1); ``sinusoidal`` is sines and cosines of the label (E = 16).
 
     Raises:
         ValueError: there is no class, or the embedding is unknown.
@@ -185,7 +185,7 @@ def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
 
 
 def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
-    """An MLP of that shape; a :class:`ConditionalMLP` if there are class features [C + 1, E].
+    """Returns an MLP of a shape; a :class:`ConditionalMLP` if there are class features [C + 1, E].
 
     The first of the shape's widths counts the class features.
     """
@@ -198,7 +198,7 @@ def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
 
 
 def seeded_mlp(shape: MLPShape, seed: int, class_features: Tensor | None = None) -> MLP:
-    """:func:`new_mlp`, initialised as PyTorch does, from a seed.
+    """Returns :func:`new_mlp` with PyTorch's initialisation, drawn from a seed.
 
     The global random state stays as it was.
     """
@@ -208,7 +208,7 @@ def seeded_mlp(shape: MLPShape, seed: int, class_features: Tensor | None = None)
 
 
 def fused_copy(model: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """A copy of a network on the device whose layers run fused; other functions as they are."""
+    """Returns a copy of a network on the device whose layers run fused; any function as it is."""
     if not isinstance(model, nn.Module):
         return model
     model = copy.deepcopy(model).to(device)

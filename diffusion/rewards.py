@@ -1,4 +1,4 @@
-"""Sampling that seeks a reward, without gradients and without training."""
+"""Sampling of points with high reward, without gradients and without training."""
 
 import math
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from .schedules import Schedule
 _PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
 
 Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
-Denoiser = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> noise [n, d]
+NoisePredictor = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> noise [n, d]
 
 
 @torch.no_grad()
 def sample_with_reward(
-    model: Denoiser,
+    model: NoisePredictor,
     schedule: Schedule,
     n: int,
     reward: Reward,
@@ -42,32 +42,34 @@ def sample_with_reward(
 ) -> Samples:
     """Draws n points of high reward: SVDD-PM (Li et al. 2024, algorithm 1 with equation 8).
 
-    At each step of DDPM every sample draws M candidates for x_{t-1}; the value of one is the reward
-    of the clean point that the denoiser sees in it, x0_hat = E[x_0 | x_{t-1}], and one is chosen
-    with probability proportional to exp(value / temperature). The more candidates, the closer the
-    samples come to p(x_0) exp(reward(x_0) / temperature), up to the approximation of the value.
-    The reward is only evaluated: it may be any function, of any origin.
+    At each step of DDPM every sample draws M candidates for x_{t-1}. The value of a candidate is
+    the reward of the clean point that the denoiser predicts from it, x0_hat = E[x_0 | x_{t-1}], and
+    one candidate is chosen with probability proportional to exp(value / temperature). With more
+    candidates the samples come closer to p(x_0) exp(reward(x_0) / temperature), up to the
+    approximation of the value. The reward is only evaluated and may be any function.
 
     While there is much noise, x0_hat lies between the points that it may become, and its reward
-    says little of theirs. With K ``posterior_draws`` the value is the soft one of equation 4,
+    says little about theirs. With K ``posterior_draws`` the value is the soft one of equation 4,
     temperature * log E[exp(reward(x_0) / temperature) | x_{t-1}], over K points of the normal
-    distribution with the posterior's mean and covariance, half of them the others' mirror images,
-    so that their mean is x0_hat. The covariance, by Tweedie's formula
-    (1 - alpha_bar) / sqrt(alpha_bar) dx0_hat / dx, is that of the straight line through the
-    candidates and their x0_hat: it asks the denoiser nothing more, and the reward K times as much.
+    distribution with the posterior's mean and covariance. Half of the points mirror the others, so
+    that their mean is x0_hat. The covariance follows from Tweedie's formula,
+    (1 - alpha_bar) / sqrt(alpha_bar) dx0_hat / dx, with the slope of a linear fit to the candidates
+    and their x0_hat: it needs no further evaluation of the denoiser, and K times as many of the
+    reward.
 
     Args:
-        model: denoiser; an unconditional one, or a conditional one that is told no class.
-        schedule: that it was trained with.
+        model: denoiser; a conditional one takes no class.
+        schedule: the forward process that it was trained with.
         n: number of samples.
-        reward: of points float32 [m, d] on the device, [m].
+        reward: takes points float32 [m, d] on the device, returns [m].
         dim: d; None asks the model.
         candidates: M; 1 samples without regard to the reward.
-        temperature: 0 takes the best candidate always.
-        posterior_draws: K, an even number of clean points behind a value; 0 for x0_hat alone.
-        seed: of everything random. A sample depends on it and its own row number alone.
-        num_steps: how many of the T timesteps are visited; None for all.
-        batch_size: candidates evaluated at once, bounds the memory.
+        temperature: temperature of the choice; 0 always takes the best candidate.
+        posterior_draws: K, the even number of clean points that a value is an average over; 0 takes
+            x0_hat alone.
+        seed: seed of everything random. A sample depends on the seed and its own row number alone.
+        num_steps: number of the T timesteps that are visited; None for all.
+        batch_size: number of candidates evaluated at once, which bounds the memory.
         device: None takes CUDA where there is one.
         progress: called with the number of samples done so far after each batch.
 
@@ -75,8 +77,8 @@ def sample_with_reward(
         The samples [n, d], without a trajectory.
 
     Raises:
-        ValueError: a number is out of range, ``posterior_draws`` is odd, no more candidates than
-            dimensions are to show the posterior's covariance, or the reward has another shape.
+        ValueError: a number is out of range, ``posterior_draws`` is odd, there are too few
+            candidates to fit the posterior's covariance, or the reward has another shape.
     """
     check_at_least("n", n, 1)
     check_at_least("candidates", candidates, 1)
@@ -95,7 +97,7 @@ def sample_with_reward(
             f"candidates must be at least {dim + 1} for posterior_draws in {dim} dimensions, "
             f"got {candidates}"
         )
-    chain = _Chain(
+    chain = _RewardChain(
         fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps),
         candidates, temperature, posterior_draws, seed,
     )  # fmt: skip
@@ -113,10 +115,10 @@ def sample_with_reward(
 
 
 @dataclass
-class _Chain:
-    """The reverse process of :func:`sample_with_reward`, whose arguments it has."""
+class _RewardChain:
+    """The reverse process of :func:`sample_with_reward`, with its arguments."""
 
-    model: Denoiser
+    model: NoisePredictor
     schedule: Schedule
     reward: Reward
     steps: Tensor
@@ -126,7 +128,7 @@ class _Chain:
     seed: int
 
     def run(self, x: Tensor, rows: Tensor) -> Tensor:
-        """From x_T [n, d] of these global rows [n] to the samples."""
+        """Runs the chain from x_T [n, d] of these global rows [n]; returns the samples."""
         table = reverse_table(self.schedule, self.steps).float().to(x.device)
         each, last = torch.arange(len(x), device=x.device), len(self.steps) - 1
         eps = self.noise(x, 0)
@@ -141,23 +143,22 @@ class _Chain:
         return reverse_step(x, eps, table[last])
 
     def normals(self, part: int, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
-        """So many standard normal vectors [n, count, d] for each row, at a step."""
+        """Returns standard normal vectors [n, count, d] of each row at a step."""
         steps = torch.tensor([step], device=rows.device)
         seed, numbers = child_seed(self.seed, part), _numbers(rows, count)
         return draw_noise(seed, Stream.NOISE, steps, numbers.flatten(), dim).view(-1, count, dim)
 
     def noise(self, x: Tensor, step: int) -> Tensor:
-        """The model's noise prediction [n, d] at a step of the chain."""
-        feature = self.schedule.time_features[self.steps[step]].float().to(x.device)
-        return self.model(torch.cat((x, feature.expand(len(x), -1)), dim=1))
+        """Returns the predicted noise [n, d] at a step of the chain."""
+        return self.model(self.schedule.inputs(x, int(self.steps[step])))
 
     def value(self, x: Tensor, eps: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Values [n, M] of candidates [n, M, d] for the next step."""
+        """Returns the values [n, M] of candidates [n, M, d] for the next step."""
         alpha_bar = self.schedule.alpha_bar[self.steps[step + 1]].item()
         x_0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         if not self.posterior_draws:
             return self.rewards(x_0)
-        # The same draws for all candidates of a sample, so that they differ in nothing else.
+        # All candidates of a sample share their draws, so that their values differ in nothing else.
         h = self.normals(_POSTERIOR, step, rows, self.posterior_draws // 2, x.shape[2])
         h = torch.cat((h, -h), dim=1) @ posterior_root(x, x_0, alpha_bar)  # [n, K, d]
         reward = self.rewards(x_0[:, :, None] + h[:, None])  # [n, M, K]
@@ -167,7 +168,7 @@ class _Chain:
         return self.temperature * soft
 
     def rewards(self, x_0: Tensor) -> Tensor:
-        """The reward [...] of points [..., d]."""
+        """Returns the reward [...] of points [..., d]."""
         points = x_0.flatten(0, -2)
         reward = self.reward(points)
         if reward.shape != points.shape[:1]:
@@ -175,7 +176,7 @@ class _Chain:
         return reward.view(x_0.shape[:-1])
 
     def choose(self, value: Tensor, rows: Tensor, step: int) -> Tensor:
-        """The chosen candidate int64 [n] of values [n, M], by the Gumbel trick."""
+        """Chooses a candidate int64 [n] by values [n, M], with the Gumbel trick."""
         if self.temperature == 0:
             return value.argmax(dim=1)
         numbers = _numbers(rows, self.candidates)
@@ -186,19 +187,19 @@ class _Chain:
 
 
 def _numbers(rows: Tensor, count: int) -> Tensor:
-    """For each row [n] numbers [n, count] of its own among those of all rows."""
+    """Returns the numbers [n, count] that belong to each row [n], distinct over all rows."""
     return rows[:, None] * count + torch.arange(count, device=rows.device)
 
 
 def posterior_root(x: Tensor, x_0: Tensor, alpha_bar: float) -> Tensor:
-    """Symmetric roots [n, d, d] of the covariance of x_0 given x_t, around x_t.
+    """Returns symmetric roots [n, d, d] of the covariance of x_0 given x_t, around x_t.
 
-    The slope dx0_hat / dx of Tweedie's formula is that of the linear fit, by least squares.
+    The slope dx0_hat / dx of Tweedie's formula is that of a linear fit by least squares.
 
     Args:
         x: points x_t [n, M, d] that lie close together, M > d.
         x_0: their posterior means x0_hat [n, M, d].
-        alpha_bar: of their timestep.
+        alpha_bar: alpha_bar of their timestep.
     """
     dx, dx_0 = (each - each.mean(dim=1, keepdim=True) for each in (x, x_0))
     slope = torch.linalg.lstsq(dx, dx_0).solution  # [n, d, d]
@@ -208,15 +209,15 @@ def posterior_root(x: Tensor, x_0: Tensor, alpha_bar: float) -> Tensor:
 
 
 def class_reward(predict_proba: Callable, label: int) -> Reward:
-    """log p(label | x) of a classifier of clean points, with scikit-learn's ``predict_proba``.
+    """Returns the reward log p(label | x) of a classifier of clean points.
 
     Args:
-        predict_proba: takes an array [n, d], returns [n, C].
+        predict_proba: method of a scikit-learn classifier: takes an array [n, d], returns [n, C].
         label: the class.
     """
 
     def reward(x: Tensor) -> Tensor:
         p = torch.as_tensor(predict_proba(x.cpu().numpy())[:, label]).double()
-        return p.clamp(min=1e-300).log().to(x)  # not -inf, among which there is no best
+        return p.clamp(min=1e-300).log().to(x)  # of several -inf none would be the best
 
     return reward

@@ -1,4 +1,4 @@
-"""Sampling: the reverse process with DDPM or DDIM steps, guided or not, of one model or of many."""
+"""Sampling: the reverse process of one model or of many, guided or not."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ GuidanceScale = float | Callable[[Tensor], Tensor]
 
 
 class Samples(NamedTuple):
-    """What :func:`sample` returns."""
+    """Samples, and the trajectory that led to them."""
 
     x: Tensor  # [n, d]
     trajectory: Tensor  # [K, n, d], from noise to x; K = 0 if none was asked for
 
 
 def timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
-    """int64 [S]: the timesteps that a chain of S steps visits, from T - 1 down to 0, evenly spaced.
+    """Returns the timesteps that a chain of S steps visits: int64 [S], evenly spaced, T - 1 to 0.
 
     Raises:
         ValueError: S is not in 1 ... T.
@@ -52,7 +52,7 @@ def reverse_table(
     scale: GuidanceScale = 0.0,
     classifier_free: bool = False,
 ) -> Tensor:
-    """Coefficients of x_t, eps, z and the guidance for each reverse step, float64 [S, 4].
+    """Returns the coefficients of x_t, eps, z and the guidance of each step, float64 [S, 4].
 
     DDPM (Ho et al. 2020, algorithm 2), written for any stride, with alpha = alpha_bar_t /
     alpha_bar_prev and beta = 1 - alpha::
@@ -72,14 +72,14 @@ def reverse_table(
         eps_hat = (1 + scale(t)) eps(x_t, y) - scale(t) eps(x_t)
 
     Args:
-        schedule: of the forward process.
-        steps: int64 [S], decreasing timesteps.
+        schedule: the forward process.
+        steps: decreasing timesteps, int64 [S].
         method: ``ddpm`` or ``ddim``.
         variance: sigma^2 of DDPM: ``beta``, ``posterior`` for that of q(x_prev | x_t, x_0), or
             ``none``, which makes the step deterministic (z = 0).
-        eta: noise of DDIM, 0 deterministic, 1 as much as DDPM's posterior.
+        eta: noise of DDIM: 0 for none, 1 for as much as in DDPM with the posterior's variance.
         scale: guidance scale, a number or a function of t.
-        classifier_free: whether the guidance is.
+        classifier_free: True for classifier-free guidance, False for guidance by a classifier.
 
     Raises:
         ValueError: an unknown method or variance, a negative eta, or a scale that is not finite.
@@ -112,28 +112,29 @@ def reverse_table(
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What to sample from one model.
+    """Model, schedule and options of one chain of samples.
 
     Args:
-        model: denoiser, input (point, timestep feature), output the noise. A conditional one has
-            ``class_features``, float [C + 1, E], and a row of them behind its input: what it is
-            told of each class and, by the last row, of none.
-        schedule: that it was trained with.
-        seed: of the noise.
+        model: denoiser that predicts the noise of (point, timestep feature). A conditional one has
+            ``class_features``, float [C + 1, E]; the row of the label, or the last one for no
+            class, follows its other inputs.
+        schedule: the forward process that it was trained with.
+        seed: seed of the noise.
         method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or
-            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. With a classifier
-            the noise of DDPM makes up for its errors step by step, which otherwise add up along
-            the chain.
+            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. Under guidance by a
+            classifier, the noise of DDPM corrects the errors that add up along a deterministic
+            chain.
         variance, eta: see :func:`reverse_table`.
-        num_steps: how many of the T timesteps are visited; None for all.
-        classifier: of noisy points, input (point, timestep feature). It guides towards the label;
-            a conditional model is told no class then.
-        label: class of the samples, a number or int64 [n]; for a conditional model C stands for
-            none, and so does None.
-        scale: guidance scale, a number or a function of t. With a classifier 1, which is what None
-            means, samples p(x | label) as it sees it; without, the guidance is classifier-free and
-            0, which is what None means, samples p(x | label) as the conditional model sees it.
-        x_T: [n, d], where to start; None draws it.
+        num_steps: number of the T timesteps that are visited; None for all.
+        classifier: classifier of noisy points, (point, timestep feature). It guides towards the
+            label; a conditional model then takes no class.
+        label: class of the samples, a number or int64 [n]; for a conditional model both C and None
+            stand for no class.
+        scale: guidance scale, a number or a function of t. With a classifier, 1 samples
+            p(x | label) as the classifier sees it; None means 1. Without, the guidance is
+            classifier-free, and 0 samples p(x | label) as the conditional model sees it; None
+            means 0.
+        x_T: start of the chain, [n, d]; None draws it.
     """
 
     model: Perceptron
@@ -161,23 +162,23 @@ def sample(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Samples:
-    """Draws n points from a trained denoiser, of given classes if it or a classifier knows them.
+    """Draws n points from a trained denoiser, of one class each where a label is given.
 
     A sample depends on the seed and its own row number alone, not on the batch size.
 
     Args:
         model, schedule: see :class:`SampleConfig`.
         n: number of samples.
-        batch_size: rows sampled at once, bounds the memory.
+        batch_size: number of rows sampled at once, which bounds the memory.
         first_row: number of the first row; ranks that share the work each take a range of rows.
-        keep_every: keep x after every so many steps too.
+        keep_every: number of steps between two points of the trajectory; 0 keeps none.
         device: None takes CUDA where there is one.
         progress: called with the number of samples done so far after each batch.
         options: the other fields of :class:`SampleConfig`: seed, method, variance, eta, num_steps,
             classifier, label, scale and x_T.
 
     Raises:
-        ValueError: a count is not positive, an unknown name, or a label of no class.
+        ValueError: a count is not positive, a name is unknown, or a label is of no class.
     """
     config = SampleConfig(model, schedule, **options)
     return sample_many(
@@ -203,18 +204,18 @@ def sample_many(
 ) -> list[Samples]:
     """Draws n points from each of many models, those of one shape in the same launches.
 
-    Each gets what :func:`sample` would give it alone. A chain shorter than others that run with it
-    rests at its end: steps that change nothing follow. Solvers run together if their timesteps are
-    the same.
+    Each gets the samples that :func:`sample` would draw from it alone. A chain that is shorter than
+    others that run with it rests at its end, in steps that change nothing. Solvers run together if
+    their timesteps are the same.
 
     Args:
         configs: models, schedules, seeds and options, which may all differ.
-        n, first_row, keep_every, device: as for :func:`sample`.
-        batch_size: rows of all models together that are sampled at once.
+        n, first_row, keep_every, device: see :func:`sample`.
+        batch_size: number of rows of all models together that are sampled at once.
         progress: called with the number of samples of all models done so far.
 
     Raises:
-        ValueError: as :func:`sample`.
+        ValueError: see :func:`sample`.
     """
     check_at_least("n", n, 1)
     check_at_least("batch_size", batch_size, 1)
@@ -241,7 +242,7 @@ def sample_many(
 
 
 class _Chain(NamedTuple):
-    """One model's part in :func:`sample_chain`, on the device and checked."""
+    """The arguments of :func:`sample_chain` for one model, on the device and checked."""
 
     denoiser: Network
     table: Tensor  # float32 [S, 4]
@@ -266,7 +267,7 @@ class _Chain(NamedTuple):
 
 
 def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
-    """Checks one model's options and puts what they need on the device."""
+    """Checks the options of one model and puts its tensors on the device."""
     check_choice("method", config.method, METHODS)
     schedule, solver, visited = config.schedule, None, timesteps
     if config.method in SOLVERS:
@@ -284,11 +285,11 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
     )
     guide, condition = _guide(config, n, device), _condition(config, n, device, scale)
     denoiser = _network(config.model, device)
-    told = 0 if condition is None else condition.class_features.shape[-1]
-    width = denoiser.shape.widths[-1] + schedule.time_features.shape[-1] + told
+    width = denoiser.shape.widths[-1] + schedule.time_features.shape[-1]
+    width += 0 if condition is None else condition.class_features.shape[-1]
     if denoiser.shape.widths[0] != width:
         raise UserError(
-            f"model must have {width} inputs, the point and what it is told of t and class, "
+            f"model must have {width} inputs, for the point, t and the class, "
             f"got {denoiser.shape.widths[0]}; is it a denoiser for this schedule?"
         )
     x_T = None if config.x_T is None else torch.as_tensor(config.x_T, dtype=torch.float32)
@@ -323,21 +324,25 @@ def _condition(
     class_features = _class_features(config.model)
     if class_features is None:
         return None
-    classes = len(class_features) - 1
-    told = config.classifier is None and config.label is not None
-    label = classes if config.label is None or not told else config.label
-    free = told and (callable(scale) or scale != 0)
-    labels = _labels(label, n, classes + 1, device)
-    return Condition(class_features.detach().float().to(device)[None], labels, free)
+    no_class = len(class_features) - 1  # the label that stands for it
+    label, guided = no_class, False
+    if config.classifier is None and config.label is not None:
+        label, guided = config.label, callable(scale) or scale != 0
+    labels = _labels(label, n, no_class + 1, device)
+    return Condition(class_features.detach().float().to(device)[None], labels, guided)
 
 
 def _class_features(model: Perceptron) -> Tensor | None:
-    """What a conditional model is told of the classes, [C + 1, E]; None for any other model."""
+    """Returns the class features of a conditional model, [C + 1, E]; None for any other model."""
     return getattr(model, "class_features", None)
 
 
 def _labels(label: int | Tensor, n: int, classes: int, device: torch.device) -> Tensor:
-    """int64 [1, n]."""
+    """Returns the label of each sample, int64 [1, n].
+
+    Raises:
+        ValueError: a label is not a whole number, of no class, or there are not n.
+    """
     labels = torch.as_tensor(label, device=device)
     if labels.is_floating_point() or labels.shape not in ((), (n,)):
         raise UserError(
@@ -352,7 +357,7 @@ def _labels(label: int | Tensor, n: int, classes: int, device: torch.device) -> 
 def _run(
     chains: Sequence[_Chain], rows: slice, first_row: int, keep_every: int
 ) -> tuple[Tensor, Tensor]:
-    """Some rows of chains of one kind: samples [M, B, d] and trajectory [K, M, B, d]."""
+    """Runs some rows of chains of one kind; returns samples [M, B, d] and path [K, M, B, d]."""
     denoiser = _stack_networks([chain.denoiser for chain in chains])
     guide = condition = None  # of one kind: all have them or none
     guides = [chain.guide for chain in chains if chain.guide is not None]
@@ -389,7 +394,7 @@ def _solver(method: str, schedule: Schedule, num_steps: int | None) -> Callable:
 
 
 def _start(chain: _Chain, rows: slice, first_row: int, device: torch.device) -> Tensor:
-    """x_T of some rows, [1, B, d]."""
+    """Returns x_T of some rows, [1, B, d]."""
     if chain.x_T is not None:
         return chain.x_T[None, rows].to(device)
     return draw_prior(
@@ -402,7 +407,7 @@ def _start(chain: _Chain, rows: slice, first_row: int, device: torch.device) -> 
 
 
 def _rest_at_end(table: Tensor, length: int) -> Tensor:
-    """The table [S, 4] with steps behind it that leave x as it is, [length, 4]."""
+    """Returns the table [S, 4] with further steps that leave x as it is, [length, 4]."""
     identity = table.new_tensor([1.0, 0.0, 0.0, 0.0])
     return torch.cat((table, identity.expand(length - len(table), -1)))
 
@@ -414,7 +419,7 @@ def _repeat_last(features: Tensor, length: int) -> Tensor:
 def _samples_of(
     parts: list[tuple[Tensor, Tensor]], chains: Sequence[_Chain], keep_every: int
 ) -> list[Samples]:
-    """The results of each chain, from those of batches of rows."""
+    """Returns the samples of each chain, from those of batches of rows."""
     x = torch.cat([samples for samples, _ in parts], dim=1)
     trajectory = torch.cat([kept for _, kept in parts], dim=2)
     found = []

@@ -1,4 +1,4 @@
-"""Variance schedules of the forward process, and what a network is told about the timestep."""
+"""Variance schedules of the forward process, and the features of a timestep that networks see."""
 
 import math
 from collections.abc import Callable
@@ -12,28 +12,31 @@ from .errors import UserError, check_choice
 
 
 def _linear(steps: int, start: float, end: float) -> Tensor:
-    """Ho et al. 2020, section 4."""
+    """Returns evenly spaced beta (Ho et al. 2020, section 4)."""
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
 def _scaled_linear(steps: int, start: float, end: float) -> Tensor:
-    """Linear in sqrt(beta); Rombach et al. 2022."""
+    """Returns beta with an evenly spaced square root (Rombach et al. 2022)."""
     return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
 
 
 def _sigmoid(steps: int, start: float, end: float) -> Tensor:
-    """A logistic curve over [-6, 6]; Xu et al. 2022 (GeoDiff)."""
+    """Returns beta on a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff)."""
     return start + (end - start) * torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid()
 
 
 def _sech(steps: int, start: float, end: float) -> Tensor:
-    """The rising half of a hyperbolic secant over [-4, 0], scaled to run from start to end."""
+    """Returns beta on the rising half of a hyperbolic secant over [-4, 0], from start to end."""
     sech = 1 / torch.linspace(-4, 0, steps, dtype=torch.float64).cosh()
     return start + (end - start) * (sech - 1 / math.cosh(4)) / (1 - 1 / math.cosh(4))
 
 
 def _cosine(steps: int, start: float, end: float) -> Tensor:  # noqa: ARG001
-    """alpha_bar a squared cosine; Nichol and Dhariwal 2021, equation 17. Has no beta range."""
+    """Returns beta for a squared cosine as alpha_bar (Nichol and Dhariwal 2021, equation 17).
+
+    The curve has no range of beta.
+    """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
@@ -47,21 +50,21 @@ SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "sech": _sech,
 }
 TIME_FEATURES = ("linspace", "centered", "sinusoidal")
-EMBEDDING_DIM = 16  # of a timestep or a class, where it is sinusoidal
+EMBEDDING_DIM = 16  # width of the sinusoidal embedding of a timestep or a class
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The variances beta_t of the forward process, t = 0 ... T - 1, and all that follows from them.
+    """Variances beta_t of the forward process, t = 0 ... T - 1, and tables that follow from them.
 
-    Everything is float64 [T]; index 0 is the least noisy timestep.
+    All tables are float64 [T]; index 0 is the least noisy timestep.
 
     Args:
         num_steps: number of timesteps T.
         name: one of ``linear``, ``cosine``, ``scaled_linear``, ``sigmoid``, ``sech``.
         beta_start, beta_end: range of beta; the cosine schedule has none and ignores them.
-        time_feature: what the network sees of t: ``linspace`` is linspace(-1, 1, T),
-            ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` the :func:`sinusoidal_embedding` of t
+        time_feature: the form in which networks see t: ``linspace`` is linspace(-1, 1, T),
+            ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` is the :func:`sinusoidal_embedding` of t
             of width 16.
 
     Raises:
@@ -97,22 +100,12 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """Product of alpha up to t: the part of x_t's variance that is still data."""
+        """Product of alpha up to t: the share of the data in the variance of x_t."""
         return self.alpha.cumprod(0)
 
     @cached_property
-    def alpha_bar_prev(self) -> Tensor:
-        """alpha_bar of the next less noisy timestep; 1 before the first."""
-        return torch.cat((torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]))
-
-    @cached_property
-    def posterior_variance(self) -> Tensor:
-        """Variance of q(x_{t-1} | x_t, x_0); Ho et al. 2020, equation 7."""
-        return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
-
-    @cached_property
     def time_features(self) -> Tensor:
-        """What the network sees of each timestep, [T, 1], or [T, 16] if it is sinusoidal."""
+        """The features of each timestep that networks see, [T, 1], or [T, 16] if sinusoidal."""
         if self.time_feature == "sinusoidal":
             return sinusoidal_embedding(torch.arange(self.num_steps), EMBEDDING_DIM)
         if self.time_feature == "linspace":
@@ -120,9 +113,19 @@ class Schedule:
         steps = torch.arange(self.num_steps, dtype=torch.float64)[:, None]
         return 2 * (steps - self.num_steps / 2) / self.num_steps
 
+    def inputs(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """Returns a network's inputs [..., d + F]: points and the features of their timestep.
+
+        Args:
+            x_t: float32 [..., d].
+            t: timestep, a number or int64 [...] on the CPU.
+        """
+        features = self.time_features[t].float().to(x_t.device)
+        return torch.cat((x_t, features.expand(*x_t.shape[:-1], -1)), dim=-1)
+
 
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sines and cosines of t at geometrically spaced frequencies (Vaswani et al. 2017, 3.5).
+    """Returns sines and cosines of t at geometric frequencies (Vaswani et al. 2017, 3.5).
 
     Args:
         t: timesteps, any shape.

@@ -1,8 +1,8 @@
 """Fewer reverse steps: second-order solvers of the probability-flow ODE (Song et al. 2021).
 
-They are deterministic and want 10 to 50 steps where DDPM wants all T. Each is written for a
-function ``noise(x, i)``, the noise eps_hat predicted at the i-th timestep visited, guided or not,
-and yields x after every step. The forward process is x_t = alpha x_0 + sigma eps, with
+They are deterministic and need 10 to 50 steps where DDPM needs all T. Each takes a function
+``noise(x, i)``, which returns the noise eps_hat predicted at the i-th timestep visited, guided or
+not, and yields x after every step. The forward process is x_t = alpha x_0 + sigma eps, with
 alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t).
 """
 
@@ -23,10 +23,10 @@ _RHO = 7.0  # Karras et al. 2022, section 5: more of the steps where the noise i
 
 
 def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
-    """int64 [S]: the timesteps whose noise is nearest to Karras's spacing, from T - 1 down to 0.
+    """Returns the timesteps nearest to Karras's spacing of the noise: int64 [S], T - 1 to 0.
 
-    (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). Where the nearest is
-    taken already, the next noisier one is visited.
+    (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). Where the nearest
+    timestep is taken already, the next noisier one is visited.
 
     Raises:
         ValueError: S is not in 1 ... T.
@@ -47,12 +47,12 @@ def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
 def dpm_solver_2m(
     noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): S evaluations for S steps.
+    """Solves the ODE by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): S evaluations for S steps.
 
     Args:
-        noise: eps_hat of x at the i-th of the steps.
-        schedule: of the forward process.
-        steps: int64 [S], decreasing timesteps; after the last comes alpha = 1, sigma = 0.
+        noise: returns eps_hat of x at the i-th of the steps.
+        schedule: the forward process.
+        steps: decreasing timesteps, int64 [S]; after the last come alpha = 1 and sigma = 0.
         x: x_T, any shape.
 
     Yields:
@@ -74,14 +74,14 @@ def dpm_solver_2m(
 
 
 def heun(noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor) -> Iterator[Tensor]:
-    """Heun's method (Karras et al. 2022, algorithm 1): 2 S - 1 evaluations for S steps.
+    """Solves the ODE by Heun's method (Karras et al. 2022, algorithm 1): 2 S - 1 evaluations.
 
     In y = x / alpha and the noise level sigma / alpha the ODE is dy = eps_hat d(sigma / alpha).
 
     Args:
-        noise: eps_hat of x at the i-th of the steps.
-        schedule: of the forward process.
-        steps: int64 [S], decreasing timesteps; after the last comes alpha = 1, sigma = 0.
+        noise: returns eps_hat of x at the i-th of the steps.
+        schedule: the forward process.
+        steps: decreasing timesteps, int64 [S]; after the last come alpha = 1 and sigma = 0.
         x: x_T, any shape.
 
     Yields:
@@ -103,20 +103,20 @@ SOLVERS = {"dpm++2m": dpm_solver_2m, "heun": heun}
 
 
 def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
-    """:func:`sample_chain` with a solver in place of the reverse steps.
+    """Returns :func:`sample_chain` with a solver in place of the reverse steps.
 
     Args:
         method: one of ``SOLVERS``.
-        schedule: of the forward process.
-        steps: int64 [S], see :func:`solver_timesteps`.
+        schedule: the forward process.
+        steps: timesteps, int64 [S], see :func:`solver_timesteps`.
 
     Returns:
-        a function with the arguments and results of :func:`sample_chain`. Of its table only the
-        guidance counts.
+        A function with the arguments and results of :func:`sample_chain`. It uses only the guidance
+        of its table.
     """
 
     def chain(denoiser, x_T, table, time_features, *, keep_every=0, **options):
-        # One "step" with these coefficients is the guided noise prediction itself.
+        # A step with these coefficients returns the guided noise prediction itself.
         table = table.clone()
         table[..., [X, EPS, NOISE]] = table.new_tensor([0.0, 1.0, 0.0])
 
@@ -134,7 +134,7 @@ def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
 
 
 def _levels(schedule: Schedule, steps: Tensor) -> tuple[list[float], list[float]]:
-    """alpha and sigma, S + 1 numbers each: of the steps, and of the data."""
+    """Returns alpha and sigma, S + 1 numbers each: of the steps, and of the data."""
     alpha_bar = schedule.alpha_bar[steps]
     return [*alpha_bar.sqrt().tolist(), 1.0], [*(1 - alpha_bar).sqrt().tolist(), 0.0]
 

@@ -33,8 +33,8 @@ class States(Dataset):
     Args:
         num_steps: number of timesteps T.
         data: path of a file that :func:`load_points` reads; None for the packaged points.
-        seed: of the noise and of :meth:`shuffle`.
-        device: of all tensors; None takes CUDA where there is one.
+        seed: seed of the noise and of :meth:`shuffle`.
+        device: device of all tensors; None takes CUDA where there is one.
 
     Attributes:
         data: float32 [N, 2]. labels: int64 [N]. n_points: N. num_steps, n_steps: T.
@@ -69,7 +69,7 @@ class States(Dataset):
         return self.n_points * self.num_steps
 
     def __getitem__(self, item):
-        """(x_t, t, eps, x_0, y) of an int, a slice, or an array of indices; t is its feature."""
+        """Returns (x_t, t, eps, x_0, y) of an int, a slice or indices; t is its feature."""
         if isinstance(item, slice):
             item = torch.arange(*item.indices(len(self)), device=self.device)
         index = torch.as_tensor(item, device=self.device)
@@ -125,29 +125,29 @@ class States(Dataset):
             self.__dict__.pop(name, None)
 
     def refresh_eps(self) -> None:
-        """New noise for every item."""
+        """Draws new noise for every item."""
         self._refreshes += 1
         self._forget()
 
     def mix_data(self) -> None:
-        """New noise for every item, and with it new ``all_data``."""
+        """Draws new noise for every item, and with it new ``all_data``."""
         self.refresh_eps()
 
     def shuffle(self) -> None:
-        """A new random order of the items, the same for every member."""
+        """Puts the items in a new random order, the same for every member."""
         self._shuffles += 1
         self._forget()
 
     def show(
         self, samples: Tensor | np.ndarray | None = None, save_to: str | Path | None = None
     ) -> None:
-        """Draws samples [n, 2] (the data itself by default), into a file if one is named."""
+        """Plots samples [n, 2] (the data itself by default), into a file if one is named."""
         from ..plots import scatter
 
         scatter(self.data if samples is None else samples, save_to=save_to)
 
     def calc_nll(self, samples: Tensor | np.ndarray) -> float:
-        """Mean -log density of samples [n, d] under a Gaussian KDE of the data."""
+        """Returns the mean -log density of samples [n, d] under a Gaussian KDE of the data."""
         from ..metrics import kde_nll
 
         return kde_nll(torch.as_tensor(samples), self.data)
@@ -188,21 +188,21 @@ class BlockMLP(Perceptron):
         self.outblock = nn.Linear(widths[-2], widths[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [..., output_dim] of x [..., input_dim]."""
+        """Returns y [..., output_dim] for x [..., input_dim]."""
         h = self.inblock(x)
         for block in self.midblocks:
             h = block(h)
         return self.outblock(h)
 
     def to_mlp(self) -> MLP:
-        """A copy in the other layout."""
+        """Returns a copy in the layout of :class:`~flashpoint.diffusion.MLP`."""
         dim, *hidden, out = self.shape.widths
         model = MLP(dim, out, hidden, activation="relu", linear_input=True)
         return model.load_flat(self.network().parameters[0])
 
     @classmethod
     def from_mlp(cls, model: MLP) -> "BlockMLP":
-        """A copy of an MLP with ReLU and a linear input in this layout.
+        """Returns a copy of an MLP with ReLU and a linear input in this layout.
 
         Raises:
             ValueError: the MLP is another function.

@@ -1,14 +1,14 @@
-"""DDPM and DDIM as scheduler objects with the interface, and the numbers, of diffusers.
+"""DDPM and DDIM as scheduler objects, with the interface and the numbers of diffusers.
 
-A sampling loop written for diffusers runs with these unchanged::
+A sampling loop written for diffusers runs unchanged::
 
     scheduler.set_timesteps(50)
     for t in scheduler.timesteps:
         x = scheduler.step(model(x, t), t, x).prev_sample
 
-They carry on diffusers' arithmetic, float32 coefficients from float32 betas, so that changing the
-import changes no digit that matters. :func:`flashpoint.diffusion.sample` is the faster and more
-accurate way: the whole chain in one call, its coefficients in float64.
+The arithmetic is that of diffusers, float32 coefficients from float32 betas, so that a change of
+the import changes no digit that matters. :func:`flashpoint.diffusion.sample` is faster and more
+accurate: it runs the whole chain in one call, with coefficients in float64.
 """
 
 import json
@@ -48,14 +48,14 @@ _Self = TypeVar("_Self", bound="_Scheduler")
 
 
 class StepOutput(NamedTuple):
-    """What :meth:`DDPMScheduler.step` and :meth:`DDIMScheduler.step` return."""
+    """The result of :meth:`DDPMScheduler.step` and :meth:`DDIMScheduler.step`."""
 
     prev_sample: Tensor  # x_{t-1}, the shape of the sample
     pred_original_sample: Tensor  # the x_0 that the model's output amounts to, same shape
 
 
 class SchedulerConfig(dict[str, Any]):
-    """A scheduler's settings, as ``config["name"]`` and as ``config.name``."""
+    """Settings of a scheduler, to be read as ``config["name"]`` or ``config.name``."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -114,12 +114,12 @@ class _Scheduler:
 
     @classmethod
     def from_config(cls: type[_Self], config: Mapping[str, Any], **changes: Any) -> _Self:
-        """A scheduler with these settings, for example another scheduler's ``config``.
+        """Returns a scheduler with these settings, for example those of another scheduler.
 
-        Settings that this class does not have are ignored, as diffusers does.
+        Settings that this class does not have are ignored, as in diffusers.
 
         Args:
-            config: of this package's schedulers, or of diffusers'.
+            config: settings of a scheduler of this package or of diffusers.
             **changes: settings that replace those of the config.
 
         Raises:
@@ -154,10 +154,10 @@ class _Scheduler:
 
     @classmethod
     def from_schedule(cls: type[_Self], schedule: Schedule, **changes: Any) -> _Self:
-        """A scheduler of the forward process that a model was trained with.
+        """Returns a scheduler for the forward process that a model was trained with.
 
         Args:
-            schedule: of the forward process.
+            schedule: the forward process.
             **changes: further settings.
         """
         settings: dict[str, Any] = {"num_train_timesteps": schedule.num_steps}
@@ -177,8 +177,8 @@ class _Scheduler:
         """Chooses the timesteps of the chain, into ``timesteps``.
 
         Args:
-            num_inference_steps: how many, at most ``num_train_timesteps``.
-            device: of ``timesteps``.
+            num_inference_steps: number of steps, at most ``num_train_timesteps``.
+            device: device of ``timesteps``.
 
         Raises:
             ValueError: the number is out of range.
@@ -201,11 +201,11 @@ class _Scheduler:
         self.timesteps = torch.from_numpy(steps.astype(np.int64)).to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The sample as it is: these schedulers need no scaling."""
+        """Returns the sample as it is: these schedulers need no scaling."""
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+        """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 
         Args:
             original_samples: x_0, float [B, ..., d].
@@ -224,7 +224,7 @@ class _Scheduler:
         return x_t.reshape(shape)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022).
+        """Returns v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022).
 
         Args:
             sample: x_0, float [B, ..., d].
@@ -234,7 +234,7 @@ class _Scheduler:
         return self.add_noise(noise, -sample, timesteps)
 
     def _predict(self, output: Tensor, alpha_bar: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0, clipped if asked for, and eps, of a model's output."""
+        """Returns x_0, clipped if asked for, and eps of a model's output."""
         signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if self.prediction_type == "epsilon":
             x_0, eps = (x_t - noise * output) / signal, output
@@ -251,7 +251,7 @@ class _Scheduler:
 class DDPMScheduler(_Scheduler):
     """Ancestral sampling (Ho et al. 2020), with the numbers of ``diffusers.DDPMScheduler``.
 
-    Arguments are those of diffusers, by name, and have its defaults but for ``clip_sample``, which
+    The arguments have the names and the defaults of diffusers, but for ``clip_sample``, which
     is False: points, unlike pixels, have no range.
 
     Args:
@@ -259,7 +259,7 @@ class DDPMScheduler(_Scheduler):
         beta_start, beta_end: range of beta; the cosine schedule ignores it.
         beta_schedule: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2`` (cosine) or ``sigmoid``.
         trained_betas: T numbers that replace the schedule.
-        clip_sample: whether the predicted x_0 is clipped, to +- ``clip_sample_range``.
+        clip_sample: True clips the predicted x_0 to +- ``clip_sample_range``.
         clip_sample_range: see ``clip_sample``.
         prediction_type: the model predicts ``epsilon``, the ``sample`` x_0, or ``v_prediction``.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``
@@ -287,13 +287,13 @@ class DDPMScheduler(_Scheduler):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> StepOutput | tuple[Tensor, Tensor]:
-        """x_{t-1} of x_t (Ho et al. 2020, equation 7).
+        """Returns x_{t-1} for x_t (Ho et al. 2020, equation 7).
 
         Args:
             model_output: float [B, ..., d], or [B, 2 d] with a learned variance.
             timestep: t, one of ``timesteps``.
             sample: x_t, float [B, ..., d].
-            generator: of the noise; None takes torch's global one.
+            generator: generator of the noise; None takes torch's global one.
             return_dict: False returns a plain tuple.
 
         Raises:
@@ -317,7 +317,7 @@ class DDPMScheduler(_Scheduler):
         return output if return_dict else (output.prev_sample, output.pred_original_sample)
 
     def _alpha_bar_before(self, t: int) -> Tensor:
-        """alpha_bar of the next timestep of the chain; 1 after the last."""
+        """Returns alpha_bar of the next timestep of the chain; 1 after the last."""
         places = (self.timesteps == t).nonzero()
         if not len(places):
             raise UserError(f"timestep must be one of the scheduler's timesteps, got {t}")
@@ -327,7 +327,7 @@ class DDPMScheduler(_Scheduler):
         return self.alphas_cumprod[int(self.timesteps[place + 1])]
 
     def _standard_deviation(self, a: Tensor, prev: Tensor, predicted: Tensor | None) -> Tensor:
-        """Of the step's noise: one number, or one per element if the model predicts it."""
+        """Returns the standard deviation of a step: one number, or per element if predicted."""
         beta = 1 - a / prev
         small = ((1 - prev) / (1 - a) * beta).clamp(min=1e-20)
         if self.variance_type == "fixed_large":
@@ -344,14 +344,15 @@ class DDPMScheduler(_Scheduler):
 class DDIMScheduler(_Scheduler):
     """DDIM (Song et al. 2021), with the numbers of ``diffusers.DDIMScheduler``.
 
-    Arguments are those of diffusers, by name, and have its defaults but for ``clip_sample``, which
+    The arguments have the names and the defaults of diffusers, but for ``clip_sample``, which
     is False: points, unlike pixels, have no range.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, clip_sample,
             clip_sample_range, prediction_type, timestep_spacing, steps_offset: see
             :class:`DDPMScheduler`.
-        set_alpha_to_one: whether the last step leads to alpha_bar = 1, else to that of timestep 0.
+        set_alpha_to_one: True makes the last step lead to alpha_bar = 1, False to that of timestep
+            0.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -376,17 +377,17 @@ class DDIMScheduler(_Scheduler):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> StepOutput | tuple[Tensor, Tensor]:
-        """x_{t-1} of x_t (Song et al. 2021, equation 12).
+        """Returns x_{t-1} for x_t (Song et al. 2021, equation 12).
 
-        As with diffusers the step leads to timestep t - T // S, whatever the spacing.
+        As in diffusers, the step leads to timestep t - T // S, whatever the spacing.
 
         Args:
             model_output: float [B, ..., d].
             timestep: t.
             sample: x_t, float [B, ..., d].
             eta: 0 is deterministic, 1 as noisy as DDPM.
-            use_clipped_model_output: whether eps follows from the clipped x_0.
-            generator: of the noise; None takes torch's global one.
+            use_clipped_model_output: True computes eps from the clipped x_0.
+            generator: generator of the noise; None takes torch's global one.
             variance_noise: the noise itself, in place of a generator.
             return_dict: False returns a plain tuple.
 
@@ -421,13 +422,13 @@ def _rows(x: Tensor) -> Tensor:
 def _combine(
     x: Tensor, y: Tensor, z: Tensor | None, c_x: Tensor, c_y: Tensor, c_z: Tensor
 ) -> Tensor:
-    """c_x x + c_y y + c_z z, as one :func:`reverse_step`."""
+    """Returns c_x x + c_y y + c_z z, computed by one :func:`reverse_step`."""
     coefficients = torch.stack((c_x, c_y, c_z, torch.tensor(0.0))).to(x.device)
     z = None if z is None else _rows(z)
     return reverse_step(_rows(x), _rows(y), coefficients, z=z).reshape(x.shape).to(x.dtype)
 
 
 def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Drawn where the generator lives, as diffusers does."""
+    """Draws noise on the device of the generator, as diffusers does."""
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)

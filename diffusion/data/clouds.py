@@ -1,10 +1,10 @@
-"""Points in two and three dimensions, drawn from distributions that are known.
+"""Points in two and three dimensions, drawn from known distributions.
 
 Each data set is one fixed draw, scaled to [-1, 1] per axis (sin_5_5: to mean 0 and standard
 deviation 1), with a ``redraw`` that draws from the same distribution in the same coordinates. The
-scale follows from the outermost points of the fixed draw; that of another one would change the
-kernel NLL of perfect samples by some 0.03. So the fixed draws are those that published numbers
-belong to, or such that perfect samples score what they did there.
+scale follows from the outermost points of the fixed draw; another draw would change the kernel NLL
+of perfect samples by some 0.03. The fixed draws are therefore those of the published numbers, or
+ones in which perfect samples score as they did there.
 """
 
 import math
@@ -28,13 +28,13 @@ _HELIX_CORNERS = np.array([[-1.0918, -1.1115, -2.0605], [1.1012, 1.0911, -0.9176
 
 
 def moons() -> Points:
-    """Two interleaved half circles of 8,000 points, noise 0.04; scikit-learn's ``make_moons``."""
+    """Returns scikit-learn's moons: two interleaved half circles, 8,000 points, noise 0.04."""
     raw, labels = sklearn_datasets("moons").make_moons(8000, noise=0.04, random_state=_SEED)
     return _scaled("moons", raw, labels, _draw_moons, _min_max(raw), ("upper", "lower"))
 
 
 def circles() -> Points:
-    """Two concentric circles of 8,000 points, noise 0.04; scikit-learn's ``make_circles``."""
+    """Returns scikit-learn's circles: two concentric circles, 8,000 points, noise 0.04."""
     raw, labels = sklearn_datasets("circles").make_circles(
         8000, noise=0.04, factor=_INNER, random_state=_SEED
     )
@@ -42,7 +42,7 @@ def circles() -> Points:
 
 
 def blobs() -> Points:
-    """Three Gaussians of 8,000 points, one of class 0 and two of class 1, which overlap.
+    """Returns three overlapping Gaussians of 8,000 points, one of class 0 and two of class 1.
 
     Class 1 has a share of 0.2, of which 0.2 lie around (0.2, 0.3), inside class 0.
     """
@@ -51,21 +51,21 @@ def blobs() -> Points:
 
 
 def manycircles() -> Points:
-    """Eight round Gaussians of 8,000 points on a circle, a class each, which overlap."""
+    """Returns eight overlapping round Gaussians on a circle, 8,000 points, a class each."""
     raw, labels = _draw_manycircles(np.random.RandomState(_MANYCIRCLES_SEED), 8000)
     names = tuple(f"at {45 * k}°" for k in range(8))
     return _scaled("manycircles", raw, labels, _draw_manycircles, _min_max(raw), names)
 
 
 def helix() -> Points:
-    """A helix of 10,000 points in three dimensions; its two classes alternate along it."""
+    """Returns a helix of 10,000 points in three dimensions; two classes alternate along it."""
     raw, labels = _draw_helix(np.random.RandomState(_SEED), 10_000)
     frame = _min_max(_HELIX_CORNERS)
     return _scaled("helix", raw, labels, _draw_helix, frame, ("class 0", "class 1"))
 
 
 def sin_5_5() -> Points:
-    """The wavy surface z = (1 - r) sin(5x) cos(5y) over a disc, 15,686 points, no classes."""
+    """Returns the surface z = (1 - r) sin(5x) cos(5y) over a disc, 15,686 points, no classes."""
     raw, labels = _draw_sin_5_5(np.random.RandomState(_SEED), 15_686)
     return _scaled("sin_5_5", raw, labels, _draw_sin_5_5, _standard(raw), ())
 
@@ -126,13 +126,13 @@ def _draw_sin_5_5(random: Generator, n: int):
 
 
 def _min_max(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and scale that take the data to [-1, 1]."""
+    """Returns the centre and the scale that take the data to [-1, 1]."""
     low, high = raw.min(axis=0), raw.max(axis=0)
     return (low + high) / 2, (high - low) / 2
 
 
 def _standard(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and scale that take the data to mean 0 and standard deviation 1."""
+    """Returns the centre and the scale that take the data to mean 0 and standard deviation 1."""
     return raw.mean(axis=0), raw.std(axis=0)
 
 
@@ -151,7 +151,7 @@ def _scaled(name: str, raw, labels, draw: Draw, frame, class_names: tuple[str, .
 
 
 def _draw_class(draw: Draw, random: Generator, n: int, label: int | None):
-    """n points of one class, or of all; drawn until there are enough."""
+    """Draws n points of one class, or of all, until there are enough."""
     points, labels = draw(random, n)
     if label is None:
         return points, labels
@@ -163,7 +163,7 @@ def _draw_class(draw: Draw, random: Generator, n: int, label: int | None):
 
 
 def sklearn_datasets(name: str) -> ModuleType:
-    """The module ``sklearn.datasets``, which takes a second to import.
+    """Imports ``sklearn.datasets``, which takes a second.
 
     Raises:
         ValueError: scikit-learn is not installed.

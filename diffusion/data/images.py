@@ -1,4 +1,4 @@
-"""Small grey images as points, a dimension for each pixel, values from -1 to 1."""
+"""Small grey images as points: one dimension for each pixel, values from -1 to 1."""
 
 import gzip
 from pathlib import Path
@@ -18,7 +18,7 @@ _UNSIGNED_BYTE = 8  # the IDX code of the type
 
 
 def digits() -> Points:
-    """1,797 hand-written digits of 8 x 8 pixels, ten classes, shipped with scikit-learn."""
+    """Returns scikit-learn's 1,797 hand-written digits of 8 x 8 pixels, ten classes."""
     raw, labels = sklearn_datasets("digits").load_digits(return_X_y=True)
     return Points(
         torch.from_numpy(raw / 8 - 1).float(),
@@ -30,7 +30,7 @@ def digits() -> Points:
 
 
 def fashion_mnist(path: str | Path, part: str = "train") -> Points:
-    """FashionMNIST (Xiao et al. 2017): clothes of 28 x 28 pixels, ten classes.
+    """Returns FashionMNIST (Xiao et al. 2017): clothes of 28 x 28 pixels, ten classes.
 
     Args:
         path: the folder with the four IDX files as they are published
@@ -63,7 +63,7 @@ def fashion_mnist(path: str | Path, part: str = "train") -> Points:
 
 
 def is_fashion_mnist(path: Path) -> bool:
-    """Whether there is such a folder or ``.npz``; what is in it is not yet looked at."""
+    """Returns True for such a folder or ``.npz``, without a look at its content."""
     if path.is_dir():
         return any(path.glob("*-images-idx3-ubyte*"))
     if path.suffix.lower() != ".npz" or not path.is_file():
@@ -86,7 +86,7 @@ def _read_npz(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """An array of bytes in the IDX format: two zeros, the type, the rank, the sizes, the bytes."""
+    """Reads an array of bytes in IDX format: two zeros, type, rank, sizes, bytes."""
     packed, plain = folder / f"{name}.gz", folder / name
     if not packed.is_file() and not plain.is_file():
         raise UserError(f"folder {folder} must hold {name} or {name}.gz")

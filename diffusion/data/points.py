@@ -1,4 +1,4 @@
-"""Point clouds: what the experiments train on, and reading them from a user's file."""
+"""Point clouds to train on, and the files that they are read from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ class Points:
         data: float32 [N, d].
         labels: int64 [N] with values 0 ... C - 1, or None.
         class_names: C names, or empty.
-        name: of the data set.
+        name: name of the data set.
         redraw: ``redraw(n, seed, label=None) -> (data, labels)`` draws n new points from the
             distribution that the data came from, of one class if a label is given; None where
             that distribution is not known.
@@ -90,15 +90,15 @@ class Points:
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def class_name(self, label: int) -> str:
-        """What figures and tables call a class."""
+        """Returns the name of a class in figures and tables."""
         return self.class_names[label] if self.class_names else f"class {label}"
 
     def of_class(self, label: int) -> Tensor:
-        """The points [n, d] with this label."""
+        """Returns the points [n, d] with this label."""
         return self.data[self.labels == label]
 
     def only(self, label: int) -> "Points":
-        """The data set of one class alone, without labels.
+        """Returns the data set of one class alone, without labels.
 
         Raises:
             ValueError: there is no such class.
@@ -112,7 +112,7 @@ class Points:
         )
 
     def fresh(self, n: int, seed: int) -> "Points":
-        """As many new points from the same distribution.
+        """Draws n new points from the same distribution.
 
         Raises:
             ValueError: the distribution is not known.
@@ -125,11 +125,11 @@ class Points:
         return replace(self, data=data, labels=labels)
 
     def split(self, test_fraction: float = 0.2, seed: int = 0) -> tuple["Points", "Points"]:
-        """Points to train on and points to test with, drawn at random, a part of each class.
+        """Splits at random into points to train on and points to test with, within each class.
 
         Args:
-            test_fraction: of the points, between 0 and 1.
-            seed: of the draw.
+            test_fraction: fraction of the points to test with, between 0 and 1.
+            seed: seed of the draw.
 
         Raises:
             ValueError: the fraction is out of range, or a class would be left without points on
@@ -165,13 +165,13 @@ class Points:
 def load_points(path: str | Path) -> Points:
     """Reads a point cloud from a file.
 
-    ``.pt`` holds ``{"data": [N, d], "labels": [N]}`` or a tensor; ``.npz`` arrays of these names;
-    ``.npy`` an array [N, d]; ``.csv`` numbers, one point per line, and if there is a header whose
-    last column is called ``label`` or ``labels``, that column holds the labels. Labels are optional
-    everywhere.
+    ``.pt`` holds ``{"data": [N, d], "labels": [N]}`` or a tensor; ``.npz`` holds arrays of these
+    names; ``.npy`` holds an array [N, d]; ``.csv`` holds one point per line. If a ``.csv`` has a
+    header whose last column is called ``label`` or ``labels``, that column holds the labels. Labels
+    are optional everywhere.
 
     Args:
-        path: of the file; its suffix says what it holds.
+        path: the file; its suffix says its format.
 
     Raises:
         ValueError: the file is missing, of another type, unreadable, or its content is no point

@@ -32,11 +32,11 @@ _JITTER = 0.03
 
 
 def states_points(n_points: int = 5000, seed: int = 0) -> Points:
-    """The STATES data set, standardised to mean 0 and standard deviation 1 per axis.
+    """Returns the STATES data set, standardised to mean 0 and standard deviation 1 per axis.
 
     Args:
         n_points: number of points, shared evenly between the five states.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         Points with labels 0 ... 4 in the order of :data:`STATE_NAMES`. Its ``redraw`` draws from
@@ -70,7 +70,7 @@ def states_points(n_points: int = 5000, seed: int = 0) -> Points:
 
 @cache
 def _outlines() -> tuple[tuple[Tensor, ...], ...]:
-    """The closed rings [K, 2] of each state, placed on the pentagon."""
+    """Returns the closed rings [K, 2] of each state, placed on the pentagon."""
     rings = json.loads(files(__package__).joinpath("state_outlines.json").read_text())["rings"]
     placed = []
     for name in STATE_NAMES:
@@ -90,14 +90,14 @@ def _outlines() -> tuple[tuple[Tensor, ...], ...]:
 
 
 def _edges(rings) -> tuple[Tensor, Tensor]:
-    """Where each edge of closed rings starts and how far it goes, [K, 2] each."""
+    """Returns start and extent of each edge of closed rings, [K, 2] each."""
     start = torch.cat(rings)
     end = torch.cat([ring.roll(-1, dims=0) for ring in rings])
     return start, end - start
 
 
 def _scatter(labels: Tensor, seed: int) -> Tensor:
-    """A point [N, 2] on each label's outline, uniform along its length, with Gaussian jitter."""
+    """Draws a point [N, 2] on each label's outline, uniform along it, with Gaussian jitter."""
     words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(len(labels)), 4)[0]
     place = (words[:, 0].double() + 0.5) / 2**32
     points = 0.0 * words[:, :2].double() + _JITTER * normals(words[:, 2:])

@@ -21,11 +21,11 @@ _GO_ON = "the last checkpoint is good: start the same command again with --resum
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a run.
+    """The place of this process among those of a run.
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -33,16 +33,16 @@ class Ranks:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True in the process that writes files and shows progress."""
         return self.rank == 0
 
     def share(self, rows: int) -> tuple[int, int]:
-        """The first of this rank's rows and how many it has; all ranks together have every row."""
+        """Returns the first row and the number of rows of this rank's share of all rows."""
         first, end = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
         return first, end - first
 
     def add_up(self, tensor: Tensor) -> None:
-        """Adds up the tensors of all ranks, in place; every rank gets the sum.
+        """Replaces a tensor by the sum over all ranks, on every rank.
 
         Raises:
             ValueError: another rank is gone.
@@ -57,7 +57,7 @@ class Ranks:
             ) from error
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Returns True if the flag is set on any rank."""
         if self.size == 1:
             return flag
         total = torch.tensor([float(flag)], device=_device())
@@ -65,19 +65,19 @@ class Ranks:
         return total.item() > 0
 
     def wait(self) -> None:
-        """Returns when all ranks have come here."""
+        """Waits until all ranks have come here."""
         self.any(False)
 
 
 def _device() -> torch.device:
-    """Where the process group's tensors must be."""
+    """Returns the device on which the process group wants its tensors."""
     if distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def _told_to_stop(*_) -> None:
-    """torchrun tells the ranks that are left to stop, perhaps before they notice the loss."""
+    """Turns the signal by which torchrun stops the ranks that are left into one clear line."""
     raise UserError(
         f"rank {os.environ['RANK']} was told to stop, as torchrun does when it has lost another of "
         f"the {os.environ['WORLD_SIZE']} ranks; {_GO_ON}"
@@ -85,16 +85,16 @@ def _told_to_stop(*_) -> None:
 
 
 def _leave() -> None:
-    """Threads of a process group that is still there at exit may abort the process."""
+    """Leaves the process group, whose threads may otherwise abort the process at exit."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.device | None]:
-    """Joins the processes that torchrun started, if it did; this process's place and device.
+    """Joins the processes that torchrun started, if any; returns this process's place and device.
 
     Args:
-        device: what was asked for; on CUDA each rank takes the device of its local number.
+        device: the device asked for; on CUDA each rank takes the device of its local number.
 
     Raises:
         ValueError: there are more ranks than devices.

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from flashpoint.diffusion import Schedule, UserError, sinusoidal_embedding
-from flashpoint.diffusion.schedules import SCHEDULES
+from flashpoint.diffusion import Schedule, UserError, reverse_table, sinusoidal_embedding
+from flashpoint.diffusion.schedules import SCHEDULES, TIME_FEATURES
 
 DIFFUSERS_NAMES = {
     "linear": "linear",
@@ -23,6 +23,12 @@ def test_beta_is_that_of_diffusers(name, steps):
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-7)
 
 
+def posterior_variance(schedule):
+    """sigma^2 of the reverse steps, [T], in the order of the timesteps."""
+    table = reverse_table(schedule, torch.arange(schedule.num_steps).flip(0), variance="posterior")
+    return table[:, 2].square().flip(0)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 500])
 def test_every_schedule_adds_noise_at_every_step(name, steps):
@@ -30,8 +36,9 @@ def test_every_schedule_adds_noise_at_every_step(name, steps):
     assert schedule.beta.shape == (steps,)
     assert ((schedule.beta > 0) & (schedule.beta < 1)).all()
     assert (schedule.alpha_bar.diff() < 0).all()
-    assert (schedule.posterior_variance <= schedule.beta).all()
-    assert schedule.posterior_variance[0] == 0
+    variance = posterior_variance(schedule)
+    assert (variance <= schedule.beta + 1e-15).all()
+    assert variance[0] == 0
 
 
 def test_sech_rises_from_start_to_end_along_a_hyperbolic_secant():
@@ -46,7 +53,17 @@ def test_posterior_variance_is_that_of_the_gaussian_posterior():
     t = 20
     # Product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0): precisions add.
     precision = s.alpha[t] / s.beta[t] + 1 / (1 - s.alpha_bar[t - 1])
-    torch.testing.assert_close(s.posterior_variance[t], 1 / precision)
+    torch.testing.assert_close(posterior_variance(s)[t], 1 / precision)
+
+
+@pytest.mark.parametrize("time_feature", TIME_FEATURES)
+def test_inputs_are_points_and_the_features_of_their_timestep(time_feature):
+    schedule, x = Schedule(5, time_feature=time_feature), torch.randn(3, 2)
+    features = schedule.time_features.float()
+    assert torch.equal(schedule.inputs(x, 4), torch.cat((x, features[[4, 4, 4]]), dim=1))
+    t = torch.tensor([0, 3, 1])
+    assert torch.equal(schedule.inputs(x, t), torch.cat((x, features[t]), dim=1))
+    assert torch.equal(schedule.inputs(x[0], 2), schedule.inputs(x[:1], 2)[0])
 
 
 def test_time_features():
