@@ -15,8 +15,9 @@ from .models import Perceptron
 from .schedules import Schedule
 from .solvers import SOLVERS, solver_chain, solver_timesteps
 
-STEPS = ("ddpm", "ddim")
-METHODS = (*STEPS, *SOLVERS)
+STEPS = {"ddpm": "DDPM", "ddim": "DDIM"}
+# The methods of sampling, each with its title in figures and reports.
+METHODS = STEPS | {name: solver.title for name, solver in SOLVERS.items()}
 VARIANCES = ("beta", "posterior", "none")
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
@@ -35,11 +36,8 @@ def timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     Raises:
         ValueError: S is not in 1 ... T.
     """
-    total = schedule.num_steps
-    count = total if num_steps is None else num_steps
-    if not 1 <= count <= total:
-        raise UserError(f"num_steps must be from 1 to {total}, got {num_steps}")
-    return torch.linspace(total - 1, 0, count, dtype=torch.float64).round().long()
+    last, count = schedule.num_steps - 1, schedule.steps_visited(num_steps)
+    return torch.linspace(last, 0, count, dtype=torch.float64).round().long()
 
 
 def reverse_table(

@@ -113,6 +113,17 @@ class Schedule:
         steps = torch.arange(self.num_steps, dtype=torch.float64)[:, None]
         return 2 * (steps - self.num_steps / 2) / self.num_steps
 
+    def steps_visited(self, num_steps: int | None) -> int:
+        """Returns the number of timesteps that a chain visits: ``num_steps``, or all T for None.
+
+        Raises:
+            ValueError: the number is not from 1 to T.
+        """
+        count = self.num_steps if num_steps is None else num_steps
+        if not 1 <= count <= self.num_steps:
+            raise UserError(f"num_steps must be from 1 to {self.num_steps}, got {num_steps}")
+        return count
+
     def inputs(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Returns a network's inputs [..., d + F]: points and the features of their timestep.
 

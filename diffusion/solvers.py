@@ -8,13 +8,13 @@ alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t).
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels import sample_chain
 from ..kernels.reverse_step.reference import EPS, NOISE, X
-from .errors import UserError
 from .schedules import Schedule
 
 NoiseFunction = Callable[[Tensor, int], Tensor]
@@ -31,10 +31,7 @@ def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     Raises:
         ValueError: S is not in 1 ... T.
     """
-    total = schedule.num_steps
-    count = total if num_steps is None else num_steps
-    if not 1 <= count <= total:
-        raise UserError(f"num_steps must be from 1 to {total}, got {num_steps}")
+    total, count = schedule.num_steps, schedule.steps_visited(num_steps)
     log_ratio = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2  # of sigma to alpha
     first, last = (log_ratio[[-1, 0]] / _RHO).exp().tolist()
     wanted = _RHO * torch.linspace(first, last, count, dtype=torch.float64).log()
@@ -99,7 +96,18 @@ def heun(noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor) -> 
         yield x
 
 
-SOLVERS = {"dpm++2m": dpm_solver_2m, "heun": heun}
+class Solver(NamedTuple):
+    """A solver of the ODE; an entry of :data:`SOLVERS` is all that it takes to sample with one."""
+
+    title: str  # in figures and reports
+    solve: Callable[[NoiseFunction, Schedule, Tensor, Tensor], Iterator[Tensor]]
+    evaluations: Callable[[int], int]  # number of evaluations of the denoiser in S steps
+
+
+SOLVERS = {
+    "dpm++2m": Solver("DPM-Solver++(2M)", dpm_solver_2m, lambda steps: steps),
+    "heun": Solver("Heun", heun, lambda steps: 2 * steps - 1),
+}
 
 
 def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
@@ -125,7 +133,7 @@ def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
             return sample_chain(denoiser, x, table[:, one], time_features[:, one], **options)[0]
 
         kept, x = [x_T], x_T
-        for done, x in enumerate(SOLVERS[method](noise, schedule, steps, x_T), 1):
+        for done, x in enumerate(SOLVERS[method].solve(noise, schedule, steps, x_T), 1):
             if keep_every and (done % keep_every == 0 or done == len(steps)):
                 kept.append(x)
         return x, torch.stack(kept) if keep_every else x.new_empty((0, *x.shape))

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from .. import plots
 from ..metrics.excess_loss import GaussianMixture, Target
-from ..sampling import reverse_table, timesteps
+from ..sampling import METHODS, reverse_table, timesteps
 from ..schedules import Schedule
 from ..solvers import SOLVERS, solver_timesteps
 
-METHODS = {"ddim": "DDIM", "dpm++2m": "DPM-Solver++(2M)", "heun": "Heun"}
+DETERMINISTIC = {
+    name: title for name, title in METHODS.items() if name == "ddim" or name in SOLVERS
+}
 COUNTS = (5, 10, 20, 50, 100, 200)
 
 
@@ -61,7 +63,7 @@ def solve(
         for i, (c_x, c_eps, *_) in enumerate(reverse_table(schedule, steps, method="ddim")):
             x = c_x * x + c_eps * noise(x, i)
     else:
-        *_, x = SOLVERS[method](noise, schedule, steps, x)
+        *_, x = SOLVERS[method].solve(noise, schedule, steps, x)
     return x
 
 
@@ -87,10 +89,11 @@ def step_errors(
     x_T = torch.randn(n, dim, generator=generator, dtype=torch.float64)
     exact = solve("heun", target, schedule, None, x_T)
     found = StepErrors({}, {})
-    for method in METHODS:
+    for method in DETERMINISTIC:
         ends = [solve(method, target, schedule, count, x_T) for count in counts]
         found.errors[method] = [(x - exact).norm(dim=1).mean().item() for x in ends]
-        found.evaluations[method] = [2 * s - 1 if method == "heun" else s for s in counts]
+        solver = SOLVERS.get(method)
+        found.evaluations[method] = [solver.evaluations(s) if solver else s for s in counts]
     return found
 
 
@@ -98,13 +101,14 @@ def main(path: str) -> None:
     """Draws the figure for eight Gaussians and 500 timesteps, and prints the numbers as a table."""
     found = step_errors(eight_gaussians(), Schedule(500))
     curves = {
-        name: (found.evaluations[method], found.errors[method]) for method, name in METHODS.items()
+        name: (found.evaluations[method], found.errors[method])
+        for method, name in DETERMINISTIC.items()
     }
     plots.against_evaluations(curves, save_to=path)
-    print("| steps |", " | ".join(METHODS.values()), "|")
-    print("| --- |", " | ".join("---" for _ in METHODS), "|")
+    print("| steps |", " | ".join(DETERMINISTIC.values()), "|")
+    print("| --- |", " | ".join("---" for _ in DETERMINISTIC), "|")
     for row, count in enumerate(COUNTS):
-        print(f"| {count} |", " | ".join(f"{found.errors[m][row]:.4f}" for m in METHODS), "|")
+        print(f"| {count} |", " | ".join(f"{found.errors[m][row]:.4f}" for m in DETERMINISTIC), "|")
 
 
 if __name__ == "__main__":
