@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ._layers import (
+from ._perceptrons import (
     Layers,
     has_hooks,
     never_fused,

@@ -10,7 +10,7 @@ its layers. Each is a ``forward`` without state that ``kernelize`` puts in place
 
 from torch import Tensor, nn
 
-from ._layers import run_layers
+from ._perceptrons import run_layers
 
 __all__ = ["FusedPerceptron"]
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ._layers import ACTIVATIONS, has_hooks, read_layers, run_layers
+from ._perceptrons import ACTIVATIONS, has_hooks, read_layers, run_layers
 from ._validate import check_precision
 from .mlp import MLPShape
 

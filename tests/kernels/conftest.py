@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashpoint.kernels import _layers
+from flashpoint.kernels import _perceptrons
 
 
 @pytest.fixture
@@ -17,15 +17,17 @@ def on_device(device):
 def fused_calls(monkeypatch):
     """The shapes of x of all calls that modules run fused, which float32 does too."""
     calls = []
-    run = _layers.run_kernels
+    run = _perceptrons.run_kernels
 
     def counted(arguments, precision):
         calls.append(arguments.x.shape)
         return run(arguments, precision)
 
-    monkeypatch.setattr(_layers, "run_kernels", counted)
-    monkeypatch.setattr(_layers, "faster_in_pytorch", lambda _: None)
+    monkeypatch.setattr(_perceptrons, "run_kernels", counted)
+    monkeypatch.setattr(_perceptrons, "faster_in_pytorch", lambda _: None)
     monkeypatch.setattr(
-        _layers, "_worth_fusing", lambda x: type(x) in _layers.PLAIN_TENSORS and not x.is_meta
+        _perceptrons,
+        "_worth_fusing",
+        lambda x: type(x) in _perceptrons.PLAIN_TENSORS and not x.is_meta,
     )
     return calls

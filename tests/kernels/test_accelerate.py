@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from flashpoint.kernels import Acceleration, FusedMLP, _dispatch, _layers, accelerate
+from flashpoint.kernels import Acceleration, FusedMLP, _dispatch, _perceptrons, accelerate
 from flashpoint.kernels.mlp import faster_in_pytorch
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -178,7 +178,7 @@ def test_a_gpu_without_kernels_is_left_to_the_layers_bit_for_bit(fused_calls, mo
     model, x = perceptron(), torch.randn(40, 3)
     plain = copy.deepcopy(model)
     accelerate(model)
-    monkeypatch.setattr(_layers, "problem_of", lambda _: "needs compute capability 8.0")
+    monkeypatch.setattr(_perceptrons, "problem_of", lambda _: "needs compute capability 8.0")
     _dispatch._log.cache_clear()
     with caplog.at_level("INFO", logger="flashpoint"):
         assert torch.equal(model(x), plain(x))
@@ -187,14 +187,14 @@ def test_a_gpu_without_kernels_is_left_to_the_layers_bit_for_bit(fused_calls, mo
 
 
 def test_a_gpu_without_kernels_is_reported(monkeypatch):
-    network = _layers.read_layers(perceptron())
+    network = _perceptrons.read_layers(perceptron())
     weight = SimpleNamespace(
         dtype=torch.float32, is_cuda=True, device=torch.device("cuda:0"), shape=(16, 3)
     )
     network = network._replace(weights=[weight, *network.weights[1:]])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     _dispatch._find_problem.cache_clear()
-    assert _layers.not_yet_fused(network) == "needs compute capability 8.0 or more, got 7.5"
+    assert _perceptrons.not_yet_fused(network) == "needs compute capability 8.0 or more, got 7.5"
     _dispatch._find_problem.cache_clear()
 
 
@@ -727,7 +727,7 @@ def matmul_precision():
 def test_float32_runs_fused_where_that_is_faster(
     device, monkeypatch, matmul_precision, fused_calls, kind, setting, gradients, autocast, fused
 ):
-    monkeypatch.setattr(_layers, "faster_in_pytorch", faster_in_pytorch)
+    monkeypatch.setattr(_perceptrons, "faster_in_pytorch", faster_in_pytorch)
     plain = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).to(device)
     model = copy.deepcopy(plain)
     if kind == "accelerate":
@@ -747,7 +747,7 @@ def test_float32_runs_fused_where_that_is_faster(
 
 
 def test_a_precision_by_name_runs_fused(device, monkeypatch, fused_calls):
-    monkeypatch.setattr(_layers, "faster_in_pytorch", faster_in_pytorch)
+    monkeypatch.setattr(_perceptrons, "faster_in_pytorch", faster_in_pytorch)
     with torch.device(device):
         model = FusedMLP(3, 2, [16], precision="tf32x3")
         model(torch.randn(20, 3)).sum().backward()
@@ -757,8 +757,8 @@ def test_a_precision_by_name_runs_fused(device, monkeypatch, fused_calls):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "fused"), [(torch.float16, True), (torch.float32, False)])
 def test_on_a_gpu_half_precision_runs_fused_and_float32_in_its_layers(monkeypatch, dtype, fused):
-    calls, run = [], _layers.run_kernels
-    monkeypatch.setattr(_layers, "run_kernels", lambda *call: calls.append(call) or run(*call))
+    calls, run = [], _perceptrons.run_kernels
+    monkeypatch.setattr(_perceptrons, "run_kernels", lambda *call: calls.append(call) or run(*call))
     model = perceptron().to(dtype)
     accelerate(model, strict=True)
     assert model(torch.randn(20, 3, dtype=dtype)).isfinite().all()

@@ -35,7 +35,7 @@ with use_kernel_mapping({"FusedPerceptron": {"cpu": repository}}):
     kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, device="cpu", use_fallback=False)
 
 (loaded,) = get_loaded_kernels()
-inner = sys.modules[loaded.module.__name__ + "._layers"]
+inner = sys.modules[loaded.module.__name__ + "._perceptrons"]
 calls = []
 
 def counted(arguments, precision):  # on the interpreted kernels, where the layer asks for a GPU
