@@ -9,17 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import MLPParameters, MLPShape, Network, accelerate
+from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
+from ..kernels.modules import perceptron_layers
 from .errors import UserError, check_at_least, check_choice
 from .schedules import EMBEDDING_DIM, sinusoidal_embedding
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "prelu": nn.PReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-}
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
 
 _Self = TypeVar("_Self", bound="Perceptron")
@@ -96,12 +90,7 @@ class MLP(Perceptron):
         widths = (input_dim, *hidden_layers, output_dim)
         self.shape = MLPShape(widths, activation, linear_input=linear_input)
         self.act = ACTIVATIONS[activation]()
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), self.act]
-        if linear_input:
-            del layers[1]
-        self.model = nn.Sequential(*layers[:-1])
+        self.model = perceptron_layers(widths, self.act, linear_input=linear_input)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns y [..., output_dim] for x [..., input_dim]."""

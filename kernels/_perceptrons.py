@@ -1,4 +1,4 @@
-"""Reading a multi-layer perceptron out of an ``nn.Sequential``, and running it fused.
+"""Reads a multi-layer perceptron out of an ``nn.Sequential`` and runs it fused.
 
 An ``nn.Sequential`` can change at any time: layers are replaced, hooked, parametrised. So it is
 read at every call, which costs less than calling its layers one by one.
@@ -21,32 +21,27 @@ from .mlp import (
     read_arguments,
     run_kernels,
 )
+from .mlp.activation import TABLE
 from .mlp.layout import gap_of
-from .mlp.shape import PIECEWISE_LINEAR
 
-ACTIVATIONS = {
-    nn.PReLU: "prelu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Tanh: "tanh",
+_ACTIVATION_NAMES = {
+    activation.module: name for name, activation in TABLE.items() if activation.module is not None
 }
 
 
 class Layers(NamedTuple):
-    """The arguments of :func:`~flashpoint.kernels.mlp`, but for the slopes not yet joined."""
+    """The arguments of :func:`~flashpoint.kernels.mlp`, with the slopes not yet joined."""
 
     weights: list[Tensor]
     biases: list[Tensor] | None
     slopes: list[Tensor]  # [1] for each activation, PReLU only
     activation: str
     negative_slope: float
-    linear_input: bool  # whether a second Linear layer follows the first
+    linear_input: bool  # True if a second Linear layer follows the first
 
 
 def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -> Tensor:
-    """``layers(x)``: fused if that is possible now, else one by one."""
+    """Returns ``layers(x)``, computed fused if that is possible now, else layer by layer."""
     arguments = _arguments(layers, x, precision)
     if arguments is None:
         return nn.Sequential.forward(layers, x)
@@ -54,7 +49,7 @@ def run_layers(layers: nn.Sequential, x: Tensor, precision: str | None = None) -
 
 
 def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Arguments | None:
-    """What the kernels would run on, None if the layers themselves have to run."""
+    """Returns the arguments for the kernels, None if the layers themselves have to run."""
     if not _worth_fusing(x) or onlooker() is not None:
         return None
     gap = faster_in_pytorch(x) if precision is None else None
@@ -69,7 +64,7 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
                 x, weights, biases, slope, activation, negative_slope, linear_input
             )
         except (TypeError, ValueError):
-            return None  # PyTorch has its own words for it
+            return None  # the layers raise PyTorch's own error
         gap = problem_of(x.device) or gap_of_arguments(arguments)
         if gap is None:
             return arguments
@@ -78,7 +73,7 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
 
 
 def _join(slopes: list[Tensor]) -> Tensor | None:
-    """One tensor of all slopes, None if there are none or they do not go together."""
+    """Returns all slopes as one tensor (None if there are none, or if they are not alike)."""
     if not slopes or all(slope is slopes[0] for slope in slopes):
         return slopes[0] if slopes else None
     alike = len({(slope.dtype, slope.device) for slope in slopes}) == 1
@@ -86,12 +81,12 @@ def _join(slopes: list[Tensor]) -> Tensor | None:
 
 
 def _worth_fusing(x: Tensor) -> bool:
-    """Elsewhere than on a GPU the layers themselves are fastest."""
+    """Returns True on a GPU; on other devices the layers themselves are fastest."""
     return type(x) in PLAIN_TENSORS and x.is_cuda
 
 
 def read_layers(layers: nn.Sequential) -> Layers | str:
-    """The perceptron that the layers are, or in a few words why they cannot be run fused."""
+    """Returns the perceptron that the layers form, or the reason why they cannot run fused."""
     children: list[Any] = list(layers._modules.values())
     linear_input = len(children) > 3 and all(type(child) is nn.Linear for child in children[:2])
     first = 2 if linear_input else 1  # position of the first activation
@@ -116,7 +111,7 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
-    if linear_input and activation not in PIECEWISE_LINEAR:
+    if linear_input and not TABLE[activation].piecewise_linear:
         return f"no activation follows the first layer, as it must with {activation}"
     return Layers(
         [linear._parameters["weight"] for linear in linears],
@@ -129,12 +124,12 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
 
 
 def never_fused(network: Layers) -> str | None:
-    """What the kernels do not cover of a network, however it is called, if anything."""
+    """Returns why no call of a network can run fused, None if calls can."""
     return gap_of(_shape(network), torch.float32) if _is_whole(network) else None
 
 
 def not_yet_fused(network: Layers) -> str | None:
-    """Why a network runs layer by layer until its parameters are moved or converted, if so."""
+    """Returns why a network cannot run fused until its parameters are moved or converted, if so."""
     if not _is_whole(network):
         return "a weight without elements"
     weight = network.weights[0]
@@ -143,14 +138,17 @@ def not_yet_fused(network: Layers) -> str | None:
 
 
 def when_fused(network: Layers) -> str | None:
-    """In which settings a network runs fused, None if in all; see :func:`.faster_in_pytorch`."""
+    """Returns the settings in which a network runs fused, None for all settings.
+
+    :func:`.faster_in_pytorch` is the reason.
+    """
     if network.weights[0].dtype != torch.float32:
         return None
     return "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
 
 
 def _is_whole(network: Layers) -> bool:
-    """Whether all weights are there: those that are shared out over ranks have no elements."""
+    """Returns True if all weights have elements: sharding over ranks leaves some without."""
     return all(len(weight.shape) == 2 and 0 not in weight.shape for weight in network.weights)
 
 
@@ -161,6 +159,7 @@ def _shape(network: Layers) -> MLPShape:
 
 
 def has_hooks(module: nn.Module) -> bool:
+    """Returns True if a module has hooks that its call would run."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -170,9 +169,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _problem(layer: nn.Module, linear: bool) -> str | None:
-    """Why a layer cannot be fused, if so."""
+    """Returns why a layer cannot be fused, None if it can."""
     kind = type(layer)
-    if (linear and kind is not nn.Linear) or (not linear and kind not in ACTIVATIONS):
+    if (linear and kind is not nn.Linear) or (not linear and kind not in _ACTIVATION_NAMES):
         if is_parametrized(layer):  # which gives the layer a class of its own
             return "has parametrizations"
         return f"stands where {'a Linear layer' if linear else 'an activation'} is needed"
@@ -185,14 +184,10 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
     for parameter in layer._parameters.values():
         if parameter is not None and type(parameter) not in PLAIN_TENSORS:
             return "has parameters of a tensor subclass"
-    if kind is nn.PReLU and layer.num_parameters != 1:
-        return "has a slope for each column"
-    if kind is nn.GELU and layer.approximate != "none":
-        return "is an approximation"
-    return None
+    return None if linear else TABLE[_ACTIVATION_NAMES[kind]].difference(layer)
 
 
 def _kind(activation: nn.Module) -> tuple[str, float]:
-    """Name and fixed slope."""
+    """Returns the name and the fixed slope of an activation."""
     slope = activation.negative_slope if type(activation) is nn.LeakyReLU else 0.0
-    return ACTIVATIONS[type(activation)], slope
+    return _ACTIVATION_NAMES[type(activation)], slope

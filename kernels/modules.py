@@ -1,20 +1,44 @@
 """A multi-layer perceptron as an ``nn.Module``, interchangeable with plain PyTorch ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ._perceptrons import ACTIVATIONS, has_hooks, read_layers, run_layers
+from ._perceptrons import has_hooks, read_layers, run_layers
 from ._validate import check_precision
 from .mlp import MLPShape
+from .mlp.activation import TABLE
+
+ACTIVATION_MODULES = {
+    name: activation.module for name, activation in TABLE.items() if activation.module is not None
+}
+
+
+def perceptron_layers(
+    widths: Sequence[int], activation: nn.Module, *, bias: bool = True, linear_input: bool = False
+) -> nn.Sequential:
+    """Returns the layers of a perceptron, with one activation shared by all of them.
+
+    Args:
+        widths: (input, hidden ..., output).
+        activation: the module after every Linear layer but the last.
+        bias: True if the Linear layers have biases.
+        linear_input: True for no activation after the first layer either.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out, bias=bias), activation]
+    if linear_input:
+        del layers[1]
+    return nn.Sequential(*layers[:-1])
 
 
 class FusedMLP(nn.Module):
     """Linear layers with one activation between them, run by :func:`~flashpoint.kernels.mlp`.
 
-    What the kernels do not cover its layers do one by one, as they are; so they do elsewhere than
-    on a GPU, and wherever else :func:`~flashpoint.kernels.accelerate` says.
+    The layers run one by one, as they are, where the kernels do not cover a call, where there is no
+    GPU, and in the other cases that :func:`~flashpoint.kernels.accelerate` lists.
 
     The ``state_dict`` is that of the plain layout with one shared activation: ``act.weight``,
     ``model.0.weight``, ``model.0.bias``, ``model.1.weight`` (the slope again), and so on.
@@ -22,18 +46,19 @@ class FusedMLP(nn.Module):
     Args:
         input_dim: width of x.
         output_dim: width of y.
-        hidden_layers: widths of the hidden layers, none or more.
+        hidden_layers: widths of the hidden layers, possibly none.
         activation: ``prelu`` (one slope shared by all layers), ``leaky_relu``, ``relu``,
             ``silu``, ``gelu`` or ``tanh``.
-        bias: whether the layers have biases.
-        linear_input: no activation after the first layer either, which then only embeds the input;
-            for ``prelu``, ``leaky_relu`` and ``relu``, and at least one hidden layer.
-        precision: of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for what
-            PyTorch itself would use, where float32 runs layer by layer if that is faster.
+        bias: True if the layers have biases.
+        linear_input: True for no activation after the first layer either, which then only embeds
+            the input. It needs a hidden layer, and ``prelu``, ``leaky_relu`` or ``relu``.
+        precision: precision of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for
+            the precision that PyTorch itself would use. float32 then runs layer by layer where that
+            is faster.
 
     Raises:
-        ValueError: unknown activation or precision, or an activation that a linear input does not
-            go with.
+        ValueError: the activation or precision is unknown, or a linear input is impossible with the
+            activation or without hidden layers.
     """
 
     def __init__(
@@ -48,24 +73,19 @@ class FusedMLP(nn.Module):
         precision: str | None = None,
     ):
         super().__init__()
-        modules = {name: module for module, name in ACTIVATIONS.items()}
-        if activation not in modules:
-            raise ValueError(f"activation must be one of {', '.join(modules)}, got {activation!r}")
-        self.act = modules[activation]()
+        if activation not in ACTIVATION_MODULES:
+            allowed = ", ".join(ACTIVATION_MODULES)
+            raise ValueError(f"activation must be one of {allowed}, got {activation!r}")
+        self.act = ACTIVATION_MODULES[activation]()
         widths = (input_dim, *hidden_layers, output_dim)
         MLPShape(widths, activation, bias=bias, linear_input=linear_input)
-        layers = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out, bias=bias), self.act]
-        if linear_input:
-            del layers[1]
-        self.model = nn.Sequential(*layers[:-1])
+        self.model = perceptron_layers(widths, self.act, bias=bias, linear_input=linear_input)
         self._set_precision(precision)
         self._plain: tuple[nn.Module] = (self.model,)
 
     @classmethod
     def from_module(cls, module: nn.Module, *, precision: str | None = None) -> "FusedMLP":
-        """A fused module made of the layers of another; the Parameters are shared, not copied.
+        """Returns a fused module made of another's layers, which shares its Parameters.
 
         Args:
             module: an ``nn.Sequential`` of Linear layers with one kind of activation between
@@ -74,8 +94,8 @@ class FusedMLP(nn.Module):
             precision: as for the class.
 
         Raises:
-            ValueError: the module is no perceptron that can be fused, and why; or an unknown
-                precision.
+            ValueError: the module is no perceptron that can be fused, and why, or the precision is
+                unknown.
         """
         layers = module if isinstance(module, nn.Sequential) else _inner_layers(module)
         network = read_layers(layers)
@@ -94,25 +114,26 @@ class FusedMLP(nn.Module):
 
     def _set_precision(self, precision: str | None) -> None:
         if precision is not None:
-            check_precision(precision)  # here, because only a GPU's forward pass reads it
+            check_precision(precision)  # now: on a CPU no forward pass would find the mistake
         self.precision = precision
 
     def to_module(self) -> nn.Module:
-        """The plain module with the same Parameters.
+        """Returns the plain module with the same Parameters.
 
-        What :meth:`from_module` was given, or else the ``nn.Sequential`` of the layers.
+        It is the module that :meth:`from_module` was given, or else the ``nn.Sequential`` of the
+        layers.
         """
         return self._plain[0]  # in a tuple, so that it is not a child of this module
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [..., output_dim] of x [..., input_dim]."""
+        """Returns y [..., output_dim] of x [..., input_dim]."""
         if has_hooks(self.model):
             return self.model(x)
         return run_layers(self.model, x, self.precision)
 
 
 def _inner_layers(module: nn.Module) -> nn.Sequential:
-    """``module.model``, if that holds all that the module has."""
+    """Returns ``module.model``; raises ValueError if the module has layers outside it."""
     layers = getattr(module, "model", None)
     if not isinstance(layers, nn.Sequential):
         raise ValueError(

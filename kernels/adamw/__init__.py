@@ -17,9 +17,17 @@ from ..mlp import MLPShape
 from ..mlp.config import OPERAND_DTYPES
 from ..mlp.layout import layout_of
 from . import reference
-from .reference import AdamWState, Course, Shadow
+from .reference import AdamWState, Course, Shadow, update_shadow
 
-__all__ = ["AdamWState", "Course", "Shadow", "adamw_", "adamw_state", "shadow_of"]
+__all__ = [
+    "AdamWState",
+    "Course",
+    "Shadow",
+    "adamw_",
+    "adamw_state",
+    "shadow_of",
+    "update_shadow",
+]
 
 _Number = TypeVar("_Number")
 
@@ -40,10 +48,10 @@ def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
         precision: of the matrix products, ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
             ``fp32``.
     """
-    size = layout_of(shape, precision).packed[-1]
+    size = layout_of(shape, precision).weights[-1]
     dtype = OPERAND_DTYPES[precision]
     shadow = Shadow(parameters.new_zeros((len(parameters), size), dtype=dtype), shape, precision)
-    reference.update_shadow(parameters, shadow)
+    update_shadow(parameters, shadow)
     return shadow
 
 
@@ -136,7 +144,7 @@ def adamw_(
 
 def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:
     """Raises ValueError if a shadow is not that of M models of the parameters' size."""
-    size = layout_of(shadow.shape, shadow.precision).packed[-1]
+    size = layout_of(shadow.shape, shadow.precision).weights[-1]
     check_shape("parameters", parameters, (len(parameters), shadow.shape.num_parameters))
     check_shape("shadow.packed", shadow.packed, (len(parameters), size))
     check_same_device(parameters=parameters, **{"shadow.packed": shadow.packed})

@@ -1,18 +1,19 @@
-"""AdamW or Adam with an average of the weights in Triton, one launch for all parameters.
+"""AdamW or Adam in Triton, with an average of the weights, in one launch for all parameters.
 
-Same contract as :mod:`.reference`. A training step ends here: the launch adds up the parts of the
-gradient, looks its learning rate up, updates, writes the loss down and leaves the weights as the
-next step's matrix products read them.
+The contract is that of :mod:`.reference`. A training step ends here: the launch adds up the parts
+of the gradient, looks up the learning rate, updates the parameters, records the loss, and writes
+the weights as the next step's matrix products read them.
 """
 
 import math
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import device_of
-from ..mlp.device import operand
+from ..mlp.arithmetic import operand, sum_of
 from ..mlp.layout import layout_of
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 
@@ -26,18 +27,51 @@ _VARYING = ["splits", "blocks", "step_ptr", "step", "entries", "places"]
 
 @triton.jit(do_not_specialize=_VARYING)
 def adamw_kernel(
-    parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr, packed_ptr,
+    parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr, weights_ptr,
     grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, step_ptr, step, lr_ptr, lr,
     rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places, means_ptr,
     weight_decay_ptr, weight_decay, ema_weight_ptr, ema_weight, eps, size,
     LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr, beta2, weight1, weight2,
     DECOUPLED: tl.constexpr, SUMS: tl.constexpr, NET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One update of [M, size] parameters; grid (blocks, M).
+    """Makes one update of the parameters of M models; grid (blocks, M).
 
-    What has a pointer is read from it, for each model; without one it is the number. The gradient
-    is [M, size], or with SUMS the sums [M, splits, size + 2] that a training step leaves. What is
-    one minus a decay comes as its weight, because fp32 would lose it.
+    Several quantities have a pointer and a number. A pointer that is not None holds one value for
+    each model, float32 [M], and the number is then ignored. ``step_ptr`` holds one int64 for all.
+
+    Args:
+        parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr: float32 [M, size], parameters, moments
+            and averaged parameters; updated in place.
+        weights_ptr: [M, columns], operand weights, operand dtype; written. None if NET is None.
+        grad_ptr: float32 [M, size], mean gradient; with SUMS [M, splits, size + 2], the sums that a
+            training step leaves: gradient, loss, number of terms.
+        splits: parts of the sums, ignored without SUMS.
+        squares_ptr: float32 [M, blocks], parts of the squared norm of the gradient; None if it was
+            not measured.
+        blocks: parts of the squared norm.
+        clip_norm_ptr, clip_norm: largest norm of the gradient, 0 for any; needs squares.
+        step_ptr, step: number of this update, from 1.
+        lr_ptr, lr: learning rate, unless there are rates.
+        rates_ptr: float32 [M, entries], learning rates of a course; None without a course. The
+            other fields of :class:`.Course` follow it.
+        entries: K, rates of each model.
+        every_ptr: int64 [M], updates that use each rate.
+        total_ptr: int64 [M], updates after which a model stays as it is.
+        losses_ptr: float32 [M, places], losses of single updates; written.
+        places: R, losses of each model.
+        means_ptr: float32 [M, entries], mean losses of the updates of each rate; added to. None to
+            leave them out.
+        weight_decay_ptr, weight_decay: weight decay of AdamW or Adam.
+        ema_weight_ptr, ema_weight: one minus the decay of the averaged parameters: fp32 would lose
+            the difference, as in ``weight1`` and ``weight2``.
+        eps: added to the root of the second moment.
+        size: P, parameters of each model.
+        LOG_BETA1, LOG_BETA2: natural logarithms of both betas.
+        beta2, weight1, weight2: beta2, 1 - beta1 and 1 - beta2.
+        DECOUPLED: True for AdamW; False adds the weight decay to the gradient, as Adam does.
+        SUMS: True if the gradient comes as sums.
+        NET: :class:`~..mlp.layout.Layout` of the operand weights; None to leave them alone.
+        BLOCK: parameters of a program.
     """
     model = tl.program_id(1).to(tl.int64)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -56,7 +90,7 @@ def adamw_kernel(
     else:
         g = tl.load(grad_ptr + model * size + element, mask=live, other=0.0)
     if squares_ptr is not None:
-        norm = tl.sqrt_rn(_sum(squares_ptr + model * blocks, blocks, BLOCK))
+        norm = tl.sqrt_rn(sum_of(squares_ptr + model * blocks, blocks, BLOCK))
         loss += norm * 0  # not finite if the gradient is not
         if clip_norm_ptr is not None:
             clip_norm = tl.load(clip_norm_ptr + model)
@@ -102,12 +136,12 @@ def adamw_kernel(
     tl.store(exp_avg_sq_ptr + offset, v, mask=live)
     tl.store(ema_ptr + offset, ema, mask=live)
     if NET is not None:
-        _store_shadow(packed_ptr + model * NET.packed[NET.layers], element, p, live, NET)
+        _store_shadow(weights_ptr + model * NET.weights[NET.layers], element, p, live, NET)
 
 
 @triton.jit
 def _mean(parts, splits, element, live, size):
-    """Mean gradient of some elements and mean loss, from parts [splits, size + 2]."""
+    """Returns the mean gradient of some elements and the mean loss, of parts [splits, size + 2]."""
     g = tl.zeros(element.shape, tl.float32)
     loss, count = 0.0, 0.0
     for _ in range(splits):
@@ -119,35 +153,26 @@ def _mean(parts, splits, element, live, size):
 
 
 @triton.jit
-def _sum(pointer, length, BLOCK: tl.constexpr):
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, length, BLOCK):
-        element = start + tl.arange(0, BLOCK)
-        acc += tl.load(pointer + element, mask=element < length, other=0.0)
-    return tl.sum(acc)
-
-
-@triton.jit
 def _correction(step, LOG_BETA: tl.constexpr):
-    """1 - beta^step, in fp64 because fp32 would lose it."""
+    """Returns 1 - beta^step, computed in fp64 because fp32 would lose the difference."""
     return (1 - tl.exp(step.to(tl.float64) * LOG_BETA)).to(tl.float32)
 
 
 @triton.jit
-def _store_shadow(packed, element, p, live, NET: tl.constexpr):
-    """Writes weights, rounded, to where the matrix products read them."""
+def _store_shadow(weights, element, p, live, NET: tl.constexpr):
+    """Writes some parameters into the operand weights, rounded."""
     LAYERS: tl.constexpr = NET.layers
     for layer in tl.static_range(LAYERS):
-        _store_layer(packed + NET.packed[layer], element - NET.flat[layer], p, live, NET, layer)
+        _store_layer(weights + NET.weights[layer], element - NET.flat[layer], p, live, NET, layer)
 
 
 @triton.jit
-def _store_layer(packed, element, p, live, NET: tl.constexpr, LAYER: tl.constexpr):
+def _store_layer(weights, element, p, live, NET: tl.constexpr, LAYER: tl.constexpr):
     IN: tl.constexpr = NET.shape.widths[LAYER]
     OUT: tl.constexpr = NET.shape.widths[LAYER + 1]
     inside = live & (element >= 0) & (element < IN * OUT)
-    target = packed + (element // IN) * NET.padded[LAYER] + element % IN
-    weight = operand(p, packed.dtype.element_ty, NET)
+    target = weights + (element // IN) * NET.padded[LAYER] + element % IN
+    weight = operand(p, weights.dtype.element_ty, NET)
     tl.store(target, weight, mask=inside)
     if LAYER == 0 and NET.split:  # the rest of an input meets the weight of its rounded part
         tl.store(target + IN, weight, mask=inside)
@@ -168,36 +193,67 @@ def adamw_(
     squares: Tensor | None,
     shadow: Shadow | None,
 ) -> None:
-    """In place, step counted from 1; all tensors contiguous, what differs between models [M]."""
+    """Updates in place, as :func:`.reference.adamw_` does; all tensors are contiguous."""
     models, size = parameters.shape
+    if not parameters.numel():
+        return
     beta1, beta2 = betas
-    course, rate = (lr, (None, 0.0)) if isinstance(lr, Course) else (None, _pair(lr))
-    looked_up: tuple[Tensor | int | None, ...] = (None, 1, None, None, None, 1, None)
-    if course is not None:
-        looked_up = (
-            course.rates, course.rates.shape[1], course.every, course.total,
-            course.losses, course.losses.shape[1], course.means,
-        )  # fmt: skip
-    clip_norm = 0.0 if clip_norm is None else clip_norm
+    course, rate = (lr, 0.0) if isinstance(lr, Course) else (None, lr)
     net = None if shadow is None else layout_of(shadow.shape, shadow.precision)
-    if parameters.numel():
-        with device_of(parameters):
-            adamw_kernel[triton.cdiv(size, _BLOCK), models](
-                parameters, *state, None if shadow is None else shadow.packed,
-                grad, grad.shape[1],
-                squares, 0 if squares is None else squares.shape[1], *_pair(clip_norm),
-                *_pair(step), *rate, *looked_up,
-                *_pair(weight_decay), *_pair(1 - ema_decay), eps, size,
-                _log(beta1), _log(beta2), beta2, 1 - beta1, 1 - beta2,
-                decoupled, grad.dim() == 3, net, _BLOCK,
-            )  # fmt: skip
+    with device_of(parameters):
+        adamw_kernel[triton.cdiv(size, _BLOCK), models](
+            parameters_ptr=parameters,
+            exp_avg_ptr=state.exp_avg,
+            exp_avg_sq_ptr=state.exp_avg_sq,
+            ema_ptr=state.ema,
+            weights_ptr=None if shadow is None else shadow.packed,
+            grad_ptr=grad,
+            splits=grad.shape[1],
+            squares_ptr=squares,
+            blocks=0 if squares is None else squares.shape[1],
+            **_pair("clip_norm", 0.0 if clip_norm is None else clip_norm),
+            **_pair("step", step),
+            **_pair("lr", rate),
+            **_course_arguments(course),
+            **_pair("weight_decay", weight_decay),
+            **_pair("ema_weight", 1 - ema_decay),
+            eps=eps,
+            size=size,
+            LOG_BETA1=_log(beta1),
+            LOG_BETA2=_log(beta2),
+            beta2=beta2,
+            weight1=1 - beta1,
+            weight2=1 - beta2,
+            DECOUPLED=decoupled,
+            SUMS=grad.dim() == 3,
+            NET=net,
+            BLOCK=_BLOCK,
+        )
 
 
-def _pair(number: float | Tensor) -> tuple[Tensor | None, float]:
-    """A number as a kernel takes it: from memory, or as it is."""
+def _course_arguments(course: Course | None) -> dict[str, Any]:
+    """Returns the kernel's arguments for a course."""
+    if course is None:
+        nothing = dict.fromkeys(
+            ("rates_ptr", "every_ptr", "total_ptr", "losses_ptr", "means_ptr"), None
+        )
+        return {**nothing, "entries": 1, "places": 1}
+    return {
+        "rates_ptr": course.rates,
+        "entries": course.rates.shape[1],
+        "every_ptr": course.every,
+        "total_ptr": course.total,
+        "losses_ptr": course.losses,
+        "places": course.losses.shape[1],
+        "means_ptr": course.means,
+    }
+
+
+def _pair(name: str, number: float | Tensor) -> dict[str, Any]:
+    """Returns the kernel's two arguments for a quantity: its pointer and its number."""
     if isinstance(number, Tensor):
-        return number, 0.0 if number.is_floating_point() else 0
-    return None, number
+        return {f"{name}_ptr": number, name: 0.0 if number.is_floating_point() else 0}
+    return {f"{name}_ptr": None, name: number}
 
 
 def _log(beta: float) -> float:

@@ -40,12 +40,12 @@ class Shadow(NamedTuple):
 
 
 def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
-    """Writes the rounded weights of parameters [M, P]; the padding stays zero."""
+    """Writes the rounded weights of parameters, float32 [M, P]; the padding stays zero."""
     net = layout_of(shadow.shape, shadow.precision)
     for layer, exact in enumerate(shadow.shape.unpack(parameters).weights):
         weight = to_operand(exact, shadow.precision)
         out, width = weight.shape[1:]
-        padded = shadow.packed[:, net.packed[layer] : net.packed[layer + 1]]
+        padded = shadow.packed[:, net.weights[layer] : net.weights[layer + 1]]
         padded = padded.view(len(padded), net.padded[layer + 1], net.padded[layer])
         padded[:, :out, :width] = weight
         if layer == 0 and net.split:  # the rest of an input meets the weight of its rounded part

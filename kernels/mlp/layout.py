@@ -1,15 +1,15 @@
-"""Where the numbers of one network lie in the kernels' buffers.
+"""The layout of one network's numbers in the kernels' buffers.
 
-Four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPShape`:
+There are four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPShape`:
 
 * activations [M, rows, columns]: a row holds the input h_0 and then every h_l = act(z_{l-1}), as
   the matrix products read them;
 * pre-activations [M, rows, columns]: a row holds every hidden z_l, if the backward pass needs it;
 * gradients [M, rows, columns]: a row holds the gradient of every z_l and then that of y;
-* packed weights [M, size]: each layer [out, in] in the precision of the tensor cores.
+* operand weights [M, size]: each layer [out, in] in the precision of the matrix products.
 
-All widths are rounded up to what a tensor core multiplies. The padding is zero in the weights, so
-it is zero in the activations and the gradients, and nothing that leaves the kernels reads it.
+All widths are rounded up to multiples that tensor cores take. The padding is zero in the weights,
+so it is zero in the activations and the gradients, and no result depends on it.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from .activation import TABLE
 from .shape import MLPShape
 
 # An input up to this wide is carried as a rounded part and the rest, so that coordinates keep the
@@ -36,13 +37,13 @@ class Layout:
     Kernels take it as one compile-time constant.
 
     Attributes:
-        shape: what is computed.
-        precision: one of :data:`~.config.OPERAND_DTYPES`, of the matrix products.
-        split: whether the input is carried in two parts, the rounded values and the rest.
+        shape: shape of the networks.
+        precision: precision of the matrix products, one of :data:`~.config.OPERAND_DTYPES`.
+        split: True if the input is carried in two parts, the rounded values and the rest.
         padded: rounded-up widths; the first holds both parts of the input.
-        columns: where each of these widths starts in a row, and where the last one ends.
-        packed: where each layer starts in the packed weights, and where the last one ends.
-        flat: where each layer's weight starts in the flat parameters, and where the slopes start.
+        columns: first column of each of these widths in a row, and the end of the last one.
+        weights: start of each layer in the operand weights, and the end of the last one.
+        flat: start of each layer's weight in the flat parameters, and the start of the slopes.
         run_starts, run_lengths: consecutive hidden layers of equal width, which share one loop.
     """
 
@@ -51,7 +52,7 @@ class Layout:
     split: bool
     padded: tuple[int, ...]
     columns: tuple[int, ...]
-    packed: tuple[int, ...]
+    weights: tuple[int, ...]
     flat: tuple[int, ...]
     run_starts: tuple[int, ...]
     run_lengths: tuple[int, ...]
@@ -73,32 +74,36 @@ class Layout:
 
     @property
     def keeps_z(self) -> bool:
-        """Whether a backward pass needs z as well; of the other activations h tells the derivative.
+        """True if a backward pass needs z as well; otherwise h tells the derivative.
 
-        The slope of a PReLU may be negative, and then h does not tell on which side z was.
+        With a negative slope h does not tell the sign of z.
         """
-        activation, slope = self.shape.activation, self.shape.negative_slope
-        return activation not in ("relu", "leaky_relu", "none") or slope < 0
+        return TABLE[self.shape.activation].reads_z or self.shape.negative_slope < 0
+
+    @property
+    def exponential(self) -> bool:
+        """True if the activation computes exponentials, which need registers of their own."""
+        return not TABLE[self.shape.activation].piecewise_linear
 
     @property
     def z_columns(self) -> int:
-        """Width of a row of what the backward pass reads: pre-activations or activations."""
+        """Width of a row that the backward pass reads, of pre-activations or of activations."""
         return self.columns[-2] - (self.columns[1] if self.keeps_z else 0)
 
     @property
     def z_start(self) -> int:
-        """Where z_{l-1} lies in such a row, less where h_l lies in the activations."""
+        """Column of z_{l-1} in such a row, minus the column of h_l in the activations."""
         return -self.columns[1] if self.keeps_z else 0
 
     @property
     def input_precision(self) -> str:
-        """What ``tl.dot`` does with fp32 operands; half precision ones it multiplies exactly."""
+        """The ``input_precision`` of ``tl.dot``; products of half-precision operands are exact."""
         return self.precision if self.precision in ("tf32", "tf32x3") else "ieee"
 
 
 @lru_cache(maxsize=1024)
 def layout_of(shape: MLPShape, precision: str) -> Layout:
-    """The layout of networks of ``shape`` whose matrix products run in ``precision``."""
+    """Returns the layout of networks of ``shape`` whose matrix products run in ``precision``."""
     widths = shape.widths
     split = precision not in ("fp32", "tf32x3") and widths[0] <= _SPLIT_WIDTH
     padded = (_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:]))
@@ -109,7 +114,7 @@ def layout_of(shape: MLPShape, precision: str) -> Layout:
         split=split,
         padded=padded,
         columns=tuple(accumulate(padded, initial=0)),
-        packed=tuple(accumulate((i * o for i, o in pairwise(padded)), initial=0)),
+        weights=tuple(accumulate((i * o for i, o in pairwise(padded)), initial=0)),
         flat=tuple(accumulate((i * o + o * shape.bias for i, o in pairwise(widths)), initial=0)),
         run_starts=run_starts,
         run_lengths=run_lengths,
@@ -117,7 +122,13 @@ def layout_of(shape: MLPShape, precision: str) -> Layout:
 
 
 def gap_of(shape: MLPShape, dtype: torch.dtype, classifier: bool = False) -> str | None:
-    """What the kernels do not cover of networks of ``shape`` and data of ``dtype``, if anything."""
+    """Returns why the kernels do not cover networks of ``shape`` and data of ``dtype``, or None.
+
+    Args:
+        shape: shape of the networks.
+        dtype: dtype of the data.
+        classifier: True if a softmax over the outputs follows.
+    """
     if dtype == torch.float64:
         return "float64"
     widest = max((0, *shape.widths[1:-1]))
@@ -129,14 +140,14 @@ def gap_of(shape: MLPShape, dtype: torch.dtype, classifier: bool = False) -> str
 
 
 def _round_up(width: int) -> int:
-    """The next power of two from 16 to 128, above that the next multiple of 128."""
+    """Rounds up to a power of two from 16 to 128, and above 128 to a multiple of 128."""
     if width <= 128:
         return max(16, 1 << (width - 1).bit_length())
     return -(-width // 128) * 128
 
 
 def _runs(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Starts and lengths of runs of layers that only the weights distinguish.
+    """Returns starts and lengths of runs of layers that differ in their weights alone.
 
     The first and the last layer are in no run: they read the input and write the output.
     """

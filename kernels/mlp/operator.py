@@ -174,7 +174,7 @@ def _fake_forward(*network, save=False):
     dtype = OPERAND_DTYPES[precision]
     saved = [
         x.new_empty((models, rows, net.activation_columns), dtype=dtype),
-        x.new_empty((models, net.packed[-1]), dtype=dtype),
+        x.new_empty((models, net.weights[-1]), dtype=dtype),
         x.new_empty((models, net.shape.num_parameters), dtype=torch.float32),
     ]
     if net.keeps_z:

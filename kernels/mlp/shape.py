@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("prelu", "leaky_relu", "relu", "silu", "gelu", "tanh", "none")
-# Those that are z * slope for z < 0, or become the identity with another slope.
-PIECEWISE_LINEAR = ("prelu", "leaky_relu", "relu", "none")
+from .activation import TABLE
+
+ACTIVATIONS = tuple(TABLE)
 
 
 class MLPParameters(NamedTuple):
-    """Parameters of M networks of one shape; without the M axis, of one network."""
+    """Parameters of M networks of one shape, or of one network without the axis M."""
 
     weights: tuple[Tensor, ...]  # each [M, out, in]
     biases: tuple[Tensor, ...] | None  # each [M, out]
@@ -27,11 +27,11 @@ class MLPShape:
     Attributes:
         widths: (input, hidden ..., output), each at least 1.
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
-        slopes: PReLU slopes, 1 shared by all layers or one per activation.
+        slopes: number of PReLU slopes: 1, shared by all layers, or one per activation.
         negative_slope: the fixed slope of ``leaky_relu``.
-        bias: whether the layers have biases.
-        linear_input: no activation after the first layer either, which then only embeds the input;
-            for ``prelu``, ``leaky_relu``, ``relu`` and ``none``, and at least one hidden layer.
+        bias: True if the layers have biases.
+        linear_input: True for no activation after the first layer either, which then only embeds
+            the input. It needs a hidden layer, and ``prelu``, ``leaky_relu``, ``relu`` or ``none``.
 
     Raises:
         ValueError: a field is out of range.
@@ -49,14 +49,15 @@ class MLPShape:
             raise ValueError(
                 f"widths must be (input, hidden ..., output) of at least 1, got {self.widths}"
             )
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in TABLE:
             raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+                f"activation must be one of {', '.join(TABLE)}, got {self.activation!r}"
             )
-        if self.linear_input and self.activation not in PIECEWISE_LINEAR:
+        if self.linear_input and not TABLE[self.activation].piecewise_linear:
+            allowed = [name for name, entry in TABLE.items() if entry.piecewise_linear]
             raise ValueError(
                 f"linear_input must be False unless activation is one of "
-                f"{', '.join(PIECEWISE_LINEAR)}, got activation {self.activation!r}"
+                f"{', '.join(allowed)}, got activation {self.activation!r}"
             )
         if self.linear_input and not self.hidden_layers:
             raise ValueError("linear_input must be False without hidden layers, got True")
@@ -73,7 +74,7 @@ class MLPShape:
 
     @property
     def activated_layers(self) -> int:
-        """Hidden layers that an activation follows: the last ones."""
+        """Number of hidden layers that an activation follows: the last ones."""
         return self.hidden_layers - self.linear_input
 
     @property
@@ -84,7 +85,7 @@ class MLPShape:
         return layers + self.slopes * int(self.activation == "prelu")
 
     def unpack(self, flat: Tensor) -> MLPParameters:
-        """Views of a flat buffer: weight and bias of each layer in order, then the slopes.
+        """Returns views of a flat buffer: weight and bias of each layer in order, then the slopes.
 
         Args:
             flat: [M, P].
@@ -101,7 +102,7 @@ class MLPShape:
         return MLPParameters(tuple(weights), tuple(biases) if self.bias else None, slope)
 
     def pack(self, parameters: MLPParameters) -> Tensor:
-        """The flat buffer [M, P] of parameters with a leading axis M; inverse of :meth:`unpack`."""
+        """Returns the flat buffer [M, P] of parameters with an axis M; inverts :meth:`unpack`."""
         weights, biases, slope = parameters
         parts = []
         for layer, weight in enumerate(weights):

@@ -1,21 +1,29 @@
 """Device functions that take one tile of rows through a network, forwards and backwards.
 
-A tile has its own rows of the activation and gradient buffers. What one function has written there
-the next may read only after a barrier.
+A tile has its own rows of the activation and gradient buffers. After one function has written
+there, the next may read only after a barrier. Names in these functions:
+
+* ``acts``, ``z``, ``grads``: the tile's first row in the activations, the pre-activations and the
+  gradients of :class:`~.layout.Layout`, which is ``NET``;
+* ``weights``, ``flat``: the model's operand weights and flat fp32 parameters;
+* ``live``: bool [ROWS], true for the rows that exist;
+* FIRST and i: the first layer of a run of equal layers, and a layer's position in it.
 """
 
 import triton
 import triton.language as tl
 
-from .device import (
-    activate,
-    activate_backward,
-    columns_at_once,
-    divisor,
-    linear,
-    operand,
-    slope_of,
-)
+from .activation_kernel import activate, activate_backward, slope_of
+from .arithmetic import divisor, linear, operand
+
+
+@triton.constexpr_function
+def columns_at_once(net, config):
+    """Returns how many columns of a hidden layer, or of its gradient, are computed at once.
+
+    With more than 128 columns exponentials spill.
+    """
+    return min(config.out, 128) if net.exponential else config.out
 
 
 @triton.jit
@@ -25,7 +33,7 @@ def store_input(
 ):  # fmt: skip
     """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros.
 
-    Column SKIP_FROM and those after it are read from ``skip`` columns further right.
+    Columns from SKIP_FROM on are read from ``skip`` columns further right.
     """
     WIDTH: tl.constexpr = NET.shape.widths[0]
     PADDED: tl.constexpr = NET.padded[0]
@@ -49,7 +57,7 @@ def store_input(
 
 @triton.jit
 def forward_hidden(
-    acts, z, packed, flat, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+    acts, z, weights, flat, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
 ):
     """Writes all hidden activations of a tile, with a barrier after each layer.
 
@@ -57,27 +65,27 @@ def forward_hidden(
     """
     RUNS: tl.constexpr = len(NET.run_starts)
     if NET.layers > 1:
-        _hidden_layer(acts, z, packed, flat, 0, 0, NET, CONFIG, ROWS)
+        _hidden_layer(acts, z, weights, flat, 0, 0, NET, CONFIG, ROWS)
         tl.debug_barrier()
     for run in tl.static_range(RUNS):
         for i in tl.range(0, NET.run_lengths[run], num_stages=1):
-            _hidden_layer(acts, z, packed, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
+            _hidden_layer(acts, z, weights, flat, i, NET.run_starts[run], NET, CONFIG, ROWS)
             tl.debug_barrier()
 
 
 @triton.jit
 def _hidden_layer(
-    acts, z, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, z, weights, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes what leaves hidden layer FIRST + i, the i-th of its run, for a tile."""
+    """Writes the output of hidden layer FIRST + i for a tile."""
     PADDED: tl.constexpr = NET.padded[FIRST + 1]
-    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET.shape.activation, CONFIG.out))
+    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET, CONFIG))
     place = NET.columns[FIRST + 1] + i * PADDED
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        value = layer_columns(acts, packed, flat, i, column, FIRST, NET, CONFIG, ROWS)
+        value = layer_columns(acts, weights, flat, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i, NET)
         if z is not None:
             pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
@@ -88,7 +96,7 @@ def _hidden_layer(
 
 @triton.jit
 def last_layer(
-    acts, packed, flat, y, live, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+    acts, weights, flat, y, live, NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
 ):
     """Writes the output of a tile."""
     LAST: tl.constexpr = NET.layers - 1
@@ -98,7 +106,7 @@ def last_layer(
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        z = layer_columns(acts, packed, flat, 0, column, LAST, NET, CONFIG, ROWS)
+        z = layer_columns(acts, weights, flat, 0, column, LAST, NET, CONFIG, ROWS)
         tl.store(
             y + row * WIDTH + column[None, :],
             z.to(y.dtype.element_ty),
@@ -108,10 +116,10 @@ def last_layer(
 
 @triton.jit
 def layer_columns(
-    acts, packed, flat, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, weights, flat, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """h W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
+    """Returns h W^T + b of layer FIRST + i for a tile of rows and some columns, fp32."""
     IN: tl.constexpr = NET.shape.widths[FIRST]
     OUT: tl.constexpr = NET.shape.widths[FIRST + 1]
     PADDED_IN: tl.constexpr = NET.padded[FIRST]
@@ -120,10 +128,10 @@ def layer_columns(
     row = tl.arange(0, ROWS)[:, None]
     k = tl.arange(0, REDUCE)
     source = acts + NET.columns[FIRST] + i * PADDED_IN
-    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
+    w = weights + NET.weights[FIRST] + i * (PADDED_IN * PADDED_OUT)
     z = linear(
         source + row * NET.activation_columns + k[None, :],
-        weight + column[None, :] * PADDED_IN + k[:, None],
+        w + column[None, :] * PADDED_IN + k[:, None],
         PADDED_IN, 1, NET, CONFIG,
     )  # fmt: skip
     if NET.shape.bias:
@@ -136,7 +144,7 @@ def layer_columns(
 def store_grad_y(
     grad_y, stride_row, stride_column, live, scale, grads, NET: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Writes a tile of the scaled grad_y, its padding zero."""
+    """Writes a tile of grad_y times ``scale``, and zeros in the padding."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -153,58 +161,58 @@ def store_grad_y(
 
 @triton.jit
 def backward_hidden(
-    z, grads, packed, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
+    z, grads, weights, flat, parts, tiles, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of all hidden pre-activations of a tile, given that of y.
 
-    ``z`` is the tile's rows of the pre-activations, of the activations where ``NET.keeps_z`` is
-    false. The tile's parts of the slope gradients go to ``parts``, ``tiles`` apart, unless it is
-    None. There is a barrier after each layer.
+    Where ``NET.keeps_z`` is false, ``z`` is the tile's rows of the activations. The tile's parts of
+    the slope gradients go to ``parts``, ``tiles`` elements apart, unless it is None. There is a
+    barrier after each layer.
     """
     LAYERS: tl.constexpr = NET.layers
     RUNS: tl.constexpr = len(NET.run_starts)
     if LAYERS > 1:
-        part = _layer_backward(z, grads, packed, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
+        part = _layer_backward(z, grads, weights, flat, 0, LAYERS - 1, NET, CONFIG, ROWS)
         _store_slope_part(part, parts, (LAYERS - 2) * tiles, NET)
         tl.debug_barrier()
     for r in tl.static_range(RUNS):
-        _run_backward(z, grads, packed, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS)
+        _run_backward(z, grads, weights, flat, parts, tiles, RUNS - 1 - r, NET, CONFIG, ROWS)
 
 
 @triton.jit
 def _run_backward(
-    z, grads, packed, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
+    z, grads, weights, flat, parts, tiles, RUN: tl.constexpr, NET: tl.constexpr,
     CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Takes a tile back through a run of equal layers, the last one first."""
+    """Takes a tile back through a run of equal layers, from the last to the first."""
     FIRST: tl.constexpr = NET.run_starts[RUN]
     LENGTH: tl.constexpr = NET.run_lengths[RUN]
     for step in tl.range(0, LENGTH, num_stages=1):
         i = LENGTH - 1 - step
-        part = _layer_backward(z, grads, packed, flat, i, FIRST, NET, CONFIG, ROWS)
+        part = _layer_backward(z, grads, weights, flat, i, FIRST, NET, CONFIG, ROWS)
         _store_slope_part(part, parts, (FIRST + i - 1) * tiles, NET)
         tl.debug_barrier()
 
 
 @triton.jit
 def _layer_backward(
-    z, grads, packed, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    z, grads, weights, flat, i, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the pre-activations behind what layer FIRST + i reads, for a tile.
+    """Writes the gradient of z_l for l = FIRST + i - 1, the layer before FIRST + i, for a tile.
 
-    Returns the tile's part of the gradient of the slope, sum of grad_h z where z <= 0.
+    Returns the tile's part of the gradient of the slope, the sum of grad_h z where z <= 0.
     """
     PADDED: tl.constexpr = NET.padded[FIRST]
-    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET.shape.activation, CONFIG.out))
+    CHUNK: tl.constexpr = divisor(PADDED, columns_at_once(NET, CONFIG))
     row = tl.arange(0, ROWS)[:, None]
     source = z + NET.z_start + NET.columns[FIRST] + i * PADDED
     target = grads + (NET.columns[FIRST] - NET.columns[1]) + i * PADDED
     part = 0.0
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        grad_h = _layer_columns_backward(grads, packed, i, column, FIRST, NET, CONFIG, ROWS)
+        grad_h = _layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
         value = tl.load(source + row * NET.z_columns + column[None, :]).to(tl.float32)
         if NET.shape.activation == "prelu":
@@ -217,20 +225,20 @@ def _layer_backward(
 
 @triton.jit
 def _layer_columns_backward(
-    grads, packed, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
+    grads, weights, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """grad_z W of layer FIRST + i for a tile of rows and some columns, fp32."""
+    """Returns grad_z W of layer FIRST + i for a tile of rows and some columns, fp32."""
     PADDED_IN: tl.constexpr = NET.padded[FIRST]
     PADDED_OUT: tl.constexpr = NET.padded[FIRST + 1]
     REDUCE: tl.constexpr = divisor(PADDED_OUT, CONFIG.reduce)
     row = tl.arange(0, ROWS)[:, None]
     k = tl.arange(0, REDUCE)
     source = grads + (NET.columns[FIRST + 1] - NET.columns[1]) + i * PADDED_OUT
-    weight = packed + NET.packed[FIRST] + i * (PADDED_IN * PADDED_OUT)
+    w = weights + NET.weights[FIRST] + i * (PADDED_IN * PADDED_OUT)
     return linear(
         source + row * NET.gradient_columns + k[None, :],
-        weight + k[:, None] * PADDED_IN + column[None, :],
+        w + k[:, None] * PADDED_IN + column[None, :],
         PADDED_OUT, PADDED_IN, NET, CONFIG,
     )  # fmt: skip
 
@@ -243,16 +251,16 @@ def _store_slope_part(part, parts, offset, NET: tl.constexpr):
 
 @triton.jit
 def store_grad_x(
-    grads, packed, grad_x, live, inverse, NET: tl.constexpr, CONFIG: tl.constexpr,
+    grads, weights, grad_x, live, inverse, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of a tile of x; the second half of a split input is the same again."""
+    """Writes the gradient of a tile of x; both halves of a split input have the same gradient."""
     WIDTH: tl.constexpr = NET.shape.widths[0]
     CHUNK: tl.constexpr = divisor(NET.padded[0], CONFIG.out)
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        value = _layer_columns_backward(grads, packed, 0, column, 0, NET, CONFIG, ROWS) * inverse
+        value = _layer_columns_backward(grads, weights, 0, column, 0, NET, CONFIG, ROWS) * inverse
         tl.store(
             grad_x + row * WIDTH + column[None, :],
             value.to(grad_x.dtype.element_ty),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._dispatch import capability_of, device_of
 from ..mlp import kernel as mlp
+from ..mlp.arithmetic import UNIT_SCALE, operand, softmax
 from ..mlp.config import TILE_ROWS, chain_config_for
-from ..mlp.device import UNIT_SCALE, operand, softmax
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
     backward_hidden,
@@ -74,7 +74,7 @@ def chain_kernel(
     slot = (model * tl.num_programs(0) + program) * ROWS
     acts = acts_ptr + slot * NET.activation_columns
     flat = flat_ptr + model * NET.shape.num_parameters
-    packed = packed_ptr + model * NET.packed[LAYERS]
+    packed = packed_ptr + model * NET.weights[LAYERS]
     seed = tl.load(seed_ptr + model)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
         row = tile * ROWS + tl.arange(0, ROWS)
@@ -146,7 +146,7 @@ def _guidance(
     """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
     LAYERS: tl.constexpr = GUIDE.layers
     flat = flat_ptr + model * GUIDE.shape.num_parameters
-    packed = packed_ptr + model * GUIDE.packed[LAYERS]
+    packed = packed_ptr + model * GUIDE.weights[LAYERS]
     acts = acts_ptr + slot * GUIDE.activation_columns
     z = z_ptr + slot * GUIDE.z_columns if GUIDE.keeps_z else None
     grads = grads_ptr + slot * GUIDE.gradient_columns
@@ -254,6 +254,6 @@ def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Te
 def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Flat parameters, packed weights, and activations of as many tiles as there are programs."""
     flat = network.parameters.float().contiguous()
-    packed = mlp.pack(flat, network.shape, net.precision)
+    packed = mlp.operand_weights(flat, network.shape, net.precision)
     acts = packed.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))
     return flat, packed, acts

@@ -16,8 +16,8 @@ from .._dispatch import capability_of, device_of
 from ..adamw.reference import Shadow
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
+from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.config import OPERAND_DTYPES, TILE_ROWS, config_for
-from ..mlp.device import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.layout import layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
@@ -79,7 +79,7 @@ def train_kernel(
     )  # fmt: skip
     tl.debug_barrier()
     flat = flat_ptr + model * NET.shape.num_parameters
-    packed = packed_ptr + model * NET.packed[LAYERS]
+    packed = packed_ptr + model * NET.weights[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     z = z_ptr + (model * buffer_rows + first) * NET.z_columns if NET.keeps_z else None
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns

@@ -85,7 +85,7 @@ def call(layout, rows):
             "dense, misaligned",
             dict.fromkeys(
                 (
-                    "pack_kernel",
+                    "operand_kernel",
                     "forward_kernel",
                     "backward_kernel",
                     "weight_gradient_kernel",
@@ -98,7 +98,7 @@ def call(layout, rows):
             PERCEPTRON,
             "dense, misaligned, transposed, every_second, expanded",
             {
-                "pack_kernel": 1,
+                "operand_kernel": 1,
                 "forward_kernel": 2,  # columns one after the other, or any others
                 "backward_kernel": 2,
                 "weight_gradient_kernel": 1,
@@ -108,7 +108,7 @@ def call(layout, rows):
         (
             CHAIN,
             "dense, misaligned, transposed, every_second",
-            {"prior_kernel": 1, "pack_kernel": 2, "chain_kernel": 1},  # to pack two networks
+            {"prior_kernel": 1, "operand_kernel": 2, "chain_kernel": 1},  # to pack two networks
         ),
         (
             ELEMENTWISE,
