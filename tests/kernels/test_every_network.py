@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import (
+    ACTIVATIONS,
     Guide,
     MLPShape,
     Network,
@@ -18,11 +19,14 @@ from flashpoint.kernels import (
     train_step,
 )
 
+from .networks import make_network, relative_error, tensors_of
+
 CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
 DENOISERS = [MLPShape((3, *[width] * 4, 2)) for width in (64, 128, 256, 512)]
 OTHERS = [
     MLPShape((3, width, width, 2), activation)
-    for activation in ("silu", "gelu", "tanh", "relu", "leaky_relu")
+    # The interpreter runs the first one.
+    for activation in ("silu", *sorted({*ACTIVATIONS} - {"prelu", "none", "silu"}))
     for width in (128, 256, 512)
 ]
 # The interpreter does some rows of the smallest network; its products of bf16 are wrong. With fewer
@@ -46,16 +50,8 @@ def chosen(shapes):
     return pytest.mark.parametrize("shape", [small, *others], ids=name_of)
 
 
-def make_network(shape, device):
-    """Flat parameters as PyTorch initialises linear layers, slopes from -0.5 to 0.5."""
-    generator = torch.Generator().manual_seed(1)
-    flat = torch.rand(1, shape.num_parameters, generator=generator) * 2 - 1
-    weights, _, slope = shape.unpack(flat)
-    for weight in weights:
-        weight *= weight.shape[2] ** -0.5
-    if slope is not None:
-        slope *= 0.5
-    return flat.to(device)
+def parameters_of(shape, device):
+    return make_network(shape, seed=1, device=device)
 
 
 def make_data(device, labels=None, points=1000, steps=100):
@@ -79,22 +75,10 @@ def largest_error(actual, expected):
     return error.nan_to_num(torch.inf).item()
 
 
-def relative_error(actual, expected):
-    error = (actual.double() - expected.double()).norm() / expected.double().norm()
-    return error.nan_to_num(torch.inf).item()
-
-
 def parameter_errors(grad, expected, shape):
     """Relative error of the gradient of each weight, bias and slope."""
-    pairs = zip(shape.unpack(grad), shape.unpack(expected), strict=True)
-    return [
-        relative_error(one, other)
-        for group, wanted in pairs
-        if wanted is not None
-        for one, other in (
-            [(group, wanted)] if torch.is_tensor(wanted) else zip(group, wanted, strict=True)
-        )
-    ]
+    pairs = zip(tensors_of(shape.unpack(grad)), tensors_of(shape.unpack(expected)), strict=True)
+    return [relative_error(one, other) for one, other in pairs]
 
 
 @chosen([DENOISERS[0], CLASSIFIER, *DENOISERS[1:]])
@@ -117,7 +101,7 @@ def check_forward_and_backward(device, shape, precision, rows):
     grad_y = 1 + torch.randn(1, rows, shape.widths[-1], device=device)
     results = []
     for dtype, backend in ((torch.float32, "triton"), (torch.float64, "torch")):
-        flat = make_network(shape, device).to(dtype).requires_grad_()
+        flat = parameters_of(shape, device).to(dtype).requires_grad_()
         y = mlp(
             x.to(dtype), *shape.unpack(flat), activation=shape.activation,
             precision=precision, backend=backend,
@@ -134,7 +118,10 @@ def check_forward_and_backward(device, shape, precision, rows):
 @pytest.mark.usefixtures("poisoned")
 def test_training(device, shape, precision, rows):
     data = make_data(device, labels=1 if shape.widths[-1] == 2 else shape.widths[-1])
-    flat, options = make_network(shape, device), {"batch_size": rows, "seed": 3, "step": 5}
+    flat, options = (
+        parameters_of(shape, device),
+        {"batch_size": rows, "seed": 3, "step": 5},
+    )
     loss, grad = train_step(flat, shape, data, precision=precision, backend="triton", **options)
     expected_loss, expected = train_step(flat, shape, data, backend="torch", **options)
     assert relative_error(loss, expected_loss) <= GRADIENT[precision] / 5
@@ -155,8 +142,8 @@ def test_sampling(device, shape, precision, guided, rows):
     x_T = draw_prior(rows, 2, seed=1, device=device)
     samples, expected = (
         sample_chain(
-            Network(make_network(shape, device), shape), x_T, table, features, seed=2,
-            guide=Guide(Network(make_network(judge, device), judge), labels) if guided else None,
+            Network(parameters_of(shape, device), shape), x_T, table, features, seed=2,
+            guide=Guide(Network(parameters_of(judge, device), judge), labels) if guided else None,
             precision=precision, backend=backend,
         )[0]
         for backend in ("triton", "torch")

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from flashpoint.kernels import FusedMLP
+from flashpoint.kernels.modules import ACTIVATION_MODULES
 
 pytestmark = pytest.mark.usefixtures("on_device", "fused_calls")
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-ACTIVATIONS = [nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh]
 
 
 class MLP(nn.Module):
@@ -69,7 +69,7 @@ def test_from_module_shares_the_parameters_both_ways():
     torch.testing.assert_close(fused(x), plain(x), **CLOSE)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_MODULES.values())
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (2, 3)])
 def test_values_and_gradients_of_a_sequential(activation, shape):
     plain = nn.Sequential(
