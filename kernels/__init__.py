@@ -1,7 +1,6 @@
 """Every hot operation of diffusion on point clouds, with a plain PyTorch reference for each.
 
-All of them take a leading axis M: M independent models in the same launches. M = 1 is the
-ordinary case.
+All of them take a leading axis M, for M independent models in the same launches; M is usually 1.
 """
 
 from . import layers

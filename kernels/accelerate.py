@@ -1,4 +1,4 @@
-"""Speeding up the perceptrons inside someone else's model, in place."""
+"""Makes the perceptrons inside any model run fused, in place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,20 +20,20 @@ class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` that runs fused on a GPU whenever its layers can be."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [..., out] of x [..., in]."""
+        """Returns y [..., out] of x [..., in]."""
         return run_layers(self, x)
 
 
 @dataclass
 class Acceleration:
-    """What :func:`accelerate` did, by the modules' qualified names.
+    """The report of :func:`accelerate`; modules have their qualified names.
 
     Attributes:
         accelerated: modules that now run fused.
-        skipped: modules that were left alone, and why.
-        when: of accelerated modules, the settings in which they run fused; others always do.
-        waiting: modules whose layers run one by one, and why, until their parameters have another
-            dtype or lie on another GPU.
+        skipped: modules that were left alone, with the reason.
+        when: accelerated modules that run fused only in some settings, with these settings.
+        waiting: modules that will run fused once their parameters have another dtype or lie on
+            another GPU, with the reason; until then their layers run one by one.
     """
 
     accelerated: list[str] = field(default_factory=list)
@@ -58,34 +58,39 @@ def accelerate(
     filter: Callable[[str, nn.Module], bool] | None = None,
     strict: bool = False,
 ) -> Acceleration:
-    """Runs every perceptron inside a model fused, in place.
+    """Makes every perceptron inside a model run fused, in place.
 
     A perceptron is an ``nn.Sequential`` of two or more Linear layers with one kind of activation
-    between them, none of the hidden ones wider than the kernels cover. It keeps its layers,
-    Parameters, ``state_dict``, hooks to come, mode and device; only its class changes, to a
+    between them and no hidden layer wider than the kernels cover. It keeps its layers, Parameters,
+    ``state_dict``, mode, device and the ability to take hooks; only its class changes, to a
     subclass of ``nn.Sequential`` that calls one operator. Matrix products have the precision that
     PyTorch itself would use: autocast's, else ``torch.get_float32_matmul_precision()``.
 
-    The layers run one by one, as before, wherever the operator would not do what they do: where
-    they were changed so that they cannot be fused; where x is not on a GPU, because that is fastest
-    there; in float32 at full precision, and in tf32 unless under ``torch.no_grad()``, because that
-    is faster; for dtypes and GPUs that the kernels do not cover, and subclasses of ``Tensor``;
-    under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
-    ``torch.fx.symbolic_trace`` and ``torch.export``. ``torch.compile`` takes the operator;
-    ``torch.jit.script`` does not take the subclass.
+    The layers run one by one, as before,
+
+    * if they were changed so that they cannot be fused;
+    * if x is not on a GPU, where the layers are fastest;
+    * in float32 at full precision, and in tf32 unless under ``torch.no_grad()``, because PyTorch's
+      own products are faster there;
+    * for dtypes and GPUs that the kernels do not cover, and for subclasses of ``Tensor``;
+    * under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
+      ``torch.fx.symbolic_trace`` and ``torch.export``, which must see PyTorch's operations.
+
+    ``torch.compile`` takes the operator; ``torch.jit.script`` does not take the subclass.
 
     Args:
         model: any module.
-        filter: called with the qualified name and the module of each candidate, an
-            ``nn.Sequential`` with a Linear layer; those for which it is false are left alone
-            and not reported.
-        strict: raise unless every candidate can run fused, and there is at least one.
+        filter: function of the qualified name and the module of each candidate, an
+            ``nn.Sequential`` with a Linear layer. Candidates for which it returns False are left
+            alone and not reported.
+        strict: True to raise unless every candidate can run fused, and there is at least one.
 
     Returns:
-        which modules run fused and which do not, with the reason.
+        The modules that run fused and those that do not, with the reason.
 
     Raises:
-        ValueError: with ``strict``; no module has been changed then.
+        ValueError: ``strict`` is True and a candidate cannot run fused, or there is none; the model
+            is unchanged.
     """
     report, chosen = Acceleration(), []
     for name, module in model.named_modules():

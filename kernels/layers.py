@@ -1,7 +1,8 @@
-"""This folder as a kernel for Hugging Face's ``kernels`` package.
+"""Layers for Hugging Face's ``kernels`` package, for which this folder is a kernel.
 
-``metadata.json`` makes the folder a build variant that ``LocalLayerRepository`` loads, and here are
-its layers. Each is a ``forward`` without state that ``kernelize`` puts in place of a module's own::
+``metadata.json`` makes the folder a build variant that ``LocalLayerRepository`` loads, and this
+module holds its layers. Each is a ``forward`` without state, with which ``kernelize`` replaces a
+module's own::
 
     perceptron = LocalLayerRepository(Path("kernels"), layer_name="FusedPerceptron")
     with use_kernel_mapping({"FusedPerceptron": {"cuda": perceptron}}):
@@ -16,16 +17,15 @@ __all__ = ["FusedPerceptron"]
 
 
 class FusedPerceptron(nn.Module):
-    """For an ``nn.Sequential`` of Linear layers with one kind of activation between them.
+    """The forward pass of an ``nn.Sequential`` of Linear layers with one kind of activation.
 
-    Should the layers not be such a perceptron, or one that the kernels do not cover, they run one
-    by one.
+    Layers that form no such perceptron, or one that the kernels do not cover, run one by one.
     """
 
     can_torch_compile = True
     has_backward = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """y [..., out] of x [..., in]."""
-        # self is the Sequential that is kernelized.
+        """Returns y [..., out] of x [..., in]."""
+        # Under kernelize, self is the Sequential.
         return run_layers(self, x)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Finding out which operation left the range of half precision."""
+"""Finds the operation that left the range of half precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Observation(NamedTuple):
-    """What an operation made of what; both flags stay on the device until they are asked for."""
+    """One call of an operation; both flags stay on the device until they are asked for."""
 
     operation: str
     precision: str
@@ -25,14 +25,14 @@ _watches: list[list[_Observation]] = []
 def detect_overflow() -> Iterator[None]:
     """Raises at the end of the block if an operation in it made infinity or NaN of finite numbers.
 
-    The kernels never clip: what leaves the range of fp16 becomes infinity or NaN and reaches the
-    output and the loss, as in PyTorch. This names the operation where it happened. Inside the
-    block each call looks at its inputs and outputs on the device, without waiting for it; the
-    block's end waits once. Works with ``torch.compile`` and around replays of a CUDA graph that
+    The kernels never clip: a number beyond the range of fp16 becomes infinity or NaN and reaches
+    the output and the loss, as in PyTorch. This context names the operation that did it. Inside the
+    block each call checks its inputs and outputs on the device, without waiting for it; the end of
+    the block waits once. It works with ``torch.compile``, and around replays of a CUDA graph that
     was captured inside the block.
 
     Raises:
-        FloatingPointError: one line that names the first such operation and what helps.
+        FloatingPointError: an operation overflowed; one line names the first one and remedies.
     """
     watch: list[_Observation] = []
     _watches.append(watch)
@@ -51,7 +51,7 @@ def detect_overflow() -> Iterator[None]:
 def observe(
     operation: str, precision: str | None, inputs: list[Tensor], outputs: list[Tensor]
 ) -> None:
-    """Notes whether an operation kept its numbers finite, if anyone watches."""
+    """Records whether inputs and outputs are finite, inside :func:`detect_overflow` only."""
     if not _watches:
         return
     seen = _Observation(

@@ -33,19 +33,19 @@ _Number = TypeVar("_Number")
 
 
 def adamw_state(parameters: Tensor) -> AdamWState:
-    """Fresh state: zero moments, and the average starting at the parameters [M, P]."""
+    """Returns a fresh state: zero moments, and the average equal to the parameters [M, P]."""
     return AdamWState(
         torch.zeros_like(parameters), torch.zeros_like(parameters), parameters.detach().clone()
     )
 
 
 def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
-    """The weights as the kernels multiply them.
+    """Returns the weights as the matrix products of the kernels read them.
 
     Args:
         parameters: float32 [M, P].
-        shape: of the networks.
-        precision: of the matrix products, ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
+        shape: shape of the networks.
+        precision: precision of the matrix products: ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
             ``fp32``.
     """
     size = layout_of(shape, precision).weights[-1]
@@ -72,33 +72,34 @@ def adamw_(
     shadow: Shadow | None = None,
     backend: str | None = None,
 ) -> None:
-    """One AdamW update (Loshchilov and Hutter 2019, algorithm 2) and ema += (1 - d)(p - ema).
+    """Makes one AdamW update, and ema += (1 - d)(p - ema).
 
-    A model whose loss or gradient is known not to be finite stays as it is, and so does one whose
-    :class:`Course` is over.
+    The update is algorithm 2 of Loshchilov and Hutter 2019. A model stays as it is if its loss or
+    gradient is known not to be finite, or if its :class:`Course` is over.
 
     Args:
         parameters: float32 [M, P], updated in place.
         grad: float32 [M, P], or the sums [M, S, P + 2] that a training step leaves.
         state: moments and average, updated in place.
-        lr: learning rate, a number or float32 [M]; or a :class:`Course`, where it is looked up and
-            where the loss is written down, NaN if the gradient is not finite.
+        lr: learning rate, a number or float32 [M]; or a :class:`Course` that gives it. The loss is
+            then recorded there, as NaN if the gradient is not finite.
         step: number of this update, from 1, an int or an int64 scalar on the device.
-        betas, eps, weight_decay: as in ``torch.optim.AdamW``; the decay may differ, [M].
+        betas, eps: as in ``torch.optim.AdamW``.
+        weight_decay: as in ``torch.optim.AdamW``, a number or [M].
         decoupled: False adds the weight decay to the gradient, as ``torch.optim.Adam`` does
             (Kingma and Ba 2015).
         ema_decay: d above, in [0, 1), a number or [M].
         clip_norm: largest norm of the gradient, a number or [M], as in
             ``torch.nn.utils.clip_grad_norm_``; needs ``squares``.
-        squares: what :func:`~flashpoint.kernels.reduce_grad` measured; a gradient that is not
-            finite is not applied.
-        shadow: weights as the kernels read them, kept up to date.
+        squares: float32 [M, blocks], from :func:`~flashpoint.kernels.reduce_grad`; a gradient that
+            is not finite is then not applied.
+        shadow: weights as the kernels read them, updated along with the parameters.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernel; None
             chooses.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, step is less than 1, or a norm to clip to
-            without its squares.
+        ValueError: shapes, dtypes or devices do not fit, step is less than 1, or ``clip_norm`` is
+            given without ``squares``.
     """
     check_backend(backend)
     check_step(step, parameters, low=1)
@@ -143,7 +144,7 @@ def adamw_(
 
 
 def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:
-    """Raises ValueError if a shadow is not that of M models of the parameters' size."""
+    """Raises ValueError if a shadow does not belong to M models of the parameters' size."""
     size = layout_of(shadow.shape, shadow.precision).weights[-1]
     check_shape("parameters", parameters, (len(parameters), shadow.shape.num_parameters))
     check_shape("shadow.packed", shadow.packed, (len(parameters), size))
@@ -151,7 +152,7 @@ def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:
 
 
 def _check_course(course: Course, parameters: Tensor) -> None:
-    """Raises ValueError if a course does not fit M models, or is not as the kernel reads it."""
+    """Raises ValueError if a course does not fit M models, or has an unfit dtype or layout."""
     models = len(parameters)
     check_same_device(parameters=parameters, **course._asdict())
     check_dtype(torch.float32, rates=course.rates, losses=course.losses, means=course.means)
@@ -168,7 +169,7 @@ def _check_course(course: Course, parameters: Tensor) -> None:
 
 
 def _gap(buffers: list[Tensor]) -> str | None:
-    """What the kernel does not cover, if anything."""
+    """Returns why the kernel does not cover a call, None if it does."""
     if any(buffer.dtype != torch.float32 for buffer in buffers):
         return "an optimiser of other than float32"
     if not all(buffer.is_contiguous() for buffer in buffers):

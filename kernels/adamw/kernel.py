@@ -21,7 +21,7 @@ _BLOCK = 1024
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _CLIP_MARGIN = tl.constexpr(_CLIP_EPS)
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
-# for a step counter that is not at a multiple of 16 bytes: a graph may be under capture by then.
+# for a step counter that is not at a multiple of 16 bytes, because a graph may be under capture.
 _VARYING = ["splits", "blocks", "step_ptr", "step", "entries", "places"]
 
 
@@ -104,7 +104,7 @@ def adamw_kernel(
         taken = step <= total
         first = taken & (tl.program_id(0) == 0)
         place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
-        # What is not finite stays, also where several updates share a place.
+        # A loss that is not finite is kept, also if several updates share a place.
         written = loss + 0 * tl.load(place, mask=first, other=0.0)
         mean = 0.0
         if means_ptr is not None:

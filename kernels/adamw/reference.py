@@ -22,19 +22,22 @@ class AdamWState(NamedTuple):
 
 
 class Course(NamedTuple):
-    """What the updates of M models look up and write down on their way, all on the device."""
+    """Learning rates and records of losses of M models, on the device.
+
+    Updates look up their learning rate in it and write down their loss.
+    """
 
     rates: Tensor  # float32 [M, K], learning rates, each used for ``every`` updates
     every: Tensor  # int64 [M]
     total: Tensor  # int64 [M], updates after which a model stays as it is
-    losses: Tensor  # float32 [M, R], of each update; where there are more, of R evenly spread ones
+    losses: Tensor  # float32 [M, R], loss of each update, or of R evenly spread ones if total > R
     means: Tensor | None = None  # float32 [M, K], mean loss of the updates of each rate
 
 
 class Shadow(NamedTuple):
-    """The weights as the matrix products of the kernels read them."""
+    """Operand weights: the weights as the matrix products of the kernels read them."""
 
-    packed: Tensor  # [M, size], padded weights in the precision of the products
+    packed: Tensor  # [M, size], padded weights, operand dtype
     shape: MLPShape
     precision: str
 
@@ -53,7 +56,10 @@ def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
 
 
 def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
-    """The rate of update ``step``, from 1, and whether a model still takes it; both [M]."""
+    """Returns the learning rate of update ``step``, from 1, and a mask of models that take it.
+
+    Both are [M].
+    """
     entry = ((step - 1) // course.every).clamp(max=course.rates.shape[1] - 1)
     return course.rates.gather(1, entry[:, None])[:, 0], step <= course.total
 
@@ -63,7 +69,7 @@ def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
     models = (step <= course.total).nonzero()[:, 0]
     every, total, loss = course.every[models], course.total[models], loss[models]
     place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
-    # What is not finite stays, also where several updates share a place.
+    # A loss that is not finite is kept, also if several updates share a place.
     course.losses[models, place] = loss + 0 * course.losses[models, place]
     if course.means is not None:
         course.means[models, (step - 1) // every] += loss / every
@@ -84,7 +90,10 @@ def adamw_(
     squares: Tensor | None,
     shadow: Shadow | None,
 ) -> None:
-    """In place, step counted from 1; what differs between models is [M]."""
+    """Updates parameters and state in place.
+
+    Arguments are those of :func:`..adamw_`, checked; quantities that differ between models are [M].
+    """
     keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
     if isinstance(lr, Course):
         course, (lr, keep) = lr, look_up(lr, step)
@@ -119,7 +128,7 @@ def adamw_(
 
 
 def _column(number: float | Tensor) -> float | Tensor:
-    """A number, or [M, 1]."""
+    """Returns a number as it is, and a tensor [M] as [M, 1]."""
     return number[:, None] if torch.is_tensor(number) else number
 
 

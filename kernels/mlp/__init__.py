@@ -39,7 +39,7 @@ def mlp(
     precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """y = W_n act(... act(W_0 x + b_0) ...) + b_n, differentiable in every tensor.
+    """Returns y = W_n act(... act(W_0 x + b_0) ...) + b_n, differentiable in every tensor.
 
     Args:
         x: [..., in] for one network, or [M, B, in] for M networks.
@@ -49,26 +49,29 @@ def mlp(
             model axis [M, 1] or [M, activations].
         activation: one of :data:`ACTIVATIONS`, after every layer but the last.
         negative_slope: the fixed slope of ``leaky_relu``.
-        linear_input: no activation after the first layer either, which then only embeds the input;
-            for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
-        precision: of the kernels' matrix products, one of :data:`PRECISIONS`; None for what
-            PyTorch would use: the autocast dtype, that of a half-precision x, else what
-            ``torch.get_float32_matmul_precision()`` says, ``tf32`` or ``tf32x3``: nearly float32,
-            three products on tensor cores for one. ``fp32`` is IEEE arithmetic, without them. The
-            reference always does what PyTorch would.
+        linear_input: True for no activation after the first layer either, which then only embeds
+            the input; for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
+        precision: precision of the kernels' matrix products, one of :data:`PRECISIONS`. None takes
+            the precision that PyTorch would use: the autocast dtype, or the dtype of a
+            half-precision x, or else, by ``torch.get_float32_matmul_precision()``, ``tf32`` or
+            ``tf32x3``. The latter is nearly float32, with three products on tensor cores for each;
+            ``fp32`` is IEEE arithmetic without tensor cores. The reference always has the precision
+            of PyTorch.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
-            chooses. The reference always runs for what the kernels do not cover, subclasses of
-            ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and tracing; and
-            where nothing asks for the kernels, for float32 that PyTorch multiplies faster: at full
-            precision, and in tf32 unless under ``torch.no_grad()``.
+            chooses. The reference always runs for calls that the kernels do not cover, for
+            subclasses of ``Tensor``, ``torch.func`` transforms, forward-mode differentiation and
+            tracing. With neither ``backend`` nor ``precision`` given, it also runs where PyTorch
+            multiplies float32 faster: at full precision, and in tf32 unless under
+            ``torch.no_grad()``.
 
     Returns:
-        [..., out] or [M, B, out], the dtype of x, or under autocast its dtype.
+        [..., out] or [M, B, out], in the dtype of x, or under autocast in autocast's dtype.
 
     Raises:
         TypeError: x is no floating-point tensor, or another tensor has another dtype (under
             autocast x may differ).
-        ValueError: shapes or devices do not fit, or an unknown activation, precision or backend.
+        ValueError: shapes or devices do not fit, or the activation, precision or backend is
+            unknown.
     """
     check_backend(backend)
     if precision is not None:
@@ -101,7 +104,7 @@ def read_arguments(
     negative_slope: float,
     linear_input: bool,
 ) -> Arguments:
-    """The arguments of :func:`mlp`, checked; raises what it raises."""
+    """Checks the arguments of :func:`mlp`; raises TypeError or ValueError as it does."""
     check_float("x", x)
     if len(weights) == 0:
         raise ValueError("weights must hold at least one layer, got none")
@@ -119,7 +122,7 @@ def read_arguments(
 
 
 def gap_of_arguments(arguments: Arguments) -> str | None:
-    """What the operator does not cover of a call, if anything."""
+    """Returns why the operator does not cover a call, None if it does."""
     x, (weights, *_), shape, dtype, autocast_dtype = arguments
     gap = gap_of_dtype(dtype) or gap_of(shape, dtype)
     if gap is not None:
@@ -135,12 +138,12 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
 
 
 def faster_in_pytorch(x: Tensor) -> str | None:
-    """Products with x that PyTorch does faster than the kernels, if so; measured on an H200.
+    """Returns why PyTorch multiplies x faster than the kernels, None if it does not.
 
-    Those of float32 at full precision, and in tf32 if gradients may follow: with many rows, or in a
-    CUDA graph, where the time is not that of Python, these were faster. Tensor cores take both
-    operands of tf32 along the sum alone, and the kernels turn those of a backward pass in
-    registers.
+    PyTorch was faster on an H200 in float32 at full precision, and in tf32 if gradients may follow,
+    with many rows or in a CUDA graph, that is, where Python does not decide the time. Tensor cores
+    read both operands of tf32 along the sum alone, and the kernels transpose the operands of a
+    backward pass in registers.
     """
     if (_autocast_dtype(x) or x.dtype) != torch.float32:
         return None
@@ -150,12 +153,12 @@ def faster_in_pytorch(x: Tensor) -> str | None:
 
 
 def gap_of_dtype(dtype: torch.dtype) -> str | None:
-    """What the operator does not cover of tensors of ``dtype``, if anything."""
+    """Returns why the operator does not cover tensors of ``dtype``, None if it does."""
     return None if dtype in _DTYPES else str(dtype).removeprefix("torch.")
 
 
 def run_kernels(arguments: Arguments, precision: str | None) -> Tensor:
-    """y of :func:`mlp` by the kernels, which must cover the call."""
+    """Returns y of :func:`mlp`, computed by the kernels, which must cover the call."""
     x, parameters, shape, dtype, autocast_dtype = arguments
     if precision is None:
         precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
@@ -170,7 +173,7 @@ def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Ten
 
 
 def _subclass_gap(arguments: Arguments) -> str | None:
-    """Subclasses of Tensor know PyTorch's own operations, such as how to share them out."""
+    """Names a subclass of Tensor among the arguments, which may redefine PyTorch's operations."""
     weights, biases, slope = arguments.parameters
     for tensor in (arguments.x, *weights, *(biases or ()), slope):
         if tensor is not None and type(tensor) not in PLAIN_TENSORS:
@@ -179,7 +182,7 @@ def _subclass_gap(arguments: Arguments) -> str | None:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast casts to, if it is on where x lies."""
+    """Returns the dtype that autocast casts to, None if it is off on the device of x."""
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
@@ -188,7 +191,8 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 @run_by_compiler  # compiled code is guarded by this setting anyway
 def _float32_precision() -> str:
-    # Unlike torch.get_float32_matmul_precision() this can be read whichever way it was set.
+    # Unlike torch.get_float32_matmul_precision(), this attribute can be read after either of
+    # PyTorch's interfaces has set the precision.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
@@ -203,7 +207,7 @@ def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
 
 
 def _check_tensors(x: Tensor, parameters: MLPParameters, dtype: torch.dtype) -> None:
-    """All parameters lie where x lies and have one dtype."""
+    """Raises unless all parameters lie on the device of x and have one dtype."""
     weights, biases, slope = parameters
     device = x.device
     for name, tensors in (("weights", weights), ("biases", biases or ())):

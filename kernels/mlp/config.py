@@ -13,10 +13,10 @@ OPERAND_DTYPES = {
     "fp32": torch.float32,
 }
 
-# Rows of all row tiles; the buffers are padded to it.
+# Rows of every tile of rows; buffers are padded to a multiple of it.
 TILE_ROWS = 64
-# Programs that fill a GPU: what split sums aim at, whatever the device, so that they are
-# summed in the same order on all of them.
+# Programs that fill a GPU. Sums over rows are split for this number on every device, so that the
+# order of summation is the same on all of them.
 PROGRAMS = 132
 
 
@@ -27,9 +27,10 @@ class Config:
     Attributes:
         out: columns of a layer's output that are accumulated at once.
         reduce: columns of a layer's input that are multiplied at once.
-        stages, warps: of the forward and backward kernels.
-        grad_in, grad_out, grad_rows: tile of a weight gradient, and rows multiplied at once.
-        grad_stages, grad_warps: of the weight gradient kernel.
+        stages, warps: pipeline stages and warps of the forward and backward kernels.
+        grad_in, grad_out: tile of a weight gradient.
+        grad_rows: rows that are multiplied at once for it.
+        grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
     """
 
     out: int
@@ -55,14 +56,15 @@ _TF32 = Config(
     out=128, reduce=32, stages=3, warps=8,
     grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
 )  # fmt: skip
-# Three products of tensor cores for one. The operands are split in registers, which more than one
-# group of four warps would do over and over. Triton adds what a chunk adds up outside of the tensor
-# cores, whose own sums are cut off rather than rounded: so chunks are short.
+# Each product is three products of tensor cores. The operands are split in registers, which each
+# group of four warps would repeat: so there is one group. Tensor cores truncate their sums
+# instead of rounding them, but Triton adds up the sums of chunks outside of them: so chunks are
+# short.
 _TF32X3 = Config(
     out=64, reduce=32, stages=3, warps=4,
     grad_in=64, grad_out=64, grad_rows=32, grad_stages=3, grad_warps=4,
 )  # fmt: skip
-# Products in IEEE fp32 do not run on tensor cores but are unrolled, so the tiles are small.
+# Products in IEEE fp32 do not run on tensor cores; they are unrolled, so the tiles are small.
 _FP32 = Config(
     out=64, reduce=16, stages=2, warps=8,
     grad_in=64, grad_out=64, grad_rows=16, grad_stages=2, grad_warps=8,
@@ -70,7 +72,7 @@ _FP32 = Config(
 
 
 def config_for(precision: str, capability: tuple[int, int]) -> Config:
-    """The configuration for a precision on a GPU of this compute capability."""
+    """Returns the configuration for a precision on a GPU of this compute capability."""
     if precision == "fp32":
         return _FP32
     if precision == "tf32":
@@ -84,11 +86,11 @@ def config_for(precision: str, capability: tuple[int, int]) -> Config:
 def chain_config_for(
     precision: str, capability: tuple[int, int], guided: bool, classifier_free: bool
 ) -> Config:
-    """:func:`config_for` with fewer columns at once where guidance would spill.
+    """Returns :func:`config_for`, with fewer columns at once where guidance would spill registers.
 
-    With the pointers of two networks at hand, 64 columns are what does not, and what compiles in
-    less than five seconds. On Hopper they are too few: two groups of warps would share them, and
-    ptxas lets no two of such narrow products overlap. 128 columns spill a little, between layers.
+    With the pointers of two networks in registers, 64 columns do not spill, and compile in less
+    than five seconds. On Hopper 64 columns are too few: two groups of warps would share them, and
+    ptxas does not overlap products that narrow. 128 columns spill a little there, between layers.
     """
     config = config_for(precision, capability)
     if guided:
@@ -100,7 +102,7 @@ def chain_config_for(
 
 
 def to_operand(x: Tensor, precision: str) -> Tensor:
-    """x in float32 as the matrix products of a precision read it, rounded to nearest."""
+    """Rounds x in float32 to nearest, as the matrix products of a precision read it."""
     if precision != "tf32":
         return x.to(OPERAND_DTYPES[precision])
     # tf32 has the upper 10 of the 23 bits of a mantissa; tensor cores would cut the others off.

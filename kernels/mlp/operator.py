@@ -1,6 +1,6 @@
-"""The perceptron as PyTorch operators, so that autograd, `torch.compile` and CUDA graphs see it.
+"""The perceptron as PyTorch operators, which autograd, `torch.compile` and CUDA graphs can use.
 
-    flashpoint::mlp                  y, and what the backward pass needs
+    flashpoint::mlp                  y, and the tensors that the backward pass needs
     flashpoint::mlp_backward         gradients with respect to x and to all parameters
     flashpoint::mlp_input_gradient   gradient with respect to x alone
 
@@ -8,13 +8,13 @@ Each has a fake implementation (shapes only) and its derivative registered under
 The last two are differentiated through the reference, so that double backward works, at any order.
 In forward mode (``torch.autograd.forward_ad``) the reference runs, whose steps carry tangents.
 
-The autograd key is filled by hand because at these sizes dispatch is what a call costs:
-``torch.library.register_autograd`` takes three times as long.
+The derivatives are registered by hand, because at these sizes dispatch dominates the time of a
+call: ``torch.library.register_autograd`` takes three times as long.
 
-Everywhere below, x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in];
-all tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,
-biases, slope, activation, negative_slope, linear_input and precision. A precision of None runs the
-reference.
+In this module x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in]; all
+tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,
+biases, slope, activation, negative_slope, linear_input and precision. With a precision of None the
+reference runs.
 """
 
 from dataclasses import replace
@@ -37,7 +37,7 @@ _NETWORK = (
 )
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
-# "flashpoint", unless the kernels are loaded once more under another name, as a hub kernel is.
+# "flashpoint", unless the kernels are loaded once more under another name, as from a hub.
 _NAMESPACE = __name__.partition(".")[0]
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 for _schema in (
@@ -53,7 +53,7 @@ _mlp_input_gradient = _operators.mlp_input_gradient.default
 
 
 def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None) -> Tensor:
-    """y [..., out] in the dtype of x."""
+    """Returns y [..., out] in the dtype of x."""
     weights, biases, slope = parameters
     return _mlp(
         x, weights, biases or (), slope,
@@ -62,7 +62,7 @@ def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | 
 
 
 def with_model_axis(x: Tensor, parameters: MLPParameters) -> tuple[Tensor, MLPParameters]:
-    """x as [M, B, in] and parameters with their leading M, which is 1 if there was none."""
+    """Returns x as [M, B, in] and the parameters with a leading M, which is 1 if there was none."""
     weights, biases, slope = parameters
     if weights[0].dim() == 3:
         return x, parameters
@@ -82,7 +82,7 @@ class _Call(NamedTuple):
     precision: str | None
 
     def rows_of(self, grad_y: Tensor) -> Tensor:
-        """grad_y as [M, B, out]."""
+        """Returns grad_y as [M, B, out]."""
         return grad_y.reshape(*self.x.shape[:-1], self.shape.widths[-1])
 
 
@@ -149,12 +149,12 @@ def _input_gradient(grad_y, saved, *network):
 
 
 def _no_autocast(x: Tensor):
-    """Autocast is for the caller, who chooses the precision."""
+    """Turns autocast off: the caller has already applied it when choosing the precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def _kernel():
-    """The kernels, loaded when they first run: they need triton."""
+    """Returns the kernels, imported when they first run because they need triton."""
     from . import kernel
 
     return kernel
@@ -183,7 +183,7 @@ def _fake_forward(*network, save=False):
 
 
 def _concrete(shape: MLPShape) -> MLPShape:
-    """The shape without symbolic widths: kernels are compiled for each shape anyway."""
+    """Returns the shape without symbolic widths: kernels are compiled for each shape anyway."""
     return replace(shape, widths=tuple(map(int, shape.widths)), slopes=int(shape.slopes))
 
 
@@ -202,7 +202,7 @@ def _fake_input_gradient(grad_y, saved, x, *network):  # noqa: ARG001
 
 
 class _Flat(NamedTuple):
-    """What, besides tensors, puts a flattened network together again."""
+    """The rest of a flattened network, from which its tensors make it whole again."""
 
     layers: int
     options: tuple[str, float, bool, str | None]
@@ -216,7 +216,7 @@ def _flatten(x, weights, biases, slope, *options):
 
 
 class _Forward(torch.autograd.Function):
-    """y and what was saved; the derivative is one of the gradient operators."""
+    """y and the saved tensors; the derivative is one of the gradient operators."""
 
     @staticmethod
     def forward(ctx, keyset, flat, *tensors):
@@ -224,14 +224,14 @@ class _Forward(torch.autograd.Function):
         ctx.flat, ctx.tensors = flat, len(tensors)
         ctx.save_for_backward(*tensors, *saved)
         ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)  # for what was saved that would be as many zeros
+        ctx.set_materialize_grads(False)  # else autograd makes zeros for every saved tensor
         return y, *saved
 
     @staticmethod
     def backward(ctx, grad_y, *_):
         if grad_y is None:
             return None, None, *(None for _ in range(ctx.tensors))
-        kept = ctx.saved_tensors  # once: each time unpacks, or computes, everything anew
+        kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
         tensors, saved = kept[: ctx.tensors], kept[ctx.tensors :]
         network = ctx.flat.network(*tensors)
         _, _, needs_x, *needs_parameters = ctx.needs_input_grad
@@ -243,7 +243,7 @@ class _Forward(torch.autograd.Function):
 
 
 def _unpack(grad, weights, biases, slope):
-    """Gradients of slope, weights and biases, in their shapes, out of the flat [M, P]."""
+    """Returns the gradients of slope, weights and biases, in their shapes, from the flat [M, P]."""
     if biases:
         order = [tensor for layer in zip(weights, biases, strict=True) for tensor in layer]
     else:
@@ -262,7 +262,7 @@ def _unpack(grad, weights, biases, slope):
 
 
 class _Gradient(torch.autograd.Function):
-    """Either gradient operator, and as its derivative autograd's of the reference's gradient."""
+    """A gradient operator; autograd derives its derivative from the gradient of the reference."""
 
     @staticmethod
     def forward(ctx, run, flat, grad_y, *tensors):
@@ -293,13 +293,13 @@ class _Gradient(torch.autograd.Function):
 
 
 def _differentiable(tensor: Tensor) -> Tensor:
-    """The same values, and tangents, as a tensor to differentiate by, joined to what made them."""
+    """Returns a view that requires gradients, with the same values, tangents and history."""
     view = tensor.view_as(tensor)
     return view if view.requires_grad else view.requires_grad_()
 
 
 def _reference_output(*network):
-    """y in differentiable steps."""
+    """Returns y, computed in differentiable steps."""
     x, parameters, shape, _ = _call(*network)
     with _no_autocast(x):
         y = reference.mlp(x, parameters, shape)
@@ -307,7 +307,7 @@ def _reference_output(*network):
 
 
 def _reference_gradient(grad_y, network):
-    """The outputs of the backward operator, grad_x and the flat [M, P], in differentiable steps."""
+    """Returns grad_x and the flat gradient [M, P], computed in differentiable steps."""
     x, parameters, shape, _ = _call(*network)
     weights, biases, slope = parameters
     y = reference.mlp(x, parameters, shape)
@@ -316,15 +316,15 @@ def _reference_gradient(grad_y, network):
         y, leaves, grad_y.reshape(y.shape), create_graph=True, materialize_grads=True
     )
     layers = len(weights)
-    packed = MLPParameters(
+    gradients = MLPParameters(
         tuple(grads[:layers]),
         tuple(grads[layers : 2 * layers]) if biases else None,
         None if slope is None else grads[-1],
     )
-    return grad_x.reshape(network[0].shape), shape.pack(packed)
+    return grad_x.reshape(network[0].shape), shape.pack(gradients)
 
 
-# Registration. Without gradients to record, the autograd key only passes the call on.
+# Registration. Without gradients to record, the autograd implementation only passes the call on.
 
 
 def _records(*network) -> bool:
@@ -364,7 +364,7 @@ def _autograd_input_gradient(keyset, grad_y, saved, *network):
 
 
 def _record_gradient(run, grad_y, network):
-    """Runs a gradient operator, recorded if its own gradient may be asked for."""
+    """Runs a gradient operator, and records it if its own gradient may be needed."""
     recorded = _records(*network) or (torch.is_grad_enabled() and grad_y.requires_grad)
     if not recorded:
         return _carry_tangent(run, grad_y) if in_forward_mode() else run(grad_y)
@@ -376,7 +376,7 @@ def _record_gradient(run, grad_y, network):
 
 
 def _carry_tangent(run, grad_y):
-    """Gradients, and as their tangents those of the tangent of grad_y, in which they are linear."""
+    """Returns gradients with tangents: as they are linear in grad_y, its tangent gives theirs."""
     grad_y, tangent = forward_ad.unpack_dual(grad_y)
     if tangent is None:
         return run(grad_y)
