@@ -75,7 +75,6 @@ def adamw_kernel(
     """
     model = tl.program_id(1).to(tl.int64)
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = element < size
     if step_ptr is not None:
         step = tl.load(step_ptr)
     if lr_ptr is not None:
@@ -84,36 +83,16 @@ def adamw_kernel(
         weight_decay = tl.load(weight_decay_ptr + model)
     if ema_weight_ptr is not None:
         ema_weight = tl.load(ema_weight_ptr + model)
-    loss = tl.full((), 0.0, tl.float32)
-    if SUMS:
-        g, loss = _mean(grad_ptr + model * splits * (size + 2), splits, element, live, size)
-    else:
-        g = tl.load(grad_ptr + model * size + element, mask=live, other=0.0)
-    if squares_ptr is not None:
-        norm = tl.sqrt_rn(sum_of(squares_ptr + model * blocks, blocks, BLOCK))
-        loss += norm * 0  # not finite if the gradient is not
-        if clip_norm_ptr is not None:
-            clip_norm = tl.load(clip_norm_ptr + model)
-        if clip_norm > 0:
-            g *= tl.minimum(clip_norm / (norm + _CLIP_MARGIN), 1.0)
+    g, loss = _gradient(
+        grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, model, element, size,
+        SUMS, BLOCK,
+    )  # fmt: skip
     keep = tl.abs(loss) <= _LARGEST
     if rates_ptr is not None:
-        every, total = tl.load(every_ptr + model), tl.load(total_ptr + model)
-        entry = tl.minimum((step - 1) // every, entries - 1)
-        lr = tl.load(rates_ptr + model * entries + entry)
-        taken = step <= total
-        first = taken & (tl.program_id(0) == 0)
-        place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
-        # A loss that is not finite is kept, also if several updates share a place.
-        written = loss + 0 * tl.load(place, mask=first, other=0.0)
-        mean = 0.0
-        if means_ptr is not None:
-            means_ptr += model * entries + entry
-            mean = tl.load(means_ptr) + loss / every
-        tl.debug_barrier()  # all warps have read what one of them overwrites
-        tl.store(place, written, mask=first)
-        if means_ptr is not None:
-            tl.store(means_ptr, mean, mask=first)
+        lr, taken = _follow_course(
+            loss, step, model, rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places,
+            means_ptr,
+        )  # fmt: skip
         keep = keep & taken
     live = element < tl.where(keep, size, 0)
     offset = model * size + element
@@ -137,6 +116,55 @@ def adamw_kernel(
     tl.store(ema_ptr + offset, ema, mask=live)
     if NET is not None:
         _store_shadow(weights_ptr + model * NET.weights[NET.layers], element, p, live, NET)
+
+
+@triton.jit
+def _gradient(
+    grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, model, element, size,
+    SUMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Returns the clipped mean gradient of some elements, and the mean loss.
+
+    The loss is 0 without SUMS, and not finite if the gradient was measured and is not.
+    """
+    live = element < size
+    loss = tl.full((), 0.0, tl.float32)
+    if SUMS:
+        g, loss = _mean(grad_ptr + model * splits * (size + 2), splits, element, live, size)
+    else:
+        g = tl.load(grad_ptr + model * size + element, mask=live, other=0.0)
+    if squares_ptr is not None:
+        norm = tl.sqrt_rn(sum_of(squares_ptr + model * blocks, blocks, BLOCK))
+        loss += norm * 0
+        if clip_norm_ptr is not None:
+            clip_norm = tl.load(clip_norm_ptr + model)
+        if clip_norm > 0:
+            g *= tl.minimum(clip_norm / (norm + _CLIP_MARGIN), 1.0)
+    return g, loss
+
+
+@triton.jit
+def _follow_course(
+    loss, step, model, rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places, means_ptr
+):
+    """Records the loss; returns the learning rate, and true if the model takes this update."""
+    every, total = tl.load(every_ptr + model), tl.load(total_ptr + model)
+    entry = tl.minimum((step - 1) // every, entries - 1)
+    lr = tl.load(rates_ptr + model * entries + entry)
+    taken = step <= total
+    first = taken & (tl.program_id(0) == 0)
+    place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
+    # A loss that is not finite is kept, also if several updates share a place.
+    written = loss + 0 * tl.load(place, mask=first, other=0.0)
+    mean = 0.0
+    if means_ptr is not None:
+        means_ptr += model * entries + entry
+        mean = tl.load(means_ptr) + loss / every
+    tl.debug_barrier()  # all warps have read before one of them writes
+    tl.store(place, written, mask=first)
+    if means_ptr is not None:
+        tl.store(means_ptr, mean, mask=first)
+    return lr, taken
 
 
 @triton.jit

@@ -190,7 +190,7 @@ def _tile_sums(
 def _store_part(pointers, value, mask, ADD: tl.constexpr):
     if ADD:
         value += tl.load(pointers, mask=mask)
-        tl.debug_barrier()  # all warps have read what one of them overwrites
+        tl.debug_barrier()  # all warps have read before one of them writes
     tl.store(pointers, value, mask=mask)
 
 
