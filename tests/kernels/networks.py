@@ -7,8 +7,8 @@ from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.mlp import reference
 
 SMALL = (3, 32, 32, 2)
-# Largest error relative to float64 of outputs, weight gradients and input gradients; a gradient
-# with respect to one row's input feels every z that rounding takes across zero.
+# Largest error of outputs, weight gradients and input gradients, relative to float64. The gradient
+# with respect to a row's input jumps wherever rounding moves a z across zero.
 TOLERANCE = {
     "fp32": (1e-5, 1e-5, 1e-5),
     "tf32x3": (1e-5, 1e-5, 1e-5),
@@ -27,7 +27,7 @@ def relative_error(actual, expected):
 
 
 def make_network(shape, models=1, slope=None, device="cpu", seed=0):
-    """Flat parameters [M, P] as PyTorch initialises linear layers, slopes from -0.5 to 0.5."""
+    """Returns flat parameters [M, P], initialised like PyTorch's, with slopes from -0.5 to 0.5."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.rand(models, shape.num_parameters, generator=generator) * 2 - 1
     parameters = shape.unpack(flat)
@@ -39,7 +39,7 @@ def make_network(shape, models=1, slope=None, device="cpu", seed=0):
 
 
 def make_batch(shape, rows, models=1, device="cpu", seed=1):
-    """x and a gradient of y that does not average out, like that of a loss."""
+    """Returns x and a gradient of y that does not average out, like that of a loss."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(models, rows, shape.widths[0], generator=generator)
     grad_y = 1 + torch.randn(models, rows, shape.widths[-1], generator=generator)
@@ -47,7 +47,7 @@ def make_batch(shape, rows, models=1, device="cpu", seed=1):
 
 
 def exact(flat, shape, x, grad_y):
-    """y, grad_x and the flat gradient by autograd in float64."""
+    """Returns y, grad_x and the flat gradient, by autograd in float64."""
     x = x.double().requires_grad_()
     flat = flat.double().requires_grad_()
     y = reference.mlp(x, shape.unpack(flat), shape)
@@ -56,7 +56,7 @@ def exact(flat, shape, x, grad_y):
 
 
 def run(flat, shape, x, grad_y, precision):
-    """The same on the kernels."""
+    """Returns the same, computed by the kernels."""
     y, saved = mlp.forward_flat(x, flat, shape, precision)
     grad = torch.empty_like(flat)
     grad_x, _ = mlp.backward(grad_y, saved, shape, precision, grad=grad)

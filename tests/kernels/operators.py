@@ -7,7 +7,7 @@ WIDTHS = (3, 5, 4, 2)
 
 
 class Recorder(TorchDispatchMode):
-    """The names of the operators that run, and the precisions of flashpoint::mlp."""
+    """Records the names of the operators that run, and the precisions of flashpoint::mlp."""
 
     def __init__(self):
         super().__init__()

@@ -143,7 +143,7 @@ def test_strict_wants_at_least_one():
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("partitioned", [True, False])
 def test_weights_without_elements_are_reported(strict, partitioned):
-    """A layer without columns, or weights that are shared out over ranks until they are used."""
+    """A layer may have no columns, and weights may be sharded over ranks until they are used."""
     model = nn.Sequential(nn.Linear(3, 4 * partitioned), nn.ReLU(), nn.Linear(4 * partitioned, 2))
     if partitioned:
         for parameter in model.parameters():

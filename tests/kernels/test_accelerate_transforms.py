@@ -19,7 +19,7 @@ from .perceptrons import build_sequential, perceptron
 pytestmark = pytest.mark.usefixtures("on_device")
 
 
-# Whoever looks at single operations of PyTorch's gets the layers.
+# Transforms and tracing see PyTorch's own operations, those of the layers.
 
 
 class Tagged(torch.Tensor):
@@ -75,7 +75,7 @@ def tangent_of_parameters(model, x):
 
 
 def tangent_of_gradient(model, x):
-    """A product with the Hessian, forward over reverse."""
+    """Returns a product with the Hessian, forward over reverse."""
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x.clone().requires_grad_(), x.cos())
         (gradient,) = torch.autograd.grad(model(dual).square().sum(), dual, create_graph=True)
@@ -110,7 +110,7 @@ def test_transforms_see_the_layers(transform, trainable, build, fused_calls):
 
 
 def as_list(results):
-    """Tensors without the names that parameters have in one module or another."""
+    """Returns tensors without their names, which differ between modules."""
     if isinstance(results, dict):
         return list({id(each): each for each in results.values()}.values())
     return results
@@ -127,7 +127,7 @@ def test_forward_mode_of_a_slope(trainable, fused_calls):
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_backward_in_forward_mode_of_a_fused_forward(trainable, fused_calls):
-    """The tangent of a gradient comes from that of the incoming gradient."""
+    """The tangent of a gradient follows from the tangent of the incoming gradient."""
     model, plain = (each.requires_grad_(trainable) for each in build_sequential(nn.Tanh))
     x, grad_y = torch.randn(5, 3, requires_grad=True), torch.randn(5, 2)
     results = []
@@ -212,7 +212,7 @@ def test_distributed_tensors_see_the_layers(tmp_path, device, fused_calls):
     assert not fused_calls
 
 
-# What keeps or computes anew what a backward pass needs.
+# Checkpointing and hooks, which keep saved tensors elsewhere or compute them anew.
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -264,7 +264,7 @@ def test_saved_on_the_cpu(fused_calls):
 
 @pytest.mark.parametrize("changed", ["x", "0.bias", "0.weight"])
 def test_changing_a_tensor_before_the_backward_pass_raises(changed, fused_calls):
-    """Of every tensor, where the layers would not need some: second derivatives need them all."""
+    """All tensors are guarded, also those the layers would not need: second derivatives do."""
     model, _ = build_sequential(nn.PReLU)
     x = torch.randn(5, 3)
     y = model(x)

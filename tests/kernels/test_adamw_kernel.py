@@ -7,7 +7,7 @@ from flashpoint.kernels import adamw_, adamw_state
 
 
 def run(parameters, grads, backend, **options):
-    """Parameters and state after a few updates."""
+    """Returns parameters and state after a few updates."""
     parameters = parameters.clone()
     state = adamw_state(parameters)
     for step, grad in enumerate(grads, start=1):
@@ -58,7 +58,7 @@ def test_scattered_parameters_go_to_the_reference(device):
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
 def test_a_model_whose_loss_is_not_finite_stays_as_it_is(device, backend, loss):
     parameters = torch.randn(2, 70, device=device)
-    sums = torch.rand(1, 2, 3, 72, device=device)  # of gradient, loss and rows, in three parts
+    sums = torch.rand(1, 2, 3, 72, device=device)  # gradient, loss and rows, in three parts
     sums[0, 1, 2, 70] = loss
     before = (parameters, *adamw_state(parameters))
     after = run(parameters, sums, backend, lr=1e-2)
@@ -73,7 +73,7 @@ def test_only_a_gradient_longer_than_the_norm_is_clipped(device, backend):
     grads = torch.randn(1, 2, 70, device=device) * torch.tensor([1.0, 0.01], device=device)[:, None]
     squares = grads[0].square().sum(dim=1, keepdim=True)
     clipped = grads / squares.sqrt().clamp(min=1)
-    options = {"lr": 1e-2, "eps": 1.0}  # with a large eps the length of a gradient counts
+    options = {"lr": 1e-2, "eps": 1.0}  # a large eps, so that the length of the gradient matters
     for actual, expected in zip(
         run(parameters, grads, backend, clip_norm=1.0, squares=squares, **options),
         run(parameters, clipped, "torch", **options),

@@ -29,7 +29,7 @@ MODELS, POINTS, STEPS, CLASSES = 2, 6, 5, 3
 
 
 def data_of(kind):
-    """Data of two models, with all there can be."""
+    """Returns data of two models, with every optional part that its kind has."""
     data = TrainingData(
         points=torch.randn(MODELS, POINTS, 2),
         alpha_bar=torch.linspace(0.9, 0.1, STEPS).repeat(MODELS, 1),
@@ -138,7 +138,7 @@ def sums_of(rows=4, seed=(0, 0), parameters=None, workspace_rows=4, activation=N
     workspace = workspace_of(
         parameters, shape, data_of("denoiser"), workspace_rows, backend="triton"
     )
-    if activation is not None:  # another one than the workspace was made for
+    if activation is not None:  # not the one that the workspace was made for
         shape = replace(shape, activation=activation)
         parameters = parameters[:, : shape.num_parameters].contiguous()
         workspace = workspace._replace(sums=workspace.sums[..., : shape.num_parameters + 2])
@@ -184,7 +184,7 @@ def test_data_may_lie_in_any_strides(device, kind, refresh):
 
 
 def spread(tensor):
-    """The same values with gaps between them."""
+    """Returns the same values with gaps between them."""
     return torch.stack((tensor, tensor + 1), dim=-1)[..., 0]
 
 
@@ -288,7 +288,7 @@ def test_of_a_chain(wrong, message):
 
 
 def test_what_fits_runs():
-    """The calls above are right but for what is wrong with them."""
+    """The calls above are right apart from the one argument that each gets wrong."""
     for kind in ("denoiser", "classifier", "conditional"):
         step_of(kind)
     sums_of()

@@ -1,7 +1,7 @@
 """Networks of every width and activation at the size of a real batch, against plain PyTorch.
 
-A kernel may be right for one network and wrong for another: tiles, loops and registers differ. What
-goes wrong there may touch only some rows, so the largest error of all rows counts, not their norm.
+A kernel may be right for one network and wrong for another: tiles, loops and registers differ. A
+mistake there may touch only some rows, so tests bound the largest error of all rows, not the norm.
 """
 
 import pytest
@@ -29,11 +29,11 @@ OTHERS = [
     for activation in ("silu", *sorted({*ACTIVATIONS} - {"prelu", "none", "silu"}))
     for width in (128, 256, 512)
 ]
-# The interpreter does some rows of the smallest network; its products of bf16 are wrong. With fewer
-# rows, one that rounding takes across the kink of a PReLU would decide a gradient.
+# The interpreter runs some rows of the smallest network; its products of bf16 are wrong. With fewer
+# rows, a single one that rounding moves across the kink of a PReLU would decide a gradient.
 ROWS = [500, pytest.param(5000, marks=pytest.mark.gpu)]
 PRECISIONS = ["fp16", "tf32", pytest.param("bf16", marks=pytest.mark.gpu)]
-# Largest error of a number, relative to the root mean square of all.
+# Largest error of any number, relative to the root mean square of all.
 VALUE = {"fp16": 0.02, "tf32": 0.02, "bf16": 0.15}
 # Error of a gradient, and of samples after a few steps, relative in the norm.
 GRADIENT = {"fp16": 2e-2, "tf32": 2e-2, "bf16": 5e-2}
@@ -44,7 +44,7 @@ def name_of(shape):
 
 
 def chosen(shapes):
-    """All on a GPU, without one the smallest."""
+    """Parametrizes a test over all shapes on a GPU, and over the first one without a GPU."""
     small, *others = shapes
     others = [pytest.param(shape, marks=pytest.mark.gpu) for shape in others]
     return pytest.mark.parametrize("shape", [small, *others], ids=name_of)
@@ -68,7 +68,7 @@ def make_data(device, labels=None, points=1000, steps=100):
 
 
 def largest_error(actual, expected):
-    """Of any number, relative to the root mean square; not finite is infinitely wrong."""
+    """Returns the largest error relative to the root mean square, infinity for NaN."""
     error = (
         actual.double() - expected.double()
     ).abs().amax() / expected.double().square().mean().sqrt()
@@ -76,7 +76,7 @@ def largest_error(actual, expected):
 
 
 def parameter_errors(grad, expected, shape):
-    """Relative error of the gradient of each weight, bias and slope."""
+    """Returns the relative error of the gradient of each weight, bias and slope."""
     pairs = zip(tensors_of(shape.unpack(grad)), tensors_of(shape.unpack(expected)), strict=True)
     return [relative_error(one, other) for one, other in pairs]
 

@@ -1,6 +1,6 @@
-"""The folder kernels/ as a local kernel of Hugging Face's ``kernels`` package, the real one.
+"""The folder kernels/ as a local kernel of Hugging Face's own ``kernels`` package.
 
-In a process of its own and outside the repository, where the bare name ``kernels`` is theirs.
+It runs in a process outside the repository, where ``kernels`` is the name of that package.
 """
 
 import json

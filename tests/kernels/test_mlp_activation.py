@@ -26,7 +26,7 @@ def module_of(name):
 
 
 def backward(name, grad_h, z):
-    """The gradient of z, and that of the slope or None."""
+    """Returns the gradient of z, and that of the slope or None."""
     return TABLE[name].backward(grad_h.clone(), z, SLOPES.get(name))
 
 

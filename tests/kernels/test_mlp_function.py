@@ -193,7 +193,7 @@ def test_captured_in_a_cuda_graph(device):
 
 @pytest.mark.gpu
 def test_runs_on_the_device_of_its_tensors():
-    device = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one, if it can
+    device = torch.device("cuda", torch.cuda.device_count() - 1)  # the last one
     tensors = Tensors(device)
     y = tensors.run()
     assert y.device == device
@@ -234,7 +234,7 @@ def test_transforms_are_those_of_the_reference(device, transform, trainable):
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_tangents_of_all_tensors_of_the_operator(device, trainable):
-    """Not only the public function carries them; they are the derivative along a direction."""
+    """The operator itself carries tangents, which are derivatives along a direction."""
     tensors = Tensors(device)
 
     def run(x, *parameters):
@@ -280,11 +280,11 @@ def test_subclasses_of_tensor_see_the_reference(device, subclass):
     torch.testing.assert_close(y.detach().as_subclass(torch.Tensor), expected, rtol=0, atol=0)
 
 
-# What a backward pass unpacks and allocates.
+# The tensors that a backward pass unpacks and allocates.
 
 
 def test_a_backward_pass_makes_no_zeros(device):
-    """Not of what was saved, whose gradients nobody asks for."""
+    """In particular no gradients of the saved tensors, which nobody asks for."""
     tensors = Tensors(device, rows=65)
     y = tensors.run(backend="triton", precision="fp32")
     with Recorder() as recorder:
@@ -314,7 +314,7 @@ def test_what_was_saved_is_unpacked_once(device, create_graph):
 
 
 def test_no_gradient_comes_of_none(device):
-    """As autograd has it for outputs that nothing depends on."""
+    """Autograd passes None for outputs that nothing depends on."""
     tensors = Tensors(device)
     y = torch._C._functions.UndefinedGrad()(tensors.run(backend="triton"))
     nothing = torch.autograd.grad(y, tensors.all, tensors.grad_y, allow_unused=True)

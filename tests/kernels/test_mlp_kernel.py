@@ -54,7 +54,7 @@ def test_activations(device, activation, precision):
 @pytest.mark.parametrize("slope", [-0.3, 0.0, 1.5])
 @pytest.mark.usefixtures("poisoned")
 def test_fixed_slopes_of_either_sign(device, slope):
-    """Of a negative slope h does not tell the sign of z, which is then kept."""
+    """With a negative slope h does not tell the sign of z, so z is kept."""
     shape = MLPShape((3, 24, 24, 2), "leaky_relu", negative_slope=slope)
     flat = make_network(shape, device=device)
     check(flat, shape, *make_batch(shape, 300, device=device), "fp32")
@@ -120,7 +120,7 @@ def test_models_are_independent(device, precision):
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 1e4])
 def test_gradient_scale(device, scale):
-    """fp16 loses nothing of gradients of any magnitude."""
+    """Gradients of any magnitude keep their accuracy in fp16."""
     shape = MLPShape(SMALL)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, 500, device=device)
@@ -166,7 +166,7 @@ def test_overflow_reaches_the_output(device):
 @pytest.mark.parametrize("precision", ["fp16", "tf32", pytest.param("bf16", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("hidden", [(), (16,)])
 def test_coordinates_keep_their_accuracy(device, hidden, precision):
-    """Points that half precision cannot tell apart differ in the output by what they differ."""
+    """Outputs differ as points do that half precision cannot tell apart."""
     shape = MLPShape((2, *hidden, 1), "none", bias=False)
     flat = torch.zeros(1, shape.num_parameters, device=device)
     weights = shape.unpack(flat).weights
@@ -178,7 +178,7 @@ def test_coordinates_keep_their_accuracy(device, hidden, precision):
     assert y[0, :, 0].tolist() == [0.0, 2**-15, -(2**-15)]
 
 
-# Largest error of a number of y and of grad_x, relative to the root mean square of all.
+# Largest error of any number in y and in grad_x, relative to the root mean square of all.
 LARGEST = {
     "fp32": (1e-5, 1e-4),
     "tf32x3": (1e-5, 1e-4),
@@ -189,7 +189,7 @@ LARGEST = {
 
 
 def row_errors(actual, expected):
-    """Largest error in each row [M, B], relative to the root mean square of all rows."""
+    """Returns the largest error in each row, [M, B], relative to the root mean square of all."""
     error = (actual.double() - expected.double()).abs().amax(dim=-1)
     return (error / expected.double().square().mean().sqrt()).nan_to_num(torch.inf)
 
@@ -210,7 +210,7 @@ def row_errors(actual, expected):
 def test_large(device, widths, activation, rows, precision):
     """Every row and every parameter is right, and the same bits come out again.
 
-    Programs hand activations on through memory: what goes wrong there may touch a few rows only.
+    Programs hand activations on through memory, where a mistake may touch a few rows only.
     """
     shape = MLPShape(widths, activation)
     flat = make_network(shape, device=device)
@@ -228,7 +228,7 @@ def test_large(device, widths, activation, rows, precision):
     if activation != "prelu":
         assert errors.max() <= point
     elif precision in ("fp32", "tf32x3"):
-        # Rounding takes a pre-activation in ten million across the kink of a PReLU.
+        # Rounding moves one pre-activation in ten million across the kink of a PReLU.
         assert errors.isfinite().all()
         assert (errors > point).double().mean() <= 5e-4
     else:
@@ -251,7 +251,7 @@ def test_large(device, widths, activation, rows, precision):
     ],
 )
 def test_tf32x3_is_as_accurate_as_float32_of_pytorch(device, widths, activation, rows):
-    """Within twice its error of outputs, of grad_x, and of all parameters' gradients together."""
+    """The error of y, grad_x and the flat gradient is at most twice that of PyTorch."""
     shape = MLPShape(widths, activation)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, rows, device=device)

@@ -14,7 +14,7 @@ from .networks import SMALL, check, exact, make_batch, make_network, relative_er
 
 
 def strided(tensor):
-    """The same values in every layout that a caller might have."""
+    """Yields the same values in every layout that a caller might have."""
     yield tensor.transpose(1, 2).contiguous().transpose(1, 2)
     yield torch.stack((tensor, tensor), dim=-1)[..., 0]
     padded = torch.cat((tensor, tensor), dim=1)
@@ -92,7 +92,7 @@ def test_rows_do_not_see_each_other(device):
 @pytest.mark.usefixtures("poisoned")
 def test_without_saving(device, monkeypatch):
     """Scratch that is used over and over gives the same bits as a buffer for all rows."""
-    monkeypatch.setattr(mlp, "slots", lambda *_: 2)  # so few that a program has several tiles
+    monkeypatch.setattr(mlp, "slots", lambda *_: 2)  # few, so that a program has several tiles
     shape, models = MLPShape(SMALL), 2
     flat = make_network(shape, models, device=device)
     x, grad_y = make_batch(shape, 300, models, device=device)
@@ -106,7 +106,7 @@ def test_without_saving(device, monkeypatch):
 @pytest.mark.parametrize("models", [1, 5, 100, 114, 115])
 @pytest.mark.parametrize("multiprocessors", [108, 114, 132])
 def test_all_programs_run_at_once(monkeypatch, models, multiprocessors):
-    """One more than the GPU holds would take as long as all the others together."""
+    """One program more than the GPU holds would take as long as all the others together."""
     properties = SimpleNamespace(multi_processor_count=multiprocessors)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     slots = mlp.slots(models, torch.device("cuda"))
@@ -162,7 +162,7 @@ def test_replays_of_a_graph_give_the_same_bits(device, precision):
 
 
 def odd_floats(device):
-    """Numbers of all magnitudes, ties, infinities, NaN that is easily lost, [1, 1024]."""
+    """Returns numbers of all magnitudes, ties, infinities and a fragile NaN, [1, 1024]."""
     mantissa = torch.randint(0, 2**23, (1024,), dtype=torch.int32)
     bits = mantissa + (torch.randint(1, 250, (1024,), dtype=torch.int32) << 23)
     bits[:3] = torch.tensor([0x7FFFFFFF, 0x7F800000, 0])  # NaN, infinity and zero
@@ -172,7 +172,7 @@ def odd_floats(device):
 
 
 def test_tf32_is_rounded_to_nearest(device):
-    """As ``cvt.rna.tf32.f32`` does, ties away from zero; the tensor cores would cut bits off."""
+    """Ties go away from zero, as in ``cvt.rna.tf32.f32``; tensor cores would cut bits off."""
     shape, weights = MLPShape((64, 16), "none", bias=False), odd_floats(device)
     packed = mlp.pack(weights, shape, "tf32")[0].view(16, -1)[:, :64].reshape(1, -1)
     finite = weights.isfinite()

@@ -55,7 +55,7 @@ class Network:
         return self.x, *self.weights, *self.biases, *slope
 
     def run(self, x, *parameters):
-        """y as a function of all tensors."""
+        """Returns y as a function of all tensors."""
         parameters = iter(parameters)
         weights = list(itertools.islice(parameters, len(self.weights)))
         biases = list(itertools.islice(parameters, len(self.biases)))
@@ -63,7 +63,7 @@ class Network:
         return torch.ops.flashpoint.mlp(x, weights, biases, slope, *self.options)[0]
 
     def expected(self):
-        """y of the reference."""
+        """Returns y of the reference."""
         x, parameters, shape, _ = operator._call(*self.arguments)
         return reference.mlp(x, parameters, shape).reshape(self.grad_y.shape)
 

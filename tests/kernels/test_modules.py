@@ -1,4 +1,4 @@
-"""FusedMLP against the plain module it stands for."""
+"""FusedMLP against the plain module that it replaces."""
 
 import copy
 
@@ -15,7 +15,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class MLP(nn.Module):
-    """The plain layout: one shared activation."""
+    """The plain layout with one shared activation."""
 
     def __init__(self, input_dim, output_dim, hidden_layers):
         super().__init__()
@@ -140,7 +140,7 @@ def test_precision_is_handed_on(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_the_kernels_do_not_cover_is_left_to_the_layers(dtype, fused_calls):
-    """Bit for bit: hidden layers of 1,024, or float64."""
+    """Hidden layers of 1,024, or float64, give the bits of the layers."""
     width = 1024 if dtype == torch.float32 else 16
     plain = MLP(3, 2, [width]).to(dtype)
     fused = FusedMLP.from_module(copy.deepcopy(plain))

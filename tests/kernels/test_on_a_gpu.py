@@ -1,6 +1,6 @@
-"""The drop-in under what PyTorch users do on a GPU: the same bits as without, wherever it can be.
+"""The drop-in under PyTorch's tools on a GPU: the same bits as without them, where possible.
 
-Small sizes and what needs no CUDA also run in the interpreter.
+Tests of small sizes that need no CUDA also run in the interpreter.
 """
 
 import copy
@@ -30,7 +30,7 @@ def perceptron(width=32):
 
 
 def results(run, model, x):
-    """y and all gradients."""
+    """Returns y and all gradients."""
     x = x.detach().requires_grad_()
     y = run(x)
     grad_y = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape).to(y.dtype)
@@ -81,7 +81,7 @@ def test_saved_on_the_cpu(rows):
     ids=lambda options: options.get("mode", "aot_eager"),
 )
 def test_compiled(options):
-    """With reduce-overhead as CUDA graphs, none of them left out."""
+    """With reduce-overhead every graph becomes a CUDA graph, none is skipped."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = perceptron()
@@ -96,7 +96,7 @@ def test_compiled(options):
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_autocast_and_gradient_scaler(device, rows, fused_calls):
-    """Also a step that overflows is skipped as it is with the layers."""
+    """A step that overflows is skipped, as with the layers."""
     model = perceptron()
     plain = nn.Sequential(*copy.deepcopy(model))
     x, target = torch.randn(rows, 3), torch.randn(rows, 2)
@@ -149,7 +149,7 @@ def test_a_side_stream_does_not_wait_for_the_main_one(rows):
     torch.cuda.synchronize()
     stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
     with torch.cuda.stream(stream):
-        results(model, model, x)  # after which there is memory
+        results(model, model, x)  # this allocates the memory
         stream.synchronize()
         with torch.cuda.stream(main):
             torch.cuda._sleep(3_000_000_000)  # more than a second
@@ -203,7 +203,7 @@ def test_graphed_callable():
 
 @CUDA_ONLY
 def test_on_the_last_device_of_the_machine():
-    """Which is not the current one, where there are two."""
+    """The device is not the current one, if there are two."""
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     model, x = perceptron(), torch.randn(1000, 3)
     there = copy.deepcopy(model).to(device)

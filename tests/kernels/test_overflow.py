@@ -1,4 +1,4 @@
-"""What leaves the range of fp16 is infinite or NaN, and detect_overflow() names it."""
+"""Numbers beyond the range of fp16 become infinite or NaN; detect_overflow() says where."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from flashpoint.kernels import (
     train_step,
 )
 
-# The interpreter computes with numpy, which warns of what is tested here.
+# The interpreter computes with numpy, which warns of the overflows that are tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
 
 

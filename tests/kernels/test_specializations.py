@@ -1,4 +1,4 @@
-"""How many kernels are compiled over batches of many sizes and layouts: as few as for one."""
+"""Batches of many sizes and layouts need no more compiled kernels than one batch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from flashpoint.kernels.sample_chain.kernel import draw_prior, sample_chain
 
 SIZES = (1, 2, 15, 16, 17, 63, 64, 65, 100, 128, 1000, 1024, 1999, 2000, 2047, 2048, 2049, 4096,
          9999, 10_000)
-table = torch.zeros(1, 10_000 * 8 + 1)  # what batches are cut out of, aligned or not
+table = torch.zeros(1, 10_000 * 8 + 1)  # batches are cut out of it, aligned or not
 
 def dense(rows, width):
     return table[:, : rows * width].view(1, rows, width)
@@ -108,7 +108,11 @@ def call(layout, rows):
         (
             CHAIN,
             "dense, misaligned, transposed, every_second",
-            {"prior_kernel": 1, "operand_kernel": 2, "chain_kernel": 1},  # to pack two networks
+            {
+                "prior_kernel": 1,
+                "operand_kernel": 2,
+                "chain_kernel": 1,
+            },  # two networks
         ),
         (
             ELEMENTWISE,
