@@ -126,7 +126,7 @@ def _is_candidate(module: nn.Module) -> bool:
 
 
 def _read(module: nn.Sequential) -> Layers | str:
-    """The perceptron that a module is, or why it is left alone."""
+    """Returns the perceptron that a module is, or the reason to leave it alone."""
     if type(module) not in (nn.Sequential, FusedSequential):
         return f"{type(module).__name__} is a class of its own"
     if has_hooks(module):
