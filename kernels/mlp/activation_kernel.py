@@ -27,7 +27,7 @@ def activate(z, slope, NET: tl.constexpr):
     elif ACTIVATION == "tanh":
         z = 2 * tl.sigmoid(2 * z) - 1
     else:
-        tl.static_assert(ACTIVATION == "none", "activate() has no branch for this activation")
+        tl.static_assert(ACTIVATION == "none", "activate() has no branch for it")
     return z
 
 
@@ -52,7 +52,7 @@ def activate_backward(grad_h, z, slope, NET: tl.constexpr):
         h = 2 * tl.sigmoid(2 * z) - 1
         grad_h = grad_h * (1 - h * h)
     else:
-        tl.static_assert(ACTIVATION == "none", "activate_backward() has no branch for this one")
+        tl.static_assert(ACTIVATION == "none", "activate_backward() has no branch for it")
     return grad_h
 
 
