@@ -23,16 +23,15 @@ class Activation:
     """One activation in plain PyTorch.
 
     Attributes:
-        function: maps z and the slope to h = act(z). The slope multiplies z where z < 0: [M, 1, 1]
+        function: maps z and the slope to h = act(z). The slope multiplies z for z < 0: [M, 1, 1]
             for ``prelu``, a number for ``leaky_relu``; other activations ignore it.
         backward: maps the gradient of h, z and the slope to the gradient of z, and for ``prelu``
             that of the slope, [M], else None. May overwrite the gradient of h.
         module: the class of PyTorch's module for it; None if it has no module.
         difference: says why a module of that class computes another function; None if it does not.
-        piecewise_linear: True for z * slope where z < 0, and for what becomes the identity with
-            another slope. A linear input is possible with these alone, and these alone need no
-            exponentials.
-        reads_z: True if the derivative needs z, False if h tells it for slopes of 0 and more.
+        piecewise_linear: True if act(z) is z for z > 0 and a multiple of z for z < 0. Only such an
+            activation allows a linear input, and only such a one computes no exponentials.
+        reads_z: True if the derivative needs z; False if h tells it, for slopes of at least 0.
     """
 
     function: Callable[[Tensor, Any], Tensor]
@@ -50,7 +49,7 @@ def _prelu(z: Tensor, slope: Tensor) -> Tensor:
 
 
 def _sides(grad_h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits grad_h into its parts where z > 0 and where not, each zero elsewhere."""
+    """Splits grad_h into its part for z > 0 and the rest, each zero elsewhere."""
     # On a CPU torch.where with a mask takes some twenty times as long.
     positive = torch.ops.aten.threshold_backward(grad_h, z, 0)
     return positive, grad_h.sub_(positive)
@@ -75,7 +74,8 @@ TABLE: dict[str, Activation] = {
         difference=lambda prelu: (
             "has a slope for each column" if prelu.num_parameters != 1 else None
         ),
-        piecewise_linear=True,  # but z decides: with a negative slope h does not tell its sign
+        piecewise_linear=True,
+        reads_z=True,  # with a negative slope, which may be learned, h does not tell the sign of z
     ),
     "leaky_relu": Activation(
         function=F.leaky_relu,

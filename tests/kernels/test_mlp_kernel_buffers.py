@@ -174,19 +174,19 @@ def odd_floats(device):
 def test_tf32_is_rounded_to_nearest(device):
     """Ties go away from zero, as in ``cvt.rna.tf32.f32``; tensor cores would cut bits off."""
     shape, weights = MLPShape((64, 16), "none", bias=False), odd_floats(device)
-    packed = mlp.pack(weights, shape, "tf32")[0].view(16, -1)[:, :64].reshape(1, -1)
+    operands = mlp.operand_weights(weights, shape, "tf32")[0].view(16, -1)[:, :64].reshape(1, -1)
     finite = weights.isfinite()
-    assert torch.equal(packed[~finite].isnan(), weights[~finite].isnan())
-    assert packed[~finite].isinf().any()
-    assert not (packed[finite].view(torch.int32) & 0x1FFF).any()
-    rounded, wanted = packed[finite].double(), weights[finite].double()
+    assert torch.equal(operands[~finite].isnan(), weights[~finite].isnan())
+    assert operands[~finite].isinf().any()
+    assert not (operands[finite].view(torch.int32) & 0x1FFF).any()
+    rounded, wanted = operands[finite].double(), weights[finite].double()
     half_a_step = 2.0 ** (wanted.abs().log2().floor() - 11)
     error = (rounded - wanted).abs()
     assert (error <= half_a_step).all()
     ties = (error == half_a_step) & (wanted != 0)
     assert ties.any()
     assert (rounded[ties].abs() > wanted[ties].abs()).all()
-    assert torch.equal(to_operand(weights, "tf32").nan_to_num(7.0), packed.nan_to_num(7.0))
+    assert torch.equal(to_operand(weights, "tf32").nan_to_num(7.0), operands.nan_to_num(7.0))
 
 
 def test_operands_of_tf32_are_rounded_where_they_are_written(device):
@@ -199,7 +199,7 @@ def test_operands_of_tf32_are_rounded_where_they_are_written(device):
     for backend in ("triton", "torch"):
         shadow = shadow_of(flat, shape, "tf32")
         adamw_(updated, flat, state, lr=1e-2, step=1, shadow=shadow, backend=backend)
-        expected = mlp.pack(updated, shape, "tf32")
+        expected = mlp.operand_weights(updated, shape, "tf32")
         assert torch.equal(shadow.packed, expected)
     live = saved.activations[:, :70]
     for operand in (live, saved.weights, expected):
