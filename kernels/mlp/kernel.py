@@ -45,8 +45,8 @@ pack = operand_weights  # the name that scripts outside of this package know
 _VARYING = [
     "rows", "x_stride_model", "x_stride_row", "grad_y_stride_model", "grad_y_stride_row",
 ]  # fmt: skip
-# Nor is one for another alignment of the caller's tensors. Of their strides, it is compiled in only
-# that columns are dense.
+# Nor is one compiled anew for another alignment of the caller's tensors. Kernels for dense columns
+# differ from those for all others.
 _UNALIGNED = ["x_ptr", "x_stride_column", "grad_y_ptr", "grad_y_stride_column"]
 
 
@@ -106,9 +106,9 @@ def backward_kernel(
 ):  # fmt: skip
     """Computes gradients of sum(grad_y * y) for tiles of ROWS rows; grid (programs, M).
 
-    With SAVE the gradients of all pre-activations stay in their buffer, times a scale that follows
-    from ``abs_max``, and so do each tile's slope gradients; without, each program uses its own ROWS
-    rows over and over.
+    With SAVE the gradients of all pre-activations stay in their buffer, and each tile's slope
+    gradients in theirs, all times a scale that follows from ``abs_max``; without, each program uses
+    its own ROWS rows over and over.
 
     Args:
         grad_y_ptr: float [M, rows, out].
