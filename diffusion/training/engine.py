@@ -22,7 +22,7 @@ from ...kernels import (
     workspace_of,
 )
 from ...kernels._dispatch import device_of
-from ...kernels.adamw.reference import update_shadow
+from ...kernels.adamw import update_shadow
 from ..device import choose_device
 from ..errors import UserError
 from ..models import MLP, new_mlp
