@@ -1,11 +1,8 @@
-"""Which backend runs an operation; nothing here needs triton or a GPU to be there."""
+"""Chooses the backend of an operation and prepares launches; works without triton and a GPU."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TypeVar
@@ -14,21 +11,25 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .devices import capability_of as capability_of
+from .devices import device_of as device_of
+from .devices import imitated_capability as imitated_capability
+
 _MIN_CAPABILITY = (8, 0)
 _logger = logging.getLogger("flashpoint")
 
 
 def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None = None) -> bool:
-    """Whether the Triton kernels run an operation, or else the reference.
+    """Returns True if the Triton kernels run an operation, False if the reference does.
 
-    CUDA tensors go to Triton, all others to the reference; ``TRITON_INTERPRET=1`` lets the
-    kernels run on a CPU when they are asked for.
+    CUDA tensors go to Triton, all others to the reference. With ``TRITON_INTERPRET=1`` the kernels
+    also run on a CPU if the caller asks for them.
 
     Args:
-        backend: what the caller asked for: None, "torch" or "triton".
-        name, tensor: the argument that decides.
-        gap: what the kernels do not cover, if anything; the reference then does it, and it is
-            logged once.
+        backend: the caller's choice: None, "torch" or "triton".
+        name, tensor: the argument whose device decides, and its name for messages.
+        gap: a reason why the kernels do not cover this call, or None. The reference then runs, and
+            the reason is logged once.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run.
@@ -47,10 +48,13 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
 
 
 def elementwise_gap(*tensors: Tensor | None) -> str | None:
-    """What element-wise kernels do not cover: they compute in float32 and record no gradients."""
-    watching = onlooker()
-    if watching is not None:
-        return watching
+    """Returns why element-wise kernels do not cover these tensors, or None if they do.
+
+    The kernels compute in float32 and record no gradients.
+    """
+    watcher = onlooker()
+    if watcher is not None:
+        return watcher
     given = [tensor for tensor in tensors if tensor is not None]
     if any(tensor.dtype == torch.float64 for tensor in given):
         return "float64"
@@ -63,9 +67,9 @@ _Function = TypeVar("_Function", bound=Callable)
 
 
 def run_by_compiler(function: _Function) -> _Function:
-    """``torch.compile`` runs the function instead of tracing it, and keeps the result.
+    """Makes ``torch.compile`` run the function once and keep its result, instead of tracing it.
 
-    This is ``torch.compiler.assume_constant_result``, which would load the compiler now.
+    ``torch.compiler.assume_constant_result`` does the same, but would load the compiler now.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -73,19 +77,22 @@ def run_by_compiler(function: _Function) -> _Function:
 
 @run_by_compiler
 def problem_of(device: torch.device) -> str | None:
-    """Why kernels cannot run on a device."""
+    """Returns why kernels cannot run on a device, or None if they can."""
     return _find_problem(device)
 
 
 @run_by_compiler
 def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents, which kernels would lose."""
+    """Returns True if tensors may carry tangents, which kernels would lose."""
     return forward_ad._current_level >= 0
 
 
 @run_by_compiler
 def onlooker() -> str | None:
-    """Who wants to see each operation of PyTorch's, if anyone does; kernels would hide them."""
+    """Returns the name of a transform that must see each PyTorch operation, or None.
+
+    Kernels would hide the operations from it.
+    """
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
     if in_forward_mode():
@@ -97,6 +104,7 @@ def onlooker() -> str | None:
 
 @run_by_compiler
 def log_once(message: str) -> None:
+    """Logs a message at its first call in this process."""
     _log(message)
 
 
@@ -119,22 +127,13 @@ def _log(message: str) -> None:
     _logger.info(message)
 
 
-def device_of(tensor: Tensor) -> AbstractContextManager:
-    """A context in which launches go to the tensor's device."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-# The compute capability that launches on a CPU are made for: interpreted, or compiled offline.
-imitated_capability = ContextVar("imitated_capability", default=(9, 0))
-
-
-def capability_of(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device, or on a CPU the imitated one."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)
-    return imitated_capability.get()
-
-
 def model_stride(tensor: Tensor) -> int:
-    """Elements between models along the first axis, 0 if they share one."""
+    """Returns the number of elements from one model to the next, 0 if all share the first axis."""
     return tensor.stride(0) if tensor.shape[0] > 1 else 0
+
+
+def step_arguments(step: int | Tensor) -> dict[str, int | Tensor | None]:
+    """Returns the arguments ``step_ptr`` and ``step`` of a kernel, which reads a tensor's value."""
+    if isinstance(step, Tensor):
+        return {"step_ptr": step, "step": 0}
+    return {"step_ptr": None, "step": step}

@@ -1,4 +1,4 @@
-"""Checks of arguments: one line that names the argument, what was given and what is allowed."""
+"""Checks of arguments; an error is one line with the argument, its value and what is allowed."""
 
 import torch
 from torch import Tensor
@@ -8,16 +8,19 @@ PRECISIONS = ("fp16", "bf16", "tf32", "tf32x3", "fp32")
 
 
 def check_backend(backend: str | None) -> None:
+    """Raises ValueError unless the backend is None or the name of one."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def check_precision(precision: str) -> None:
+    """Raises ValueError unless it is the name of a precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def check_float(name: str, tensor: Tensor) -> None:
+    """Raises TypeError unless it is a floating-point tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
@@ -25,12 +28,13 @@ def check_float(name: str, tensor: Tensor) -> None:
 
 
 def check_last_dim(name: str, tensor: Tensor, size: int) -> None:
+    """Raises ValueError unless the last dimension has this size."""
     if tensor.dim() == 0 or tensor.shape[-1] != size:
         raise ValueError(f"{name} must have {size} as its last dimension, got {list(tensor.shape)}")
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    """The tensor has this shape, in which a name stands for any size."""
+    """Raises ValueError unless the tensor has this shape, in which a name stands for any size."""
     if not _fits(tensor, shape):
         raise ValueError(f"{name} must be {_named(shape)}, got {list(tensor.shape)}")
 
@@ -38,7 +42,10 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None
 def check_of_each_model(
     name: str, tensor: Tensor, models: int, shape: tuple[int | str, ...]
 ) -> None:
-    """[M, *shape], or [1, *shape] for what all models share; a name stands for any size."""
+    """Raises ValueError unless the tensor is [M, *shape], or [1, *shape], shared by all models.
+
+    A name in the shape stands for any size.
+    """
     if not (_fits(tensor, (models, *shape)) or _fits(tensor, (1, *shape))):
         shared = "" if models == 1 else f" or {_named((1, *shape))}"
         raise ValueError(
@@ -61,7 +68,7 @@ def _named(shape: tuple[int | str, ...]) -> str:
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    """All tensors that are not None lie on the device of the first."""
+    """Raises ValueError unless all tensors that are not None lie on the device of the first."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first, *rest = given
     for name in rest:
@@ -72,14 +79,19 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def check_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
-    """All tensors that are not None have this dtype."""
+    """Raises ValueError unless all tensors that are not None have this dtype."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype != dtype:
             raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}")
 
 
 def check_like(name: str, tensor: Tensor, x: Tensor, dtype: torch.dtype) -> None:
-    """On the device of x, and of this dtype."""
+    """Raises an error unless the tensor lies on the device of x and has this dtype.
+
+    Raises:
+        ValueError: it lies elsewhere.
+        TypeError: it has another dtype.
+    """
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
     if tensor.dtype != dtype:
@@ -87,9 +99,14 @@ def check_like(name: str, tensor: Tensor, x: Tensor, dtype: torch.dtype) -> None
 
 
 def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Integer values lie in [low, high); looks at the values, so it costs a device sync.
+    """Raises an error unless all values are integers in [low, high); waits for the device.
 
-    While a CUDA graph is captured there are no values to look at, and nothing may wait.
+    It does nothing while a CUDA graph is captured: there are no values then, and waiting is
+    forbidden.
+
+    Raises:
+        TypeError: the tensor is floating-point.
+        ValueError: a value is out of range.
     """
     if tensor.is_floating_point():
         raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
@@ -103,7 +120,10 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
 
 
 def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
-    """A step is an integer of at least ``low``, or one int64 number on the device of a tensor."""
+    """Raises ValueError unless the step is an integer of at least ``low``, 0 or 1, or a counter.
+
+    A counter is a tensor of one int64 number on the device of the other tensor.
+    """
     if not isinstance(step, Tensor):
         check_positive("step", step, allow_zero=low == 0)
     elif step.dtype != torch.int64 or step.numel() != 1 or step.device != tensor.device:
@@ -114,6 +134,7 @@ def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
 
 
 def check_positive(name: str, value: int, allow_zero: bool = False) -> None:
+    """Raises ValueError unless the value is an integer of at least 1, or 0 if that is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < (0 if allow_zero else 1):
         bound = "0" if allow_zero else "1"
         raise ValueError(f"{name} must be an integer of at least {bound}, got {value!r}")

@@ -1,8 +1,8 @@
-"""The reverse process step by step, for networks too large to keep a whole chain in one launch.
+"""The reverse process step by step, for networks too large to run a whole chain in one launch.
 
-The same algorithm as :mod:`.reference`, out of the operations mlp and reverse_step. All that
-changes from step to step lies on the device, the number of the step too, so on CUDA one step is
-captured as a graph and replayed: between steps the GPU does not wait for Python.
+Same contract as :mod:`.reference`; it calls the operations mlp and reverse_step. Everything that
+changes from step to step lies on the device, even the number of the step. On CUDA one step is
+therefore captured as a graph and replayed, and the GPU does not wait for Python between steps.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._dispatch import device_of
+from ..devices import device_of
+from ..graphs import capture, side_stream
 from ..mlp import MLPShape, operator
 from ..mlp.layout import gap_of
 from ..reverse_step import reverse_step
@@ -29,9 +30,9 @@ def sample_chain(
     keep_every: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """Samples [M, B, d] and the trajectory [K, M, B, d], from x_T [M, B, d]."""
+    """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     x = x.clone()
-    number = torch.zeros(1, dtype=torch.int64, device=x.device)  # of the step
+    number = torch.zeros(1, dtype=torch.int64, device=x.device)  # counts the steps
 
     def step() -> None:
         features = time_features.index_select(1, number).expand(*x.shape[:2], -1)
@@ -61,26 +62,19 @@ def sample_chain(
 
 
 def _captured(step: Callable[[], None], changed: tuple[Tensor, ...]) -> Callable[[], None]:
-    """The step as a CUDA graph, not yet run; what it changes is restored after the warm-up."""
+    """Returns the step as a CUDA graph; restores the tensors that its run before changes."""
     before = [tensor.clone() for tensor in changed]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # compiles kernels and lets libraries allocate, neither of which can be captured
-    torch.cuda.current_stream().wait_stream(stream)
+    with side_stream() as stream:
+        step()
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
-    graph = torch.cuda.CUDAGraph()
-    # Only this thread must do nothing that a capture forbids, not those of other libraries.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
+    return capture(step, stream).replay
 
 
 def _predictions(
     denoiser: Network, inputs: Tensor, condition: Condition | None, precision: str
 ) -> tuple[Tensor, Tensor | None]:
-    """The noise that the denoiser sees, and with classifier-free guidance that without a class."""
+    """Returns the noise prediction and, with classifier-free guidance, that without a class."""
     parameters, shape = denoiser
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
     covered = _covered(shape, precision)
@@ -89,7 +83,7 @@ def _predictions(
 
 
 def _grad_log_p(guide: Guide, inputs: Tensor, precision: str) -> Tensor:
-    """Gradient of log p(label | inputs) with respect to the inputs, [M, B, d + F]."""
+    """Returns the gradient of log p(label | inputs) with respect to the inputs, [M, B, d + F]."""
     (parameters, shape), labels = guide
     with torch.enable_grad():
         x = inputs.detach().requires_grad_()
@@ -99,5 +93,5 @@ def _grad_log_p(guide: Guide, inputs: Tensor, precision: str) -> Tensor:
 
 
 def _covered(shape: MLPShape, precision: str) -> str | None:
-    """The precision of the kernels, or None for PyTorch where they do not cover a network."""
+    """Returns the precision for the kernels, or None if PyTorch must run the network."""
     return precision if gap_of(shape, torch.float32) is None else None

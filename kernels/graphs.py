@@ -1,0 +1,48 @@
+"""CUDA graphs: work that is launched once and replayed without Python."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def side_stream() -> Iterator[torch.cuda.Stream]:
+    """Runs what it encloses on a new stream, between earlier and later work of the current stream.
+
+    The run before a capture belongs there: it compiles and loads kernels and lets libraries
+    allocate, none of which can be captured.
+
+    Yields:
+        The stream, of the current device.
+    """
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield stream
+    current.wait_stream(stream)
+
+
+def capture(
+    function: Callable[[], object], stream: torch.cuda.Stream | None = None
+) -> torch.cuda.CUDAGraph:
+    """Returns the launches of a function as a CUDA graph, which has not been run.
+
+    The stream is always given to PyTorch, whose own stream for captures belongs to the device that
+    was the first to have one. The capture forbids certain calls to this thread only, because the
+    threads of other libraries, such as JAX, may make them at any time.
+
+    Args:
+        function: what to capture. It has run before, so that all its kernels are loaded.
+        stream: the stream to capture on, such as the one of :func:`side_stream` on which libraries
+            have allocated; None makes one on the current device.
+
+    Raises:
+        RuntimeError: the function does something that cannot be captured, such as waiting for the
+            device.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream() if stream is None else stream
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        function()
+    return graph
