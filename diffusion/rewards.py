@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import draw_prior, reverse_step
-from ..kernels.philox import Stream, child_seed, random_words, seed_tensor
-from ..kernels.reverse_step import draw_noise
+from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .models import Perceptron, fused_copy
@@ -144,9 +143,8 @@ class _RewardChain:
 
     def normals(self, part: int, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
         """Returns standard normal vectors [n, count, d] of each row at a step."""
-        steps = torch.tensor([step], device=rows.device)
         seed, numbers = child_seed(self.seed, part), _numbers(rows, count)
-        return draw_noise(seed, Stream.NOISE, steps, numbers.flatten(), dim).view(-1, count, dim)
+        return normal_rows(seed, Stream.NOISE, step, numbers.flatten(), dim).view(-1, count, dim)
 
     def noise(self, x: Tensor, step: int) -> Tensor:
         """Returns the predicted noise [n, d] at a step of the chain."""

@@ -295,8 +295,7 @@ def _describe(kernel: JITFunction, args: tuple, kwargs: dict, arch: int) -> Laun
     options, signature, constants, attributes = kernel._pack_args(
         backend, kwargs, bound, specialization, options
     )
-    # Options are such as the number of warps; the kernel's own arguments come by keyword as well.
-    chosen = {name: getattr(options, name) for name in kwargs if name not in kernel.arg_names}
+    chosen = {name: getattr(options, name) for name in kwargs if name not in bound}  # num_warps
     return Launch(
         kernel.__module__, kernel.__name__, arch, signature, constants, attributes, chosen
     )

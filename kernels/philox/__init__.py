@@ -1,20 +1,22 @@
-"""Counter-based randomness: every value is a pure function of (seed, stream, step, element).
+"""Counter-based randomness: every number is a pure function of (seed, stream, step, element).
 
-Nothing here has state, so a run can be resumed, sharded over devices or replayed on another
-backend and still see the same numbers.
+No generator has a state, so a run can be resumed, sharded over devices or replayed on another
+backend and still sees the same numbers.
 
 * :func:`philox4x32` is the generator of Salmon et al., "Parallel random numbers: as easy as
   1, 2, 3" (SC 2011), the same as Triton's ``tl.randint4x``.
 * :func:`random_words` lays its output out as one row of 32-bit words per element.
-* :func:`uniform_integers`, :func:`uniform` and :func:`normals` turn words into timesteps,
-  indices, chances and noise.
-* :func:`permute` is a keyed bijection of [0, n): an epoch's order that needs no memory.
+* :func:`uniform_integers`, :func:`uniform` and :func:`normals` turn words into indices and
+  timesteps, numbers in (0, 1), and noise.
+* :func:`normal_rows` draws the noise of rows in one call.
+* :func:`permute` is a keyed bijection of [0, n): the order of an epoch, without a table.
 """
 
 from .permutation import permute
 from .reference import (
     Stream,
     child_seed,
+    normal_rows,
     normals,
     philox4x32,
     random_words,
@@ -27,6 +29,7 @@ from .reference import (
 __all__ = [
     "Stream",
     "child_seed",
+    "normal_rows",
     "normals",
     "permute",
     "philox4x32",

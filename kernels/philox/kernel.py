@@ -1,6 +1,6 @@
-"""Philox 4x32-10 as device functions: the integers of :mod:`.reference`, drawn inside a kernel.
+"""Philox 4x32-10 as device functions, which draw the integers of :mod:`.reference`.
 
-``tl.philox`` is Philox 4x32 only with 32-bit counters; with 64-bit ones it becomes 4x64.
+``tl.philox`` is Philox 4x32 only with 32-bit counters; with 64-bit counters it becomes 4x64.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 from .permutation import _FEISTEL_ROUNDS
 from .reference import _BLOCK_BITS, Stream
 
-# Values of :class:`Stream` that kernels use.
+# The values of :class:`Stream` that kernels use.
 DRAW = tl.constexpr(int(Stream.DRAW))
 NOISE = tl.constexpr(int(Stream.NOISE))
 PRIOR = tl.constexpr(int(Stream.PRIOR))
@@ -22,14 +22,14 @@ _KEY_BLOCKS = tl.constexpr(_FEISTEL_ROUNDS // 4)
 
 @triton.jit
 def random_words(seed, STREAM: tl.constexpr, step, element, block):
-    """Words 4 block ... 4 block + 3 of each element.
+    """Draws words 4 block ... 4 block + 3 of each element.
 
     Args:
         seed: int64 scalar.
-        STREAM: what the numbers are for.
+        STREAM: the purpose of the numbers.
         step: step, epoch or refresh number, a scalar below 2**32.
         element: int64, the identity of each row.
-        block: which four words, a scalar.
+        block: number of the four words, a scalar.
 
     Returns:
         Four uint32 tensors of the shape of ``element``.
@@ -44,19 +44,19 @@ def random_words(seed, STREAM: tl.constexpr, step, element, block):
 
 @triton.jit
 def uniform_integers(word, n):
-    """Integers in [0, n), int64, from uint32 words; n at most 2**31."""
+    """Returns integers in [0, n), int64, from uint32 words; n is at most 2**31."""
     return tl.umulhi(word, word * 0 + n.to(tl.uint32)).to(tl.int64)
 
 
 @triton.jit
 def uniform(word):
-    """The middle of one of 2**24 cells of (0, 1), fp32."""
+    """Returns numbers in (0, 1), fp32: each word chooses the middle of one of 2**24 cells."""
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08 + 2.98023223876953125e-08
 
 
 @triton.jit
 def normals(word_0, word_1):
-    """Two standard normal numbers from two words (Box and Muller 1958), fp32."""
+    """Returns two standard normal numbers from two words (Box and Muller 1958), fp32."""
     radius = tl.sqrt_rn(-2.0 * tl.log(uniform(word_0)))
     cosine, sine = _turn(uniform(word_1))
     return radius * cosine, radius * sine
@@ -64,10 +64,10 @@ def normals(word_0, word_1):
 
 @triton.jit
 def _turn(u):
-    """Cosine and sine of 2 pi u for u in (0, 1), to fp32 rounding.
+    """Returns cosine and sine of 2 pi u for u in (0, 1), to fp32 rounding.
 
-    The polynomials are those of Cephes (Moshier 1989) for a quarter turn around 0. The library's
-    sine must also reduce huge angles, which takes a stack frame and most of its instructions.
+    The polynomials are those of Cephes (Moshier 1989) for a quarter turn around 0. The sine of
+    libdevice also reduces huge angles, which takes a stack frame and most of its instructions.
     """
     quarter = tl.floor(4 * u + 0.5)  # 0 ... 4
     angle = (u - 0.25 * quarter) * 6.283185307179586
@@ -85,7 +85,7 @@ def _turn(u):
 
 @triton.jit
 def normal_pair(seed, STREAM: tl.constexpr, step, element, pair):
-    """The two normal numbers that words 2 pair and 2 pair + 1 of each element make."""
+    """Draws the two normal numbers from words 2 pair and 2 pair + 1 of each element."""
     word_0, word_1, word_2, word_3 = random_words(seed, STREAM, step, element, pair // 2)
     second = pair % 2 == 1
     return normals(tl.where(second, word_2, word_0), tl.where(second, word_3, word_1))
@@ -93,7 +93,7 @@ def normal_pair(seed, STREAM: tl.constexpr, step, element, pair):
 
 @triton.jit
 def permute(index, n, seed, epoch):
-    """Where each position of an epoch's order points to.
+    """Returns the elements at these positions of a keyed order of [0, n).
 
     Args:
         index: int64, positions in [0, n).
@@ -105,7 +105,7 @@ def permute(index, n, seed, epoch):
         int64, values in [0, n), the same as :func:`~.permutation.permute`.
     """
     one = tl.full((), 1, tl.int64)
-    bits = 0  # that n - 1 has
+    bits = 0  # of n - 1
     while (one << bits) < n:
         bits += 1
     value = _feistel(index, bits, seed, epoch)
@@ -116,7 +116,7 @@ def permute(index, n, seed, epoch):
 
 @triton.jit
 def _feistel(value, bits, seed, epoch):
-    """One pass of the network over [0, 2**bits); the halves have at most 31 bits."""
+    """Runs the network once over [0, 2**bits); the halves have at most 31 bits."""
     low_bits = bits // 2
     one = tl.full((), 1, tl.int64)
     low_mask = ((one << low_bits) - 1).to(tl.uint32)
@@ -134,7 +134,7 @@ def _feistel(value, bits, seed, epoch):
 
 @triton.jit
 def _mix(x, key):
-    """A 32-bit integer hash whose every output bit depends on every input bit."""
+    """Hashes 32-bit integers; every output bit depends on every input bit."""
     x = x + key
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B

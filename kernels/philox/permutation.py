@@ -11,16 +11,17 @@ _FEISTEL_ROUNDS = 8
 
 
 def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Tensor) -> Tensor:
-    """Where each position of an epoch's order points to; every value of [0, n) exactly once.
+    """Returns the elements at these positions of a keyed order of [0, n).
 
-    A Feistel network over the smallest power of two that holds n, its halves updated in turn, is
-    a bijection whatever the round function; values that fall outside [0, n) walk along their
-    cycle until they are back inside (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    CT-RSA 2002). The domain is less than 2n, so fewer than two passes are expected.
+    All n positions together give each element exactly once. A Feistel network over the smallest
+    power of two that holds n, its halves updated in turn, is a bijection whatever the round
+    function. Values outside [0, n) walk along their cycle until they are back inside (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). The power of two is less than
+    2n, so fewer than two passes are expected.
 
     Args:
         index: int64 [R] or [M, R], positions in [0, n).
-        n: size of the domain, 1 to 2**62, of all models or of each.
+        n: size of the domain, 1 to 2**62, one for all models or one for each.
         seed: int64 [M], one per model.
         epoch: epoch number in [0, 2**32), an int or int64 [M, 1].
 
@@ -36,7 +37,7 @@ def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Te
             raise ValueError(f"n must be from 1 to 2**62, got {size}")
     domains = [(size, *_halves(size)) for size in sizes]
     numbers: Iterable[int] | Tensor = domains[0]
-    if len(set(domains)) > 1:  # else numbers broadcast without a tensor made in every step
+    if len(set(domains)) > 1:  # otherwise ints do, and no step has to make a tensor
         numbers = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
     bound, *halves = numbers
     rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
@@ -48,7 +49,7 @@ def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Te
 
 
 def _halves(n: int) -> tuple[int, int, int]:
-    """Bits of the lower half of what n - 1 needs, and the masks of both halves."""
+    """Returns the number of bits of the lower half of n - 1, and the masks of both halves."""
     bits = (n - 1).bit_length()
     low_bits = bits // 2
     return low_bits, (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
@@ -61,7 +62,7 @@ def _feistel(
     low_mask: int | Tensor,
     high_mask: int | Tensor,
 ) -> Tensor:
-    """One pass of the network over [0, 2**bits); the halves are numbers, or [M, 1]."""
+    """Runs the network once over [0, 2**bits); the halves are described by ints or by [M, 1]."""
     high, low = value >> low_bits, value & low_mask  # [M, R]
     for round_number, key in enumerate(keys.unbind(1)):
         if round_number % 2 == 0:
@@ -72,7 +73,7 @@ def _feistel(
 
 
 def _mix(x: Tensor, key: Tensor) -> Tensor:
-    """A 32-bit integer hash whose every output bit depends on every input bit."""
+    """Hashes 32-bit integers; every output bit depends on every input bit."""
     x = (x + key) & _MASK32
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * multiplier) & _MASK32

@@ -1,4 +1,4 @@
-"""Philox 4x32-10 in plain PyTorch, bit for bit what the Triton kernels draw.
+"""Philox 4x32-10 in plain PyTorch; the Triton kernels draw the same integers, bit for bit.
 
 A counter has four 32-bit words::
 
@@ -19,22 +19,24 @@ _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_BLOCK_BITS = 24  # of counter word 3; the stream is above them
+_BLOCK_BITS = 24  # lower bits of counter word 3, for the block; the stream has the upper ones
 
 
 class Stream(IntEnum):
-    """What a random number is for; different streams are independent."""
+    """The purposes of random numbers; different streams are independent."""
 
     DRAW = 0  # index, timestep and noise of a training row
     NOISE = 1  # noise of a reverse step
     PRIOR = 2  # x_T
     ORDER = 3  # round keys of an epoch's permutation
     SEED = 4  # seeds of the parts of an experiment
-    CLASS = 5  # whether a training row's class is withheld
+    CLASS = 5  # the chance that a training row's class is withheld
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
-    """Ten rounds of Philox 4x32 (Salmon et al. 2011, section 4.2 and table 2).
+    """Returns four random words per counter, by ten rounds of Philox 4x32.
+
+    Source: Salmon et al. 2011, section 4.2 and table 2.
 
     Args:
         counter: int64 [4, ...], each word in [0, 2**32).
@@ -47,8 +49,8 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     word_0, word_1, word_2, word_3 = counter
     for round_ in range(_ROUNDS):
         key_0, key_1 = (word + round_ * weyl for word, weyl in zip(key, _WEYL, strict=True))
-        # An int64 product wraps, but its 64 bits are those of the unsigned one. What is above the
-        # lower 32 bits of an odd word or a key falls away when an even word is masked.
+        # An int64 product wraps, but its 64 bits are those of the unsigned product. Odd words and
+        # keys keep bits above the lower 32; masking the even words drops them.
         product_0, product_2 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
         word_0, word_1 = ((product_2 >> 32) ^ word_1 ^ key_0) & _MASK32, product_2
         word_2, word_3 = ((product_0 >> 32) ^ word_3 ^ key_1) & _MASK32, product_0
@@ -56,7 +58,7 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """A seed, or one per model, as int64 [M] on ``device``.
+    """Returns one seed, or one per model, as int64 [M] on ``device``.
 
     Raises:
         ValueError: the seed is negative or not an integer.
@@ -73,10 +75,10 @@ def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tenso
 
 
 def seed_of_each(seed: int | Tensor, models: int, device: torch.device | str = "cpu") -> Tensor:
-    """The seed of each of M models, int64 [M] on ``device``; one seed is that of all.
+    """Returns the seed of each of M models, int64 [M] on ``device``; all can share one.
 
     Raises:
-        ValueError: the seed is negative, not an integer, or there are neither 1 nor M.
+        ValueError: a seed is negative or not an integer, or the number of seeds is neither 1 nor M.
     """
     seeds = seed_tensor(seed, device)
     if len(seeds) not in (1, models):
@@ -87,14 +89,14 @@ def seed_of_each(seed: int | Tensor, models: int, device: torch.device | str = "
 def random_words(
     seed: Tensor, stream: Stream, step: int | Tensor, element: Tensor, words: int
 ) -> Tensor:
-    """Independent 32-bit words for each element.
+    """Draws independent 32-bit words for each element.
 
     Args:
         seed: int64 [M], one per model.
-        stream: what the numbers are for.
+        stream: the purpose of the numbers.
         step: step, epoch or refresh number in [0, 2**32), an int or int64 [M, 1] or [M, R].
         element: int64 [R] or [M, R], the 64-bit identity of each row.
-        words: how many words each row gets; rounded up to a multiple of four.
+        words: number of words of each row; rounded up to a multiple of four.
 
     Returns:
         int64 [M, R, words rounded up], values in [0, 2**32).
@@ -111,12 +113,12 @@ def random_words(
 
 
 def uniform_integers(words: Tensor, n: int | Tensor) -> Tensor:
-    """Integers in [0, n) from 32-bit words, by multiplying and keeping the upper half.
+    """Returns integers in [0, n): the upper halves of the products of 32-bit words and n.
 
     Args:
         words: int64, values in [0, 2**32).
-        n: bound in [1, 2**31], an int or an int64 tensor that broadcasts. Values are uniform up to
-            n / 2**32.
+        n: bound in [1, 2**31], an int or an int64 tensor that broadcasts. The values are uniform
+            up to n / 2**32.
 
     Returns:
         int64, the shape of ``words``.
@@ -125,31 +127,57 @@ def uniform_integers(words: Tensor, n: int | Tensor) -> Tensor:
 
 
 def uniform(words: Tensor) -> Tensor:
-    """The middle of one of 2**24 cells of (0, 1), float32, from 32-bit words."""
+    """Returns numbers in (0, 1), float32: each word chooses the middle of one of 2**24 cells."""
     return (words >> 8).float() * 2.0**-24 + 2.0**-25
 
 
-def normals(words: Tensor) -> Tensor:
-    """Standard normal numbers from pairs of words (Box and Muller 1958).
+def normals(words: Tensor, dim: int | None = None) -> Tensor:
+    """Returns standard normal numbers from pairs of words (Box and Muller 1958).
 
     Args:
-        words: int64 [..., 2k], values in [0, 2**32).
+        words: int64 [..., W], values in [0, 2**32).
+        dim: length of each row of numbers, which its first words make; an odd one leaves one
+            number unused. None uses all W words, an even number.
 
     Returns:
-        float32 [..., 2k]; the largest possible magnitude is 5.9.
+        float32 [..., dim]; the largest possible magnitude is 5.9.
     """
-    pairs = uniform(words).unflatten(-1, (-1, 2))
+    used = words if dim is None else words[..., : dim + dim % 2]
+    pairs = uniform(used).unflatten(-1, (-1, 2))
     radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
     angle = 2.0 * math.pi * pairs[..., 1]
-    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)
+    numbers = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)
+    return numbers[..., :dim]
+
+
+def normal_rows(
+    seed: int | Tensor, stream: Stream, step: int | Tensor, rows: Tensor, dim: int
+) -> Tensor:
+    """Draws a standard normal vector for each row.
+
+    Args:
+        seed: one seed, or int64 [M], one per model.
+        stream: the purpose of the numbers.
+        step: step, epoch or refresh number in [0, 2**32), an int or int64 [1], [M, 1] or [M, R].
+        rows: int64 [R] or [M, R], the 64-bit identity of each row.
+        dim: dimension d of a vector.
+
+    Returns:
+        float32 [M, R, d].
+
+    Raises:
+        ValueError: the seed is negative or not an integer.
+    """
+    words = random_words(seed_tensor(seed, rows.device), stream, step, rows, dim + dim % 2)
+    return normals(words, dim)
 
 
 def child_seed(seed: int, part: int) -> int:
-    """The seed of part number ``part`` of an experiment, independent of the other parts' seeds.
+    """Returns the seed of one part of an experiment, independent of the other parts' seeds.
 
     Args:
-        seed: the experiment's seed, from 0 to 2**63 - 1.
-        part: which part, from 0.
+        seed: seed of the experiment, from 0 to 2**63 - 1.
+        part: number of the part, from 0.
     """
     words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.tensor([part]), 2)
     low, high = words[0, 0, :2].tolist()

@@ -1,4 +1,4 @@
-"""The forward process q(x_t | x_0): noising, with or without drawing index, timestep and noise."""
+"""The forward process q(x_t | x_0): noises given points, or draws a whole training batch."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ __all__ = ["Draw", "TrainingData", "q_sample", "q_sample_batch"]
 def q_sample(
     x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor, *, backend: str | None = None
 ) -> Tensor:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020, equation 4).
+    """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+    Source: Ho et al. 2020, equation 4.
 
     Args:
         x_0: float [B, d], or [M, B, d] for M models.
@@ -77,7 +79,7 @@ def q_sample_batch(
     first_row: int = 0,
     backend: str | None = None,
 ) -> tuple[Tensor, Draw]:
-    """A training batch: data index, timestep and noise drawn by Philox, and x_t made of them.
+    """Draws a training batch by Philox: data index, timestep and noise, and the x_t they give.
 
     Args:
         points: float32 [N, d], or [M, N, d] for M models.
@@ -85,9 +87,10 @@ def q_sample_batch(
         batch_size: number of rows B, at least 0.
         seed: one seed, or int64 [M], one per model.
         step: training step in [0, 2**32).
-        t_table: int64 [K] or [M, K], timesteps to draw from, every entry as likely; None for
+        t_table: int64 [K] or [M, K], timesteps to draw from, each entry equally likely; None for
             0 ... T - 1.
-        first_row: global number of the first row; ranks of a distributed run share one numbering.
+        first_row: global number of the first row; the ranks of a distributed run share one
+            numbering.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
 

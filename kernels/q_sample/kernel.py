@@ -1,23 +1,26 @@
-"""The forward process in Triton: draw a row, noise it, write what the network sees of it.
+"""The forward process in Triton: draw a row, noise it, write the network's input.
 
 Same contract as :mod:`.reference`. One launch draws index, timestep, noise and class, gathers
 the point and the features, and writes x_t and the rest of the network's input.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of, model_stride
+from .._dispatch import model_stride, step_arguments
+from ..devices import device_of
 from ..philox.kernel import CLASS as CLASS_STREAM
 from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform, uniform_integers
 from .reference import Draw, TrainingData
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
-# for a step counter that is not at a multiple of 16 bytes.
+# Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
+# a multiple of 16, and for a step counter at an address that is not a multiple of 16 bytes.
 _VARYING = [
     "entries", "steps", "step_ptr", "step", "batch_size", "refresh", "first_row", "rows", "classes",
 ]  # fmt: skip
@@ -33,11 +36,39 @@ def draw_kernel(
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Inputs [M, rows, DIM + TIME + CLASS] of the network and the draw of ``rows`` rows.
+    """Draws ``rows`` rows of each model and writes them and the network's input.
 
     Grid (row tiles, pairs of columns, M): first the pairs of coordinates, then those of features.
-    The step is read from its pointer, or without one it is ``step``; see
-    :func:`~.reference.batch_draw` for what a row is a function of.
+    :func:`~.reference.batch_draw` says how a row follows from seed, step and row number. A stride
+    is the number of elements from one model to the next, 0 if all share the tensor.
+
+    Args:
+        points_ptr, points_stride: float32 [M, N, DIM].
+        alpha_bar_ptr, alpha_bar_stride: float32 [M, T].
+        features_ptr, features_stride: float32 [M, T, TIME], features of the timesteps.
+        labels_ptr, labels_stride: int64 [M, N], or None.
+        class_features_ptr, class_features_stride: float32 [M, C + 1, CLASS], or None; the last
+            entry stands for no class.
+        classes: C.
+        p_uncond_ptr: float32 [M], the probability that a row's class is withheld, or None.
+        n_points_ptr: int64 [M], number of points of each model.
+        n_steps_ptr, steps: int64 [M], number of timesteps of each model; without it ``steps``, T.
+        t_table_ptr, t_table_stride: int64 [M, K], timesteps to draw from.
+        n_entries_ptr, entries: int64 [M], number of entries of each table; without it
+            ``entries``, K.
+        seed_ptr: int64 [M].
+        step_ptr, step: int64 [1], the training step; without it ``step``.
+        batch_size: rows of a step.
+        refresh: epochs for which a pair keeps its noise, with EPOCH.
+        first_row, rows: first row of the batch, and number of rows, to draw.
+        inputs_ptr: float32 [M, rows, DIM + TIME + CLASS], output.
+        eps_ptr: float32 [M, rows, DIM], output.
+        t_ptr, index_ptr: int64 [M, rows], outputs: timestep, and number of the point.
+        condition_ptr: int64 [M, rows], output with CLASS: class given to the network.
+        live_ptr: bool [M, rows], output with EPOCH: False after the end of the epoch.
+        DIM, TIME, CLASS: widths of point, timestep feature and class feature; CLASS is 0 without.
+        EPOCH: True for epochs over all pairs of point and timestep, False to draw anew each step.
+        ROWS: rows of a program.
     """
     pair = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
@@ -52,14 +83,14 @@ def draw_kernel(
         seed, step, batch_size, refresh, EPOCH,
     )  # fmt: skip
     position = model * rows + row
-    told = class_features_ptr
+    class_features = class_features_ptr
     once = row < tl.where(pair == 0, rows, 0)
     if CLASS > 0:
         condition = draw_condition(
             labels_ptr + model * labels_stride, index, tl.load(p_uncond_ptr + model), classes,
             seed, step, element,
         )  # fmt: skip
-        told += model * class_features_stride + condition * CLASS
+        class_features += model * class_features_stride + condition * CLASS
         tl.store(condition_ptr + position, condition, mask=once)
     tl.store(index_ptr + position, index, mask=once)
     tl.store(t_ptr + position, t, mask=once)
@@ -68,7 +99,7 @@ def draw_kernel(
     write_rows(
         points_ptr + model * points_stride + index * DIM,
         tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
-        features_ptr + model * features_stride + t * TIME, told, seed, step, element,
+        features_ptr + model * features_stride + t * TIME, class_features, seed, step, element,
         inputs_ptr + position * (DIM + TIME + CLASS), eps_ptr + position * DIM, present,
         pair, pair + 1, DIM, TIME, CLASS,
     )  # fmt: skip
@@ -79,18 +110,19 @@ def locate_rows(
     row, model, n_points_ptr, n_steps_ptr, steps, t_table, n_entries_ptr, entries,
     seed, step, batch_size, refresh, EPOCH: tl.constexpr,
 ):  # fmt: skip
-    """Which point and timestep the rows of a step's batch are made of.
+    """Finds the point and the timestep of each row of a step's batch.
 
     Returns:
-        index, t, the element and the step that the rows' noise is a function of, and whether a row
-        is there: an epoch's last batch has fewer. Rows that are not have the draw of position 0.
+        index, t, the element and the step that determine the row's noise, and ``live``, False for
+        rows after the end of an epoch, whose last batch is smaller. Those get the draw of the
+        epoch's first row.
     """
     n_points = tl.load(n_points_ptr + model)
     if EPOCH:
         if n_steps_ptr is not None:
             steps = tl.load(n_steps_ptr + model)
         pairs = n_points * steps
-        length = tl.cdiv(pairs, batch_size)  # of an epoch, in steps
+        length = tl.cdiv(pairs, batch_size)  # steps of an epoch
         epoch = step // length
         position = row + (step % length) * batch_size
         live = position < pairs
@@ -108,7 +140,7 @@ def locate_rows(
 
 @triton.jit
 def draw_condition(labels, index, p_uncond, classes, seed, step, element):
-    """The class that the network is told of each row, ``classes`` where it is withheld."""
+    """Returns the class of each row that the network sees, ``classes`` where it is withheld."""
     word, _, _, _ = random_words(seed, CLASS_STREAM, step, element, 0)
     return tl.where(uniform(word) < p_uncond, classes, tl.load(labels + index))
 
@@ -118,13 +150,14 @@ def write_rows(
     x_0, alpha_bar, time_features, class_features, seed, step, element, inputs, eps, live,
     first, last, DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr,
 ):  # fmt: skip
-    """Writes pairs first ... last - 1 of the columns of eps and of the network's inputs.
+    """Writes pairs first ... last - 1 of the columns of eps and of the network's input.
 
-    First come the pairs of coordinates, then those of features. Each pointer is that of a row.
+    The pairs of coordinates come first, then those of features. The pointers are those of each row;
+    rows that are not live are not written.
     """
     PAIRS: tl.constexpr = (DIM + 1) // 2
     for pair in tl.range(first, tl.minimum(last, PAIRS), num_stages=1):
-        # The first pair of a row's words made index and t.
+        # The first two words of a row have made index and t.
         eps_0, eps_1 = normal_pair(seed, DRAW, step, element, pair + 1)
         _noise(x_0, eps, inputs, pair * 2, eps_0, alpha_bar, live)
         if pair * 2 + 1 < DIM:
@@ -157,7 +190,17 @@ def noise_kernel(
     x_0_ptr, alpha_bar_ptr, alpha_bar_stride, t_ptr, eps_ptr, x_t_ptr, elements,
     DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """x_t [M, elements] of given x_0, t [M, elements / DIM] and eps; grid (blocks, M)."""
+    """Writes x_t of given x_0, t and eps; grid (blocks, M).
+
+    Args:
+        x_0_ptr, eps_ptr: floating-point [M, elements].
+        alpha_bar_ptr, alpha_bar_stride: floating-point [M, T], and elements from model to model.
+        t_ptr: int64 [M, elements / DIM].
+        x_t_ptr: floating-point [M, elements], output.
+        elements: rows of a model times DIM.
+        DIM: dimension of a point.
+        BLOCK: elements of a program.
+    """
     model = tl.program_id(1).to(tl.int64)
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = element < elements
@@ -171,38 +214,62 @@ def noise_kernel(
 
 
 def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t from given x_0 [M, B, d], alpha_bar [M, T] or [1, T], t [M, B] and eps [M, B, d]."""
+    """Returns x_t of x_0 [M, B, d], alpha_bar [M, T] or [1, T], t [M, B] and eps [M, B, d]."""
     models, rows, dim = x_0.shape
     x_t = torch.empty_like(x_0, memory_format=torch.contiguous_format)
     alpha_bar = alpha_bar.contiguous()
     if x_t.numel():
         with device_of(x_0):
             noise_kernel[triton.cdiv(rows * dim, _ELEMENTS), models](
-                x_0.contiguous(), alpha_bar, model_stride(alpha_bar), t.contiguous(),
-                eps.contiguous(), x_t, rows * dim, dim, _ELEMENTS,
-            )  # fmt: skip
+                x_0_ptr=x_0.contiguous(),
+                alpha_bar_ptr=alpha_bar,
+                alpha_bar_stride=model_stride(alpha_bar),
+                t_ptr=t.contiguous(),
+                eps_ptr=eps.contiguous(),
+                x_t_ptr=x_t,
+                elements=rows * dim,
+                DIM=dim,
+                BLOCK=_ELEMENTS,
+            )
     return x_t
 
 
-def source_arguments(data: TrainingData) -> tuple:
-    """What rows are made of, as the first arguments of a kernel that draws."""
-    points, alpha_bar, features, t_table = (
-        part.contiguous()
-        for part in (data.points, data.alpha_bar, data.time_features, data.t_table)
-    )
-    labels, told, p_uncond, n_steps, n_entries = (
-        None if part is None else part.contiguous()
-        for part in (
-            data.labels, data.class_features, data.p_uncond, data.n_steps, data.n_entries,
-        )
-    )  # fmt: skip
-    return (
-        points, model_stride(points), alpha_bar, model_stride(alpha_bar),
-        features, model_stride(features), labels, 0 if labels is None else model_stride(labels),
-        told, 0 if told is None else model_stride(told), 0 if told is None else told.shape[1] - 1,
-        p_uncond, data.n_points.contiguous(), n_steps, alpha_bar.shape[1],
-        t_table, model_stride(t_table), n_entries, t_table.shape[1],
-    )  # fmt: skip
+def source_arguments(data: TrainingData) -> dict[str, Any]:
+    """Returns the arguments that tell a kernel what rows are drawn from.
+
+    These are ``points_ptr`` to ``entries`` of :func:`draw_kernel`, and its widths DIM, TIME and
+    CLASS.
+    """
+    class_features = data.class_features
+    return {
+        **_tensor_argument("points", data.points),
+        **_tensor_argument("alpha_bar", data.alpha_bar),
+        **_tensor_argument("features", data.time_features),
+        **_tensor_argument("labels", data.labels),
+        **_tensor_argument("class_features", class_features),
+        "classes": 0 if class_features is None else class_features.shape[1] - 1,
+        "p_uncond_ptr": _contiguous(data.p_uncond),
+        "n_points_ptr": _contiguous(data.n_points),
+        "n_steps_ptr": _contiguous(data.n_steps),
+        "steps": data.alpha_bar.shape[1],
+        **_tensor_argument("t_table", data.t_table),
+        "n_entries_ptr": _contiguous(data.n_entries),
+        "entries": data.t_table.shape[1],
+        "DIM": data.points.shape[-1],
+        "TIME": data.time_features.shape[-1],
+        "CLASS": 0 if class_features is None else class_features.shape[-1],
+    }
+
+
+def _tensor_argument(name: str, tensor: Tensor | None) -> dict[str, Tensor | int | None]:
+    """Returns a tensor's pointer and its stride between models."""
+    tensor = _contiguous(tensor)
+    stride = 0 if tensor is None else model_stride(tensor)
+    return {f"{name}_ptr": tensor, f"{name}_stride": stride}
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def draw(
@@ -214,26 +281,37 @@ def draw(
     first_row: int = 0,
     rows: int | None = None,
 ) -> tuple[Tensor, Draw]:
-    """The network's inputs, float32 [M, B, d + F + E], and the draw behind them.
+    """Returns the network's input, float32 [M, B, d + F + E], and the draw behind it.
 
-    Same arguments as :func:`~.reference.batch_draw`; what ``data`` has of each model is [M].
+    The arguments are those of :func:`~.reference.batch_draw`; counts and probabilities in ``data``
+    are [M].
     """
-    models, dim, width = len(seed), data.points.shape[-1], data.time_features.shape[-1]
-    told = 0 if data.class_features is None else data.class_features.shape[-1]
-    rows = batch_size - first_row if rows is None else rows
-    inputs = data.points.new_empty((models, rows, dim + width + told))
-    eps = data.points.new_empty((models, rows, dim))
+    models, rows = len(seed), batch_size - first_row if rows is None else rows
+    inputs = data.points.new_empty((models, rows, data.input_width))
+    eps = data.points.new_empty((models, rows, data.points.shape[-1]))
     t, index = (seed.new_empty((models, rows)) for _ in range(2))
-    condition = seed.new_empty((models, rows)) if told else None
+    source = source_arguments(data)
+    condition = seed.new_empty((models, rows)) if source["CLASS"] else None
     live = None if refresh is None else seed.new_empty((models, rows), dtype=torch.bool)
-    pairs_of_columns = triton.cdiv(dim, 2) + triton.cdiv(width + told, 2)
-    on_device = isinstance(step, Tensor)
+    features = data.input_width - source["DIM"]
+    pairs_of_columns = triton.cdiv(source["DIM"], 2) + triton.cdiv(features, 2)
     if rows and models:
         with device_of(inputs):
             draw_kernel[triton.cdiv(rows, _ROWS), pairs_of_columns, models](
-                *source_arguments(data), seed.contiguous(), step if on_device else None,
-                0 if on_device else step, batch_size, refresh or 0, first_row, rows,
-                inputs, eps, t, index, condition, live,
-                dim, width, told, refresh is not None, _ROWS,
-            )  # fmt: skip
+                **source,
+                **step_arguments(step),
+                seed_ptr=seed.contiguous(),
+                batch_size=batch_size,
+                refresh=refresh or 0,
+                first_row=first_row,
+                rows=rows,
+                inputs_ptr=inputs,
+                eps_ptr=eps,
+                t_ptr=t,
+                index_ptr=index,
+                condition_ptr=condition,
+                live_ptr=live,
+                EPOCH=refresh is not None,
+                ROWS=_ROWS,
+            )
     return inputs, Draw(index, t, eps, condition, live)

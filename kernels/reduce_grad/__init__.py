@@ -1,4 +1,4 @@
-"""From the sums that training steps leave to one gradient, its norm, and whether it is finite."""
+"""Reduces the sums of training steps to one gradient, its norm, and a check that it is finite."""
 
 from torch import Tensor
 
@@ -13,19 +13,19 @@ __all__ = ["ReducedGradient", "mean_of", "reduce_grad"]
 def reduce_grad(
     sums: Tensor, *, out: ReducedGradient | None = None, backend: str | None = None
 ) -> ReducedGradient:
-    """Adds up the parts of a gradient in a fixed order, and measures it.
+    """Adds up the parts of a gradient in a fixed order, and squares its mean for the norm.
 
-    Between training steps and :func:`~flashpoint.kernels.adamw_` where more is asked of a gradient
-    than to be applied: clipping, adding up over ranks, stopping at one that is not finite.
+    It stands between training steps and :func:`~flashpoint.kernels.adamw_` where a gradient is not
+    only applied, but also clipped, added up over ranks, or checked to be finite.
 
     Args:
-        sums: float32 [M, S, P + 2], of :func:`~flashpoint.kernels.training_sums`.
-        out: where the result goes; its sums may be ``sums`` if S is 1. None allocates it.
+        sums: float32 [M, S, P + 2], from :func:`~flashpoint.kernels.training_sums`.
+        out: the result is written here; its sums may be ``sums`` if S is 1. None allocates it.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernel; None
             chooses.
 
     Returns:
-        The added-up sums and the parts of the squared norm of the mean gradient.
+        The total of the sums, and the parts of the squared norm of the mean gradient.
 
     Raises:
         ValueError: shapes or devices do not fit.

@@ -1,10 +1,10 @@
-"""Adding up parts in Triton, always in the same order: the same algorithm as :mod:`.reference`."""
+"""Adds up parts in Triton, always in the same order; same contract as :mod:`.reference`."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of
+from ..devices import device_of
 from .reference import BLOCK, ReducedGradient
 
 
@@ -13,10 +13,18 @@ def reduce_kernel(
     parts_ptr, splits, size, out_ptr, out_stride_model, out_stride, squares_ptr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [M, size] is the sum of parts [M, splits, size]; grid (blocks, M).
+    """Writes the sums of parts, and the squares of the mean gradient; grid (blocks, M).
 
-    With squares [M, blocks], the last element is a number of terms and the one before it the loss;
-    each block writes the sum of the squares of its gradients, divided by that number.
+    With ``squares_ptr`` the last element is the number of terms and the one before it the loss;
+    each block divides its gradients by that number and writes the sum of their squares.
+
+    Args:
+        parts_ptr: float32 [M, splits, size].
+        splits, size: numbers of parts, and of elements of a part.
+        out_ptr: float32 [M, size], output.
+        out_stride_model, out_stride: elements of ``out`` between models, and between elements.
+        squares_ptr: float32 [M, blocks], output, or None.
+        BLOCK: elements of a program.
     """
     block = tl.program_id(0)
     model = tl.program_id(1).to(tl.int64)
@@ -37,11 +45,18 @@ def reduce_kernel(
 
 
 def add_up(parts: Tensor, out: Tensor, squares: Tensor | None = None) -> None:
-    """Writes the sum of parts [M, S, size] into out [M, size], which may lie in any strides."""
+    """Writes the sum of parts [M, S, size] into out [M, size], which may have any strides."""
     models, splits, size = parts.shape
     with device_of(parts):
         reduce_kernel[triton.cdiv(size, BLOCK), models](
-            parts, splits, size, out, *out.stride(), squares, BLOCK
+            parts_ptr=parts,
+            splits=splits,
+            size=size,
+            out_ptr=out,
+            out_stride_model=out.stride(0),
+            out_stride=out.stride(1),
+            squares_ptr=squares,
+            BLOCK=BLOCK,
         )
 
 

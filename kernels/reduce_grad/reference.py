@@ -1,8 +1,8 @@
-"""From the sums that training steps leave to one gradient, in plain PyTorch.
+"""Reduces the sums of training steps to one gradient, in plain PyTorch.
 
 A training step leaves sums [M, S, P + 2]: S parts, each with the gradients of all P parameters, the
-loss, and the number of terms, summed over rows. All of it adds up: over parts, over chunks of a
-batch, over ranks. The mean gradient and the mean loss are what the last column divides.
+loss, and the number of terms, summed over rows. They can be added up over parts, over chunks of a
+batch and over ranks. Divided by the last column they are the mean gradient and the mean loss.
 """
 
 from typing import NamedTuple
@@ -10,35 +10,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 1024  # elements behind one part of a squared norm
+BLOCK = 1024  # elements in one part of a squared norm
 
 
 class ReducedGradient(NamedTuple):
-    """What :func:`reduce_grad` makes of the sums of M models."""
+    """The gradients of M models, and their squared norms in parts."""
 
     sums: Tensor  # float32 [M, 1, P + 2], added up over the parts
     squares: Tensor  # float32 [M, blocks], parts of the squared norm of the mean gradient
 
     @property
     def squared_norm(self) -> Tensor:
-        """Of each model's mean gradient, [M]; infinite or NaN if a number of it is."""
+        """Squared norm of each model's mean gradient, [M]; infinite or NaN if a number of it is."""
         return self.squares.sum(dim=1)
 
     @property
     def finite(self) -> Tensor:
-        """Whether each model's gradient is, bool [M]."""
+        """True for each model whose gradient has only finite numbers, bool [M]."""
         return self.squared_norm.isfinite()
 
 
 def mean_of(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean gradient [M, P] and mean loss [M] of sums [M, S, P + 2]."""
+    """Returns the mean gradient [M, P] and the mean loss [M] of sums [M, S, P + 2]."""
     total = sums.sum(dim=1) if sums.shape[1] > 1 else sums[:, 0]
     count = total[:, -1]
     return total[:, :-2] / count[:, None], total[:, -2] / count
 
 
 def reduce_grad(sums: Tensor, reduced: ReducedGradient) -> None:
-    """Writes ``reduced``, whose sums may be ``sums`` itself if that has one part."""
+    """Writes ``reduced``, whose sums may be ``sums`` itself if there is one part."""
     torch.sum(sums.clone() if reduced.sums is sums else sums, dim=1, out=reduced.sums[:, 0])
     gradient, _ = mean_of(reduced.sums)
     reduced.squares.zero_()

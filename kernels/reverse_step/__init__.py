@@ -1,4 +1,4 @@
-"""One reverse update: DDPM or DDIM, with or without guidance."""
+"""One update of the reverse process: DDPM or DDIM, with or without guidance."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from .._validate import (
     check_same_device,
     check_step,
 )
-from ..philox import Stream, normals, random_words, seed_of_each, seed_tensor
+from ..philox import Stream, normal_rows, seed_of_each
 from . import reference
 
-__all__ = ["draw_noise", "reverse_step"]
+__all__ = ["reverse_step"]
 
 
 def reverse_step(
@@ -30,17 +30,17 @@ def reverse_step(
     first_row: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad_log_p) + c_noise z.
+    """Returns x_{t-1} = c_x x_t + c_eps (eps - c_guide grad_log_p) + c_noise z.
 
     With the coefficients of DDPM this is line 4 of algorithm 2 of Ho et al. 2020; with those of
-    DDIM, equation 12 of Song et al. 2021; the guidance is equation 14 of Dhariwal and Nichol 2021,
+    DDIM, equation 12 of Song et al. 2021. The guidance is equation 14 of Dhariwal and Nichol 2021,
     or equation 6 of Ho and Salimans 2022, (1 + c_guide) eps - c_guide eps_uncond in place of eps.
-    ``flashpoint.diffusion.reverse_table`` makes the coefficients from a schedule.
+    ``flashpoint.diffusion.reverse_table`` computes the coefficients of a schedule.
 
     Args:
         x_t: float [B, d], or [M, B, d] for M models.
         eps: the network's noise prediction, the shape of x_t.
-        coefficients: float [4] or [M, 4]: of x_t, of eps, of z, and of the guidance.
+        coefficients: float [4] or [M, 4]: c_x, c_eps, c_noise and c_guide.
         z: standard normal noise, the shape of x_t; None draws it if there is a seed.
         grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
             no guidance by a classifier.
@@ -48,8 +48,8 @@ def reverse_step(
             classifier-free guidance.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
             seed there is no noise.
-        step: number of the step in [0, 2**32), an int or, so that a captured CUDA graph can count,
-            one int64 number.
+        step: number of the step in [0, 2**32), an int, or a tensor of one int64 number, so that a
+            captured CUDA graph can count.
         first_row: global number of the first row.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
@@ -97,31 +97,11 @@ def reverse_step(
     else:
         if seeds is not None:
             rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
-            steps = torch.as_tensor(step, device=x.device).reshape(1)
-            z = draw_noise(seeds, Stream.NOISE, steps, rows, x.shape[2])[0].to(x.dtype)
+            step = step.reshape(1) if isinstance(step, Tensor) else step
+            z = normal_rows(seeds, Stream.NOISE, step, rows, x.shape[2]).to(x.dtype)
         x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)
 
 
 def _with_model_axis(x: Tensor) -> Tensor:
     return x if x.dim() == 3 else x.unsqueeze(0)
-
-
-def draw_noise(seed: int | Tensor, stream: Stream, steps: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """Standard normal noise of several reverse steps.
-
-    Args:
-        seed: one seed, or int64 [M].
-        stream: :attr:`Stream.NOISE`, or :attr:`Stream.PRIOR` for x_T.
-        steps: int64 [S], numbers of the steps.
-        rows: int64 [B], global row numbers.
-        dim: dimension d of a point.
-
-    Returns:
-        float32 [S, M, B, d].
-    """
-    seeds = seed_tensor(seed, rows.device)
-    step = steps.repeat_interleave(len(rows))[None]  # [1, S * B]
-    words = random_words(seeds, stream, step, rows.repeat(len(steps)), dim + dim % 2)
-    noise = normals(words[..., : dim + dim % 2])[..., :dim]  # [M, S * B, d]
-    return noise.unflatten(1, (len(steps), len(rows))).transpose(0, 1)

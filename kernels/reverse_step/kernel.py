@@ -1,4 +1,4 @@
-"""One reverse update in Triton, its noise drawn in the kernel and its guidance fused.
+"""One reverse update in Triton: the kernel also draws the noise and applies the guidance.
 
 Same contract as :mod:`.reference`, for M models at once.
 """
@@ -8,14 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of, model_stride
+from .._dispatch import model_stride, step_arguments
+from ..devices import device_of
 from ..philox.kernel import NOISE, normal_pair
 from . import reference
 
 _ROWS = 256  # rows of a program
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+# Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
+# a multiple of 16,
 _VARYING = ["step", "first_row", "rows"]
-# Nor for where the caller's tensors start.
+# and for a tensor of the caller's that starts at a multiple of 16 bytes.
 _UNALIGNED = [
     "x_ptr", "eps_ptr", "grad_ptr", "uncond_ptr", "z_ptr", "coefficients_ptr", "seed_ptr",
     "step_ptr",
@@ -32,11 +34,24 @@ def reverse_kernel(
     x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, coefficients_ptr, coefficients_stride,
     seed_ptr, step, step_ptr, first_row, rows, out_ptr, DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """x_{t-1} = c_x x_t + c_eps (eps - c_guide grad) + c_noise z of ``rows`` rows.
+    """Writes x_{t-1} = c_x x_t + c_eps (eps - c_guide grad) + c_noise z.
 
-    Grid (row tiles, pairs of columns, M). z is read, or drawn for (seed, step, row), or 0; the
-    step is read too if it has a pointer.
-    Without the pointer of grad, or of eps without condition, there is no such guidance.
+    Grid (row tiles, pairs of columns, M). Tensors of points are floating-point [M, rows, DIM].
+
+    Args:
+        x_ptr, eps_ptr: x_t and the noise prediction.
+        grad_ptr: gradient of log p(y | x_t), or None: no guidance by a classifier.
+        uncond_ptr: noise prediction without a class, or None: no classifier-free guidance.
+        z_ptr: noise, or None: drawn for (seed, step, row), or 0 without ``seed_ptr``.
+        coefficients_ptr, coefficients_stride: floating-point [M, 4], and elements from model to
+            model.
+        seed_ptr: int64 [M], or None.
+        step, step_ptr: number of the step; read from int64 [1] if there is a pointer.
+        first_row: global number of the first row.
+        rows: rows of a model.
+        out_ptr: x_{t-1}, output.
+        DIM: dimension of a point.
+        ROWS: rows of a program.
     """
     column = tl.program_id(1) * 2
     model = tl.program_id(2).to(tl.int64)
@@ -64,7 +79,7 @@ def reverse_kernel(
 
 @triton.jit
 def updated(x, eps, grad, uncond, z, drawn, coefficients, live, column):
-    """One coordinate of x_{t-1} of a tile; the noise is read from z, or else it is ``drawn``."""
+    """Returns one coordinate of x_{t-1} of a tile; its noise is z, or ``drawn`` without z."""
     eps_hat = tl.load(eps + column, mask=live, other=0.0).to(tl.float32)
     if grad is not None:
         guidance = tl.load(grad + column, mask=live, other=0.0).to(tl.float32)
@@ -90,9 +105,10 @@ def reverse_step(
     step: int | Tensor = 0,
     first_row: int = 0,
 ) -> Tensor:
-    """x_{t-1} from x_t [M, B, d], coefficients [M, 4] or [1, 4], and all others like x_t.
+    """Returns x_{t-1} of x_t [M, B, d] and coefficients [M, 4] or [1, 4].
 
-    Without z it is drawn for (seed [M], step, row), and without a seed it is 0.
+    All others are like x_t. Without z the noise is drawn for (seed [M], step, row), and without a
+    seed there is none.
     """
     models, rows, dim = x_t.shape
     x_prev = torch.empty_like(x_t, memory_format=torch.contiguous_format)
@@ -100,11 +116,22 @@ def reverse_step(
     z, grad_log_p, eps_uncond, seed = (
         None if part is None else part.contiguous() for part in (z, grad_log_p, eps_uncond, seed)
     )
-    number, numbers = (0, step) if isinstance(step, Tensor) else (step, None)
     if x_t.numel():
         with device_of(x_t):
             reverse_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
-                x_t, eps, grad_log_p, eps_uncond, z, coefficients, model_stride(coefficients),
-                seed, number, numbers, first_row, rows, x_prev, dim, _ROWS,
-            )  # fmt: skip
+                **step_arguments(step),
+                x_ptr=x_t,
+                eps_ptr=eps,
+                grad_ptr=grad_log_p,
+                uncond_ptr=eps_uncond,
+                z_ptr=z,
+                coefficients_ptr=coefficients,
+                coefficients_stride=model_stride(coefficients),
+                seed_ptr=seed,
+                first_row=first_row,
+                rows=rows,
+                out_ptr=x_prev,
+                DIM=dim,
+                ROWS=_ROWS,
+            )
     return x_prev

@@ -1,7 +1,7 @@
 """One step of the reverse process in plain PyTorch.
 
-DDPM, DDIM and their guided forms are all linear in x_t, eps and z, so a step is three numbers and
-the strength of the guidance, computed in float64 by whoever knows the schedule::
+DDPM, DDIM and their guided forms are all linear in x_t, eps and z, so a step is three coefficients
+and a guidance scale, which the caller computes in float64 from the schedule::
 
     eps_hat = eps - guide * grad log p(y | x_t)                guided by a classifier
     eps_hat = (1 + guide) eps(x_t, y) - guide eps(x_t)         or by the network itself
@@ -22,7 +22,7 @@ def reverse_step(
     grad_log_p: Tensor | None,
     eps_uncond: Tensor | None = None,
 ) -> Tensor:
-    """x_{t-1} from x_t [M, B, d], coefficients [M, 4], and all others like x_t."""
+    """Returns x_{t-1} of x_t [M, B, d] and coefficients [M, 4]; all others are like x_t."""
     coefficients = coefficients.unsqueeze(-1).unsqueeze(-1)  # [M, 4, 1, 1]
     if grad_log_p is not None:
         eps = eps - coefficients[:, GUIDE] * grad_log_p

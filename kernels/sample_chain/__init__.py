@@ -1,4 +1,4 @@
-"""The whole reverse process of M models, all steps in one call."""
+"""The whole reverse process of M models, with all steps in one call."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from .._validate import (
 )
 from ..mlp.layout import gap_of
 from ..overflow import observe
-from ..philox import Stream, seed_of_each, seed_tensor
-from ..reverse_step import draw_noise
+from ..philox import Stream, normal_rows, seed_of_each, seed_tensor
 from . import reference, stepwise
 from .reference import Condition, Guide, Network
 
@@ -32,14 +31,14 @@ def draw_prior(
     device: torch.device | str = "cpu",
     backend: str | None = None,
 ) -> Tensor:
-    """x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone.
+    """Draws x_T ~ N(0, I), float32 [M, rows, dim], a function of (seed, row) alone.
 
     Args:
-        rows: B.
-        dim: d.
+        rows: number of rows B.
+        dim: dimension d of a point.
         seed: one seed, or int64 [M].
         first_row: global number of the first row.
-        device: where the numbers are made.
+        device: device of the result, on which it is computed.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernel; None
             chooses.
     """
@@ -52,8 +51,7 @@ def draw_prior(
         kernel.draw_prior(x_T, seed, first_row)
         return x_T
     numbers = torch.arange(first_row, first_row + rows, device=device)
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    return draw_noise(seed, Stream.PRIOR, zero, numbers, dim)[0]
+    return normal_rows(seed, Stream.PRIOR, 0, numbers, dim)
 
 
 def sample_chain(
@@ -70,29 +68,30 @@ def sample_chain(
     precision: str = "fp16",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Runs S reverse steps (Ho et al. 2020, algorithm 2; Song et al. 2021; guided if asked).
+    """Runs S steps of the reverse process, with or without guidance.
 
-    The guidance is that of a classifier (Dhariwal and Nichol 2021) or of the denoiser itself,
-    (1 + w) eps(x, y, t) - w eps(x, t) (Ho and Salimans 2022); its strength is in the table.
+    Source: Ho et al. 2020, algorithm 2; Song et al. 2021. The guidance is that of a classifier
+    (Dhariwal and Nichol 2021) or of the denoiser itself, (1 + w) eps(x, y, t) - w eps(x, t) (Ho and
+    Salimans 2022); the table holds its scale.
 
     Args:
         denoiser: M networks that predict the noise; input width d plus the widths of the features.
-        x_T: float32 [M, B, d], where the chain starts.
-        table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order in
-            which they are taken.
-        time_features: float32 [M, S, F], what the networks see of each step's t.
+        x_T: float32 [M, B, d], the start of the chain.
+        table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order of the
+            steps.
+        time_features: float32 [M, S, F], the networks' input for the t of each step.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row).
         guide: classifier of (x, feature of t), and labels int64 [M, B].
-        condition: what a conditional denoiser is told of the classes, labels int64 [M, B], and
-            whether classifier-free guidance is wanted.
+        condition: class features and labels int64 [M, B] of a conditional denoiser, and a switch
+            for classifier-free guidance.
         first_row: global number of the first row.
-        keep_every: return x after every so many steps too; 0 for never.
-        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32``, ``tf32x3``
-            or ``fp32``; the reference works in float32 always.
+        keep_every: number of steps after which x is also kept for the trajectory; 0 for never.
+        precision: precision of the kernels' matrix products, ``fp16``, ``bf16``, ``tf32``,
+            ``tf32x3`` or ``fp32``; the reference always works in float32.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
-            chooses. For networks too large for one launch the kernels go step by step, on CUDA
-            as replays of one graph; what they do not cover PyTorch computes, as precisely as it is
-            set to.
+            chooses. Networks too large for one launch run step by step, on CUDA as replays of one
+            graph; a network that the kernels do not cover runs in PyTorch, at the precision that
+            PyTorch is set to.
 
     Returns:
         samples [M, B, d] and the trajectory [K, M, B, d], which starts with x_T and ends with the
@@ -111,7 +110,7 @@ def sample_chain(
     check_shape("table", table, (models, "S", 4))
     check_shape("time_features", time_features, (models, table.shape[1], "F"))
     check_same_device(x_T=x_T, table=table, time_features=time_features)
-    if x_T.dtype != torch.float64:  # which the reference takes
+    if x_T.dtype != torch.float64:  # the reference also takes float64
         check_dtype(torch.float32, x_T=x_T)
     check_dtype(x_T.dtype, table=table, time_features=time_features)
     width = dim + time_features.shape[-1]
@@ -155,6 +154,7 @@ def sample_chain(
 
 
 def _check_network(name: str, network: Network, x_T: Tensor, width: int) -> None:
+    """Raises ValueError if a network does not fit x_T or an input of this width."""
     parameters, shape = network
     if shape.widths[0] != width:
         raise ValueError(
@@ -166,6 +166,7 @@ def _check_network(name: str, network: Network, x_T: Tensor, width: int) -> None
 
 
 def _check_labels(name: str, labels: Tensor, x_T: Tensor, classes: int) -> None:
+    """Raises ValueError if labels do not fit x_T or are not all below the number of classes."""
     check_shape(name, labels, tuple(x_T.shape[:2]))
     check_same_device(x_T=x_T, **{name: labels})
     check_dtype(torch.int64, **{name: labels})
@@ -173,6 +174,7 @@ def _check_labels(name: str, labels: Tensor, x_T: Tensor, classes: int) -> None:
 
 
 def _check_condition(condition: Condition, guide: Guide | None, x_T: Tensor) -> None:
+    """Raises ValueError if the condition does not fit x_T, or not together with the guide."""
     class_features, labels, free = condition
     if free and guide is not None:
         raise ValueError("guide must be None with classifier-free guidance, got both")

@@ -1,15 +1,17 @@
-"""The whole reverse process in one launch: the same algorithm as :mod:`.reference`.
+"""The whole reverse process in one launch; same contract as :mod:`.reference`.
 
-A program takes 64 rows through all steps; nothing but the weights is shared between rows, and
-what a step leaves for the next one stays in cache.
+A program takes 64 rows through all steps. Rows share nothing but the weights, and the state of a
+program between two steps stays in cache.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import capability_of, device_of
+from ..devices import capability_of, device_of
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, operand, softmax
 from ..mlp.config import TILE_ROWS, chain_config_for
@@ -28,15 +30,24 @@ from ..reverse_step.kernel import updated
 from .reference import Condition, Guide, Network
 
 _ROWS = 256  # rows of a program that only draws
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
+# Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
+# a multiple of 16,
 _VARYING = ["first_row", "rows", "steps", "keep_every"]
-# Nor for where the caller's tensors start.
+# and for a tensor of the caller's that starts at a multiple of 16 bytes.
 _UNALIGNED = ["table_ptr", "features_ptr", "seed_ptr", "labels_ptr"]
 
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["seed_ptr", "x_ptr"])
 def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.constexpr):
-    """x_T [M, rows, DIM], a function of (seed, row); grid (row tiles, pairs of columns, M)."""
+    """Draws x_T as a function of (seed, row); grid (row tiles, pairs of columns, M).
+
+    Args:
+        seed_ptr: int64 [M].
+        first_row, rows: global number of the first row, and rows of a model.
+        x_ptr: float32 [M, rows, DIM], output.
+        DIM: dimension of a point.
+        ROWS: rows of a program.
+    """
     pair = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -58,12 +69,40 @@ def chain_kernel(
     FEATURES: tl.constexpr, FREE: tl.constexpr,
     NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Takes inputs, which hold x_T and the first feature of t, to x_0; grid (programs, M).
+    """Takes x from x_T to x_0, in place; grid (programs, M).
 
-    NET is the denoiser's layout and GUIDE the classifier's, or None. Inputs are [M, rows, d + F],
-    for a conditional denoiser [M, rows, d + F + E], and with FREE, classifier-free guidance,
-    [M, rows, d + F + 2 E]: the features of each row's class and then those of no class. Every
-    ``keep_every`` steps x is written to kept [K, M, rows, d], if there is such a buffer.
+    The buffers have ROWS rows for each program of each model. With GUIDE a classifier guides;
+    without, its pointers are None.
+
+    Args:
+        inputs_ptr: float32 [M, rows, d + F], holds x_T and the feature of the first t, and x_0 in
+            the end. A conditional denoiser has [M, rows, d + F + E], with the features of each
+            row's class; with FREE, [M, rows, d + F + 2 E], then also with those of no class.
+        table_ptr: float32 [M, steps, 4], coefficients of the steps.
+        features_ptr: float32 [M, steps, FEATURES], features of the timesteps.
+        seed_ptr: int64 [M].
+        first_row, rows: global number of the first row, and rows of a model.
+        steps: number of reverse steps, S.
+        kept_ptr: float32 [1 + ceil(steps / keep_every), M, rows, d], or None: x after every
+            ``keep_every`` steps and at the end, from entry 1 on.
+        keep_every: steps between two entries.
+        flat_ptr: float32 [M, P], parameters of the denoiser.
+        packed_ptr: operand dtype [M, packed size], its weights as the matrix products read them.
+        acts_ptr: operand dtype [M, programs * ROWS, activation columns], scratch: inputs of its
+            layers.
+        eps_ptr: float32 [1 + FREE, M, rows, d], scratch: noise predictions.
+        labels_ptr: int64 [M, rows], classes to guide to.
+        guide_flat_ptr, guide_packed_ptr, guide_acts_ptr: the same of the classifier.
+        guide_z_ptr: operand dtype [M, programs * ROWS, z columns], scratch, or None:
+            pre-activations of the classifier.
+        guide_grads_ptr: operand dtype [M, programs * ROWS, gradient columns], scratch: gradients of
+            its pre-activations.
+        grad_ptr: float32 [M, rows, d + F], scratch: gradient of log p(label | x).
+        FEATURES: width of a timestep feature, F.
+        FREE: True for classifier-free guidance.
+        NET, GUIDE: layouts of the denoiser and of the classifier, or None.
+        CONFIG: tile sizes.
+        ROWS: rows of a tile.
     """
     LAYERS: tl.constexpr = NET.layers
     DIM: tl.constexpr = NET.shape.widths[LAYERS]
@@ -83,14 +122,14 @@ def chain_kernel(
         inputs = inputs_ptr + first * IN
         eps = eps_ptr + first * DIM
         to_uncond = tl.num_programs(1).to(tl.int64) * rows * DIM  # from eps to eps without class
-        # Hoisting out of the loop over time what can be computed before it would only spill.
+        # No code is hoisted out of the loop over time: it would only be spilled.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
-            for free in tl.range(0, 1 + FREE, num_stages=1, disable_licm=True):
+            for no_class in tl.range(0, 1 + FREE, num_stages=1, disable_licm=True):
                 SKIP_FROM: tl.constexpr = DIM + FEATURES if FREE else None
-                store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, free * CLASS)
+                store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, no_class * CLASS)
                 tl.debug_barrier()
                 forward_hidden(acts, None, packed, flat, NET, CONFIG, ROWS)
-                last_layer(acts, packed, flat, eps + free * to_uncond, live, NET, CONFIG, ROWS)
+                last_layer(acts, packed, flat, eps + no_class * to_uncond, live, NET, CONFIG, ROWS)
                 if FREE:
                     tl.debug_barrier()
             if GUIDE is not None:
@@ -125,7 +164,7 @@ def chain_kernel(
 
 @triton.jit
 def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.constexpr):
-    """One reverse step of a tile, in place."""
+    """Takes a tile through one reverse step, in place."""
     for pair in range((DIM + 1) // 2):
         z_0, z_1 = normal_pair(seed, NOISE, step, row, pair)
         first = updated(x, eps, grad, uncond, None, z_0, coefficients, live, pair * 2)
@@ -184,7 +223,12 @@ def draw_prior(x: Tensor, seed: Tensor, first_row: int) -> None:
     if x.numel():
         with device_of(x):
             prior_kernel[triton.cdiv(rows, _ROWS), triton.cdiv(dim, 2), models](
-                seed.contiguous(), first_row, rows, x, dim, _ROWS
+                seed_ptr=seed.contiguous(),
+                first_row=first_row,
+                rows=rows,
+                x_ptr=x,
+                DIM=dim,
+                ROWS=_ROWS,
             )
 
 
@@ -200,7 +244,7 @@ def sample_chain(
     keep_every: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """Samples [M, B, d] and the trajectory [K, M, B, d], from x_T [M, B, d]."""
+    """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     models, rows, dim = x.shape
     steps = table.shape[1]
     kept = x.new_empty((1 + triton.cdiv(steps, keep_every) if keep_every else 0, *x.shape))
@@ -214,34 +258,34 @@ def sample_chain(
     config = chain_config_for(precision, capability_of(x.device), guide is not None, free)
     programs = min(triton.cdiv(rows, TILE_ROWS), mlp.slots(models, x.device))
     flat, packed, acts = _buffers(denoiser, net, programs)
-    eps = x.new_empty((1 + free, *x.shape))
-    guidance: tuple[Tensor | None, ...] = (None,) * 7
-    if guide is None:
-        guide_net = None
-    else:
-        guide_net = layout_of(guide.classifier.shape, precision)
-        guide_flat, guide_packed, guide_acts = _buffers(guide.classifier, guide_net, programs)
-        slots = guide_acts.shape[:2]
-        guide_grads = guide_acts.new_empty((*slots, guide_net.gradient_columns))
-        guide_z = None
-        if guide_net.keeps_z:
-            guide_z = guide_acts.new_empty((*slots, guide_net.z_columns))
-        guidance = (
-            guide.labels.contiguous(), guide_flat, guide_packed, guide_acts, guide_z,
-            guide_grads, x.new_empty((models, rows, dim + features)),
-        )  # fmt: skip
     with device_of(x):
         chain_kernel[programs, models](
-            inputs, table.contiguous(), time_features.contiguous(), seed.contiguous(),
-            first_row, rows, steps, kept if keep_every else None, keep_every,
-            flat, packed, acts, eps, *guidance,
-            features, free, net, guide_net, config, TILE_ROWS, num_warps=config.warps,
-        )  # fmt: skip
+            inputs_ptr=inputs,
+            table_ptr=table.contiguous(),
+            features_ptr=time_features.contiguous(),
+            seed_ptr=seed.contiguous(),
+            first_row=first_row,
+            rows=rows,
+            steps=steps,
+            kept_ptr=kept if keep_every else None,
+            keep_every=keep_every,
+            flat_ptr=flat,
+            packed_ptr=packed,
+            acts_ptr=acts,
+            eps_ptr=x.new_empty((1 + free, *x.shape)),
+            **_guide_arguments(guide, x, features, precision, programs),
+            FEATURES=features,
+            FREE=free,
+            NET=net,
+            CONFIG=config,
+            ROWS=TILE_ROWS,
+            num_warps=config.warps,
+        )
     return inputs[..., :dim].contiguous(), kept
 
 
 def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Tensor:
-    """What the kernel works on: x_T, the first feature of t, and the features of the classes."""
+    """Returns the kernel's inputs: x_T, the first feature of t, and the features of the classes."""
     parts = [x, time_features[:, :1].expand(*x.shape[:2], -1)]
     if condition is not None:
         class_features, labels, free = condition
@@ -251,8 +295,31 @@ def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Te
     return torch.cat(parts, dim=-1)
 
 
+def _guide_arguments(
+    guide: Guide | None, x: Tensor, features: int, precision: str, programs: int
+) -> dict[str, Any]:
+    """Returns ``labels_ptr`` to ``grad_ptr`` of the chain's kernel, and GUIDE; all None without."""
+    if guide is None:
+        names = ("labels", "guide_flat", "guide_packed", "guide_acts", "guide_z", "guide_grads",
+                 "grad")  # fmt: skip
+        return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
+    net = layout_of(guide.classifier.shape, precision)
+    flat, packed, acts = _buffers(guide.classifier, net, programs)
+    slots = acts.shape[:2]
+    return {
+        "GUIDE": net,
+        "labels_ptr": guide.labels.contiguous(),
+        "guide_flat_ptr": flat,
+        "guide_packed_ptr": packed,
+        "guide_acts_ptr": acts,
+        "guide_z_ptr": acts.new_empty((*slots, net.z_columns)) if net.keeps_z else None,
+        "guide_grads_ptr": acts.new_empty((*slots, net.gradient_columns)),
+        "grad_ptr": x.new_empty((*x.shape[:2], x.shape[2] + features)),
+    }
+
+
 def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat parameters, packed weights, and activations of as many tiles as there are programs."""
+    """Returns flat parameters, packed weights, and room for the activations of a tile a program."""
     flat = network.parameters.float().contiguous()
     packed = mlp.operand_weights(flat, network.shape, net.precision)
     acts = packed.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))

@@ -1,11 +1,13 @@
-"""The whole reverse process in plain PyTorch: algorithm 2 of Ho et al. 2020, guided or not.
+"""The whole reverse process in plain PyTorch, guided or not.
 
-x_T ~ N(0, I)
-for each step of the table:
-    eps    = MLP(x, feature)  or  MLP(x, feature, class)
-    grad   = d/dx log softmax(classifier(x, feature))[label]      guided by a classifier
-    uncond = MLP(x, feature, no class)                            or classifier-free
-    x      = reverse_step(x, eps, coefficients, z, grad, uncond)
+Algorithm 2 of Ho et al. 2020::
+
+    x_T ~ N(0, I)
+    for each step of the table:
+        eps    = MLP(x, feature)  or  MLP(x, feature, class)
+        grad   = d/dx log softmax(classifier(x, feature))[label]      guided by a classifier
+        uncond = MLP(x, feature, no class)                            or classifier-free
+        x      = reverse_step(x, eps, coefficients, z, grad, uncond)
 """
 
 from typing import NamedTuple
@@ -15,13 +17,12 @@ from torch import Tensor
 
 from ..mlp import MLPShape
 from ..mlp import reference as mlp
-from ..philox import Stream
+from ..philox import Stream, normal_rows
 from ..q_sample.reference import gather_points
-from ..reverse_step import draw_noise
 from ..reverse_step.reference import NOISE, reverse_step
 
-# On a CPU rows few enough that a layer's activations stay in a core's cache, on a GPU as many as
-# make launches cheap; noise for many steps at once, to spread the cost of calling Philox.
+# Rows at once: on a CPU so few that a layer's activations stay in a core's cache, on a GPU so many
+# that launches are cheap. Noise is drawn for many steps at once, to spread the cost of the call.
 _CACHE_ROWS, _GPU_ROWS = 1000, 100_000
 _NOISE_STEPS = 50
 
@@ -34,19 +35,19 @@ class Network(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A classifier of noisy points and what it should see."""
+    """A classifier of noisy points, and the classes to guide the samples to."""
 
     classifier: Network
     labels: Tensor  # int64 [M, B]
 
 
 class Condition(NamedTuple):
-    """The class of each row, told to the denoiser behind the point and the timestep feature.
+    """The class of each row, whose feature follows those of point and timestep in the input.
 
-    With ``free`` each step also asks the denoiser without a class: classifier-free guidance.
+    ``free`` turns classifier-free guidance on: each step also runs the denoiser without a class.
     """
 
-    class_features: Tensor  # float32 [M, C + 1, E], the last entry stands for no class
+    class_features: Tensor  # float32 [M, C + 1, E]; the last entry stands for no class
     labels: Tensor  # int64 [M, B], C for no class
     free: bool = False
 
@@ -62,7 +63,7 @@ def sample_chain(
     first_row: int,
     keep_every: int,
 ) -> tuple[Tensor, Tensor]:
-    """Samples [M, B, d] and the trajectory [K, M, B, d], from x_T [M, B, d]."""
+    """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     chunks, size = [], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
     for start in range(0, max(1, x.shape[1]), size):
         rows = slice(start, start + size)
@@ -84,18 +85,19 @@ def sample_chain(
 
 
 def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | None:
-    """The guide or the condition of some of the rows."""
+    """Returns the guide or the condition of some of the rows."""
     return None if part is None else part._replace(labels=part.labels[:, rows])
 
 
 def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row, keep_every):
+    """Runs the chain of so few rows that they go through each step at once."""
     rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
     noisy = bool((table[..., NOISE] != 0).any())
     kept = [x] if keep_every else []
     for step in range(table.shape[1]):
         if noisy and step % _NOISE_STEPS == 0:
             steps = torch.arange(step, min(step + _NOISE_STEPS, table.shape[1]), device=x.device)
-            noise = draw_noise(seed, Stream.NOISE, steps, rows, x.shape[2])  # [S, M, B, d]
+            noise = _noise_of_steps(seed, steps, rows, x.shape[2])  # [S, M, B, d]
         features = time_features[:, step, None].expand(*x.shape[:2], -1)
         inputs = torch.cat((x, features), dim=-1)  # [M, B, d + F]
         eps, uncond = _predictions(denoiser, inputs, condition)
@@ -107,10 +109,17 @@ def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row,
     return x, torch.stack(kept) if kept else x.new_empty((0, *x.shape))
 
 
+def _noise_of_steps(seed: Tensor, steps: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Draws the noise of steps [S] for rows [B], float32 [S, M, B, d]."""
+    step = steps.repeat_interleave(len(rows))[None]  # [1, S * B]
+    noise = normal_rows(seed, Stream.NOISE, step, rows.repeat(len(steps)), dim)  # [M, S * B, d]
+    return noise.unflatten(1, (len(steps), len(rows))).transpose(0, 1)
+
+
 def _predictions(
     denoiser: Network, inputs: Tensor, condition: Condition | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The noise that the denoiser sees, and with classifier-free guidance that without a class."""
+    """Returns the noise prediction and, with classifier-free guidance, that without a class."""
     networks = denoiser.shape.unpack(denoiser.parameters)
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
     eps, *uncond = (mlp.mlp(each, networks, denoiser.shape) for each in rows)
@@ -118,17 +127,20 @@ def _predictions(
 
 
 def conditional_inputs(inputs: Tensor, condition: Condition) -> list[Tensor]:
-    """The denoiser's input [M, B, d + F + E] for each evaluation of a step."""
+    """Returns the denoiser's input [M, B, d + F + E] for each evaluation of a step.
+
+    With classifier-free guidance there are two: with the labels, and without a class.
+    """
     class_features, labels, free = condition
-    blank = torch.full_like(labels, class_features.shape[1] - 1)
+    no_class = torch.full_like(labels, class_features.shape[1] - 1)
     return [
         torch.cat((inputs, gather_points(class_features, each)), dim=-1)
-        for each in ((labels, blank) if free else (labels,))
+        for each in ((labels, no_class) if free else (labels,))
     ]
 
 
 def grad_log_p(guide: Guide, inputs: Tensor) -> Tensor:
-    """Gradient of log p(label | inputs) with respect to the inputs, [M, B, d + F]."""
+    """Returns the gradient of log p(label | inputs) with respect to the inputs, [M, B, d + F]."""
     (parameters, shape), labels = guide
     networks = shape.unpack(parameters)
     logits, _, preactivations = mlp.forward(inputs, networks, shape)

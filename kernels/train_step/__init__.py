@@ -1,4 +1,4 @@
-"""One training step of M diffusion models or noisy-point classifiers."""
+"""One training step of M denoisers, or of M classifiers of noisy points."""
 
 from typing import Any, NamedTuple
 
@@ -30,14 +30,14 @@ __all__ = ["TrainingData", "Workspace", "train_step", "training_sums", "workspac
 
 
 class Workspace(NamedTuple):
-    """What the steps of a training run work in, allocated once.
+    """The memory of the steps of a training run, allocated once.
 
-    Without ``shadow`` and ``buffers`` the steps are those of the reference.
+    Without ``shadow`` and ``buffers`` the reference does the steps.
     """
 
-    sums: Tensor  # float32 [M, S, P + 2], what a step leaves
+    sums: Tensor  # float32 [M, S, P + 2], the result of a step
     shadow: Shadow | None  # weights as the kernels read them, which adamw_ keeps up to date
-    buffers: Any  # of the kernels
+    buffers: Any  # scratch memory of the kernels
 
 
 def workspace_of(
@@ -49,12 +49,12 @@ def workspace_of(
     precision: str = "fp16",
     backend: str | None = None,
 ) -> Workspace:
-    """A workspace for calls of :func:`training_sums` with up to ``rows`` rows.
+    """Allocates a workspace for calls of :func:`training_sums` with up to ``rows`` rows.
 
     Args:
         parameters: float32 [M, P]; the shadow starts with their values.
         shape, data, precision, backend: as in :func:`train_step`.
-        rows: most rows of a call.
+        rows: largest number of rows of a call.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or a count, label or timestep is out of
@@ -89,18 +89,18 @@ def training_sums(
     rows: int | None = None,
     add: bool = False,
 ) -> Tensor:
-    """The gradients, losses and numbers of terms of a step, summed over rows but not over parts.
+    """Computes gradients, losses and numbers of terms of a step, in S parts, summed over rows.
 
-    What :func:`train_step` is made of: nothing is allocated, so that a CUDA graph can hold it, and
-    :func:`~flashpoint.kernels.adamw_` takes the result as it is. It adds up: chunks of a batch by
-    ``add``, ranks by an all-reduce of what :func:`~flashpoint.kernels.reduce_grad` returns.
+    :func:`train_step` is built on it. It allocates nothing, so that a CUDA graph can hold it, and
+    :func:`~flashpoint.kernels.adamw_` takes its result as it is. Chunks of a batch are added up
+    with ``add``; ranks, by an all-reduce of the result of :func:`~flashpoint.kernels.reduce_grad`.
 
     Args:
         parameters, shape, data: as in :func:`train_step`.
-        workspace: of this network, and this data, for at least ``rows`` rows.
+        workspace: made for this network and this data, and for at least ``rows`` rows.
         batch_size, step, refresh, first_row, rows: as in :func:`train_step`.
         seed: int64 [M].
-        add: add to what the workspace's sums hold, instead of overwriting it.
+        add: True adds to the workspace's sums, False overwrites them.
 
     Returns:
         ``workspace.sums``, [M, S, P + 2].
@@ -140,29 +140,29 @@ def train_step(
     precision: str = "fp16",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws a batch, noises it, returns the loss and its gradient (Ho et al. 2020, algorithm 1).
+    """Draws and noises a batch, and returns the loss and its gradient.
 
-    With labels in ``data`` the network is a classifier and the loss the cross-entropy; without, or
-    with class features, it predicts the noise and the loss is the mean squared error over rows and
-    coordinates. It looks at labels and timesteps, and so waits for the device, as
-    :func:`training_sums` does not.
+    Source: Ho et al. 2020, algorithm 1. With labels but no class features in ``data`` the network
+    is a classifier and the loss is the cross-entropy. Otherwise it predicts the noise and the loss
+    is the mean squared error over rows and coordinates. Checking labels and timesteps waits for the
+    device; :func:`training_sums` does not check them.
 
     Args:
         parameters: float32 [M, P], flat parameters of M networks.
-        shape: the shape of these networks; the input width is d plus the width of the features.
+        shape: the shape of these networks; the input width is d plus the widths of the features.
         data: points, schedules, features and labels.
         batch_size: rows B of a step of each model.
         seed: one seed, or int64 [M].
         step: training step from 0, an int or an int64 scalar on the device; the batch is a function
             of (seed, step).
-        refresh: None draws points, timesteps and noise anew at every step. A number leads through
-            epochs over all N * T pairs of point and timestep: with S = ceil(N T / B), step s takes
-            rows (s mod S) * B ... of the order of epoch s // S, fewer at its end; a pair keeps its
-            noise for ``refresh`` epochs.
-        first_row, rows: the part of the batch to do, a chunk of it or a rank's; default all.
-        grad: where the gradient goes, [M, P]; None allocates it.
-        precision: of the matrix products of the kernels, ``fp16``, ``bf16``, ``tf32``, ``tf32x3``
-            or ``fp32``; the reference works in float32 always.
+        refresh: None draws points, timesteps and noise anew at every step. A number makes the steps
+            go through epochs over all N * T pairs of point and timestep: with S = ceil(N T / B),
+            step s takes rows (s mod S) * B ... of the order of epoch s // S, fewer at its end; a
+            pair keeps its noise for ``refresh`` epochs.
+        first_row, rows: the part of the batch to do, a chunk of it or a rank's; all by default.
+        grad: the gradient is written here, [M, P]; None allocates it.
+        precision: precision of the kernels' matrix products, ``fp16``, ``bf16``, ``tf32``,
+            ``tf32x3`` or ``fp32``; the reference always works in float32.
         backend: ``"torch"`` forces the plain PyTorch reference, ``"triton"`` the kernels; None
             chooses.
 
@@ -204,7 +204,7 @@ def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
     """Raises ValueError if the network, its parameters and the data do not fit together."""
     check_same_device(parameters=parameters, **data._asdict())
     check_shape("parameters", parameters, (len(parameters), shape.num_parameters))
-    if parameters.dtype != torch.float64:  # which the reference takes
+    if parameters.dtype != torch.float64:  # the reference also takes float64
         check_dtype(torch.float32, parameters=parameters)
     _check_data(data, len(parameters), parameters.dtype)
     if data.class_features is not None and (data.labels is None or data.p_uncond is None):

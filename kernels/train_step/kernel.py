@@ -1,9 +1,10 @@
-"""The sums of a training step in two launches: the same algorithm as :mod:`.reference`.
+"""The sums of a training step in two launches; same contract as :mod:`.reference`.
 
-1. :func:`train_kernel` draws and noises a tile of rows, takes it forwards, through the loss and
-   backwards; 2. the gradients of the weights, the rows split over programs.
+1. :func:`train_kernel` draws and noises a tile of rows, and takes it forwards, through the loss and
+   backwards.
+2. The gradients of the weights are computed, with the rows split over programs.
 
-The third launch of a step is :mod:`..adamw`, which adds up their parts.
+The third launch of a step is :mod:`..adamw`, which adds up the parts of the gradient.
 """
 
 from typing import NamedTuple
@@ -12,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import capability_of, device_of
+from .._dispatch import step_arguments
 from ..adamw.reference import Shadow
+from ..devices import capability_of, device_of
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
@@ -23,8 +25,9 @@ from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_inp
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
 from ..q_sample.reference import TrainingData
 
-# Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
-# for a step counter that is not at a multiple of 16 bytes: a graph may be under capture by then.
+# Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
+# a multiple of 16, and for a step counter at an address that is not a multiple of 16 bytes, when a
+# graph may already be under capture.
 _VARYING = [
     "entries", "steps", "step_ptr", "step", "batch_size", "refresh", "first_row", "rows", "classes",
 ]  # fmt: skip
@@ -41,10 +44,35 @@ def train_kernel(
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Draw, forward, loss and backward of one tile; grid (tiles, M).
+    """Takes one tile of rows through draw, forward pass, loss and backward pass; grid (tiles, M).
 
-    The loss is that of eps, or with labels that are not told to the network, of the label. Its
-    parts and the number of its terms are sums over rows, and so are the gradients, scaled.
+    The loss is the squared error of eps; of a classifier, with labels but no class features, it is
+    the cross-entropy. Loss, number of terms and gradients are sums over rows; the gradients are
+    multiplied by ``UNIT_SCALE``.
+
+    Args:
+        points_ptr ... entries: the source of the rows, as in :func:`..q_sample.kernel.draw_kernel`.
+        seed_ptr: int64 [M].
+        step_ptr, step: int64 [1], the training step; without it ``step``.
+        batch_size: rows of a step.
+        refresh: epochs for which a pair keeps its noise, with EPOCH.
+        first_row, rows: first row of the batch, and number of rows, to do.
+        flat_ptr: float32 [M, P], parameters.
+        packed_ptr: operand dtype [M, packed size], weights as the matrix products read them.
+        inputs_ptr: float32 [M, buffer_rows, DIM + TIME + CLASS], scratch: the network's input.
+        eps_ptr: float32 [M, buffer_rows, DIM], scratch: the noise.
+        acts_ptr: operand dtype [M, buffer_rows, activation columns], output: inputs of all layers.
+        z_ptr: operand dtype [M, buffer_rows, z columns], scratch, or None: pre-activations.
+        grads_ptr: operand dtype [M, buffer_rows, gradient columns], output: gradients of all
+            pre-activations and of y.
+        buffer_rows: rows of each model in these buffers, a multiple of ROWS.
+        tile_parts_ptr: float32 [M, hidden layers + 2, tiles], output: each tile's part of the slope
+            gradients, of the loss and of the number of terms.
+        DIM, TIME, CLASS: widths of point, timestep feature and class feature; CLASS is 0 without.
+        EPOCH: True for epochs over all pairs of point and timestep, False to draw anew each step.
+        NET: layout of the network.
+        CONFIG: tile sizes.
+        ROWS: rows of a tile.
     """
     LAYERS: tl.constexpr = NET.layers
     IN: tl.constexpr = NET.shape.widths[0]
@@ -64,16 +92,16 @@ def train_kernel(
     labels = labels_ptr
     if labels_ptr is not None:
         labels += model * labels_stride
-    told = class_features_ptr
+    class_features = class_features_ptr
     if CLASS > 0:
         p_uncond = tl.load(p_uncond_ptr + model)
         condition = draw_condition(labels, index, p_uncond, classes, seed, step, element)
-        told += model * class_features_stride + condition * CLASS
+        class_features += model * class_features_stride + condition * CLASS
     position = model * buffer_rows + row
     write_rows(
         points_ptr + model * points_stride + index * DIM,
         tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
-        features_ptr + model * features_stride + t * TIME, told, seed, step, element,
+        features_ptr + model * features_stride + t * TIME, class_features, seed, step, element,
         inputs_ptr + position * IN, eps_ptr + position * DIM, live,
         0, (DIM + 1) // 2 + (TIME + CLASS + 1) // 2, DIM, TIME, CLASS,
     )  # fmt: skip
@@ -107,7 +135,7 @@ def _eps_loss(
     acts, packed, flat, grads, eps, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of (y - eps)^2 of a tile; writes y - eps, half its gradient, scaled."""
+    """Returns the sum of (y - eps)^2 over a tile; writes y - eps, half its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -132,7 +160,7 @@ def _label_loss(
     acts, packed, flat, grads, label, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of -log softmax(y)[label] of a tile; writes its gradient, scaled."""
+    """Returns the sum of -log softmax(y)[label] over a tile; writes its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -149,7 +177,7 @@ def _label_loss(
 
 
 class Buffers(NamedTuple):
-    """What the launches of a step hand on, for a number of rows; not kept between steps."""
+    """Tensors that the launches of a step pass on, for a number of rows; no step needs old ones."""
 
     inputs: Tensor  # float32 [M, rows, d + F + E]
     eps: Tensor  # float32 [M, rows, d]
@@ -162,7 +190,7 @@ class Buffers(NamedTuple):
 def buffers_of(
     data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str
 ) -> tuple[Buffers, int]:
-    """Buffers for steps of up to ``rows`` rows, and into how many parts their gradient is split."""
+    """Returns buffers for steps of up to ``rows`` rows, and the number of parts of a gradient."""
     net = layout_of(shape, precision)
     config = config_for(precision, capability_of(data.points.device))
     tiles = max(1, triton.cdiv(rows, TILE_ROWS))
@@ -194,7 +222,7 @@ def training_sums(
     rows: int,
     add: bool,
 ) -> None:
-    """Writes sums [M, S, P + 2]; see :func:`..training_sums`."""
+    """Writes sums [M, S, P + 2]; the arguments are those of :func:`..training_sums`."""
     if not rows:
         if not add:
             sums.zero_()
@@ -202,20 +230,41 @@ def training_sums(
     net = layout_of(shape, shadow.precision)
     config = config_for(shadow.precision, capability_of(parameters.device))
     models, tiles = len(parameters), triton.cdiv(rows, TILE_ROWS)
-    inputs, eps, acts, z, grads, tile_parts = buffers
-    tile_parts = tile_parts.flatten()[: models * (net.layers + 1) * tiles]
+    tile_parts = buffers.tile_parts.flatten()[: models * (net.layers + 1) * tiles]
     tile_parts = tile_parts.view(models, net.layers + 1, tiles)
-    told = 0 if data.class_features is None else data.class_features.shape[-1]
-    on_device = isinstance(step, Tensor)
     with device_of(parameters):
         train_kernel[tiles, models](
-            *source_arguments(data), seed, step if on_device else None, 0 if on_device else step,
-            batch_size, refresh or 0, first_row, rows,
-            parameters, shadow.packed, inputs, eps, acts, z, grads, acts.shape[1], tile_parts,
-            data.points.shape[-1], data.time_features.shape[-1], told, refresh is not None,
-            net, config, TILE_ROWS, num_warps=config.warps,
-        )  # fmt: skip
+            **source_arguments(data),
+            **step_arguments(step),
+            seed_ptr=seed,
+            batch_size=batch_size,
+            refresh=refresh or 0,
+            first_row=first_row,
+            rows=rows,
+            flat_ptr=parameters,
+            packed_ptr=shadow.packed,
+            inputs_ptr=buffers.inputs,
+            eps_ptr=buffers.eps,
+            acts_ptr=buffers.activations,
+            z_ptr=buffers.preactivations,
+            grads_ptr=buffers.gradients,
+            buffer_rows=buffers.activations.shape[1],
+            tile_parts_ptr=tile_parts,
+            EPOCH=refresh is not None,
+            NET=net,
+            CONFIG=config,
+            ROWS=TILE_ROWS,
+            num_warps=config.warps,
+        )
         mlp.weight_gradients(
-            acts, grads, tile_parts, sums, net, config, rows=tiles * TILE_ROWS, loss=True, add=add,
+            buffers.activations,
+            buffers.gradients,
+            tile_parts,
+            sums,
+            net,
+            config,
+            rows=tiles * TILE_ROWS,
+            loss=True,
+            add=add,
             factor=(1 if data.classifies else 2) / UNIT_SCALE.value,
-        )  # fmt: skip
+        )

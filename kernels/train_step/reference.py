@@ -1,15 +1,15 @@
-"""One training step in plain PyTorch: draw, noise, forward, loss and all gradients.
+"""One training step in plain PyTorch: draw, noise, forward pass, loss and all gradients.
 
-Algorithm 1 of Ho et al. 2020, and for a classifier the same with the label's log probability::
+Algorithm 1 of Ho et al. 2020; the loss of a classifier is the label's negative log probability::
 
     index, t, eps ~ Philox
     x_t  = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
     y    = MLP(x_t, feature(t), feature(class))
     loss = sum (y - eps)^2             or   sum -log softmax(y)[label]
 
-The class is withheld from some rows, so that the network also learns to do without (Ho and Salimans
-2022, algorithm 1). Losses and gradients are sums over rows beside a count of terms: so they add up
-over chunks of a batch and over ranks, and whoever applies them divides.
+The class of some rows is withheld, so that the network also learns to predict without it (Ho and
+Salimans 2022, algorithm 1). Losses and gradients are sums over rows, with a count of their terms.
+They can therefore be added up over chunks of a batch and over ranks; :mod:`..adamw` divides.
 """
 
 import torch
@@ -22,7 +22,7 @@ from ..q_sample.reference import Draw, TrainingData, gather_points, q_sample
 
 
 def noisy_inputs(data: TrainingData, draw: Draw) -> Tensor:
-    """The network's input [M, B, d + F + E]: noisy point, feature of its timestep, of its class."""
+    """Returns the network's input [M, B, d + F + E]: x_t, and features of timestep and class."""
     x_t = q_sample(gather_points(data.points, draw.index), data.alpha_bar, draw.t, draw.eps)
     parts = [x_t, gather_points(data.time_features, draw.t)]
     if data.class_features is not None and draw.condition is not None:
@@ -35,7 +35,7 @@ def training_sums(
 ) -> None:
     """Writes gradients, loss and number of terms of the drawn rows into sums [M, 1, P + 2].
 
-    With ``add`` they are added to what is there.
+    With ``add`` they are added to the sums.
     """
     networks = shape.unpack(parameters)
     y, inputs, preactivations = mlp.forward(noisy_inputs(data, draw), networks, shape)
@@ -55,9 +55,9 @@ def training_sums(
 def eps_loss(
     y: Tensor, eps: Tensor, live: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Squared error per model [M], its gradient [M, B, d], and the number of terms.
+    """Returns the squared error of each model [M], its gradient [M, B, d] and the number of terms.
 
-    Rows [M, B] that are not live have no part in it.
+    Rows that are not ``live`` [M, B] do not count.
     """
     error = y - eps
     if live is not None:
@@ -69,7 +69,10 @@ def eps_loss(
 def label_loss(
     logits: Tensor, labels: Tensor, live: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | int]:
-    """Cross-entropy per model [M], its gradient [M, B, classes], and the number of terms."""
+    """Returns the cross-entropy of each model [M], its gradient [M, B, C] and the number of terms.
+
+    Rows that are not ``live`` [M, B] do not count.
+    """
     log_p = logits.log_softmax(dim=-1)
     wanted = -log_p.gather(-1, labels[..., None])[..., 0]
     grad = log_p.exp() - F.one_hot(labels, logits.shape[-1])
@@ -79,4 +82,5 @@ def label_loss(
 
 
 def _terms(rows: Tensor, live: Tensor | None) -> Tensor | int:
+    """Returns the number of rows of each model that count."""
     return rows.shape[1] if live is None else live.sum(dim=1)
