@@ -9,8 +9,10 @@ import time
 import pytest
 import triton
 
-from flashpoint.kernels import MLPShape, resources
+from flashpoint.kernels import MLPShape
 from flashpoint.kernels.mlp.layout import layout_of
+from flashpoint.kernels.resources import Launch, Resources, faults, record
+from flashpoint.kernels.resources import __main__ as command
 
 
 def compile_offline(*arguments):
@@ -96,7 +98,7 @@ def test_a_second_step_needs_no_other_kernels():
 def test_interpreted_kernels_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit):
-        resources.main(["--main"])
+        command.main(["--main"])
     assert "TRITON_INTERPRET must not be set" in capsys.readouterr().err
 
 
@@ -132,23 +134,23 @@ FAULT = {"serialised": "wgmmas serialized due to a reason (C7511)"}
     ],
 )
 def test_what_counts_as_a_problem(change, problems):
-    found = resources.Resources(**(GOOD | change))
-    assert resources.problems_of(found, 90, GOOD) == problems
+    found = Resources(**(GOOD | change))
+    assert record.problems_of(found, 90, GOOD) == problems
 
 
 def test_a_reason_is_for_one_fault():
-    found = resources.Resources(**(GOOD | {"faults": FAULT | {"in flight": "R1"}}))
+    found = Resources(**(GOOD | {"faults": FAULT | {"in flight": "R1"}}))
     recorded = GOOD | {"accepted": {"serialised": "as fast all the same"}}
-    assert resources.problems_of(found, 90, recorded) == ["in flight: R1"]
+    assert record.problems_of(found, 90, recorded) == ["in flight: R1"]
 
 
 def test_a_fault_is_one_without_a_record():
-    found = resources.Resources(**(GOOD | {"faults": FAULT}))
-    assert len(resources.problems_of(found, 90, None)) == 1
+    found = Resources(**(GOOD | {"faults": FAULT}))
+    assert len(record.problems_of(found, 90, None)) == 1
 
 
 @pytest.mark.parametrize(
-    ("faults", "accepted", "status", "kept"),
+    ("now", "accepted", "status", "kept"),
     [
         ({}, {}, 0, None),
         (FAULT, {}, 1, None),
@@ -158,23 +160,23 @@ def test_a_fault_is_one_without_a_record():
     ],
 )
 def test_an_update_keeps_reasons_and_invents_none(
-    faults, accepted, status, kept, monkeypatch, tmp_path
+    now, accepted, status, kept, monkeypatch, tmp_path
 ):
-    record = tmp_path / "resources.json"
+    file = tmp_path / "resources.json"
     before = {triton.__version__: {"sm_90": {"kernel": GOOD | {"accepted": accepted}}}}
-    record.write_text(json.dumps(before))
-    found = {90: {"kernel": resources.Resources(**(GOOD | {"registers": 1, "faults": faults}))}}
+    file.write_text(json.dumps(before))
+    found = {90: {"kernel": Resources(**(GOOD | {"registers": 1, "faults": now}))}}
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(resources, "RECORD", record)
-    monkeypatch.setattr(resources, "_compile_all", lambda *_: (found, []))
-    assert resources.main(["--update"]) == status
-    written = json.loads(record.read_text())[triton.__version__]["sm_90"]["kernel"]
+    monkeypatch.setattr(record, "RECORD", file)
+    monkeypatch.setattr(command, "_compile_all", lambda *_: (found, []))
+    assert command.main(["--update"]) == status
+    written = json.loads(file.read_text())[triton.__version__]["sm_90"]["kernel"]
     assert written["registers"] == 1
     assert written.get("accepted") == kept
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("log", "why"),
     [
         ("ptxas info    : Used 255 registers, used 1 barriers", None),
         (
@@ -192,8 +194,8 @@ def test_an_update_keeps_reasons_and_invents_none(
         ),
     ],
 )
-def test_notes_that_wgmmas_are_serialised(said, why):
-    assert resources.why_serialised(said) == why
+def test_notes_that_wgmmas_are_serialised(log, why):
+    assert faults.why_serialised(log) == why
 
 
 HALF = "%5 = tt.dot %2, %3, %4 : tensor<64x64xbf16> * tensor<64x256xbf16> -> tensor<64x256xf32>"
@@ -219,14 +221,14 @@ TF32 = SINGLE.replace("%4 :", "%4, inputPrecision = tf32 :")
 )  # fmt: skip
 def test_products_that_tensor_cores_should_do(arch, ttir, used, fault):
     net = layout_of(MLPShape((3, 256, 256, 2)), "fp16")
-    launch = resources.Launch("", "", arch, {}, {(3,): net}, {}, {"num_warps": 8})
+    launch = Launch("", "", arch, {}, {(3,): net}, {}, {"num_warps": 8})
     used = dict.fromkeys(used, 1)
-    assert resources.without_tensor_cores(launch, SINGLE + "\n" + ttir, used) == fault
+    assert faults.without_tensor_cores(launch, SINGLE + "\n" + ttir, used) == fault
 
 
 def test_narrow_layers_may_have_narrow_products():
     net = layout_of(MLPShape((3, 64, 64, 2)), "fp16")
-    launch = resources.Launch("", "", 90, {}, {(3,): net}, {}, {"num_warps": 8})
-    assert resources.without_tensor_cores(launch, HALF, {"HGMMA.64x32x16": 9}) is None
-    fault = resources.without_tensor_cores(launch, HALF, {"HGMMA.64x16x16": 9})
+    launch = Launch("", "", 90, {}, {(3,): net}, {}, {"num_warps": 8})
+    assert faults.without_tensor_cores(launch, HALF, {"HGMMA.64x32x16": 9}) is None
+    fault = faults.without_tensor_cores(launch, HALF, {"HGMMA.64x16x16": 9})
     assert fault == "HGMMA of 16 columns, 32 are possible"

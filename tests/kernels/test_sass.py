@@ -7,7 +7,7 @@ import sys
 import pytest
 import triton
 
-from flashpoint.kernels import sass
+from flashpoint.kernels.resources import sass
 
 # Left operand in R28 to R31, accumulators in R88 to R151.
 PRODUCT = "HGMMA.64x128x16.F32 R88, R28, gdesc[UR12], R88, gsb0"
@@ -203,7 +203,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flashpoint.kernels import sass
+from flashpoint.kernels.resources import sass
 
 
 @triton.jit

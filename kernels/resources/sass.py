@@ -1,21 +1,23 @@
-"""What the machine code of a kernel (SASS) says of its matrix products.
+"""Analysis of the matrix products in a kernel's machine code (SASS).
 
-Which instructions make them, and whether their registers are left alone. On sm_90 an HGMMA, PTX's
-``wgmma.mma_async``, goes on while its warps do other things. Until they have waited for it, they
-must not write the registers of its left operand, nor read or write its accumulators: what it
-computes is undefined otherwise (PTX ISA, asynchronous warpgroup-level matrix instructions). No
-compiler says so, and a test on a device may pass by luck.
+It counts the tensor-core instructions and finds accesses to registers that a product may still be
+using. On sm_90 an HGMMA, PTX's ``wgmma.mma_async``, runs on while its warps do other work. Until
+they have waited for it, they must not write the registers of its left operand, nor read or write
+its accumulators: otherwise its result is undefined (PTX ISA, asynchronous warpgroup-level matrix
+instructions). No compiler reports this, and a test on a device may pass by luck.
 
-As ``cuobjdump -sass`` prints it::
+In the output of ``cuobjdump -sass``::
 
     /*5930*/  HGMMA.64x128x16.F32 R88, R28, gdesc[UR12], R88, gsb0 ;
     /*6210*/  WARPGROUP.DEPBAR.LE gsb0, 0x3 ;
 
-is a product of 64 x 128 columns over 16, its accumulators from R88 on and its left operand in
-R28 to R31 (``gdesc`` in its place: in shared memory). ``gsb0`` closes a group of products, and the
-second line waits until at most the newest three groups are unfinished.
+the first line is a product of 64 rows and 128 columns, summed over 16, with its accumulators from
+R88 on and its left operand in R28 to R31; ``gdesc`` in place of these means shared memory. ``gsb0``
+closes a group of products, and the second line waits until at most the newest three groups are
+unfinished.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -31,7 +33,7 @@ _LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\
 _TENSOR_CORE = re.compile(r"HMMA\.\d+|HGMMA\.[\dx]+|UTC\w*MMA")
 _REGISTER = re.compile(r"(?<![A-Z])R(\d+)")
 _PREDICATE = re.compile(r"!?U?P(\d|T)")
-# What has no register for a result although one may be its first operand.
+# Instructions without a result in a register, although their first operand may be a register.
 _WITHOUT_RESULT = {"ISETP", "FSETP", "DSETP", "HSETP2", "R2P", "FCHK", "BAR"}
 _LEFT_REGISTERS = 4
 
@@ -40,7 +42,7 @@ class Instruction(NamedTuple):
     """One line of SASS."""
 
     address: int
-    conditional: bool  # whether a predicate decides if it is executed
+    conditional: bool  # True if a predicate decides about its execution
     opcode: str
     operands: tuple[str, ...]
 
@@ -49,17 +51,17 @@ class Instruction(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The opcode without what qualifies it."""
+        """The opcode without its modifiers."""
         return self.opcode.split(".")[0]
 
     @property
     def columns(self) -> int:
-        """Of an HGMMA: how many columns it computes."""
+        """Number of columns that an HGMMA computes."""
         return int(self.opcode.split("x")[1])
 
 
 def disassembled(cubin: bytes) -> str:
-    """The SASS of a compiled kernel."""
+    """Returns the SASS of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -68,13 +70,13 @@ def disassembled(cubin: bytes) -> str:
 
 
 def parse(text: str) -> list[Instruction]:
-    """The instructions of one function.
+    """Returns the instructions of one function.
 
     Args:
-        text: what :func:`disassembled` returns.
+        text: SASS as :func:`disassembled` returns it.
 
     Raises:
-        ValueError: the addresses do not ascend, as when there are several functions.
+        ValueError: the addresses do not ascend, because there are several functions.
     """
     code = [
         Instruction(int(address, 16), bool(predicate), opcode, tuple(operands.split(", ")))
@@ -86,18 +88,18 @@ def parse(text: str) -> list[Instruction]:
 
 
 def tensor_core(code: list[Instruction]) -> dict[str, int]:
-    """How many tensor-core instructions of each kind and shape there are."""
+    """Returns the number of tensor-core instructions of each kind and shape."""
     kinds = (_TENSOR_CORE.match(instruction.opcode) for instruction in code)
     return dict(sorted(Counter(kind[0] for kind in kinds if kind).items()))
 
 
 def clashes(code: list[Instruction]) -> list[str]:
-    """What touches registers of an HGMMA that may be in flight, one sentence for each pair.
+    """Returns a sentence for each access to a register of an HGMMA that may be in flight.
 
-    Every path through the code is followed, without regard to which predicates exclude each other.
+    It follows every path through the code, even those whose predicates exclude each other.
 
     Raises:
-        ValueError: a jump leads where no instruction is.
+        ValueError: a jump leads to an address without an instruction.
     """
     found = []
     for instruction, flying in zip(code, _in_flight(code), strict=True):
@@ -109,10 +111,10 @@ def clashes(code: list[Instruction]) -> list[str]:
 
 
 def _in_flight(code: list[Instruction]) -> list[dict[int, int]]:
-    """The HGMMAs that may be in flight before each instruction, by their places.
+    """Returns the HGMMAs that may be in flight before each instruction, by their places.
 
-    With each goes how many groups have been closed since it was issued, its own among them: the
-    fewest on any path. Fewer can only keep it in flight for longer, so no more need be known.
+    Each has the number of groups that have been closed since it was issued, its own included, and
+    the smallest on any path: that path keeps it in flight longest, so the others do not matter.
     """
     successors = _successors(code)
     before: list[dict[int, int]] = [{} for _ in code]
@@ -122,15 +124,15 @@ def _in_flight(code: list[Instruction]) -> list[dict[int, int]]:
         after = _after(code[place], place, before[place])
         for successor in successors[place]:
             known = before[successor]
-            news = {p: closed for p, closed in after.items() if closed < known.get(p, closed + 1)}
-            if news:
-                known.update(news)
+            changed = {p: closed for p, closed in after.items() if closed < known.get(p, math.inf)}
+            if changed:
+                known.update(changed)
                 todo.append(successor)
     return before
 
 
 def _after(instruction: Instruction, place: int, before: dict[int, int]) -> dict[int, int]:
-    """What is in flight after the instruction at a place."""
+    """Returns the HGMMAs in flight after the instruction at a place."""
     if instruction.name == "HGMMA":
         closes = "gsb0" in instruction.operands
         aged = closes and not instruction.conditional
@@ -142,7 +144,7 @@ def _after(instruction: Instruction, place: int, before: dict[int, int]) -> dict
 
 
 def _successors(code: list[Instruction]) -> list[list[int]]:
-    """The places that may be executed after each."""
+    """Returns the places that may be executed after each place."""
     places = {instruction.address: place for place, instruction in enumerate(code)}
     after_calls = [place + 1 for place, each in enumerate(code) if each.name == "CALL"]
     successors = []
@@ -157,7 +159,7 @@ def _successors(code: list[Instruction]) -> list[list[int]]:
                 conditional |= len(instruction.operands) > 1  # a predicate or a mask comes first
             case "RET":
                 next_ones = after_calls
-            case "BRX":  # it reads its target from a table
+            case "BRX":  # its target comes from a table
                 next_ones = list(range(len(code)))
             case "EXIT":
                 pass
@@ -170,10 +172,10 @@ def _successors(code: list[Instruction]) -> list[list[int]]:
 
 
 def _touch(instruction: Instruction, product: Instruction) -> str | None:
-    """How an instruction touches the registers of a product in flight, if it does.
+    """Returns how an instruction touches the registers of a product in flight, or None.
 
-    Results and operands of several registers start at a multiple of their number, as the four of a
-    left operand and the accumulators do. So the first of them tells whether any is among these.
+    Results and operands of several registers start at a multiple of their number, and so do the
+    four registers of a left operand and the accumulators. Checking the first register is enough.
     """
     accumulators, left = _accumulators(product), _left_operand(product)
     if instruction.name == "HGMMA":
@@ -194,13 +196,14 @@ def _touch(instruction: Instruction, product: Instruction) -> str | None:
 
 
 def _accumulators(product: Instruction) -> range:
+    """Returns the registers of its accumulators."""
     start = int(product.operands[0].removeprefix("R"))
-    # 64 rows of fp32, over the 128 threads of a warpgroup.
+    # 64 rows of fp32 are spread over the 128 threads of a warpgroup.
     return range(start, start + product.columns // 2)
 
 
 def _left_operand(product: Instruction) -> range:
-    """Its registers; none if it is in shared memory."""
+    """Returns the registers of its left operand, none if that is in shared memory."""
     register = _REGISTER.match(product.operands[1])
     return range(int(register[1]), int(register[1]) + _LEFT_REGISTERS) if register else range(0)
 
@@ -210,7 +213,7 @@ def _overlap(a: range, b: range) -> bool:
 
 
 def _registers(instruction: Instruction) -> tuple[int | None, list[int]]:
-    """The register of an instruction's result, if it has one, and those that it reads."""
+    """Returns the register of an instruction's result, or None, and the registers that it reads."""
     operands = list(instruction.operands)
     while operands and _PREDICATE.fullmatch(operands[0]):
         del operands[0]

@@ -1,0 +1,175 @@
+"""The calls of operations whose kernels are compiled.
+
+A new kernel gets a call in :data:`CASES`. A test compiles :data:`MAIN` each time.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import triton
+
+from ..adamw import Course, adamw_state, shadow_of
+from ..adamw.kernel import adamw_
+from ..mlp import MLPShape
+from ..mlp import kernel as mlp
+from ..q_sample import kernel as q_sample
+from ..q_sample.reference import TrainingData
+from ..reduce_grad import kernel as reduce_grad
+from ..reduce_grad.reference import ReducedGradient
+from ..reverse_step import kernel as reverse_step
+from ..sample_chain.kernel import draw_prior, sample_chain
+from ..sample_chain.reference import Condition, Guide, Network
+from ..train_step.kernel import buffers_of, training_sums
+
+_DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
+_CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
+_CLASS_WIDTH = 16  # of the class feature of a conditional denoiser
+
+
+def _deep(width: int, activation: str = "prelu") -> MLPShape:
+    return MLPShape((3, *[width] * 4, 2), activation)
+
+
+def _network(shape: MLPShape) -> Network:
+    """Returns a network whose parameters are 0."""
+    return Network(torch.zeros(1, shape.num_parameters), shape)
+
+
+def _train(
+    shape: MLPShape,
+    precision: str,
+    refresh: int | None = None,
+    class_width: int = 0,
+    classify: bool = False,
+) -> None:
+    """Runs a training step, of a conditional denoiser if its class features have a width."""
+    shape = replace(shape, widths=(3 + class_width, *shape.widths[1:]))
+    parameters = _network(shape).parameters
+    data = TrainingData(
+        points=torch.zeros(1, 5000, 2),
+        alpha_bar=torch.ones(1, 500),
+        time_features=torch.zeros(1, 500, 1),
+        labels=torch.zeros(1, 5000, dtype=torch.int64) if class_width or classify else None,
+        n_points=torch.tensor([5000]),
+        t_table=torch.arange(500)[None],
+        class_features=torch.zeros(1, 6, class_width) if class_width else None,
+        p_uncond=torch.zeros(1) if class_width else None,
+    )
+    buffers, splits = buffers_of(data, shape, 1, 2048, precision)
+    training_sums(
+        parameters, shape, data, torch.empty(1, splits, shape.num_parameters + 2),
+        shadow_of(parameters, shape, precision), buffers, batch_size=2048,
+        seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=2048,
+        add=False,
+    )  # fmt: skip
+
+
+def _update_weights() -> None:
+    """Updates the weights from a gradient, and as training steps do, without and with clipping."""
+    parameters, shape = _network(_DENOISER)
+    state, size = adamw_state(parameters), shape.num_parameters + 2
+    one = torch.ones(1, dtype=torch.int64)
+    course = Course(torch.ones(1, 9), one, one, torch.ones(1, 9))
+    sums, squares = torch.ones(1, 8, size), torch.ones(1, triton.cdiv(size, reduce_grad.BLOCK))
+    shadow = shadow_of(parameters, shape, "fp16")
+    rest = (0.998, None, None, None)
+    common = (state, 1e-3, 1, (0.9, 0.999), 1e-8, 0.01)
+    adamw_(parameters, parameters, *common, True, *rest)
+    ending = (state, course, one, (0.9, 0.999), 1e-8, 0.01)
+    adamw_(parameters, sums, *ending, True, 0.998, None, None, shadow)
+    reduced = ReducedGradient(sums[:, :1].contiguous(), squares)
+    reduce_grad.reduce_grad(sums, reduced)
+    adamw_(parameters, reduced.sums, *ending, False, 0.998, 1.0, squares, shadow)
+
+
+def _draw() -> None:
+    """Draws a training batch and x_T."""
+    x = torch.zeros(1, 5000, 2)
+    table = torch.arange(500)[None]
+    data = TrainingData(x, torch.ones(1, 500), x[:, :500, :0], None, torch.tensor([5000]), table)
+    q_sample.draw(data, torch.tensor([0]), 0, 2048)
+    draw_prior(x, torch.tensor([0]), 0)
+
+
+def _sample(
+    shape: MLPShape, precision: str, guided: bool = False, classifier_free: bool = False
+) -> None:
+    """Runs a sampling chain, guided by a classifier or by the denoiser itself if asked."""
+    labels = torch.zeros(1, 5000, dtype=torch.int64)
+    condition = None
+    if classifier_free:
+        shape = replace(shape, widths=(3 + _CLASS_WIDTH, *shape.widths[1:]))
+        condition = Condition(torch.zeros(1, 6, _CLASS_WIDTH), labels, free=True)
+    sample_chain(
+        _network(shape), torch.zeros(1, 5000, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
+        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, condition,
+        0, 0, precision,
+    )  # fmt: skip
+
+
+def _perceptron(shape: MLPShape, precision: str, dtype: torch.dtype = torch.float32) -> None:
+    """Runs a network forwards and backwards."""
+    x = torch.zeros(1, 2048, shape.widths[0], dtype=dtype)
+    y, saved = mlp.forward_flat(x, _network(shape).parameters, shape, precision)
+    mlp.backward(y, saved, shape, precision)
+
+
+def _everything(shape: MLPShape, precision: str) -> None:
+    """Trains, samples and runs a network."""
+    _train(shape, precision)
+    _sample(shape, precision)
+    _perceptron(shape, precision)
+
+
+def _elementwise() -> None:
+    """Noises given points and does one reverse step."""
+    x = torch.zeros(1, 2048, 2)
+    q_sample.q_sample(x, torch.ones(1, 500), torch.zeros(1, 2048, dtype=torch.int64), x)
+    reverse_step.reverse_step(x, x, torch.zeros(1, 4), x, x)
+
+
+MAIN: dict[str, Callable[[], None]] = {
+    "train fp16": partial(_train, _DENOISER, "fp16"),
+    "adamw": _update_weights,
+    "sample fp16": partial(_sample, _DENOISER, "fp16"),
+}
+CASES: dict[str, Callable[[], None]] = {
+    **MAIN,
+    "guided fp16": partial(_sample, _DENOISER, "fp16", guided=True),
+    "guided bf16": partial(_sample, _DENOISER, "bf16", guided=True),
+    "classifier-free fp16": partial(_sample, _DENOISER, "fp16", classifier_free=True),
+    "epoch fp16": partial(_train, _DENOISER, "fp16", refresh=25),
+    "conditional fp16": partial(_train, _DENOISER, "fp16", class_width=6),
+    "classifier fp16": partial(_train, _CLASSIFIER, "fp16", classify=True),
+    "classifier bf16": partial(_train, _CLASSIFIER, "bf16", classify=True),
+    "draw": _draw,
+    "drop-in fp16": partial(_perceptron, _DENOISER, "fp16"),
+    "train bf16": partial(_train, _DENOISER, "bf16"),
+    "train tf32": partial(_train, _DENOISER, "tf32"),
+    "train fp32": partial(_train, _DENOISER, "fp32"),
+    "train tf32x3": partial(_train, _DENOISER, "tf32x3"),
+    "sample tf32x3": partial(_sample, _DENOISER, "tf32x3"),
+    "drop-in tf32x3": partial(_perceptron, _DENOISER, "tf32x3"),
+    "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
+    "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
+    "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
+    "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16),
+    "elementwise": _elementwise,
+}
+# Networks of other widths and activations, on sm_90 alone: there both change the order of the
+# wgmmas and the number of registers.
+VARIETY: dict[str, Callable[[], None]] = {
+    "guided tf32": partial(_sample, _DENOISER, "tf32", guided=True),
+    **{
+        f"width {width} {precision}": partial(_everything, _deep(width), precision)
+        for width in (64, 128, 256, 512)
+        for precision in ("fp16", "bf16", "tf32")
+    },
+    **{
+        f"width {width} {activation}": partial(_perceptron, _deep(width, activation), "fp16")
+        for width in (128, 256, 512)
+        for activation in ("relu", "gelu", "silu", "tanh")
+    },
+}

@@ -1,0 +1,69 @@
+"""Faults of a kernel that its compiled code shows."""
+
+import re
+
+from ..mlp.layout import Layout
+from . import sass
+from .launch import Launch
+
+# The instruction of each architecture's tensor cores.
+TENSOR_CORE = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA"}
+
+
+def faults_of(launch: Launch, ttir: str, code: list[sass.Instruction], log: str) -> dict[str, str]:
+    """Returns a description of each kind of fault that a kernel has.
+
+    Args:
+        launch: launch of the kernel.
+        ttir: code of the kernel in triton's first intermediate representation.
+        code: machine code of the kernel.
+        log: messages of ptxas.
+    """
+    faults = {
+        "serialised": why_serialised(log),
+        "in flight": touched_in_flight(code),
+        "tensor cores": without_tensor_cores(launch, ttir, sass.tensor_core(code)),
+    }
+    return {kind: fault for kind, fault in faults.items() if fault is not None}
+
+
+def why_serialised(log: str) -> str | None:
+    """Returns why ptxas lets no two wgmmas overlap, from its notes C7510 to C7515, or None."""
+    notes = re.findall(r"\((C75\d\d)\) .*?(serialized due to .*?) in (?:the )?function", log)
+    return "; ".join(f"wgmmas {why} ({note})" for note, why in sorted(set(notes))) or None
+
+
+def touched_in_flight(code: list[sass.Instruction]) -> str | None:
+    """Returns the first access to a register of an HGMMA in flight, and their number, or None."""
+    found = sass.clashes(code)
+    return f"{found[0]} in flight; {len(found)} such pairs" if found else None
+
+
+def without_tensor_cores(launch: Launch, ttir: str, used: dict[str, int]) -> str | None:
+    """Returns how a kernel fails to use tensor cores for its products, or None.
+
+    It fails if products in half precision or tf32 do without them, or use narrower instructions
+    than the layers allow.
+
+    Args:
+        launch: launch of the kernel.
+        ttir: code of the kernel, with its products as they are written.
+        used: numbers of its tensor-core instructions, by kind and shape.
+    """
+    products = re.findall(r"tt\.dot .*? : tensor<(?:\d+x)+(\w+)>", ttir)
+    if not any(dtype != "f32" for dtype in products) and "inputPrecision = tf32" not in ttir:
+        return None
+    kind = TENSOR_CORE[launch.arch]
+    if not any(re.match(kind, instruction) for instruction in used):
+        return f"multiplies in half precision or tf32 without {kind}"
+    if launch.arch != 90:
+        return None
+    layouts = [value for value in launch.constants.values() if isinstance(value, Layout)]
+    warpgroups = launch.options.get("num_warps", 4) // 4
+    # A first or last layer may be narrow itself; the warpgroups share a hidden one.
+    ends = {layout.padded[end] // warpgroups for layout in layouts for end in (0, -1)}
+    hidden = [width // warpgroups for layout in layouts for width in layout.padded[1:-1]]
+    possible = min([64, *hidden])
+    columns = {int(shape.split("x")[1]) for shape in used if shape.startswith("HGMMA")}
+    narrow = {each for each in columns - ends if each < possible}
+    return f"HGMMA of {min(narrow)} columns, {possible} are possible" if narrow else None

@@ -1,0 +1,86 @@
+"""The record of resources: {version of triton: {"sm_90": {name of the kernel: its resources}}}."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import triton
+
+from .compilation import PATIENCE, Resources
+
+RECORD = Path(__file__).parents[1] / "resources.json"
+# Shared memory that one block can have, in bytes (CUDA C++ programming guide, table of technical
+# specifications per compute capability).
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+# The resources of kernels by architecture and name.
+Found = dict[int, dict[str, Resources]]
+
+
+def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]:
+    """Returns a sentence for each problem of a kernel.
+
+    Args:
+        found: its resources now.
+        arch: the architecture.
+        recorded: its resources in the record, or None if it is not there.
+    """
+    accepted = (recorded or {}).get("accepted", {})
+    problems = [
+        f"{kind}: {fault}" for kind, fault in found.faults.items() if not accepted.get(kind)
+    ]
+    if found.shared > SHARED_MEMORY[arch]:
+        problems.append(
+            f"needs {found.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
+        )
+    if found.seconds > PATIENCE:
+        problems.append(f"took {found.seconds} s to compile, {PATIENCE} s are allowed")
+    if recorded is None:
+        return problems
+    for spill in ("spill_stores", "spill_loads"):
+        before, now = recorded[spill], getattr(found, spill)
+        if now > before:
+            problems.append(f"{spill} went from {before} to {now} bytes")
+    lost = recorded["tensor_core"].keys() - found.tensor_core.keys()
+    return [*problems, *(f"no longer uses {kind}" for kind in sorted(lost))]
+
+
+def compare(record: dict | None, found: Found) -> list[str]:
+    """Returns the problems of all kernels, compared with the record of this version of triton."""
+    if record is None:
+        print(f"no record of triton {triton.__version__}: spills and tensor cores are not checked")
+    problems = []
+    for arch, kernels in found.items():
+        recorded = (record or {}).get(f"sm_{arch}", {})
+        for name, resources in kernels.items():
+            found_here = problems_of(resources, arch, recorded.get(name))
+            if record is not None and name not in recorded:
+                found_here.append("is not in the record; write it with --update")
+            problems += [f"sm_{arch} {name}: {problem}" for problem in found_here]
+    return problems
+
+
+def read() -> dict:
+    """Returns the record, empty if there is none."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def update(record: dict, found: Found, keep_others: bool) -> None:
+    """Puts the found resources into the record and writes it; keeps reasons of remaining faults.
+
+    Args:
+        record: the record, which is changed.
+        found: resources of the compiled kernels.
+        keep_others: True keeps the kernels that were not compiled, False drops them.
+    """
+    ours = record.setdefault(triton.__version__, {})
+    for arch, kernels in found.items():
+        before = ours.get(f"sm_{arch}", {})
+        now = {name: asdict(resources) for name, resources in kernels.items()}
+        for name, resources in now.items():
+            reasons = before.get(name, {}).get("accepted", {})
+            kept = {kind: why for kind, why in reasons.items() if kind in resources["faults"]}
+            if kept:
+                resources["accepted"] = kept
+        ours[f"sm_{arch}"] = (before if keep_others else {}) | now
+    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
