@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def side_stream() -> Iterator[torch.cuda.Stream]:
-    """Runs what it encloses on a new stream, between earlier and later work of the current stream.
+    """Runs its block on a new stream, between earlier and later work of the current stream.
 
     The run before a capture belongs there: it compiles and loads kernels and lets libraries
     allocate, none of which can be captured.
@@ -33,7 +33,7 @@ def capture(
     threads of other libraries, such as JAX, may make them at any time.
 
     Args:
-        function: what to capture. It has run before, so that all its kernels are loaded.
+        function: the work to capture. It has run before, so that all its kernels are loaded.
         stream: the stream to capture on, such as the one of :func:`side_stream` on which libraries
             have allocated; None makes one on the current device.
 

@@ -235,7 +235,7 @@ def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 
 
 def source_arguments(data: TrainingData) -> dict[str, Any]:
-    """Returns the arguments that tell a kernel what rows are drawn from.
+    """Returns the arguments that give a kernel the source of its rows.
 
     These are ``points_ptr`` to ``entries`` of :func:`draw_kernel`, and its widths DIM, TIME and
     CLASS.

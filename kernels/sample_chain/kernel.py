@@ -171,7 +171,7 @@ def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.
         second = first
         if pair * 2 + 1 < DIM:
             second = updated(x, eps, grad, uncond, None, z_1, coefficients, live, pair * 2 + 1)
-        tl.debug_barrier()  # all warps have read what one of them overwrites
+        tl.debug_barrier()  # all warps have read x before one of them overwrites it
         tl.store(x + pair * 2, first, mask=live)
         if pair * 2 + 1 < DIM:
             tl.store(x + pair * 2 + 1, second, mask=live)

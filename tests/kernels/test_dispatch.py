@@ -1,4 +1,4 @@
-"""Which backend runs, and what is said when the one asked for cannot."""
+"""The choice of a backend, and the message if the chosen one cannot run."""
 
 import logging
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from flashpoint.kernels.mlp.layout import gap_of
 
 @pytest.fixture(autouse=True)
 def _forget():
-    """What is known of devices and has been logged."""
+    """Empties the caches of problems of devices and of logged messages."""
     _dispatch._find_problem.cache_clear()
     _dispatch._log.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""What `import flashpoint.kernels` needs and loads."""
+"""The modules that `import flashpoint.kernels` needs and loads."""
 
 import subprocess
 import sys

@@ -1,9 +1,6 @@
-"""The shipped kernels, compiled for GPUs that need not be there, take what they took before."""
+"""The shipped kernels, compiled without a GPU, need no more resources than before."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,11 +11,11 @@ from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.resources import Launch, Resources, faults, record
 from flashpoint.kernels.resources import __main__ as command
 
+from .processes import run_compiled
+
 
 def compile_offline(*arguments):
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "flashpoint.kernels.resources", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590)
+    return run_compiled("-m", "flashpoint.kernels.resources", *arguments)
 
 
 def test_training_and_sampling_on_hopper_in_45_seconds():
@@ -35,7 +32,7 @@ def test_main_kernels_on_the_other_chips():
 
 
 def test_networks_of_other_sizes_on_hopper():
-    """A few that differ in how their products are ordered and what their registers hold."""
+    """A few that differ in the order of their products and in what their registers hold."""
     chosen = [
         "uneven: forward_kernel",
         "width 64 tf32: forward_kernel",
@@ -85,10 +82,8 @@ print(*resources.launches(90, {"first": lambda: step(0), "second": lambda: step(
 
 
 def test_a_second_step_needs_no_other_kernels():
-    """A CUDA graph of steps is captured after one of them: nothing can be compiled by then."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", STEP_COUNTERS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    """A CUDA graph is captured after a first step; nothing can be compiled during the capture."""
+    done = run_compiled("-c", STEP_COUNTERS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"first: {name}_kernel" for name in ("train", "weight_gradient", "draw", "adamw")

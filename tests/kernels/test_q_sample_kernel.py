@@ -3,34 +3,26 @@
 import pytest
 import torch
 
-from flashpoint.kernels import TrainingData, q_sample, q_sample_batch
+from flashpoint.kernels import q_sample, q_sample_batch
 from flashpoint.kernels.q_sample import kernel, reference
 from flashpoint.kernels.train_step.reference import noisy_inputs
 
-POINTS, STEPS, ENTRIES, ROWS, CLASSES = 50, 20, 37, 300, 4
+from .training import CLASSES, make_data
+
+POINTS, STEPS, ROWS = 50, 20, 300
 CLOSE = {"rtol": 1e-5, "atol": 3e-6}
 
 
-def make_data(dim, features, models, device, told=0):
-    """Data of models with numbers of points, timesteps and entries of their own."""
-    generator = torch.Generator().manual_seed(0)
-    data = TrainingData(
-        torch.randn(models, POINTS, dim, generator=generator),
-        torch.rand(models, STEPS, generator=generator),
-        torch.randn(models, STEPS, features, generator=generator),
-        torch.randint(0, CLASSES, (models, POINTS), generator=generator),
-        torch.randint(1, POINTS, (models,), generator=generator),
-        torch.randint(0, STEPS, (models, ENTRIES), generator=generator),
-        torch.randn(models, CLASSES + 1, told, generator=generator) if told else None,
-        torch.linspace(0.1, 0.6, models) if told else None,
-        torch.randint(1, STEPS, (models,), generator=generator),
-        torch.randint(1, ENTRIES, (models,), generator=generator),
-    )
-    return TrainingData(*(None if part is None else part.to(device) for part in data))
+def uneven_data(device, models, dim=2, features=1, class_width=0):
+    """Data of uneven models, with class features if these have a width."""
+    return make_data(
+        device, "conditional" if class_width else "classifier", models, points=POINTS, steps=STEPS,
+        dim=dim, features=features, class_width=class_width, uneven=True,
+    )  # fmt: skip
 
 
 def check(data, seed, *arguments):
-    """The kernel's draw and inputs are the reference's; returns the draw."""
+    """Compares the kernel's draw and inputs with the reference's; returns the draw."""
     inputs, draw = kernel.draw(data, seed, *arguments)
     expected = reference.batch_draw(data, seed, *arguments)
     assert torch.equal(draw.index, expected.index)
@@ -44,25 +36,25 @@ def check(data, seed, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("dim", "features", "models", "told"),
+    ("dim", "features", "models", "class_width"),
     [(2, 1, 1, 0), (3, 5, 2, 0), (1, 0, 2, 0), (7, 2, 1, 0), (2, 1, 2, 3), (1, 3, 1, 1)],
 )
 @pytest.mark.usefixtures("poisoned")
-def test_fresh_draw(device, dim, features, models, told):
-    data = make_data(dim, features, models, device, told)
+def test_fresh_draw(device, dim, features, models, class_width):
+    data = uneven_data(device, models, dim, features, class_width)
     seed = torch.arange(models, device=device) + 2**40
     draw = check(data, seed, 2**31, 11 + ROWS, None, 11, ROWS)
     assert (draw.index < data.n_points[:, None]).all()
-    if told:
+    if class_width:
         withheld = (draw.condition == CLASSES).double().mean(dim=1)
         torch.testing.assert_close(withheld, data.p_uncond.double(), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 40, torch.tensor(7)])
-@pytest.mark.parametrize("told", [0, 3])
+@pytest.mark.parametrize("class_width", [0, 3])
 @pytest.mark.usefixtures("poisoned")
-def test_draw_of_an_epoch(device, step, told):
-    data = make_data(3, 2, 2, device, told)
+def test_draw_of_an_epoch(device, step, class_width):
+    data = uneven_data(device, 2, 3, 2, class_width)
     seed = torch.tensor([3, 2**50], device=device)
     step = step.to(device) if torch.is_tensor(step) else step
     check(data, seed, step, 100, 2)
@@ -71,7 +63,7 @@ def test_draw_of_an_epoch(device, step, told):
 
 @pytest.mark.usefixtures("poisoned")
 def test_an_epoch_has_every_pair_once(device):
-    data = make_data(2, 1, 2, device)
+    data = uneven_data(device, 2)
     seed = torch.tensor([1, 2], device=device)
     draws = [kernel.draw(data, seed, step, 97, 5)[1] for step in range(20)]
     for model in range(2):
@@ -84,7 +76,7 @@ def test_an_epoch_has_every_pair_once(device):
 
 
 def test_models_can_share_their_data(device):
-    data = make_data(2, 1, 1, device)
+    data = uneven_data(device, 1)
     shared = data._replace(
         n_points=data.n_points.expand(3), n_steps=data.n_steps.repeat(3),
         n_entries=data.n_entries.repeat(3),
@@ -131,5 +123,5 @@ def test_batch(device):
 
 @pytest.mark.gpu
 def test_a_million_rows(device):
-    data = make_data(2, 1, 1, device)
+    data = uneven_data(device, 1)
     check(data, torch.tensor([9], device=device), 2000, 2**34, None, 2**33, 1_000_007)

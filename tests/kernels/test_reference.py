@@ -1,4 +1,4 @@
-"""The reference operations against autograd, torch.optim and themselves with other batching."""
+"""The references against autograd and torch.optim, and against themselves in other batches."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from flashpoint.kernels import (
     Guide,
     MLPShape,
     Network,
-    TrainingData,
     adamw_,
     adamw_state,
     draw_prior,
@@ -23,7 +22,10 @@ from flashpoint.kernels import (
 )
 from flashpoint.kernels.mlp import reference as mlp_reference
 from flashpoint.kernels.q_sample.reference import batch_draw
+from flashpoint.kernels.sample_chain.reference import grad_log_p
 from flashpoint.kernels.train_step.reference import noisy_inputs
+
+from .training import make_data, one_model
 
 T, N = 20, 50
 
@@ -36,20 +38,9 @@ def parameters_of(shape, models=1, dtype=torch.float64):
     return torch.randn(models, shape.num_parameters, dtype=dtype) * 0.4
 
 
-def training_data(models=1, labels=False, dim=2):
-    beta = torch.linspace(1e-3, 0.2, T)
-    return TrainingData(
-        points=torch.randn(models, N, dim),
-        alpha_bar=(1 - beta * torch.rand(models, 1)).cumprod(1),
-        time_features=torch.linspace(-1, 1, T).expand(models, T)[..., None],
-        labels=torch.randint(0, 5, (models, N)) if labels else None,
-        n_points=torch.full((models,), N),
-        t_table=torch.arange(T).expand(models, T),
-    )
-
-
-def one_model(data, model):
-    return TrainingData(*(None if part is None else part[model : model + 1] for part in data))
+def training_data(models=1, labels=False):
+    kind = "classifier" if labels else "denoiser"
+    return make_data("cpu", kind, models, points=N, steps=T, classes=5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -244,12 +235,12 @@ def chain(models=1, rows=7, steps=6, guided=False, rows_from=0, keep_every=0, se
     def random(*size):
         return torch.randn(size, generator=generator)
 
-    shape, judge = shape_of(), shape_of(widths=(3, 8, 5))
+    shape, classifier = shape_of(), shape_of(widths=(3, 8, 5))
     table = torch.stack((1 + 0.1 * random(models, steps), *random(3, models, steps) * 0.1), dim=-1)
     guide = None
     if guided:
         labels = torch.arange(100).expand(models, 100)[:, rows_from : rows_from + rows] % 5
-        guide = Guide(Network(random(models, judge.num_parameters), judge), labels)
+        guide = Guide(Network(random(models, classifier.num_parameters), classifier), labels)
     seeds = torch.arange(models) + seed
     x_T = draw_prior(rows, 2, seed=seeds, first_row=rows_from)
     return sample_chain(
@@ -289,7 +280,7 @@ def test_trajectory_starts_with_noise_and_ends_with_the_samples():
 
 
 def conditional_chain(condition, steps=5, guide=None, scale=1.5, models=2):
-    """A chain without noise, and what each of its denoisers' modules would give, step by step."""
+    """The samples of a chain without noise, and its networks, x_T, features and coefficients."""
     generator = torch.Generator().manual_seed(0)
     shape = shape_of(widths=(3 + 4, 8, 2))
     denoiser = Network(torch.randn(models, shape.num_parameters, generator=generator) * 0.3, shape)
@@ -332,7 +323,7 @@ def test_guidance_of_scale_zero_or_without_a_class_is_none():
     plain = conditional_chain(Condition(table, labels, False))[0]
     torch.testing.assert_close(conditional_chain(Condition(table, labels, True), scale=0)[0], plain)
     strong = conditional_chain(Condition(table, labels, True))[0]
-    torch.testing.assert_close(strong[:, 3], plain[:, 3])  # label 3 is no class
+    torch.testing.assert_close(strong[:, 3], plain[:, 3])  # label 3 stands for no class
     assert not torch.allclose(strong[:, :3], plain[:, :3])
 
 
@@ -352,9 +343,9 @@ def test_a_wrong_condition_is_named(condition, message):
 
 
 def test_both_guidances_at_once_are_refused():
-    judge = shape_of(widths=(3, 5))
+    classifier = shape_of(widths=(3, 5))
     labels = torch.zeros(2, 6, dtype=torch.int64)
-    guide = Guide(Network(torch.zeros(2, judge.num_parameters), judge), labels)
+    guide = Guide(Network(torch.zeros(2, classifier.num_parameters), classifier), labels)
     with pytest.raises(ValueError, match="guide must be None with classifier-free guidance"):
         conditional_chain(Condition(torch.zeros(2, 4, 4), labels, True), guide=guide)
     with pytest.raises(ValueError, match="eps_uncond must be None with grad_log_p"):
@@ -363,8 +354,6 @@ def test_both_guidances_at_once_are_refused():
 
 
 def test_guidance_gradient_is_that_of_autograd():
-    from flashpoint.kernels.sample_chain.reference import grad_log_p
-
     shape = shape_of(widths=(3, 8, 16, 5))
     parameters, labels = parameters_of(shape), torch.tensor([[0, 4, 2]])
     x = torch.randn(1, 3, 3, dtype=torch.float64, requires_grad=True)

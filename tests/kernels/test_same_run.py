@@ -11,7 +11,6 @@ from flashpoint.kernels import (
     Guide,
     MLPShape,
     Network,
-    TrainingData,
     _dispatch,
     adamw_,
     adamw_state,
@@ -22,44 +21,20 @@ from flashpoint.kernels import (
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.sample_chain import stepwise
 
+from .training import CLASSES, KINDS, make_data, make_parameters, relative_difference
+
 POINTS, STEPS = 200, 30
-# Relative difference of losses and of samples that rounding is allowed.
+# Relative difference of losses and of samples that rounding may cause.
 TOLERANCE = {"fp32": 1e-4, "tf32x3": 1e-4, "fp16": 2e-3}
 PRECISIONS = ("fp32", "fp16")
 
 
-def make_data(device, models=1, labels=None, told=0):
-    """Data of a classifier of so many labels, or of a network that is told them."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(models, POINTS, 2, generator=generator).cumsum(dim=1)
-    points = (points - points.mean(1, keepdim=True)) / points.std(1, keepdim=True)
-    classes = torch.randint(0, labels, (models, POINTS), generator=generator) if labels else None
-    return TrainingData(
-        points.to(device),
-        torch.linspace(0.99, 0.02, STEPS, device=device).expand(models, -1),
-        torch.linspace(-1, 1, STEPS, device=device).view(1, -1, 1).expand(models, -1, -1),
-        None if classes is None else classes.to(device),
-        torch.full((models,), POINTS, device=device),
-        torch.arange(STEPS, device=device).expand(models, -1),
-        torch.randn(models, labels + 1, told, generator=generator).to(device) if told else None,
-        torch.full((models,), 0.3, device=device) if told else None,
-    )
-
-
-def make_parameters(shape, models, device):
-    generator = torch.Generator().manual_seed(1)
-    flat = torch.rand(models, shape.num_parameters, generator=generator) * 2 - 1
-    for weight in shape.unpack(flat).weights:
-        weight *= weight.shape[2] ** -0.5
-    return flat.to(device)
-
-
-def relative_difference(actual, expected):
-    return ((actual - expected).norm() / expected.norm()).item()
+def many_points(device, kind="denoiser", models=1):
+    return make_data(device, kind, models, points=POINTS, steps=STEPS)
 
 
 def train(data, shape, parameters, steps, lr=3e-3, **options):
-    """The losses of a run [steps, M]; trains ``parameters`` in place."""
+    """Trains ``parameters`` in place; returns the losses [steps, M]."""
     state, losses = adamw_state(parameters), []
     for step in range(steps):
         loss, grad = train_step(parameters, shape, data, seed=3, step=step, **options)
@@ -70,7 +45,7 @@ def train(data, shape, parameters, steps, lr=3e-3, **options):
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_loss_curves(device, precision):
-    shape, data = MLPShape((3, 32, 32, 2)), make_data(device)
+    shape, data = MLPShape((3, 32, 32, 2)), many_points(device)
     runs = [
         train(
             data, shape, make_parameters(shape, 1, device), 50,
@@ -87,11 +62,11 @@ def test_loss_curves(device, precision):
     "options",
     [{"step": 7}, {"step": 7, "first_row": 30, "rows": 71}, {"step": 119 + 59, "refresh": 2}],
 )
-@pytest.mark.parametrize(("labels", "told"), [(None, 0), (5, 0), (5, 4)])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("poisoned")
-def test_one_step(device, precision, options, labels, told):
-    data = make_data(device, models=2, labels=labels, told=told)
-    shape = MLPShape((3 + told, 20, 40, labels if labels and not told else 2))
+def test_one_step(device, precision, options, kind):
+    data = many_points(device, kind, models=2)
+    shape = MLPShape((data.input_width, 20, 40, CLASSES if kind == "classifier" else 2))
     parameters = make_parameters(shape, 2, device)
     seed = torch.tensor([5, 2**40], device=device)
     options = {"batch_size": 101, "seed": seed, **options}
@@ -107,7 +82,7 @@ def test_one_step(device, precision, options, labels, told):
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.usefixtures("poisoned")
 def test_sample_chain(device, monkeypatch, precision, guided):
-    monkeypatch.setattr(mlp, "slots", lambda *_: 1)  # so few that a program has several tiles
+    monkeypatch.setattr(mlp, "slots", lambda *_: 1)  # one program, so that it has several tiles
     models, rows, steps, classes = 2, 70, 12, 5
     shape, classifier = MLPShape((3, 32, 32, 2)), MLPShape((3, 20, 40, classes))
     denoiser = Network(make_parameters(shape, models, device), shape)
@@ -146,8 +121,8 @@ def test_chain_of_a_conditional_denoiser(device, monkeypatch, precision, free, g
     features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
     class_features = torch.randn(models, classes + 1, width, generator=generator).to(device)
     labels = torch.randint(0, classes + 1, (models, rows), generator=generator).to(device)
-    judge = Network(make_parameters(classifier, models, device), classifier)
-    guide = Guide(judge, labels.clamp(max=classes - 1)) if guided else None
+    network = Network(make_parameters(classifier, models, device), classifier)
+    guide = Guide(network, labels.clamp(max=classes - 1)) if guided else None
     arguments = (
         Network(make_parameters(shape, models, device), shape),
         draw_prior(rows, 2, seed=1, device=device).expand(models, -1, -1), table, features,
@@ -175,7 +150,7 @@ def test_prior(device, rows, dim):
 
 
 def chain_arguments(device, shape, rows=7, steps=6, models=2):
-    """A denoiser and a noisy chain of it."""
+    """A denoiser, and x_T, coefficients and features of a noisy chain."""
     table = torch.tensor([1.01, -0.1, 0.1, 0.5], device=device).expand(models, steps, 4).clone()
     table[:, :, 0] -= torch.linspace(0, 0.1, steps, device=device)
     features = torch.linspace(1, -1, steps, device=device).view(1, -1, 1).expand(models, -1, -1)
@@ -193,8 +168,8 @@ def test_networks_too_large_for_one_launch_go_step_by_step(device, caplog, large
     labels = torch.tensor([[0, 1, 2, 0, 1, 2, 2]] * 2, device=device)
     guide = condition = None
     if large == "classifier":
-        judge = MLPShape((3, 520, classes))
-        guide = Guide(Network(make_parameters(judge, 2, device), judge), labels)
+        classifier = MLPShape((3, 520, classes))
+        guide = Guide(Network(make_parameters(classifier, 2, device), classifier), labels)
     elif width:
         table = torch.randn(2, classes + 1, width, device=device)
         condition = Condition(table, labels, large == "free")
@@ -286,9 +261,13 @@ def test_chains_of_nothing(device, rows, steps, keep_every, width):
 @pytest.mark.parametrize("guided", [False, True])
 def test_full_size_chain(device, precision, tolerance, rows, guided):
     arguments = chain_arguments(device, MLPShape((3, 256, 256, 256, 256, 2)), rows, 10, models=1)
-    judge = MLPShape((3, 100, 200, 500, 5))
+    classifier = MLPShape((3, 100, 200, 500, 5))
     labels = torch.arange(rows, device=device)[None] % 5
-    guide = Guide(Network(make_parameters(judge, 1, device), judge), labels) if guided else None
+    guide = (
+        Guide(Network(make_parameters(classifier, 1, device), classifier), labels)
+        if guided
+        else None
+    )
     samples, expected = (
         sample_chain(*arguments, seed=1, guide=guide, precision=precision, backend=backend)[0]
         for backend in ("triton", "torch")
@@ -299,8 +278,8 @@ def test_full_size_chain(device, precision, tolerance, rows, guided):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_full_size(device, precision):
-    """Slowly: 3e-3 throws a network this wide so far that rounding decides where it lands."""
-    shape, data = MLPShape((3, 256, 256, 256, 256, 2)), make_data(device)
+    """The learning rate is small: at 3e-3 rounding decides the course of so wide a network."""
+    shape, data = MLPShape((3, 256, 256, 256, 256, 2)), many_points(device)
     parameters = [make_parameters(shape, 1, device) for _ in range(2)]
     runs = [
         train(data, shape, flat, 50, 2e-4, batch_size=2048, backend=backend, precision=precision)

@@ -1,13 +1,11 @@
-"""What is read from the machine code of matrix products: their shapes, and registers in flight."""
-
-import os
-import subprocess
-import sys
+"""Analysis of the machine code of matrix products: their shapes, and registers in flight."""
 
 import pytest
 import triton
 
 from flashpoint.kernels.resources import sass
+
+from .processes import run_compiled
 
 # Left operand in R28 to R31, accumulators in R88 to R151.
 PRODUCT = "HGMMA.64x128x16.F32 R88, R28, gdesc[UR12], R88, gsb0"
@@ -235,14 +233,10 @@ for text in (plain, listing(True), plain.replace("gsb0, 0x0", "gsb0, 0x7")):
 
 
 def test_compiled_products(tmp_path):
-    """Triton 3.6 overwrites left operands in flight (its issue 9433), later ones do not."""
+    """Triton 3.6 overwrites left operands in flight (issue 9433 of triton); later ones do not."""
     script = tmp_path / "pipelined.py"
     script.write_text(PIPELINED)
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
+    done = run_compiled(str(script), TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
     assert [shape for _, shape in found] == ["HGMMA.64x128x16"] * 3

@@ -1,4 +1,4 @@
-"""The training step against autograd in float64, its parts against the whole, and its end."""
+"""The training step against autograd in float64, its chunks against the whole, and its update."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from flashpoint.kernels import (
     Course,
     MLPShape,
-    TrainingData,
     adamw_,
     adamw_state,
     reduce_grad,
@@ -22,40 +21,19 @@ from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.reduce_grad import mean_of
 from flashpoint.kernels.train_step.reference import noisy_inputs
 
-CLASSES, TOLD = 4, 3
-KINDS = ("denoiser", "classifier", "conditional")
+from .training import CLASS_WIDTH, CLASSES, KINDS, make_data, make_parameters
+
 BACKENDS = ("torch", "triton")
 
 
-def make_data(device, kind, models=2):
-    """Models with numbers of points and timesteps of their own."""
-    generator = torch.Generator().manual_seed(0)
-    conditional = kind == "conditional"
-    data = TrainingData(
-        points=torch.randn(models, 30, 2, generator=generator),
-        alpha_bar=torch.linspace(0.99, 0.02, 9).expand(models, -1),
-        time_features=torch.linspace(-1, 1, 9).view(1, -1, 1).expand(models, -1, -1),
-        labels=torch.randint(0, CLASSES, (models, 30), generator=generator),
-        n_points=torch.randint(5, 30, (models,), generator=generator),
-        t_table=torch.randint(0, 9, (models, 20), generator=generator),
-        class_features=torch.randn(CLASSES + 1, TOLD, generator=generator)[None],
-        p_uncond=torch.full((models,), 0.3),
-        n_steps=torch.randint(3, 10, (models,), generator=generator),
-        n_entries=torch.randint(5, 21, (models,), generator=generator),
-    )
-    if kind == "denoiser":
-        data = data._replace(labels=None)
-    if not conditional:
-        data = data._replace(class_features=None, p_uncond=None)
-    return TrainingData(*(None if part is None else part.to(device) for part in data))
+def uneven_data(device, kind, models=2):
+    return make_data(device, kind, models, uneven=True)
 
 
 def make_network(device, kind, models=2, activation="prelu"):
-    widths = (3 + TOLD * (kind == "conditional"), 12, 8, CLASSES if kind == "classifier" else 2)
-    shape = MLPShape(widths, activation)
-    generator = torch.Generator().manual_seed(1)
-    parameters = torch.rand(models, shape.num_parameters, generator=generator) - 0.5
-    return parameters.to(device), shape
+    inputs = 3 + CLASS_WIDTH * (kind == "conditional")
+    shape = MLPShape((inputs, 12, 8, CLASSES if kind == "classifier" else 2), activation)
+    return make_parameters(shape, models, device), shape
 
 
 def seeds(device, models=2):
@@ -65,7 +43,7 @@ def seeds(device, models=2):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("step", "refresh"), [(3, None), (2, 2), (4, 2)])
 def test_gradients_are_those_of_autograd(device, kind, step, refresh):
-    data, (parameters, shape) = make_data(device, kind), make_network(device, kind)
+    data, (parameters, shape) = uneven_data(device, kind), make_network(device, kind)
     loss, grad = train_step(
         parameters, shape, data, batch_size=40, seed=seeds(device), step=step, refresh=refresh,
         backend="torch",
@@ -86,7 +64,7 @@ def test_gradients_are_those_of_autograd(device, kind, step, refresh):
 
 
 def test_an_epoch_of_uneven_models_ends_with_a_smaller_batch(device):
-    data = make_data(device, "denoiser")
+    data = uneven_data(device, "denoiser")
     pairs = data.n_points * data.n_steps
     assert pairs[0] != pairs[1]
     last = (pairs - 1) // 40
@@ -96,19 +74,20 @@ def test_an_epoch_of_uneven_models_ends_with_a_smaller_batch(device):
 
 
 def test_a_withheld_class_is_the_last_entry(device):
-    data = make_data(device, "conditional")
+    data = uneven_data(device, "conditional")
     never, always = (data._replace(p_uncond=torch.full_like(data.p_uncond, p)) for p in (0, 1))
     labels = batch_draw(never, seeds(device), 0, 200)
     assert torch.equal(labels.condition, data.labels.gather(1, labels.index))
     assert (batch_draw(always, seeds(device), 0, 200).condition == CLASSES).all()
     draw = batch_draw(data, seeds(device), 0, 2000)
-    assert 0.25 < (draw.condition == CLASSES).double().mean() < 0.35
+    withheld = (draw.condition == CLASSES).double().mean(dim=1)
+    torch.testing.assert_close(withheld, data.p_uncond.double(), rtol=0, atol=0.05)
     other = batch_draw(data, seeds(device), 1, 2000)
     assert not torch.equal(draw.condition == CLASSES, other.condition == CLASSES)
 
 
 def test_a_withheld_class_stays_withheld_until_the_refresh(device):
-    data = make_data(device, "conditional", models=1)
+    data = uneven_data(device, "conditional", models=1)
     size = int(data.n_points * data.n_steps)
     by_epoch = []
     for epoch in range(3):
@@ -123,7 +102,7 @@ def test_a_withheld_class_stays_withheld_until_the_refresh(device):
 @pytest.mark.parametrize("refresh", [None, 2])
 @pytest.mark.usefixtures("poisoned")
 def test_chunks_of_a_batch_add_up_to_it(device, backend, refresh):
-    data, (parameters, shape) = make_data(device, "denoiser"), make_network(device, "denoiser")
+    data, (parameters, shape) = uneven_data(device, "denoiser"), make_network(device, "denoiser")
     options = {"batch_size": 150, "seed": seeds(device), "step": 3, "refresh": refresh}
     loss, grad = train_step(parameters, shape, data, **options, backend="torch")
     workspace = workspace_of(parameters, shape, data, 70, precision="fp32", backend=backend)
@@ -139,7 +118,7 @@ def test_chunks_of_a_batch_add_up_to_it(device, backend, refresh):
 @pytest.mark.parametrize("rows", [0, 1, 63, 65])
 @pytest.mark.usefixtures("poisoned")
 def test_any_number_of_rows(device, rows):
-    data, (parameters, shape) = make_data(device, "denoiser"), make_network(device, "denoiser")
+    data, (parameters, shape) = uneven_data(device, "denoiser"), make_network(device, "denoiser")
     results = []
     for backend in BACKENDS:
         workspace = workspace_of(parameters, shape, data, 70, precision="fp32", backend=backend)
@@ -152,7 +131,7 @@ def test_any_number_of_rows(device, rows):
 
 @pytest.mark.parametrize("activation", ["silu", "leaky_relu", "none"])
 def test_other_activations(device, activation):
-    data = make_data(device, "denoiser")
+    data = uneven_data(device, "denoiser")
     parameters, shape = make_network(device, "denoiser", activation=activation)
     options = {"batch_size": 40, "seed": 1, "step": 3, "precision": "fp32"}
     expected = train_step(parameters, shape, data, **options, backend="torch")
@@ -170,8 +149,8 @@ class Result(NamedTuple):
 
 
 def run(device, backend, precision, kind, clip_norm=None, refresh=None, bad=()):
-    """Six steps of models whose courses have different lengths."""
-    data, (parameters, shape) = make_data(device, kind), make_network(device, kind)
+    """Trains two models with courses of different lengths for six steps."""
+    data, (parameters, shape) = uneven_data(device, kind), make_network(device, kind)
     state = adamw_state(parameters)
     workspace = workspace_of(parameters, shape, data, 40, precision=precision, backend=backend)
     course = Course(
@@ -223,7 +202,7 @@ def test_a_step_that_is_not_finite_is_not_taken(device, backend):
     good = run(device, backend, "fp32", "denoiser", clip_norm=0.05)
     bad = run(device, backend, "fp32", "denoiser", clip_norm=0.05, bad=(2,))
     for one, other in zip(good, bad, strict=True):
-        assert torch.equal(one[0], other[0])  # another model
+        assert torch.equal(one[0], other[0])  # the other model is unaffected
     assert good.losses.isfinite().all()
     assert bad.parameters.isfinite().all()
     assert not torch.equal(good.parameters[1], bad.parameters[1])
@@ -232,7 +211,7 @@ def test_a_step_that_is_not_finite_is_not_taken(device, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_course_long_over_is_not_looked_into(device, backend):
-    """Where the loss of such a step would stand is far outside all memory."""
+    """The place of its loss would be far outside of all memory."""
     parameters, one = torch.ones(1, 7, device=device), torch.tensor([1], device=device)
     course = Course(one[None].float(), one, one * 5, torch.zeros(1, 5, device=device))
     sums, step = torch.ones(1, 1, 9, device=device), torch.tensor(2**40, device=device)
@@ -242,7 +221,7 @@ def test_a_course_long_over_is_not_looked_into(device, backend):
 
 
 def test_shadow_weights_are_those_packed_anew(device):
-    data, (parameters, shape) = make_data(device, "denoiser"), make_network(device, "denoiser")
+    data, (parameters, shape) = uneven_data(device, "denoiser"), make_network(device, "denoiser")
     from flashpoint.kernels.mlp.kernel import pack
 
     for backend in BACKENDS:
@@ -255,7 +234,7 @@ def test_shadow_weights_are_those_packed_anew(device):
 
 
 def test_wrong_arguments_are_named(device):
-    data, (parameters, shape) = make_data(device, "conditional"), make_network(device, "denoiser")
+    data, (parameters, shape) = uneven_data(device, "conditional"), make_network(device, "denoiser")
     options = {"batch_size": 4, "seed": 0, "step": 0}
     with pytest.raises(ValueError, match=r"input width 6 \(point, timestep feature and class"):
         train_step(parameters, shape, data, **options)
