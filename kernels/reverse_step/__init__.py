@@ -62,19 +62,7 @@ def reverse_step(
         ValueError: shapes or devices do not fit, or both guidances were given.
     """
     check_backend(backend)
-    check_float("x_t", x_t)
-    if x_t.dim() not in (2, 3):
-        raise ValueError(f"x_t must be [B, d] or [M, B, d], got {list(x_t.shape)}")
-    check_last_dim("coefficients", coefficients, 4)
-    if grad_log_p is not None and eps_uncond is not None:
-        raise ValueError("eps_uncond must be None with grad_log_p, got both")
-    others = {"eps": eps, "z": z, "grad_log_p": grad_log_p, "eps_uncond": eps_uncond}
-    check_same_device(x_t=x_t, coefficients=coefficients, **others)
-    for name, tensor in others.items():
-        if tensor is not None and tensor.shape != x_t.shape:
-            raise ValueError(
-                f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
-            )
+    _check(x_t, coefficients, eps=eps, z=z, grad_log_p=grad_log_p, eps_uncond=eps_uncond)
     x, eps = _with_model_axis(x_t), _with_model_axis(eps)
     z, grad_log_p, eps_uncond = (
         None if a is None else _with_model_axis(a) for a in (z, grad_log_p, eps_uncond)
@@ -101,6 +89,22 @@ def reverse_step(
             z = normal_rows(seeds, Stream.NOISE, step, rows, x.shape[2]).to(x.dtype)
         x_prev = reference.reverse_step(x, eps, coefficients, z, grad_log_p, eps_uncond)
     return x_prev.reshape(x_t.shape)
+
+
+def _check(x_t: Tensor, coefficients: Tensor, **others: Tensor | None) -> None:
+    """Raises an error if x_t, the coefficients and the tensors like x_t do not fit together."""
+    check_float("x_t", x_t)
+    if x_t.dim() not in (2, 3):
+        raise ValueError(f"x_t must be [B, d] or [M, B, d], got {list(x_t.shape)}")
+    check_last_dim("coefficients", coefficients, 4)
+    if others["grad_log_p"] is not None and others["eps_uncond"] is not None:
+        raise ValueError("eps_uncond must be None with grad_log_p, got both")
+    check_same_device(x_t=x_t, coefficients=coefficients, **others)
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != x_t.shape:
+            raise ValueError(
+                f"{name} must have the shape of x_t, {list(x_t.shape)}, got {list(tensor.shape)}"
+            )
 
 
 def _with_model_axis(x: Tensor) -> Tensor:

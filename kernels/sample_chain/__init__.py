@@ -104,38 +104,19 @@ def sample_chain(
     check_backend(backend)
     check_precision(precision)
     check_positive("keep_every", keep_every, allow_zero=True)
-    parameters, shape = denoiser
-    check_shape("x_T", x_T, ("M", "B", "d"))
-    models, _, dim = x_T.shape
-    check_shape("table", table, (models, "S", 4))
-    check_shape("time_features", time_features, (models, table.shape[1], "F"))
-    check_same_device(x_T=x_T, table=table, time_features=time_features)
-    if x_T.dtype != torch.float64:  # the reference also takes float64
-        check_dtype(torch.float32, x_T=x_T)
-    check_dtype(x_T.dtype, table=table, time_features=time_features)
-    width = dim + time_features.shape[-1]
-    if condition is not None:
-        _check_condition(condition, guide, x_T)
-    class_width = 0 if condition is None else condition.class_features.shape[-1]
-    _check_network("denoiser", denoiser, x_T, width + class_width)
-    if shape.widths[-1] != dim:
-        raise ValueError(f"denoiser must have {dim} outputs, got {shape.widths[-1]}")
-    if guide is not None:
-        _check_network("guide.classifier", guide.classifier, x_T, width)
-        classes = guide.classifier.shape.widths[-1]
-        _check_labels("guide.labels", guide.labels, x_T, classes)
+    _check(denoiser, x_T, table, time_features, guide, condition)
     arguments = (
         denoiser,
         x_T,
         table,
         time_features,
-        seed_of_each(seed, models, x_T.device),
+        seed_of_each(seed, len(x_T), x_T.device),
         guide,
         condition,
         first_row,
         keep_every,
     )
-    gap = gap_of(shape, torch.float32)
+    gap = gap_of(denoiser.shape, torch.float32)
     if guide is not None:
         gap = gap or gap_of(guide.classifier.shape, torch.float32, classifier=True)
     reference_only = onlooker() or ("float64" if x_T.dtype == torch.float64 else None)
@@ -149,8 +130,39 @@ def sample_chain(
         else:
             log_once(f"a sampling chain step by step instead of in one launch: {gap}")
             samples, trajectory = stepwise.sample_chain(*arguments, precision)
-    observe("sample_chain", precision, [parameters, x_T], [samples])
+    observe("sample_chain", precision, [denoiser.parameters, x_T], [samples])
     return samples, trajectory
+
+
+def _check(
+    denoiser: Network,
+    x_T: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    guide: Guide | None,
+    condition: Condition | None,
+) -> None:
+    """Raises ValueError if the arguments of a chain do not fit together."""
+    check_shape("x_T", x_T, ("M", "B", "d"))
+    models, _, dim = x_T.shape
+    check_shape("table", table, (models, "S", 4))
+    check_shape("time_features", time_features, (models, table.shape[1], "F"))
+    check_same_device(x_T=x_T, table=table, time_features=time_features)
+    if x_T.dtype != torch.float64:  # the reference also takes float64
+        check_dtype(torch.float32, x_T=x_T)
+    check_dtype(x_T.dtype, table=table, time_features=time_features)
+    width = dim + time_features.shape[-1]
+    if condition is not None:
+        _check_condition(condition, guide, x_T)
+    class_width = 0 if condition is None else condition.class_features.shape[-1]
+    _check_network("denoiser", denoiser, x_T, width + class_width)
+    outputs = denoiser.shape.widths[-1]
+    if outputs != dim:
+        raise ValueError(f"denoiser must have {dim} outputs, got {outputs}")
+    if guide is not None:
+        _check_network("guide.classifier", guide.classifier, x_T, width)
+        classes = guide.classifier.shape.widths[-1]
+        _check_labels("guide.labels", guide.labels, x_T, classes)
 
 
 def _check_network(name: str, network: Network, x_T: Tensor, width: int) -> None:
