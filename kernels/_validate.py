@@ -120,9 +120,9 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
 
 
 def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
-    """Raises ValueError unless the step is an integer of at least ``low``, 0 or 1, or a counter.
+    """Raises ValueError unless the step is a valid number, or a counter on a tensor's device.
 
-    A counter is a tensor of one int64 number on the device of the other tensor.
+    A number is an integer of at least ``low``, 0 or 1; a counter is a tensor of one int64 number.
     """
     if not isinstance(step, Tensor):
         check_positive("step", step, allow_zero=low == 0)

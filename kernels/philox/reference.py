@@ -136,8 +136,8 @@ def normals(words: Tensor, dim: int | None = None) -> Tensor:
 
     Args:
         words: int64 [..., W], values in [0, 2**32).
-        dim: length of each row of numbers, which its first words make; an odd one leaves one
-            number unused. None uses all W words, an even number.
+        dim: number of normal numbers per row, computed from its first words; if it is odd, the
+            last pair gives one number only. None uses all W words, an even number.
 
     Returns:
         float32 [..., dim]; the largest possible magnitude is 5.9.
