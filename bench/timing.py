@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap
 
+from ..kernels.graphs import capture, side_stream
+
 Work = Callable[[], object]
 
 # Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
@@ -74,18 +76,14 @@ def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
     Raises:
         RuntimeError: it cannot be captured.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+
+    def repeated(count: int) -> None:
+        for _ in range(count):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Only this thread must do nothing that a capture forbids: JAX has others.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(works):
-            work()
-    return Runner(graph.replay, works)
+
+    with side_stream():
+        repeated(3)
+    return Runner(capture(lambda: repeated(works)).replay, works)
 
 
 def seconds(runner: Runner, repeats: int, device: torch.device) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.philox import Stream, child_seed, normals, random_words, seed_tensor
+from ..kernels.philox import Stream, child_seed, normal_rows
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .models import fused_copy
@@ -114,12 +114,8 @@ class DiffusionClassifier:
 
     def _noise(self, t: int, rows: Tensor, dim: int) -> Tensor:
         """Returns standard normal noise of these rows, and its negative, [2 * noises * n, d]."""
-        halves = []
-        for number in range(self.noises):
-            seed = seed_tensor(child_seed(self.seed, number), self.device)
-            words = random_words(seed, Stream.NOISE, t, rows, dim + dim % 2)[0]
-            halves.append(normals(words[:, : dim + dim % 2])[:, :dim])
-        eps = torch.cat(halves)
+        seeds = [child_seed(self.seed, number) for number in range(self.noises)]
+        eps = torch.cat([normal_rows(seed, Stream.NOISE, t, rows, dim)[0] for seed in seeds])
         return torch.cat((eps, -eps))
 
     def predict_proba(self, x: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...kernels import MLPShape
-from ...kernels.philox import Stream, normals, permute, random_words, seed_tensor
+from ...kernels.philox import Stream, normal_rows, permute, seed_tensor
 from ..data import load_points, states_points
 from ..device import choose_device
 from ..errors import UserError
@@ -92,9 +92,7 @@ class States(Dataset):
         return permute(index, len(self), self._seed, self._shuffles)[0]
 
     def _eps(self, flat: Tensor) -> Tensor:
-        dim = self.data.shape[1]
-        words = random_words(self._seed, Stream.DRAW, self._refreshes, flat, dim + dim % 2)[0]
-        return normals(words[:, : dim + dim % 2])[:, :dim]
+        return normal_rows(self._seed, Stream.DRAW, self._refreshes, flat, self.data.shape[1])[0]
 
     @cached_property
     def eps(self) -> Tensor:

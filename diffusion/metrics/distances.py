@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ...kernels.philox import Stream, child_seed, normals, permute, random_words, seed_tensor
+from ...kernels.philox import Stream, child_seed, normal_rows, permute, seed_tensor
 from ..data import Points
 from ..errors import UserError, check_at_least
 from .likelihood import same_dimension
@@ -65,8 +65,8 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 
         seed: of the directions.
     """
     dim = a.shape[1]
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(projections), dim + 1)
-    directions = torch.nn.functional.normalize(normals(words[0])[:, :dim].double(), dim=1)
+    directions = normal_rows(seed, Stream.SEED, 0, torch.arange(projections), dim)[0].double()
+    directions = torch.nn.functional.normalize(directions, dim=1)
     # numpy's sort is several times as fast as torch's.
     shadow_a, shadow_b = (  # [P, n], [P, m]
         np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b)

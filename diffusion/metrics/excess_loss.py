@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...kernels.philox import Stream, child_seed, normals, random_words, seed_tensor
+from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_at_least
 from ..schedules import Schedule
 
@@ -187,6 +187,5 @@ def _uniform(n: int, seed: int) -> Tensor:
 
 
 def _noise(n: int, dim: int, seed: int) -> Tensor:
-    """Standard normal numbers, float64 [n, dim]."""
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(n), dim + dim % 2)[0]
-    return normals(words)[:, :dim].double()
+    """Draws standard normal numbers, float64 [n, dim]."""
+    return normal_rows(seed, Stream.SEED, 0, torch.arange(n), dim)[0].double()

@@ -21,8 +21,9 @@ from ...kernels import (
     training_sums,
     workspace_of,
 )
-from ...kernels._dispatch import device_of
 from ...kernels.adamw import update_shadow
+from ...kernels.devices import device_of
+from ...kernels.graphs import capture
 from ..device import choose_device
 from ..errors import UserError
 from ..models import MLP, new_mlp
@@ -144,12 +145,7 @@ class Engine:
             return 1
         if self._graph is None:
             self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
-            self._graph = torch.cuda.CUDAGraph()
-            # PyTorch's own stream for captures is of the device that was the first to have one.
-            stream = torch.cuda.Stream()
-            # Only this thread must do nothing that a capture forbids, not those of other libraries.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                self._do_steps(_GRAPH_STEPS)
+            self._graph = capture(lambda: self._do_steps(_GRAPH_STEPS))
             return 1
         self._graph.replay()
         return _GRAPH_STEPS
