@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap
 
-from ..kernels.graphs import capture, side_stream
+from ..kernels.cuda import capture, side_stream
 
 Work = Callable[[], object]
 

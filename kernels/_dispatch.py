@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TypeVar
@@ -10,10 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-from .devices import capability_of as capability_of
-from .devices import device_of as device_of
-from .devices import imitated_capability as imitated_capability
 
 _MIN_CAPABILITY = (8, 0)
 _logger = logging.getLogger("flashpoint")
@@ -125,6 +122,17 @@ def _find_problem(device: torch.device) -> str | None:
 @lru_cache
 def _log(message: str) -> None:
     _logger.info(message)
+
+
+# The compute capability that launches on a CPU are made for, interpreted or compiled offline.
+imitated_capability = ContextVar("imitated_capability", default=(9, 0))
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Returns the compute capability of a CUDA device, or the imitated one on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)
+    return imitated_capability.get()
 
 
 def model_stride(tensor: Tensor) -> int:

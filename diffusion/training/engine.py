@@ -22,8 +22,7 @@ from ...kernels import (
     workspace_of,
 )
 from ...kernels.adamw import update_shadow
-from ...kernels.devices import device_of
-from ...kernels.graphs import capture
+from ...kernels.cuda import capture, device_of
 from ..device import choose_device
 from ..errors import UserError
 from ..models import MLP, new_mlp

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of
+from ..cuda import device_of
 from ..mlp.arithmetic import operand, sum_of
 from ..mlp.layout import layout_of
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow

@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import capability_of, device_of, model_stride
+from .._dispatch import capability_of, model_stride
+from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
 from .arithmetic import gradient_scale
 from .config import PROGRAMS, TILE_ROWS, config_for
@@ -39,7 +40,7 @@ from .tile import (
 )
 from .weight_gradient import split_rows, weight_gradients
 
-pack = operand_weights  # the name that scripts outside of this package know
+pack = operand_weights  # its former name
 
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = [

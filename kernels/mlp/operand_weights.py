@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import device_of
+from ..cuda import device_of
 from .arithmetic import operand
 from .config import OPERAND_DTYPES
 from .layout import layout_of

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import model_stride, step_arguments
-from ..devices import device_of
+from ..cuda import device_of
 from ..philox.kernel import CLASS as CLASS_STREAM
 from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform, uniform_integers
 from .reference import Draw, TrainingData

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices import device_of
+from ..cuda import device_of
 from .reference import BLOCK, ReducedGradient
 
 

@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ..devices import imitated_capability
+from .._dispatch import imitated_capability
 
 
 @dataclass(frozen=True)

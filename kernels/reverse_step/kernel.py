@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dispatch import model_stride, step_arguments
-from ..devices import device_of
+from ..cuda import device_of
 from ..philox.kernel import NOISE, normal_pair
 from . import reference
 

@@ -187,8 +187,8 @@ def _check_labels(name: str, labels: Tensor, x_T: Tensor, classes: int) -> None:
 
 def _check_condition(condition: Condition, guide: Guide | None, x_T: Tensor) -> None:
     """Raises ValueError if the condition does not fit x_T, or not together with the guide."""
-    class_features, labels, free = condition
-    if free and guide is not None:
+    class_features, labels, classifier_free = condition
+    if classifier_free and guide is not None:
         raise ValueError("guide must be None with classifier-free guidance, got both")
     name = "condition.class_features"
     check_shape(name, class_features, (len(x_T), "C + 1", "E"))

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..devices import capability_of, device_of
+from .._dispatch import capability_of
+from ..cuda import device_of
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, operand, softmax
 from ..mlp.config import TILE_ROWS, chain_config_for
@@ -63,10 +64,10 @@ def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.c
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def chain_kernel(
     inputs_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
-    flat_ptr, packed_ptr, acts_ptr, eps_ptr,
-    labels_ptr, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr, guide_z_ptr,
+    flat_ptr, weights_ptr, acts_ptr, eps_ptr,
+    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr,
     guide_grads_ptr, grad_ptr,
-    FEATURES: tl.constexpr, FREE: tl.constexpr,
+    FEATURES: tl.constexpr, CLASSIFIER_FREE: tl.constexpr,
     NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Takes x from x_T to x_0, in place; grid (programs, M).
@@ -77,7 +78,7 @@ def chain_kernel(
     Args:
         inputs_ptr: float32 [M, rows, d + F], holds x_T and the feature of the first t, and x_0 in
             the end. A conditional denoiser has [M, rows, d + F + E], with the features of each
-            row's class; with FREE, [M, rows, d + F + 2 E], then also with those of no class.
+            row's class; with CLASSIFIER_FREE, [M, rows, d + F + 2 E], then also with those of no class.
         table_ptr: float32 [M, steps, 4], coefficients of the steps.
         features_ptr: float32 [M, steps, FEATURES], features of the timesteps.
         seed_ptr: int64 [M].
@@ -87,19 +88,19 @@ def chain_kernel(
             ``keep_every`` steps and at the end, from entry 1 on.
         keep_every: steps between two entries.
         flat_ptr: float32 [M, P], parameters of the denoiser.
-        packed_ptr: operand dtype [M, packed size], its weights as the matrix products read them.
+        weights_ptr: operand dtype [M, size], its weights as the matrix products read them.
         acts_ptr: operand dtype [M, programs * ROWS, activation columns], scratch: inputs of its
             layers.
-        eps_ptr: float32 [1 + FREE, M, rows, d], scratch: noise predictions.
+        eps_ptr: float32 [1 + CLASSIFIER_FREE, M, rows, d], scratch: noise predictions.
         labels_ptr: int64 [M, rows], classes to guide to.
-        guide_flat_ptr, guide_packed_ptr, guide_acts_ptr: the same of the classifier.
+        guide_flat_ptr, guide_weights_ptr, guide_acts_ptr: the same of the classifier.
         guide_z_ptr: operand dtype [M, programs * ROWS, z columns], scratch, or None:
             pre-activations of the classifier.
         guide_grads_ptr: operand dtype [M, programs * ROWS, gradient columns], scratch: gradients of
             its pre-activations.
         grad_ptr: float32 [M, rows, d + F], scratch: gradient of log p(label | x).
         FEATURES: width of a timestep feature, F.
-        FREE: True for classifier-free guidance.
+        CLASSIFIER_FREE: True for classifier-free guidance.
         NET, GUIDE: layouts of the denoiser and of the classifier, or None.
         CONFIG: tile sizes.
         ROWS: rows of a tile.
@@ -107,13 +108,13 @@ def chain_kernel(
     LAYERS: tl.constexpr = NET.layers
     DIM: tl.constexpr = NET.shape.widths[LAYERS]
     CLASS: tl.constexpr = NET.shape.widths[0] - DIM - FEATURES
-    IN: tl.constexpr = DIM + FEATURES + CLASS * (1 + FREE)
+    IN: tl.constexpr = DIM + FEATURES + CLASS * (1 + CLASSIFIER_FREE)
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     slot = (model * tl.num_programs(0) + program) * ROWS
     acts = acts_ptr + slot * NET.activation_columns
     flat = flat_ptr + model * NET.shape.num_parameters
-    packed = packed_ptr + model * NET.weights[LAYERS]
+    weights = weights_ptr + model * NET.weights[LAYERS]
     seed = tl.load(seed_ptr + model)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
         row = tile * ROWS + tl.arange(0, ROWS)
@@ -124,18 +125,18 @@ def chain_kernel(
         to_uncond = tl.num_programs(1).to(tl.int64) * rows * DIM  # from eps to eps without class
         # No code is hoisted out of the loop over time: it would only be spilled.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
-            for no_class in tl.range(0, 1 + FREE, num_stages=1, disable_licm=True):
-                SKIP_FROM: tl.constexpr = DIM + FEATURES if FREE else None
+            for no_class in tl.range(0, 1 + CLASSIFIER_FREE, num_stages=1, disable_licm=True):
+                SKIP_FROM: tl.constexpr = DIM + FEATURES if CLASSIFIER_FREE else None
                 store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, no_class * CLASS)
                 tl.debug_barrier()
-                forward_hidden(acts, None, packed, flat, NET, CONFIG, ROWS)
-                last_layer(acts, packed, flat, eps + no_class * to_uncond, live, NET, CONFIG, ROWS)
-                if FREE:
+                forward_hidden(acts, None, weights, flat, NET, CONFIG, ROWS)
+                last_layer(acts, weights, flat, eps + no_class * to_uncond, live, NET, CONFIG, ROWS)
+                if CLASSIFIER_FREE:
                     tl.debug_barrier()
             if GUIDE is not None:
                 _guidance(
                     inputs, IN, grad_ptr + first * (DIM + FEATURES), labels_ptr + first, live,
-                    model, slot, guide_flat_ptr, guide_packed_ptr, guide_acts_ptr, guide_z_ptr,
+                    model, slot, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr,
                     guide_grads_ptr, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
             tl.debug_barrier()
@@ -146,7 +147,7 @@ def chain_kernel(
             if GUIDE is not None:
                 grad = grad_ptr + (first + tl.arange(0, ROWS)) * (DIM + FEATURES)
             _advance(
-                x, eps + place, grad, eps + place + to_uncond if FREE else None, coefficients,
+                x, eps + place, grad, eps + place + to_uncond if CLASSIFIER_FREE else None, coefficients,
                 seed, step, first_row + row, live, DIM,
             )  # fmt: skip
             next_step = tl.minimum(step + 1, steps - 1)
@@ -179,37 +180,37 @@ def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.
 
 @triton.jit
 def _guidance(
-    inputs, stride, grad, labels, live, model, slot, flat_ptr, packed_ptr, acts_ptr, z_ptr,
+    inputs, stride, grad, labels, live, model, slot, flat_ptr, weights_ptr, acts_ptr, z_ptr,
     grads_ptr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
     LAYERS: tl.constexpr = GUIDE.layers
     flat = flat_ptr + model * GUIDE.shape.num_parameters
-    packed = packed_ptr + model * GUIDE.weights[LAYERS]
+    weights = weights_ptr + model * GUIDE.weights[LAYERS]
     acts = acts_ptr + slot * GUIDE.activation_columns
     z = z_ptr + slot * GUIDE.z_columns if GUIDE.keeps_z else None
     grads = grads_ptr + slot * GUIDE.gradient_columns
     store_input(inputs, stride, 1, live, acts, GUIDE, ROWS)
     tl.debug_barrier()
-    forward_hidden(acts, z, packed, flat, GUIDE, CONFIG, ROWS)
+    forward_hidden(acts, z, weights, flat, GUIDE, CONFIG, ROWS)
     label = tl.load(labels + tl.arange(0, ROWS), mask=live, other=0)
-    _label_gradient(acts, packed, flat, grads, label, GUIDE, CONFIG, ROWS)
+    _label_gradient(acts, weights, flat, grads, label, GUIDE, CONFIG, ROWS)
     tl.debug_barrier()
     z = z if GUIDE.keeps_z else acts
-    backward_hidden(z, grads, packed, flat, None, 0, GUIDE, CONFIG, ROWS)
-    store_grad_x(grads, packed, grad, live, 1 / UNIT_SCALE, GUIDE, CONFIG, ROWS)
+    backward_hidden(z, grads, weights, flat, None, 0, GUIDE, CONFIG, ROWS)
+    store_grad_x(grads, weights, grad, live, 1 / UNIT_SCALE, GUIDE, CONFIG, ROWS)
 
 
 @triton.jit
 def _label_gradient(
-    acts, packed, flat, grads, label, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
+    acts, weights, flat, grads, label, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr
 ):
     """Writes the gradient of log softmax(y)[label] with respect to y."""
     LAYERS: tl.constexpr = GUIDE.layers
     WIDTH: tl.constexpr = GUIDE.shape.widths[LAYERS]
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, GUIDE.padded[LAYERS])
-    y = layer_columns(acts, packed, flat, 0, column, LAYERS - 1, GUIDE, CONFIG, ROWS)
+    y = layer_columns(acts, weights, flat, 0, column, LAYERS - 1, GUIDE, CONFIG, ROWS)
     p, _ = softmax(y, column, WIDTH)
     chosen = column[None, :] == label[:, None]
     target = grads + (GUIDE.columns[LAYERS] - GUIDE.columns[1])
@@ -252,12 +253,17 @@ def sample_chain(
         kept[0] = x
     if not (x.numel() and steps):
         return x.clone(), kept
-    features, free = time_features.shape[2], condition is not None and condition.free
+    features, classifier_free = (
+        time_features.shape[2],
+        condition is not None and condition.classifier_free,
+    )
     inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
-    config = chain_config_for(precision, capability_of(x.device), guide is not None, free)
+    config = chain_config_for(
+        precision, capability_of(x.device), guide is not None, classifier_free
+    )
     programs = min(triton.cdiv(rows, TILE_ROWS), mlp.slots(models, x.device))
-    flat, packed, acts = _buffers(denoiser, net, programs)
+    flat, weights, acts = _buffers(denoiser, net, programs)
     with device_of(x):
         chain_kernel[programs, models](
             inputs_ptr=inputs,
@@ -270,12 +276,12 @@ def sample_chain(
             kept_ptr=kept if keep_every else None,
             keep_every=keep_every,
             flat_ptr=flat,
-            packed_ptr=packed,
+            weights_ptr=weights,
             acts_ptr=acts,
-            eps_ptr=x.new_empty((1 + free, *x.shape)),
+            eps_ptr=x.new_empty((1 + classifier_free, *x.shape)),
             **_guide_arguments(guide, x, features, precision, programs),
             FEATURES=features,
-            FREE=free,
+            CLASSIFIER_FREE=classifier_free,
             NET=net,
             CONFIG=config,
             ROWS=TILE_ROWS,
@@ -288,9 +294,9 @@ def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Te
     """Returns the kernel's inputs: x_T, the first feature of t, and the features of the classes."""
     parts = [x, time_features[:, :1].expand(*x.shape[:2], -1)]
     if condition is not None:
-        class_features, labels, free = condition
+        class_features, labels, classifier_free = condition
         parts.append(gather_points(class_features, labels))
-        if free:
+        if classifier_free:
             parts.append(class_features[:, -1:].expand(*x.shape[:2], -1))
     return torch.cat(parts, dim=-1)
 
@@ -300,17 +306,17 @@ def _guide_arguments(
 ) -> dict[str, Any]:
     """Returns ``labels_ptr`` to ``grad_ptr`` of the chain's kernel, and GUIDE; all None without."""
     if guide is None:
-        names = ("labels", "guide_flat", "guide_packed", "guide_acts", "guide_z", "guide_grads",
+        names = ("labels", "guide_flat", "guide_weights", "guide_acts", "guide_z", "guide_grads",
                  "grad")  # fmt: skip
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = layout_of(guide.classifier.shape, precision)
-    flat, packed, acts = _buffers(guide.classifier, net, programs)
+    flat, weights, acts = _buffers(guide.classifier, net, programs)
     slots = acts.shape[:2]
     return {
         "GUIDE": net,
         "labels_ptr": guide.labels.contiguous(),
         "guide_flat_ptr": flat,
-        "guide_packed_ptr": packed,
+        "guide_weights_ptr": weights,
         "guide_acts_ptr": acts,
         "guide_z_ptr": acts.new_empty((*slots, net.z_columns)) if net.keeps_z else None,
         "guide_grads_ptr": acts.new_empty((*slots, net.gradient_columns)),
@@ -319,8 +325,8 @@ def _guide_arguments(
 
 
 def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns flat parameters, packed weights, and room for the activations of a tile a program."""
+    """Returns flat parameters, operand weights, and room for the activations of each program."""
     flat = network.parameters.float().contiguous()
-    packed = mlp.operand_weights(flat, network.shape, net.precision)
-    acts = packed.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))
-    return flat, packed, acts
+    weights = mlp.operand_weights(flat, network.shape, net.precision)
+    acts = weights.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))
+    return flat, weights, acts

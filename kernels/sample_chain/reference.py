@@ -131,11 +131,11 @@ def conditional_inputs(inputs: Tensor, condition: Condition) -> list[Tensor]:
 
     With classifier-free guidance there are two: with the labels, and without a class.
     """
-    class_features, labels, free = condition
+    class_features, labels, classifier_free = condition
     no_class = torch.full_like(labels, class_features.shape[1] - 1)
     return [
         torch.cat((inputs, gather_points(class_features, each)), dim=-1)
-        for each in ((labels, no_class) if free else (labels,))
+        for each in ((labels, no_class) if classifier_free else (labels,))
     ]
 
 

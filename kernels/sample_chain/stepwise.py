@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..devices import device_of
-from ..graphs import capture, side_stream
+from ..cuda import capture, device_of, side_stream
 from ..mlp import MLPShape, operator
 from ..mlp.layout import gap_of
 from ..reverse_step import reverse_step

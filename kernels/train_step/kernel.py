@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import step_arguments
+from .._dispatch import capability_of, step_arguments
 from ..adamw.reference import Shadow
-from ..devices import capability_of, device_of
+from ..cuda import device_of
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
@@ -39,7 +39,7 @@ def train_kernel(
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, packed_ptr, inputs_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    flat_ptr, weights_ptr, inputs_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
@@ -58,7 +58,7 @@ def train_kernel(
         refresh: epochs for which a pair keeps its noise, with EPOCH.
         first_row, rows: first row of the batch, and number of rows, to do.
         flat_ptr: float32 [M, P], parameters.
-        packed_ptr: operand dtype [M, packed size], weights as the matrix products read them.
+        weights_ptr: operand dtype [M, size], weights as the matrix products read them.
         inputs_ptr: float32 [M, buffer_rows, DIM + TIME + CLASS], scratch: the network's input.
         eps_ptr: float32 [M, buffer_rows, DIM], scratch: the noise.
         acts_ptr: operand dtype [M, buffer_rows, activation columns], output: inputs of all layers.
@@ -107,32 +107,32 @@ def train_kernel(
     )  # fmt: skip
     tl.debug_barrier()
     flat = flat_ptr + model * NET.shape.num_parameters
-    packed = packed_ptr + model * NET.weights[LAYERS]
+    weights = weights_ptr + model * NET.weights[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     z = z_ptr + (model * buffer_rows + first) * NET.z_columns if NET.keeps_z else None
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
     store_input(inputs_ptr + (model * buffer_rows + first) * IN, IN, 1, live, acts, NET, ROWS)
     tl.debug_barrier()
-    forward_hidden(acts, z, packed, flat, NET, CONFIG, ROWS)
+    forward_hidden(acts, z, weights, flat, NET, CONFIG, ROWS)
     terms = tl.sum(live.to(tl.float32), axis=0)
     if labels_ptr is None or CLASS > 0:
         eps = eps_ptr + (model * buffer_rows + first) * DIM
-        loss = _eps_loss(acts, packed, flat, grads, eps, live, NET, CONFIG, ROWS)
+        loss = _eps_loss(acts, weights, flat, grads, eps, live, NET, CONFIG, ROWS)
         terms *= DIM
     else:
         label = tl.load(labels + index)
-        loss = _label_loss(acts, packed, flat, grads, label, live, NET, CONFIG, ROWS)
+        loss = _label_loss(acts, weights, flat, grads, label, live, NET, CONFIG, ROWS)
     parts = tile_parts_ptr + model * (LAYERS + 1) * tiles + tl.program_id(0)
     tl.store(parts + (LAYERS - 1) * tiles, loss)
     tl.store(parts + LAYERS * tiles, terms)
     tl.debug_barrier()
     z = z if NET.keeps_z else acts
-    backward_hidden(z, grads, packed, flat, parts, tiles, NET, CONFIG, ROWS)
+    backward_hidden(z, grads, weights, flat, parts, tiles, NET, CONFIG, ROWS)
 
 
 @triton.jit
 def _eps_loss(
-    acts, packed, flat, grads, eps, live, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, weights, flat, grads, eps, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Returns the sum of (y - eps)^2 over a tile; writes y - eps, half its gradient, scaled."""
@@ -146,7 +146,7 @@ def _eps_loss(
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
         inside = live[:, None] & (column < WIDTH)[None, :]
-        y = layer_columns(acts, packed, flat, 0, column, LAYERS - 1, NET, CONFIG, ROWS)
+        y = layer_columns(acts, weights, flat, 0, column, LAYERS - 1, NET, CONFIG, ROWS)
         wanted = tl.load(eps + row * WIDTH + column[None, :], mask=inside, other=0.0)
         error = tl.where(inside, y - wanted, 0.0)
         loss += tl.sum(error * error)
@@ -157,7 +157,7 @@ def _eps_loss(
 
 @triton.jit
 def _label_loss(
-    acts, packed, flat, grads, label, live, NET: tl.constexpr, CONFIG: tl.constexpr,
+    acts, weights, flat, grads, label, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Returns the sum of -log softmax(y)[label] over a tile; writes its gradient, scaled."""
@@ -166,7 +166,7 @@ def _label_loss(
     PADDED: tl.constexpr = NET.padded[LAYERS]
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, PADDED)
-    y = layer_columns(acts, packed, flat, 0, column, LAYERS - 1, NET, CONFIG, ROWS)
+    y = layer_columns(acts, weights, flat, 0, column, LAYERS - 1, NET, CONFIG, ROWS)
     p, log_p = softmax(y, column, WIDTH)
     chosen = live[:, None] & (column[None, :] == label[:, None])
     grad = tl.where(live[:, None], p - chosen, 0.0)
@@ -242,7 +242,7 @@ def training_sums(
             first_row=first_row,
             rows=rows,
             flat_ptr=parameters,
-            packed_ptr=shadow.packed,
+            weights_ptr=shadow.packed,
             inputs_ptr=buffers.inputs,
             eps_ptr=buffers.eps,
             acts_ptr=buffers.activations,

@@ -222,7 +222,7 @@ def test_a_course_long_over_is_not_looked_into(device, backend):
 
 def test_shadow_weights_are_those_packed_anew(device):
     data, (parameters, shape) = uneven_data(device, "denoiser"), make_network(device, "denoiser")
-    from flashpoint.kernels.mlp.kernel import pack
+    from flashpoint.kernels.mlp.operand_weights import operand_weights
 
     for backend in BACKENDS:
         workspace = workspace_of(parameters, shape, data, 40, backend="triton")
@@ -230,7 +230,7 @@ def test_shadow_weights_are_those_packed_anew(device):
                              seed=seeds(device), step=0)  # fmt: skip
         adamw_(parameters, sums, adamw_state(parameters), lr=0.1, step=1, backend=backend,
                shadow=workspace.shadow)  # fmt: skip
-        assert torch.equal(workspace.shadow.packed, pack(parameters, shape, "fp16"))
+        assert torch.equal(workspace.shadow.packed, operand_weights(parameters, shape, "fp16"))
 
 
 def test_wrong_arguments_are_named(device):

@@ -1,9 +1,19 @@
-"""CUDA graphs: work that is launched once and replayed without Python."""
+"""CUDA: the device that launches go to, and graphs of launches that are replayed without Python."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager:
+    """Returns a context in which the current device is that of a CUDA tensor.
+
+    Launches, streams and events are those of the current device. For a tensor that is elsewhere the
+    context does nothing.
+    """
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @contextmanager

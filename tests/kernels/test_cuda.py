@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashpoint.kernels.graphs import capture, side_stream
+from flashpoint.kernels.cuda import capture, side_stream
 
 
 @pytest.mark.gpu
