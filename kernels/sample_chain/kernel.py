@@ -78,7 +78,7 @@ def chain_kernel(
     Args:
         inputs_ptr: float32 [M, rows, d + F], holds x_T and the feature of the first t, and x_0 in
             the end. A conditional denoiser has [M, rows, d + F + E], with the features of each
-            row's class; with CLASSIFIER_FREE, [M, rows, d + F + 2 E], then also with those of no class.
+            row's class; with CLASSIFIER_FREE, [M, rows, d + F + 2 E], then those of no class too.
         table_ptr: float32 [M, steps, 4], coefficients of the steps.
         features_ptr: float32 [M, steps, FEATURES], features of the timesteps.
         seed_ptr: int64 [M].
@@ -146,9 +146,9 @@ def chain_kernel(
             grad = None
             if GUIDE is not None:
                 grad = grad_ptr + (first + tl.arange(0, ROWS)) * (DIM + FEATURES)
+            uncond = eps + place + to_uncond if CLASSIFIER_FREE else None
             _advance(
-                x, eps + place, grad, eps + place + to_uncond if CLASSIFIER_FREE else None, coefficients,
-                seed, step, first_row + row, live, DIM,
+                x, eps + place, grad, uncond, coefficients, seed, step, first_row + row, live, DIM,
             )  # fmt: skip
             next_step = tl.minimum(step + 1, steps - 1)
             features = features_ptr + (model * steps + next_step) * FEATURES
@@ -253,10 +253,8 @@ def sample_chain(
         kept[0] = x
     if not (x.numel() and steps):
         return x.clone(), kept
-    features, classifier_free = (
-        time_features.shape[2],
-        condition is not None and condition.classifier_free,
-    )
+    features = time_features.shape[2]
+    classifier_free = condition is not None and condition.free
     inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
     config = chain_config_for(
