@@ -1,14 +1,79 @@
-"""The reference covers what the packages export, and docstrings name every parameter."""
+"""The pages show the code as it is, their links lead somewhere, and the reference is complete."""
 
 import importlib
 import inspect
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PACKAGES = ("flashpoint.kernels", "flashpoint.diffusion")
+SCRIPT = "docs/pages.py"
+
+
+def named_in_the_reference():
+    pages = "".join(page.read_text() for page in DOCS.glob("api/*.md"))
+    return set(re.findall(r"^<!-- reference: (\S+) -->$", pages, re.MULTILINE))
+
+
+def links_of(text):
+    """Targets of the relative links and pictures of a page, outside blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+def headings_of(text):
+    """Anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+
+
+def test_the_copies_of_code_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / SCRIPT, "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}run python {SCRIPT}"
+
+
+def test_a_stale_copy_is_found_and_rewritten(tmp_path):
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / SCRIPT, tmp_path / "docs")
+    (tmp_path / "code.py").write_text('def f():\n    """Returns one."""\n    return 1\n')
+    page = tmp_path / "docs/page.md"
+    page.write_text("before\n<!-- code: code.py f -->\nold\n<!-- end -->\nafter\n")
+    command = [sys.executable, tmp_path / SCRIPT]
+    stale = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert (stale.returncode, stale.stdout) == (1, "docs/page.md is out of date\n")
+    assert "old" in page.read_text()
+    assert subprocess.run(command).returncode == 0
+    block = "<!-- code: code.py f -->\n```python\ndef f():\n    return 1\n```\n<!-- end -->"
+    assert page.read_text() == f"before\n{block}\nafter\n"
+    assert subprocess.run([*command, "--check"]).returncode == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere_on_github_too(page):
+    text = page.read_text()
+    assert "{{" not in text
+    assert not re.search(r"\]\[flashpoint|^:::", text, re.MULTILINE)
+    reference = named_in_the_reference()
+    for link in links_of(text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor.startswith("flashpoint."):
+            assert anchor in reference or anchor.rpartition(".")[0] in reference, link
+        elif anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert anchor in [
+                re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in titles
+            ]
 
 
 def exported():
@@ -23,8 +88,8 @@ def exported():
 
 @pytest.mark.parametrize("thing", [*exported()])
 def test_the_reference_has_it(thing):
-    listed = re.findall(r"^::: (\S+)", "".join(p.read_text() for p in DOCS.glob("api/*.md")), re.M)
-    assert {thing.__module__, f"{thing.__module__}.{thing.__qualname__}"} & set(listed)
+    names = {thing.__module__, f"{thing.__module__}.{thing.__qualname__}"}
+    assert names & named_in_the_reference()
 
 
 @pytest.mark.parametrize("thing", [*exported()])
