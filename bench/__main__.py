@@ -7,13 +7,13 @@ import click
 
 from ..diffusion import UserError
 from . import (
-    compiled,
-    data_sets,
+    datasets,
     gate,
     gate_selftest,
-    history,
+    kernel_cache,
     operations,
     race,
+    report,
     roofline,
     speedrun,
     study,
@@ -24,13 +24,13 @@ from . import (
 
 COMMANDS = {
     "calibrate": speedrun.calibrate,
-    "compile": compiled.main,
-    "datasets": data_sets.main,
+    "compile": kernel_cache.main,
+    "datasets": datasets.main,
     "gate": gate.main,
     "gate-selftest": gate_selftest.main,
     "operations": operations.main,
     "race": race.main,
-    "report": history.main,
+    "report": report.main,
     "roofline": roofline.main,
     "speedrun": speedrun.speedrun,
     "study": study.main,

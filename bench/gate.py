@@ -23,6 +23,7 @@ import torch
 
 from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
+from ..diffusion.metrics.table import markdown_table
 from .machine import describe, free_device, reference_hash, short_name
 from .peers.ours import Ours
 from .problem import Problem, states_problem
@@ -43,7 +44,7 @@ _SMALL_TRAINING, _SMALL_SAMPLING = (40,), (20, 2)
 
 
 @dataclass(frozen=True)
-class Work:
+class GateWork:
     """One work of the gate; making ready a runner loads everything it needs."""
 
     name: str
@@ -87,7 +88,7 @@ class Verdict:
 
 def works(
     problem: Problem, device: torch.device, extra_rows: float = 0.0, small: bool = False
-) -> Iterator[Work]:
+) -> Iterator[GateWork]:
     """What is timed.
 
     Args:
@@ -105,21 +106,21 @@ def works(
         return from_graph(work, count) if device.type == "cuda" else Runner(work)
 
     for rows in _SMALL_TRAINING if small else _TRAINING[device.type]:
-        yield Work(
+        yield GateWork(
             f"training step, {rows:,} rows",
             lambda rows=rows: ours.training(more(rows)),
             lambda rows=rows: captured(Training(rows, device).step, 20),
         )
     rows, steps = _SMALL_SAMPLING if small else _SAMPLING[device.type]
     chain = problem.chain(steps, "ddpm", guided=False)
-    yield Work(
+    yield GateWork(
         f"sampling, {rows:,} rows, {steps} steps",
         lambda: ours.sampling(chain, more(rows)),
         lambda: captured(Sampling(rows, steps, device).chain, 1),
     )
 
 
-def measure(todo: list[Work], rounds: int, device: torch.device) -> dict[str, Timing]:
+def measure(todo: list[GateWork], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Each work's paired timing of ours and the reference."""
     return {work.name: paired(work.ours(), work.reference(), rounds, device) for work in todo}
 
@@ -185,9 +186,9 @@ def compare(now: dict[str, Timing], before: dict[str, Timing]) -> list[Verdict]:
 
 
 def judge(
-    todo: list[Work],
+    todo: list[GateWork],
     before: dict[str, Timing],
-    measure_works: Callable[[list[Work]], dict[str, Timing]],
+    measure_works: Callable[[list[GateWork]], dict[str, Timing]],
 ) -> list[Verdict]:
     """Measures all, and what seems slower once more; the last verdict of each work."""
     verdicts = {one.name: one for one in compare(measure_works(todo), before)}
@@ -202,18 +203,15 @@ def judge(
 
 def table(verdicts: list[Verdict]) -> str:
     """Tonight beside the baseline, in Markdown."""
-    lines = [
-        "| work | ours, us | reference, us | slower by | at least | reference moved | |",
-        "| --- " * 7 + "|",
-    ]
-    for one in verdicts:
-        word = "**invalid**" if one.invalid else "**slower**" if one.slower else "as before"
-        lines.append(
-            f"| {one.name} | {one.now.ours_us:.1f} | {one.now.peer_us:.1f} "
-            f"| {one.slowdown - 1:+.1%} | {one.least - 1:+.1%} | {one.reference_moved - 1:+.1%} "
-            f"| {word} |"
+    header = ("work", "ours, us", "reference, us", "slower by", "at least", "reference moved", "")
+    return markdown_table(header, (
+        (
+            one.name, f"{one.now.ours_us:.1f}", f"{one.now.peer_us:.1f}",
+            f"{one.slowdown - 1:+.1%}", f"{one.least - 1:+.1%}", f"{one.reference_moved - 1:+.1%}",
+            "**invalid**" if one.invalid else "**slower**" if one.slower else "as before",
         )
-    return "\n".join(lines)
+        for one in verdicts
+    ))  # fmt: skip
 
 
 @click.command()

@@ -22,7 +22,6 @@ import torch
 from ..diffusion import UserError
 from . import costs
 from .costs import Rates
-from .history import summary_table
 from .machine import free_device
 from .operations import one_line
 from .peers import GPU_ONLY, PEERS, Peer
@@ -31,6 +30,7 @@ from .peers.ours import Ours
 from .problem import Problem, states_problem
 from .rates import measure_rates
 from .record import Record, record_option
+from .tables import summary_table
 from .timing import Runner, Timing, paired, seconds, warm_up
 from .workloads import CLASSES, Workload, Workloads
 

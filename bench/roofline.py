@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import click
 import torch
 
+from ..diffusion.metrics.table import markdown_table
 from . import costs, operations
 from .costs import Cost, Rates
 from .figures import roofline_figure
@@ -184,17 +185,17 @@ def kernel_times(work: Callable[[], object]) -> dict[str, float] | None:
 
 def table(points: list[Point]) -> str:
     """All operations in Markdown."""
-    lines = [
-        "| operation | rows | FLOP | bytes | floor, us | set by | measured, us | of the floor |",
-        "| --- " * 8 + "|",
-    ]
-    for point in points:
-        measured = f"{point.us:.1f} | {point.fraction:.1%}" if point.us else "not measured | "
-        lines.append(
-            f"| {point.name} | {point.rows:,} | {point.flops:.3g} | {point.bytes:.3g} "
-            f"| {point.floor_us:.2f} | {point.bound} | {measured} |"
+    header = ("operation", "rows", "FLOP", "bytes", "floor, us", "set by", "measured, us",
+              "of the floor")  # fmt: skip
+    return markdown_table(header, (
+        (
+            point.name, f"{point.rows:,}", f"{point.flops:.3g}", f"{point.bytes:.3g}",
+            f"{point.floor_us:.2f}", point.bound,
+            f"{point.us:.1f}" if point.us else "not measured",
+            f"{point.fraction:.1%}" if point.us else "",
         )
-    return "\n".join(lines)
+        for point in points
+    ))  # fmt: skip
 
 
 @click.command()

@@ -25,7 +25,6 @@ import torch
 
 from ..kernels.mlp import config as table
 from ..kernels.mlp.config import Config
-from .history import duration
 from .machine import free_device
 from .operations import one_line, training_step
 from .peers.ours import Ours
@@ -33,6 +32,7 @@ from .problem import states_problem
 from .race import TOLERANCE, Referee
 from .record import Record, record_option
 from .stages import Stage, run_together
+from .tables import duration
 from .timing import Runner, Timing, paired, seconds
 
 Changes = dict[str, int]
@@ -60,7 +60,7 @@ _COMPILING = 0.5  # of the budget that it may take
 
 
 @dataclass(frozen=True)
-class Work:
+class TunedWork:
     """A work that is tuned; ``rows`` points at once."""
 
     name: str
@@ -88,7 +88,7 @@ class Work:
         ]  # fmt: skip
 
 
-WORKS = (Work(TRAINING, 10_000), Work(CHAIN, 5000), Work(TRAINING, 2048))
+WORKS = (TunedWork(TRAINING, 10_000), TunedWork(CHAIN, 5000), TunedWork(TRAINING, 2048))
 
 
 def written(fields: Changes) -> str:
@@ -126,7 +126,7 @@ def in_place_of(config: Config, changes: Changes) -> Iterator[None]:
         yield
 
 
-class Bench:
+class TuneBench:
     """Ours at a work, with the shipped configuration or another one."""
 
     def __init__(self, device: torch.device):
@@ -135,11 +135,11 @@ class Bench:
         self.operand = {"cuda": "fp16", "cpu": "fp32"}[device.type]
         self.referee = Referee(self.problem, device)
 
-    def as_changed(self, work: Work, changes: Changes) -> AbstractContextManager:
+    def as_changed(self, work: TunedWork, changes: Changes) -> AbstractContextManager:
         """A context in which a candidate is in use; without changes the shipped one."""
         return in_place_of(work.shipped(self.device), changes) if changes else nullcontext()
 
-    def runner(self, work: Work, changes: Changes) -> Runner:
+    def runner(self, work: TunedWork, changes: Changes) -> Runner:
         """The work made ready, and done once."""
         ours = Ours(self.problem, self.device, self.precision)
         with self.as_changed(work, changes):
@@ -156,7 +156,7 @@ class Bench:
 
         return made._replace(run=run)
 
-    def error(self, work: Work, changes: Changes) -> tuple[float, float]:
+    def error(self, work: TunedWork, changes: Changes) -> tuple[float, float]:
         """Relative error of a candidate against float64, and how large that may be."""
         with self.as_changed(work, changes):
             if work.name == TRAINING:
@@ -165,7 +165,7 @@ class Bench:
             self.referee.error.cache_clear()  # of another candidate
             return self.referee.error("ours", self.precision, "sampling"), TOLERANCE[self.precision]
 
-    def measure(self, one: Candidate, work: Work, rounds: int, peer: Runner) -> None:
+    def measure(self, one: Candidate, work: TunedWork, rounds: int, peer: Runner) -> None:
         """Checks a candidate, and if it is right times it beside the shipped one."""
         try:
             one.error, tolerance = self.error(work, one.changes)
@@ -178,9 +178,9 @@ class Bench:
             one.unavailable = one_line(reason)
 
 
-def compile_one(device: torch.device, work: Work, changes: Changes) -> None:
+def compile_one(device: torch.device, work: TunedWork, changes: Changes) -> None:
     """Does and checks a work once, so that Triton's cache has its kernels."""
-    bench = Bench(device)
+    bench = TuneBench(device)
     with suppress(Exception):  # it will be raised again, and reported then
         bench.runner(work, changes)
         bench.error(work, changes)
@@ -220,7 +220,7 @@ def main(device, rounds, small, budget, busy, only, folder) -> None:
         compile_one(device, *todo[only])
         return
     compile_all(device, len(todo), small, _COMPILING * budget)
-    bench, found = Bench(device), []
+    bench, found = TuneBench(device), []
     for work, candidates in tried.items():
         error, tolerance = bench.error(work, {})
         if not error <= tolerance:

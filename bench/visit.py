@@ -24,7 +24,7 @@ import torch
 
 from ..diffusion import UserError
 from ..diffusion.files import make_folder
-from . import compiled, gate, machine, summary, works
+from . import gate, kernel_cache, machine, summary, works
 from .record import FILE, Record
 from .stages import Ended, Stage, not_started, run_together
 
@@ -100,7 +100,7 @@ class Commands:
         """A part of the tests of some files."""
         return (
             sys.executable, "-m", "pytest", "-q", "--tb", "short", "-p", "no:cacheprovider",
-            "-p", "flashpoint.bench.part", "--part", f"{part}/{parts}", "-m", marks,
+            "-p", "flashpoint.bench.pytest_part", "--part", f"{part}/{parts}", "-m", marks,
             *(str(ROOT / "tests" / file) for file in files),
         )  # fmt: skip
 
@@ -336,9 +336,9 @@ def environment_of_stages(cache: Path, scratch: Path) -> dict[str, str]:
 
 def use_compiled(folder: Path, cache: Path) -> list[str]:
     """Unpacks what an earlier visit compiled, if it is there; what there is to say of it."""
-    for archive in (folder / compiled.FILE, ROOT / "bench" / compiled.FILE):
+    for archive in (folder / kernel_cache.FILE, ROOT / "bench" / kernel_cache.FILE):
         if archive.exists():
-            problem = compiled.unpack(archive, cache)
+            problem = kernel_cache.unpack(archive, cache)
             return [problem] if problem else []
     return []
 
@@ -346,10 +346,10 @@ def use_compiled(folder: Path, cache: Path) -> list[str]:
 def keep_compiled(folder: Path, cache: Path) -> list[str]:
     """Packs what was compiled until now; what there is to say of it."""
     try:
-        left_out = compiled.pack(cache, folder / compiled.FILE)
+        left_out = kernel_cache.pack(cache, folder / kernel_cache.FILE)
     except OSError as error:  # a full disk must not cost the summary
-        return [f"{compiled.FILE} cannot be written: {error.strerror}"]
-    return [f"{compiled.FILE} had no room for {left_out} kernels"] if left_out else []
+        return [f"{kernel_cache.FILE} cannot be written: {error.strerror}"]
+    return [f"{kernel_cache.FILE} had no room for {left_out} kernels"] if left_out else []
 
 
 def keep_baseline(folder: Path) -> None:

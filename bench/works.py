@@ -17,12 +17,12 @@ import click
 import torch
 
 from . import operations
-from .history import duration
 from .machine import free_device
 from .operations import one_line
 from .problem import Problem, states_problem
 from .race import TOLERANCE, Referee, compete
 from .record import Record, record_option
+from .tables import duration
 from .timing import LONG_RUN, Runner, Timing, from_graph, paired
 from .workloads import CHAIN_ROWS, Workload, Workloads
 
@@ -59,7 +59,7 @@ class Outcome:
 
 
 @dataclass
-class Bench:
+class WorksBench:
     """Where works are measured, and how far.
 
     Attributes:
@@ -166,7 +166,7 @@ class Bench:
 def main(device, only, until, rounds, budget, small, busy, folder) -> None:
     """Ours beside eager PyTorch, in one line each."""
     end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
-    bench, found = Bench(device, until, rounds, small), []
+    bench, found = WorksBench(device, until, rounds, small), []
     for outcome in bench.outcomes(only or KINDS, states_problem()):
         found.append(outcome)
         click.echo(outcome.line)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from flashpoint.bench import gate, gate_selftest
 from flashpoint.bench.__main__ import main
-from flashpoint.bench.gate import Verdict, Work, judge, read_baseline, write_baseline
+from flashpoint.bench.gate import GateWork, Verdict, judge, read_baseline, write_baseline
 from flashpoint.bench.gate_selftest import summarise
 from flashpoint.bench.timing import Timing
 
@@ -51,7 +51,7 @@ def night(*measured):
         asked.append([work.name for work in todo])
         return {work.name: next(nights) for work in todo}
 
-    return judge([Work("step", None, None)], {"step": BEFORE}, measure), asked
+    return judge([GateWork("step", None, None)], {"step": BEFORE}, measure), asked
 
 
 def test_what_seems_slower_is_measured_once_more():
@@ -70,7 +70,7 @@ def quick(monkeypatch):
     found = {"step": BEFORE}
     monkeypatch.setattr(gate, "check_correct", lambda *_: None)
     monkeypatch.setattr(gate, "states_problem", lambda: None)
-    monkeypatch.setattr(gate, "works", lambda *_: [Work("step", None, None)])
+    monkeypatch.setattr(gate, "works", lambda *_: [GateWork("step", None, None)])
     monkeypatch.setattr(gate, "measure", lambda *_: dict(found))
     return found
 

@@ -12,7 +12,7 @@ import pytest
 
 from flashpoint.bench import visit
 from flashpoint.bench.__main__ import COMMANDS
-from flashpoint.bench.compiled import FILE, LIMIT
+from flashpoint.bench.kernel_cache import FILE, LIMIT
 from flashpoint.bench.visit import END, LIMITS, NIGHTLY, PARTS, ROOT, START, UNMARKED, VERBS
 from flashpoint.diffusion import UserError
 

@@ -7,7 +7,15 @@ import torch
 
 from flashpoint.bench import tune
 from flashpoint.bench.timing import Runner
-from flashpoint.bench.tune import CANDIDATES, CHAIN, TRAINING, WORKS, Candidate, Work, in_place_of
+from flashpoint.bench.tune import (
+    CANDIDATES,
+    CHAIN,
+    TRAINING,
+    WORKS,
+    Candidate,
+    TunedWork,
+    in_place_of,
+)
 from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.sample_chain import kernel as sample_chain
@@ -34,18 +42,18 @@ def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
 
 
 def test_candidates_differ_from_what_is_shipped(monkeypatch):
-    assert Work(TRAINING, 10).candidates(CPU) == list(CANDIDATES)
-    chain = Work(CHAIN, 10).candidates(CPU)
+    assert TunedWork(TRAINING, 10).candidates(CPU) == list(CANDIDATES)
+    chain = TunedWork(CHAIN, 10).candidates(CPU)
     assert chain
     assert not any("grad_in" in changes or "grad_warps" in changes for changes in chain)
-    shipped = replace(Work(TRAINING, 10).shipped(CPU), **CANDIDATES[0])
+    shipped = replace(TunedWork(TRAINING, 10).shipped(CPU), **CANDIDATES[0])
     monkeypatch.setattr(config, "config_for", lambda *_: shipped)
-    assert CANDIDATES[0] not in Work(TRAINING, 10).candidates(CPU)
+    assert CANDIDATES[0] not in TunedWork(TRAINING, 10).candidates(CPU)
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return tune.Bench(CPU)
+    return tune.TuneBench(CPU)
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
@@ -76,6 +84,6 @@ def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (Work(TRAINING, 200), Work(CHAIN, 200)):
+    for work in (TunedWork(TRAINING, 200), TunedWork(CHAIN, 200)):
         error, tolerance = bench.error(work, {"out": 128})
         assert error < 1e-4 <= tolerance

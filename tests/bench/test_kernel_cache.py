@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from flashpoint.bench.compiled import FILE, kernels_in, pack, unpack
+from flashpoint.bench.kernel_cache import FILE, kernels_in, pack, unpack
 
 
 def make_kernel(cache, name, size=100, when=0):

@@ -1,9 +1,10 @@
-"""From records to a page: the latest table of each device, trends, speedups, roofline.
+"""Turns the records into pages.
 
     python -m flashpoint.bench report
 
-writes ``docs/benchmarks.md`` with its plots, and the performance table of ``README.md`` between its
-two markers. What no record holds is marked as not measured; nothing is typed by hand.
+This writes ``docs/benchmarks.md`` with its plots, and two sections of ``README.md`` between their
+markers: the quality of samples and the performance. Each device is shown by its newest record.
+Numbers that no record holds are marked as not measured; nothing is typed by hand.
 """
 
 import json
@@ -22,18 +23,26 @@ from .record import FILE, SUITE, read
 from .roofline import Point
 from .roofline import table as roofline_table
 from .speedrun import CALIBRATION, TRACKS
+from .tables import (
+    NOT_MEASURED,
+    quality_table,
+    race_table,
+    selftest_table,
+    speedrun_table,
+    study_table,
+    summary_table,
+    title,
+    works_table,
+)
 from .timing import clopper_pearson
-from .workloads import EVERY_WORK
 
 ROOT = Path(__file__).parents[1]
-BEGIN = "<!-- performance: written by python -m flashpoint.bench report -->"
-END = "<!-- end of performance -->"
-NOT_MEASURED = "**not measured**"
+RECORDS = ROOT / "bench" / "records"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One record: where it lies, what machine it is of, and its stages."""
+    """A record: the name of its folder, its machine and its stages."""
 
     name: str
     machine: dict
@@ -53,10 +62,10 @@ class Measured:
 
 
 def read_records(folder: Path) -> list[Measured]:
-    """All records of this version of the suite, oldest first; says which are left out.
+    """Returns all records of this version of the suite, oldest first, and prints the others.
 
     Raises:
-        ValueError: there is no such folder, or a record cannot be read.
+        ValueError: the folder does not exist, or a record cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"records {folder} is no folder")
@@ -71,142 +80,13 @@ def read_records(folder: Path) -> list[Measured]:
 
 
 def latest(records: Iterable[Measured], stage: str) -> dict[str, Measured]:
-    """The newest record with results of this stage, by device; GPUs first."""
+    """Returns the newest record with results of a stage by device, GPUs first."""
     newest = {record.device: record for record in records if record.results(stage)}
     return dict(sorted(newest.items(), key=lambda item: item[1].machine["gpu"] is None))
 
 
-def duration(us: float) -> str:
-    """Microseconds for a reader."""
-    for unit, size in (("s", 1e6), ("ms", 1e3)):
-        if us >= size:
-            return f"{us / size:.3g} {unit}"
-    return f"{us:.3g} us"
-
-
-def title(entry: dict) -> str:
-    """A workload's name, and how far it was cut."""
-    cut = f" ({entry['steps']} of {entry['full_steps']} steps)"
-    return f"{entry['work']}, {entry['rows']:,} rows" + cut * (entry["steps"] < entry["full_steps"])
-
-
-def of_work(entries: list[dict], work: str, rows: int) -> tuple[dict | None, list[dict]]:
-    """Ours at this work, and the peers that were timed against it."""
-    here = [entry for entry in entries if (entry["work"], entry["rows"]) == (work, rows)]
-    ours = next((entry for entry in here if entry["peer"] == "ours" and entry["us"]), None)
-    return ours, [entry for entry in here if entry["timing"]]
-
-
-def times_as_fast(entry: dict) -> str:
-    """A speedup with its interval."""
-    timing = entry["timing"]
-    return f"{timing['speedup']:.2f} ({timing['low']:.2f} to {timing['high']:.2f})"
-
-
-def race_table(entries: list[dict]) -> str:
-    """Ours beside every peer at every work."""
-    lines = [
-        "| work | who | precision | time | ours is times as fast (95%) | floor | memory, MiB |",
-        "| --- " * 7 + "|",
-    ]
-    for entry in entries:
-        time = NOT_MEASURED if entry["us"] is None else duration(entry["us"])
-        ratio = times_as_fast(entry) if entry["timing"] else entry["unavailable"] or ""
-        memory = "" if entry["memory_mib"] is None else f"{entry['memory_mib']:.0f}"
-        lines.append(
-            f"| {title(entry)} | {entry['peer']} | {entry['precision']} | {time} | {ratio} "
-            f"| {duration(entry['floor_us'])} | {memory} |"
-        )
-    return "\n".join(lines)
-
-
-def summary_table(entries: list[dict]) -> str:
-    """Every work in one line: ours, against the fastest peer and against eager PyTorch."""
-    lines = [
-        "| work | ours | fastest peer | times as fast as it (95%) | as eager PyTorch (95%) |",
-        "| --- " * 5 + "|",
-    ]
-    for work, rows in EVERY_WORK:
-        ours, peers = of_work(entries, work, rows)
-        if ours is None:
-            lines.append(f"| {work}, {rows:,} rows | {NOT_MEASURED} | | | |")
-            continue
-        best = min(peers, key=lambda entry: entry["timing"]["speedup"], default=None)
-        eager = [entry for entry in peers if entry["peer"] == "eager"]
-        eager = min(eager, key=lambda entry: entry["timing"]["speedup"], default=None)
-        lines.append(
-            f"| {title(ours)} | {duration(ours['us'])} "
-            f"| {best['peer'] + ', ' + best['precision'] if best else NOT_MEASURED} "
-            f"| {times_as_fast(best) if best else ''} | {times_as_fast(eager) if eager else ''} |"
-        )
-    return "\n".join(lines)
-
-
-def works_table(results: list[dict]) -> str:
-    """What users wait for, ours beside eager PyTorch."""
-    lines = ["| work | ours | eager PyTorch | times as fast (95%) |", "| --- " * 4 + "|"]
-    for one in results:
-        if one["timing"] is None:
-            lines.append(f"| {one['work']} | {one['unavailable'] or NOT_MEASURED} | | |")
-            continue
-        timing = one["timing"]
-        lines.append(
-            f"| {one['work']} | {duration(timing['ours_us'])} "
-            f"| {duration(timing['peer_us'])}, {one['eager']} | {times_as_fast(one)} |"
-        )
-    return "\n".join(lines)
-
-
-def speedrun_table(results: list[dict]) -> str:
-    """Time to quality of each track."""
-    lines = [
-        "| track | seeds | as good as data (95%) | median s (95%) | p95 s (95%) | cold start s |",
-        "| --- " * 6 + "|",
-    ]
-    for one in results:
-        rate, seeds = one["pass_rate"], len(one["seeds"])
-        median, p95 = (
-            # One seed has no interval.
-            f"{x:.3g} ({low:.3g} to {high:.3g})" if seeds > 1 else f"{x:.3g}"
-            for x, low, high in (one["median_seconds"], one["p95_seconds"])
-        )
-        lines.append(
-            f"| {one['track']} | {seeds} | {rate[0]:.0%} ({rate[1]:.0%} to {rate[2]:.0%}) "
-            f"| {median} | {p95} | {one['cold_start_seconds']:.3g} |"
-        )
-    failures = [
-        f"* {one['track']}, seed {seed['seed']} fails: {', '.join(seed['failed'])}"
-        for one in results for seed in one["seeds"] if seed["failed"]
-    ]  # fmt: skip
-    return "\n".join([*lines, "", *failures] if failures else lines)
-
-
-def study_table(results: list[dict]) -> str:
-    """Training of many models at once."""
-    lines = ["| models at once | training s | together s | cold start s |", "| --- " * 4 + "|"]
-    lines += [
-        f"| {' and '.join(map(str, one['models']))} "
-        f"| {' and '.join(f'{seconds:.3g}' for seconds in one['seconds'])} "
-        f"| {sum(one['seconds']):.3g} | {one['cold_start_seconds']:.3g} |"
-        for one in results
-    ]
-    return "\n".join(lines)
-
-
-def selftest_table(results: list[dict]) -> str:
-    """How often the gate noticed planted work."""
-    lines = ["| planted | alarms | of runs | rate (95%) | invalid nights |", "| --- " * 5 + "|"]
-    lines += [
-        f"| {one['extra_rows']:.0%} more rows | {one['alarms']} | {one['runs']} "
-        f"| {one['alarms'] / max(1, one['runs']):.0%} ({one['low']:.0%} to {one['high']:.0%}) "
-        f"| {one['invalid']} |"
-        for one in results
-    ]
-    return "\n".join(lines)
-
-
 def provenance(record: Measured) -> str:
-    """On which machine, with which versions and when a record was made."""
+    """Returns a sentence with a record's name, commit and versions."""
     machine = record.machine
     commit = (machine["commit"] or "unknown")[:10]
     changed = ", with uncommitted changes" if machine["uncommitted changes"] else ""
@@ -217,17 +97,17 @@ def provenance(record: Measured) -> str:
 
 
 class Page:
-    """``docs/benchmarks.md`` and its plots, from all records."""
+    """``docs/benchmarks.md`` and its plots."""
 
     def __init__(self, records: list[Measured], path: Path):
         self.records, self.path = records, path
         self.parts = [
             "# Benchmarks",
-            "Written by `python -m flashpoint.bench report` from `bench/records/`. Each peer is "
-            "checked against float64 before it is timed; ours and the peer then work in turn, "
-            "warm, on the same machine, and the ratio is the median of the paired rounds with its "
-            "bootstrap 95% interval. The floor is the time below which that device cannot "
-            "do the work.",
+            "Written by `python -m flashpoint.bench report` from `bench/records/`. Each library is "
+            "checked against float64 before it is timed. Then ours and the peer work in turn on "
+            "the same warm machine. A speedup is the peer's time divided by ours: the median over "
+            "the paired rounds, with its bootstrap 95% interval. The floor is the shortest time "
+            "in which the device could do the work.",
         ]
 
     def write(self) -> None:
@@ -244,7 +124,7 @@ class Page:
         write_atomically(self.path, ("\n\n".join(self.parts) + "\n").encode())
 
     def plot(self, kind: str, record: Measured | None = None) -> Path:
-        """Where a plot goes, and its place on the page."""
+        """Adds a plot to the page and returns the path of its file."""
         name = f"benchmarks-{kind}{'' if record is None else '-' + record.name}.png"
         self.parts.append(f"![{kind}]({name})")
         return self.path.with_name(name)
@@ -284,7 +164,7 @@ class Page:
                        study_table(record.results("study"))]  # fmt: skip
 
     def calibration(self, path: Path) -> None:
-        """How many real draws pass the batteries of the speedrun, which stand in one file."""
+        """Adds the share of real draws that pass the batteries of the speedrun."""
         content = json.loads(path.read_text()) if path.exists() else {}
         self.parts.append("## Do real draws pass the tests of time to quality?")
         for name in TRACKS:
@@ -319,8 +199,8 @@ class Page:
             figures.trend_figure(series, self.plot("trends"))
 
 
-def readme_section(records: list[Measured]) -> str:
-    """The performance tables of the README: each device's, and the GPU's rows even if empty."""
+def performance_section(records: list[Measured]) -> str:
+    """Returns the performance tables of the README; the rows of a GPU stand there even if empty."""
     newest, parts = latest(records, "race"), []
     for device, record in latest(records, "works").items():
         parts += [
@@ -335,30 +215,60 @@ def readme_section(records: list[Measured]) -> str:
     return "\n\n".join(parts)
 
 
-def put_between_markers(text: str, section: str) -> str:
-    """The text with the section between the markers.
+def quality_section(folder: Path) -> str:
+    """Returns the README's table of the quality of samples, from the newest runs of STATES.
+
+    Args:
+        folder: the records. A record of runs holds the ``metrics.json`` of each as
+            ``seed-<number>.json``.
+    """
+    runs = sorted(folder.glob("*/seed-*.json"))
+    if not runs:
+        return f"Quality of samples: {NOT_MEASURED}."
+    newest = runs[-1].parent
+    files = {int(path.stem.removeprefix("seed-")): path for path in newest.glob("seed-*.json")}
+    *first, last = map(str, sorted(files))
+    seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
+    metrics = [json.loads(files[seed].read_text())["metrics"] for seed in sorted(files)]
+    return "\n\n".join((
+        f"`flashpoint states`, {seeds} ([record](bench/records/{newest.name})):",
+        quality_table(metrics),
+        "✗: outside the band in at least one seed.",
+    ))  # fmt: skip
+
+
+def put_between_markers(text: str, name: str, section: str) -> str:
+    """Returns the text with a section between the two markers of its name.
 
     Raises:
-        ValueError: the markers are not there, once each and in this order.
+        ValueError: one of the markers is missing, or they are in the wrong order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"README must hold the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
+    begin = f"<!-- {name}: written by python -m flashpoint.bench report -->"
+    end = f"<!-- end of {name} -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise UserError(f"README must hold the lines {begin} and {end}")
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
+
+
+def readme_of(text: str, folder: Path, records: list[Measured]) -> str:
+    """Returns the text of the README with its two sections brought up to date."""
+    text = put_between_markers(text, "quality", quality_section(folder))
+    return put_between_markers(text, "performance", performance_section(records))
 
 
 _path = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--records", type=_path, default=ROOT / "bench/records", help="Default: all.")
-@click.option("--page", type=_path, default=ROOT / "docs/benchmarks.md", help="What is written.")
-@click.option("--readme", type=_path, default=ROOT / "README.md", help="With the two markers.")
+@click.option("--records", type=_path, default=RECORDS, help="Folder of records. Default: all.")
+@click.option("--page", type=_path, default=ROOT / "docs/benchmarks.md", help="Page to write.")
+@click.option("--readme", type=_path, default=ROOT / "README.md", help="README to update.")
 def main(records: Path, page: Path, readme: Path) -> None:
-    """Turn the records into a page with plots, and into the README's table."""
+    """Write the page of benchmarks and the README's tables from the records."""
     found = read_records(records)
-    text = put_between_markers(readme.read_text(), readme_section(found))
+    text = readme_of(readme.read_text(), records, found)
     make_folder(page.parent)
     Page(found, page).write()
     write_atomically(readme, text.encode())

@@ -1,4 +1,4 @@
-"""Several processes that share a file of tests."""
+"""Parts of a file of tests, for several processes."""
 
 import os
 import subprocess
@@ -16,10 +16,9 @@ def test_it(number):
 
 
 def names(tmp_path, part):
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "flashpoint.bench.part", "--part", part]
-    done = subprocess.run(
-        [*command, "test_x.py"], cwd=tmp_path, capture_output=True, text=True, env=os.environ
-    )
+    plugin = ("-p", "flashpoint.bench.pytest_part", "--part", part)
+    command = [sys.executable, "-m", "pytest", "-v", *plugin, "test_x.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout
     return [line.split("::")[1].split()[0] for line in done.stdout.splitlines() if "PASS" in line]
 

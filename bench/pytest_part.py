@@ -1,7 +1,7 @@
-"""A plugin of pytest: one part of the tests, so that several processes can share a file of them.
+"""A plugin of pytest that runs one part of the tests, so that several processes share them.
 
-``pytest -p flashpoint.bench.part --part 2/4`` runs every fourth test, from the second. Tests that
-compile different kernels are then compiled at the same time.
+``pytest -p flashpoint.bench.pytest_part --part 2/4`` runs every fourth test, from the second. The
+processes then compile different kernels at the same time.
 """
 
 import pytest
@@ -13,11 +13,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Nothing is left out yet."""
+    """Notes that nothing is left out yet."""
     config.empty_part = False
 
 
-@pytest.hookimpl(trylast=True)  # when those with other marks are gone
+@pytest.hookimpl(trylast=True)  # after the tests with other marks are gone
 def pytest_collection_modifyitems(config, items):
     """Keeps the tests of this part."""
     number, parts = map(int, config.getoption("part").split("/"))
@@ -28,6 +28,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session):
-    """More parts than tests are no failure."""
+    """Reports success if this part has no tests, because there are more parts than tests."""
     if session.config.empty_part and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK

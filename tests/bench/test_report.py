@@ -1,15 +1,23 @@
-"""Records become a page and the README's table; what no record holds is marked."""
+"""Records become a page and the README's tables; numbers that no record holds are marked."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from flashpoint.bench.__main__ import main
-from flashpoint.bench.history import BEGIN, END, NOT_MEASURED, put_between_markers, read_records
 from flashpoint.bench.record import SUITE, Record
+from flashpoint.bench.report import Page, put_between_markers, read_records, readme_of
+from flashpoint.bench.tables import NOT_MEASURED
 
-README = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+ROOT = Path(__file__).parents[2]
+BEGIN = {
+    name: f"<!-- {name}: written by python -m flashpoint.bench report -->"
+    for name in ("quality", "performance")
+}
+END = {name: f"<!-- end of {name} -->" for name in BEGIN}
+README = "".join(f"before\n{BEGIN[name]}\nold\n{END[name]}\nafter\n" for name in BEGIN)
 
 
 def entry(peer, us, timing=None, unavailable=None, **changes):
@@ -64,7 +72,7 @@ def calibration(tmp_path, monkeypatch):
     battery = {"repeats": 200, "passed": 199, "tests": 20, "definition": "five Gaussians"}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({"mixture": {"battery": battery, "tau": 0.00077}}))
-    monkeypatch.setattr("flashpoint.bench.history.CALIBRATION", path)
+    monkeypatch.setattr("flashpoint.bench.report.CALIBRATION", path)
 
 
 def report(folder):
@@ -80,15 +88,20 @@ def report(folder):
 def test_without_records_every_row_is_marked(tmp_path):
     page, readme = report(tmp_path)
     assert "## Race: on a GPU\n\n**not measured**" in page
-    assert readme.count(NOT_MEASURED) == 9
-    assert readme.startswith(f"before\n{BEGIN}\n\nOn a GPU, against all:")
-    assert readme.endswith(f"{END}\nafter\n")
+    quality, performance = readme.split("after\n", maxsplit=1)
+    assert quality.startswith(f"before\n{BEGIN['quality']}\n\nQuality of samples: {NOT_MEASURED}.")
+    assert performance.startswith(
+        f"before\n{BEGIN['performance']}\n\nOn a GPU, against all:\n\n| work |"
+    )
+    assert performance.count(NOT_MEASURED) == 9
+    assert performance.endswith(f"{END['performance']}\nafter\n")
 
 
 def test_a_cpu_record_leaves_the_gpu_rows_marked(tmp_path):
     write(tmp_path / "one", None, "2026-01-01")
     page, readme = report(tmp_path)
-    assert readme.count(NOT_MEASURED) == 9 + 7 + 1  # the GPU's rows; unmeasured; sampling's peer
+    # The quality, the GPU's rows, the unmeasured works, and the peer of sampling.
+    assert readme.count(NOT_MEASURED) == 1 + 9 + 7 + 1
     assert "| training step, 2,048 rows | 2 ms | jax, fp32 | 2.50 (2.40 to 2.60) | 3.00 (" in readme
     assert "| sampling, 5,000 rows (50 of 500 steps) | 9 s |" in readme
     assert "wrong: error 1.0e-01, allowed 0.0001" in page
@@ -106,6 +119,42 @@ def test_a_cpu_record_leaves_the_gpu_rows_marked(tmp_path):
         assert (tmp_path / f"docs/benchmarks-{kind}-one.png").stat().st_size > 1000
 
 
+def seed(nll, purity, passed=True):
+    score = {"value": 0.2, "real": 0.1, "low": 0.0, "high": 0.3, "passed": True}
+    found = {
+        "nll": nll, "nll_data": 2.0, "delta_nll": nll - 2.0, "purity": purity,
+        "sample_to_data": {**score, "passed": passed}, "data_to_sample": score,
+        "sliced_wasserstein": score,
+    }  # fmt: skip
+    return json.dumps({"metrics": {"Ohio": found}})
+
+
+def test_quality_is_the_mean_over_the_seeds_of_the_newest_runs(tmp_path):
+    for name, content in {
+        "2026-01-01/seed-0": seed(9.0, 0.1), "2026-01-02/seed-0": seed(2.5, 0.75, passed=False),
+        "2026-01-02/seed-10": seed(2.0, 0.25), "2026-01-02/seed-9": seed(1.5, 0.5),
+    }.items():  # fmt: skip
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    _, readme = report(tmp_path)
+    assert "seeds 0, 9 and 10 ([record](bench/records/2026-01-02)):" in readme
+    assert (
+        "| Ohio | 2.000 | 0.000 (0.500, -0.500, 0.000) | 50.00% "
+        "| 0.2000 (0.0000 to 0.3000) ✗ | 0.2000 (0.0000 to 0.3000) | 0.2000 (0.3000) |" in readme
+    )
+
+
+def test_readme_and_page_are_those_of_the_records(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the calibration of the repository
+    records = read_records(ROOT / "bench/records")
+    readme = (ROOT / "README.md").read_text()
+    assert readme_of(readme, ROOT / "bench/records", records) == readme
+    Page(records, tmp_path / "benchmarks.md").write()
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert (tmp_path / "benchmarks.md").read_text() == page
+
+
 def test_works_of_a_gpu_are_shown_although_it_raced_nothing(tmp_path):
     write(tmp_path / "one", "H100", "2026-01-01")
     path = tmp_path / "one/record.json"
@@ -120,7 +169,7 @@ def test_works_of_a_gpu_are_shown_although_it_raced_nothing(tmp_path):
         assert (
             "| training step, 2,048 rows | 60 us | 2.4 ms, tf32 | 40.00 (39.00 to 41.00) |" in text
         )
-        assert "| sampling, 5,000 rows | wrong: error 1 | | |" in text
+        assert "| sampling, 5,000 rows | wrong: error 1 |  |  |" in text
         assert NOT_MEASURED in text
 
 
@@ -168,4 +217,6 @@ def test_a_damaged_record_and_missing_markers_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"none is no folder$"):
         read_records(tmp_path / "none")
     with pytest.raises(ValueError, match="README must hold the lines"):
-        put_between_markers("nothing here", "table")
+        put_between_markers("nothing here", "quality", "table")
+    with pytest.raises(ValueError, match="README must hold the lines"):
+        put_between_markers(f"{END['quality']}\n{BEGIN['quality']}", "quality", "table")

@@ -7,7 +7,7 @@ one and a classifier of noisy points on each data set, samples in every way ther
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +20,7 @@ from .. import diffusion as fd
 from ..diffusion.errors import check_choice
 from ..diffusion.files import make_folder, save_json, write_atomically
 from ..diffusion.metrics.knn import train_judge
+from ..diffusion.metrics.table import markdown_table
 from ..kernels.philox import child_seed
 from . import machine
 
@@ -32,7 +33,7 @@ _CLASSIFIED = 500  # points, by denoising error
 _REWARD_STEPS, _CANDIDATES, _POSTERIOR_DRAWS = 100, 10, 4
 
 
-class Bench:
+class DatasetBench:
     """Everything that is measured of one data set.
 
     Args:
@@ -199,45 +200,58 @@ def _spread(measure: Callable[[int], float]) -> tuple[float, float]:
 
 
 def table(results: Sequence[dict]) -> str:
-    """All data sets in Markdown."""
-    lines = [
-        "| data | EMD | of real points | kernel NLL | of real points | of the data itself |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in results:
-        found = one["unconditional"]
-        real = found["emd of real"]
-        lines.append(
-            f"| {one['data']} | {found['emd']:.1f}{_mark(found['within two sd'])} "
-            f"| {real['mean']:.1f} ± {real['sd']:.1f} | {found['kernel nll']:.3f} "
-            f"| {found['kernel nll of real']:.3f} "
-            f"| {found['kernel nll of the data itself']:.3f} |"
+    """Returns the tables of all data sets: samples, samples of a class, and classified points."""
+    return "\n\n".join((
+        markdown_table(
+            ("data", "EMD", "of real points", "kernel NLL", "of real points", "of the data itself"),
+            map(_unconditional, results),
+        ),
+        markdown_table(
+            ("data", "samples", "accuracy", "of real points", "EMD by class", "of real points"),
+            (row for one in results if "classes" in one for row in _classes(one)),
+        ),
+        markdown_table(
+            ("data", "held-out points classified by denoising error", "by the judge"),
+            (_classified(one) for one in results if "by denoising error" in one),
+        ),
+    ))  # fmt: skip
+
+
+def _unconditional(one: dict) -> tuple[str, ...]:
+    """Returns the line of a data set's unconditional samples."""
+    found = one["unconditional"]
+    return (
+        one["data"],
+        f"{found['emd']:.1f}{_mark(found['within two sd'])}",
+        _mean_sd(found["emd of real"]),
+        f"{found['kernel nll']:.3f}",
+        f"{found['kernel nll of real']:.3f}",
+        f"{found['kernel nll of the data itself']:.3f}",
+    )
+
+
+def _classes(one: dict) -> Iterator[tuple[str, ...]]:
+    """Yields a line for each way of sampling a class."""
+    found = one["classes"]
+    for way, scores in found["ways"].items():
+        yield (
+            one["data"],
+            way,
+            f"{scores['accuracy']:.3f}",
+            f"{found['accuracy of real']:.3f}",
+            f"{scores['emd by class']:.1f}{_mark(scores['within two sd'])}",
+            _mean_sd(found["emd of real"]),
         )
-    lines += [
-        "",
-        "| data | samples | accuracy | of real points | EMD by class | of real points |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in results:
-        found = one.get("classes", {"ways": {}})
-        for way, scores in found["ways"].items():
-            real = found["emd of real"]
-            lines.append(
-                f"| {one['data']} | {way} | {scores['accuracy']:.3f} "
-                f"| {found['accuracy of real']:.3f} "
-                f"| {scores['emd by class']:.1f}{_mark(scores['within two sd'])} "
-                f"| {real['mean']:.1f} ± {real['sd']:.1f} |"
-            )
-    lines += [
-        "",
-        "| data | held-out points classified by denoising error | by the judge |",
-        "| --- | --- | --- |",
-    ]
-    for one in results:
-        if "by denoising error" in one:
-            found = one["by denoising error"]
-            lines.append(f"| {one['data']} | {found['accuracy']:.3f} | {found['judge']:.3f} |")
-    return "\n".join(lines)
+
+
+def _classified(one: dict) -> tuple[str, ...]:
+    """Returns the line of a data set's points that were classified."""
+    found = one["by denoising error"]
+    return one["data"], f"{found['accuracy']:.3f}", f"{found['judge']:.3f}"
+
+
+def _mean_sd(real: dict) -> str:
+    return f"{real['mean']:.1f} ± {real['sd']:.1f}"
 
 
 def _mark(passed: bool) -> str:
@@ -258,7 +272,7 @@ def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str 
     check_choice("recipe", recipe, fd.RECIPES)
     make_folder(out)
     for name in names:
-        bench = Bench(name, seed, device, recipe)
+        bench = DatasetBench(name, seed, device, recipe)
         result = bench.run()
         settings = {
             "seed": seed,
