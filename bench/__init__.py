@@ -1,1 +1,1 @@
-"""Benchmarks: what this library takes, against others and against what the device allows."""
+"""Benchmarks of this library against other libraries and against the limits of the device."""

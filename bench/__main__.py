@@ -1,4 +1,4 @@
-"""The benchmarks as one command: ``python -m flashpoint.bench NAME``."""
+"""The command of all benchmarks: ``python -m flashpoint.bench NAME``."""
 
 import signal
 import sys
@@ -41,9 +41,9 @@ COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Turns a user's error into one line and exit code 2, an interrupt into 130.
+    """Commands that end with one line: exit code 2 for a user's error, 130 for an interrupt.
 
-    Records are written in one step each, so what an interrupt leaves is whole.
+    Each record is written in one step, so an interrupt leaves it whole.
     """
 
     def invoke(self, context: click.Context):
@@ -53,7 +53,7 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("interrupted; a record holds what was measured until then", err=True)
+            click.echo("interrupted; a record holds the results until then", err=True)
             sys.exit(130)
 
 
@@ -66,8 +66,8 @@ for name, command in COMMANDS.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":
-    # To be told to stop is an interrupt too; and what a shell starts in the background ignores
-    # interrupts unless it says otherwise.
+    # A request to stop counts as an interrupt too; and a process that a shell starts in the
+    # background ignores interrupts unless it asks for them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -1,9 +1,9 @@
-"""Are samples as good as data? Batteries of tests that real draws pass jointly.
+"""Batteries of statistical tests that decide if samples are as good as data.
 
-A battery's bands are calibrated on real draws of the generator in place of samples: for each test
-the band of a further draw (Student's prediction interval), so wide that a real draw fails any of
-them with probability ``FAMILY`` (Bonferroni). Whether that holds is then measured on other real
-draws, and that number is published.
+The bands of a battery are calibrated on real draws in place of samples. The band of a test is the
+prediction interval of a further draw (Student), so wide that a real draw fails any of the tests
+with probability ``FAMILY`` (Bonferroni). Other real draws then measure the rate at which real draws
+pass, and this rate is published.
 """
 
 import math
@@ -28,13 +28,13 @@ from ..diffusion import (
     sliced_wasserstein,
 )
 
-FAMILY = 0.002  # chance that a real draw fails a battery
-_FIRST_CHECK_SEED = 10**6  # real draws that check a calibration are none of those it was made of
+FAMILY = 0.002  # probability that a real draw fails a battery
+_FIRST_CHECK_SEED = 10**6  # a calibration is checked on other real draws than it was made of
 
 
 @dataclass(frozen=True)
 class Band:
-    """Where a test's statistic must be."""
+    """The range in which the statistic of a test must lie."""
 
     low: float
     high: float
@@ -45,7 +45,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Bands of a battery, and how many of so many other real draws passed all its tests."""
+    """Bands of a battery, and the number of other real draws that passed all its tests."""
 
     definition: str
     bands: dict[str, Band]
@@ -65,9 +65,9 @@ class Battery(ABC):
     """Tests of several sets of samples.
 
     Attributes:
-        definition: all that the bands depend on, in words; other words need other bands.
-        labels: the class of each set of samples; None for all classes.
-        size: samples in a set.
+        definition: everything that the bands depend on, in words. Other words need other bands.
+        labels: class of each set of samples; None for all classes.
+        size: number of samples in a set.
     """
 
     definition: str
@@ -76,23 +76,23 @@ class Battery(ABC):
 
     @abstractmethod
     def draw(self, seed: int) -> list[Tensor]:
-        """Real draws [size, 2] in place of the samples of each set."""
+        """Draws real points [size, 2] in place of the samples of each set."""
 
     @abstractmethod
     def measure(self, sets: Sequence[Tensor]) -> dict[str, float]:
-        """The statistic of every test; a name that starts with ``distance`` is one-sided."""
+        """Returns the statistic of every test. Tests named ``distance …`` are one-sided."""
 
     def fixed(self) -> dict[str, Band]:
-        """Bands that are set rather than calibrated."""
+        """Returns the bands that are set rather than calibrated."""
         return {}
 
     def failed(self, sets: Sequence[Tensor], bands: dict[str, Band]) -> list[str]:
-        """Names of the tests that the samples fail."""
+        """Returns the names of the tests that the samples fail."""
         found = self.measure(sets)
         return [name for name, band in bands.items() if not band.holds(found[name])]
 
     def calibrate(self, draws: int, repeats: int) -> Calibration:
-        """Makes bands from ``draws`` real draws and checks them on ``repeats`` others."""
+        """Makes bands from ``draws`` real draws and checks them on ``repeats`` other ones."""
         real = [self.measure(self.draw(seed)) for seed in _progress(draws, "bands")]
         fixed = self.fixed()
         level = FAMILY / (len(real[0]) - len(fixed))
@@ -109,10 +109,10 @@ class Battery(ABC):
 
 
 def band_of(values: Sequence[float], level: float, one_sided: bool) -> Band:
-    """Where a further draw lies but for a chance of ``level``, if draws are normal.
+    """Returns the band that a further draw leaves with probability ``level``, if draws are normal.
 
-    Distances, which are one-sided, are taken as normal in their cube root (Wilson and Hilferty
-    1931 for chi-squared).
+    The cube root of a distance, which is one-sided, is taken as normal (Wilson and Hilferty 1931
+    for chi-squared).
     """
     values, count = np.asarray(values), len(values)
     drawn = np.cbrt(values) if one_sided else values
@@ -126,13 +126,13 @@ def _progress(count: int, title: str) -> tqdm:
     return tqdm(range(count), desc=title, ncols=80)
 
 
-# Mixture.
+# The mixture of Gaussians.
 
 _RINGS, _SECTORS = 6, 8
 
 
 def five_gaussians() -> GaussianMixture:
-    """Five Gaussians on a pentagon, each with a shape of its own."""
+    """Returns five Gaussians on a pentagon, each with a shape of its own."""
     angle = torch.arange(5) * 2 * math.pi / 5
     means = 1.2 * torch.stack((angle.cos(), angle.sin()), dim=1)
     wide, narrow = torch.linspace(0.3, 0.2, 5), torch.linspace(0.1, 0.2, 5)
@@ -142,7 +142,7 @@ def five_gaussians() -> GaussianMixture:
 
 
 def mixture_points(n: int, seed: int = 0) -> Points:
-    """n points of the five Gaussians, as many of each, labelled."""
+    """Draws n labelled points of the five Gaussians, equally many of each."""
     labels = torch.arange(5).repeat_interleave(-(-n // 5))[:n]
     data = torch.cat(
         [component(label).draw(int((labels == label).sum()), seed + label) for label in range(5)]
@@ -151,18 +151,18 @@ def mixture_points(n: int, seed: int = 0) -> Points:
 
 
 def component(label: int) -> GaussianMixture:
-    """One of the five Gaussians."""
+    """Returns one of the five Gaussians."""
     mixture, one = five_gaussians(), slice(label, label + 1)
     return GaussianMixture(mixture.weights[one], mixture.means[one], mixture.covariances[one])
 
 
 class MixtureBattery(Battery):
-    """Of each Gaussian: log density, occupancy of equally likely cells, nearest neighbours."""
+    """Tests of each Gaussian: log density, occupancy of equally likely cells, neighbours."""
 
     def __init__(self, size: int = 10_000):
         self.size, self.labels = size, tuple(range(5))
         self.definition = f"five Gaussians 1, {size} samples of each, {_RINGS} x {_SECTORS} cells"
-        # What samples are compared with; no model has seen it.
+        # Samples are compared with these points, which no model has seen.
         self.references = self.draw(-1)
 
     def draw(self, seed):
@@ -183,13 +183,13 @@ class MixtureBattery(Battery):
 
 
 def whiten(x: Tensor, label: int) -> Tensor:
-    """What would be standard normal if x [n, 2] were of this Gaussian, float64."""
+    """Maps x [n, 2], float64: points of this Gaussian become standard normal."""
     mean, factor = _mean_and_factor(label)
     return torch.linalg.solve_triangular(factor, (x.double() - mean).T, upper=False).T
 
 
 def unwhiten(white: Tensor, label: int) -> Tensor:
-    """The inverse of :func:`whiten`."""
+    """Inverts :func:`whiten`."""
     mean, factor = _mean_and_factor(label)
     return white @ factor.T + mean
 
@@ -200,7 +200,10 @@ def _mean_and_factor(label: int) -> tuple[Tensor, Tensor]:
 
 
 def occupancy_of_cells(white: Tensor) -> float:
-    """Pearson's chi-squared over rings and sectors, all equally likely for a standard normal."""
+    """Returns Pearson's chi-squared over cells that are equally likely for a standard normal.
+
+    A cell is the part of a ring in a sector.
+    """
     ring = (1 - (-white.square().sum(dim=1) / 2).exp()) * _RINGS
     sector = (torch.atan2(white[:, 1], white[:, 0]) / (2 * math.pi) + 0.5) * _SECTORS
     cell = ring.long().clamp(max=_RINGS - 1) * _SECTORS + sector.long().clamp(max=_SECTORS - 1)
@@ -209,18 +212,18 @@ def occupancy_of_cells(white: Tensor) -> float:
     return ((counts - expected).square().sum() / expected).item()
 
 
-# STATES.
+# The STATES data.
 
 _NLL_TOLERANCE = 0.01
 _GRID, _GRID_REACH = 300, 3.0
 
 
 class StatesBattery(Battery):
-    """Of all states and of each: NLL, sliced Wasserstein, nearest neighbours, memorisation.
+    """Tests of all states and of each: NLL, sliced Wasserstein, nearest neighbours, memorisation.
 
-    The NLL takes all samples of a set and is compared with that of the data, each datum left out of
-    the density that it is scored by: counted in, as in :func:`kde_nll`, data score 0.004 better
-    than anything new can. The other tests take as many samples as there are data points.
+    The NLL of all samples of a set is compared with that of the data. Each datum is left out of the
+    density that scores it: if it is included, as in :func:`kde_nll`, the data score 0.004 better
+    than new points can. The other tests use as many samples as there are data points.
     """
 
     def __init__(self, points: Points, size: int = 50_000):
@@ -265,9 +268,9 @@ class StatesBattery(Battery):
 
 
 class SmoothLogDensity:
-    """The log density of :func:`kde_nll` in two dimensions, from a cubic spline over a grid.
+    """The log density of :func:`kde_nll` in two dimensions, as a cubic spline over a grid.
 
-    The kernel is wide, so the spline is exact to 1e-5, and a million points take a second.
+    The kernel is wide, so the spline is accurate to 1e-5. A million points take a second.
 
     Args:
         data: [N, 2].
@@ -282,7 +285,7 @@ class SmoothLogDensity:
         self.spline = RectBivariateSpline(axis, axis, log_p)
 
     def nll(self, x: Tensor) -> float:
-        """Mean -log density of x [n, 2], in nats."""
+        """Returns the mean -log density of x [n, 2], in nats."""
         inside = (x.abs() <= _GRID_REACH).all(dim=1)
         near = x[inside].double().numpy()
         total = -self.spline.ev(near[:, 0], near[:, 1]).sum()
@@ -292,7 +295,7 @@ class SmoothLogDensity:
 
 
 def leave_one_out_nll(x: Tensor, data: Tensor) -> float:
-    """Mean -log density of some x [n, 2] of the data, each under the KDE of all other data."""
+    """Returns the mean -log density of data points x [n, 2], each under the KDE of all others."""
     kde = gaussian_kde(data.double().numpy().T)
     at_itself = np.linalg.det(2 * math.pi * kde.covariance) ** -0.5 / len(data)
     others = (kde(x.double().numpy().T) - at_itself) * len(data) / (len(data) - 1)
@@ -300,6 +303,6 @@ def leave_one_out_nll(x: Tensor, data: Tensor) -> float:
 
 
 def pointwise_nll(x: Tensor, data: Tensor) -> Tensor:
-    """-log density of each of x [n, 2] under the KDE of :func:`kde_nll`, float64 [n]."""
+    """Returns -log density of each of x [n, 2] under the KDE of :func:`kde_nll`, float64 [n]."""
     kde = gaussian_kde(data.double().numpy().T)
     return -torch.from_numpy(kde.logpdf(x.numpy().T))

@@ -1,19 +1,19 @@
-"""What work must cost at least: floating-point operations, bytes, and the floor they set."""
+"""The least cost of work: floating-point operations, bytes, and the time that they take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-PARAMETER_BUFFERS = 8  # reads and writes of parameters, two moments, average, each once
+PARAMETER_BUFFERS = 8  # one read and one write of parameters, two moments and average
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The least that a work needs.
+    """The least cost of a work.
 
     Attributes:
         flops: floating-point operations of its matrix products.
-        bytes: that must come from or go to memory if everything in between stays on the chip.
+        bytes: memory traffic in bytes if all intermediate results stay on the chip.
     """
 
     flops: float
@@ -28,26 +28,27 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device can do, measured: operations and bytes per second."""
+    """Measured rates of a device: operations and bytes per second."""
 
     matmul: dict[str, float]  # by precision
     memory: float
     cache: float  # a buffer that stays in the last-level cache
 
     def floor(self, cost: Cost, precision: str) -> float:
-        """Seconds below which no work of this cost can be."""
+        """Returns the least number of seconds that work of this cost takes."""
         return max(cost.flops / self.matmul[precision], cost.bytes / self.memory)
 
 
 def weights(widths: Sequence[int]) -> int:
-    """Weights of an MLP, without biases."""
+    """Returns the number of weights of an MLP, without biases."""
     return sum(width_in * width_out for width_in, width_out in pairwise(widths))
 
 
 def training_step(widths: Sequence[int], rows: int, dim: int = 2) -> Cost:
-    """Forward, data gradient of all layers but the first, weight gradient; one AdamW update.
+    """Returns the cost of a training step: forward pass, gradients and one AdamW update.
 
-    The batch is drawn on the chip; a row reads its point.
+    Gradients are those of the inputs of all layers but the first, and of the weights. The batch is
+    drawn on the chip; a row reads its point.
     """
     total, first = weights(widths), widths[0] * widths[1]
     flops = rows * (2 * total + 2 * (total - first) + 2 * total)
@@ -55,9 +56,11 @@ def training_step(widths: Sequence[int], rows: int, dim: int = 2) -> Cost:
 
 
 def chain(denoiser: Sequence[int], classifier: Sequence[int] | None, rows: int, steps: int) -> Cost:
-    """Reverse steps: the denoiser's forward; guided, the classifier's forward and input gradient.
+    """Returns the cost of reverse steps, guided if a classifier is given.
 
-    Rows and weights stay on the chip; x_T is drawn there and the samples are written once.
+    A step is the denoiser's forward pass; a guided step also the classifier's forward pass and
+    input gradient. Rows and weights stay on the chip; x_T is drawn there and the samples are
+    written once.
     """
     flops = 2 * weights(denoiser)
     total = weights(denoiser)

@@ -1,8 +1,8 @@
-"""How good samples of every data set are, with the project's best setting, beside real points.
+"""Measures samples of every data set beside real points.
 
 ``python -m flashpoint.bench datasets --out FOLDER`` trains an unconditional denoiser, a conditional
-one and a classifier of noisy points on each data set, samples in every way there is, and writes
-``<name>.json`` and ``tables.md``, about all sets that the folder holds, as each is done.
+denoiser and a classifier of noisy points on each data set, and samples in every way. After each set
+it writes ``<name>.json``, and ``tables.md`` about all sets in the folder.
 """
 
 import json
@@ -27,27 +27,27 @@ from . import machine
 SCHEDULE = fd.Schedule(500)
 P_UNCOND = 0.1
 
-_REPEATS = 10  # of an EMD, each the mean of 5 draws of 250 points
+_REPEATS = 10  # values of the EMD, each the mean of 5 draws of 250 points
 _SAMPLES, _OF_CLASS, _REWARDED, _HELD_OUT = 5000, 5000, 500, 5000
-_CLASSIFIED = 500  # points, by denoising error
+_CLASSIFIED = 500  # points that are classified by their denoising error
 _REWARD_STEPS, _CANDIDATES, _POSTERIOR_DRAWS = 100, 10, 4
 
 
 class DatasetBench:
-    """Everything that is measured of one data set.
+    """All measurements of one data set.
 
     Args:
-        name: of the data set.
-        seed: of everything.
-        device: where the work runs.
-        recipe: how denoisers and the classifier are trained, a name of :data:`fd.RECIPES`.
+        name: name of the data set.
+        seed: seed of everything random.
+        device: device that does the work.
+        recipe: training of denoisers and classifier, a name of :data:`fd.RECIPES`.
     """
 
     def __init__(self, name: str, seed: int, device: str | None, recipe: str = "small"):
         whole = fd.dataset(name)
         self.seed, self.device = seed, device
         self.denoiser, self.classifier = fd.RECIPES[recipe]
-        # Where new points can be drawn they are what was held out, otherwise a part of the data.
+        # The held-out points are new draws if there is a generator, else a part of the data.
         if whole.redraw is None:
             self.points, self.held_out = whole.split(0.5, seed)
         else:
@@ -56,7 +56,7 @@ class DatasetBench:
         self.seconds: dict[str, float] = {}
 
     def real(self, number: int, n: int, label: int | None = None) -> Tensor:
-        """Real points [n, d] that were not trained on; other ones for each number."""
+        """Returns real points [n, d] that were not trained on, other ones for each number."""
         if self.points.redraw is not None:
             return self.points.redraw(n, child_seed(self.seed, 1000 + number), label)[0]
         rest = self.held_out.data if label is None else self.held_out.of_class(label)
@@ -64,7 +64,7 @@ class DatasetBench:
         return rest[order[:n]]
 
     def train(self, title: str, recipe, classify: bool = False):
-        """A trained network."""
+        """Trains a network."""
         start = time.perf_counter()
         trainer = fd.Trainer(
             self.points, SCHEDULE, recipe, classify=classify, seed=self.seed, device=self.device
@@ -74,7 +74,7 @@ class DatasetBench:
         return trainer.model()
 
     def sample(self, title: str, model, n: int, **options) -> Tensor:
-        """New samples [n, d]."""
+        """Draws new samples [n, d]."""
         start = time.perf_counter()
         seed = child_seed(self.seed, 7)
         x = fd.sample(model, SCHEDULE, n, seed=seed, device=self.device, **options).x.cpu()
@@ -82,7 +82,7 @@ class DatasetBench:
         return x
 
     def run(self) -> dict:
-        """All numbers of the data set."""
+        """Measures everything and returns the numbers for the record."""
         denoiser = self.train("train denoiser", self.denoiser)
         result = {
             "data": self.points.name,
@@ -92,14 +92,15 @@ class DatasetBench:
             "unconditional": self.whole(self.sample("sample", denoiser, _SAMPLES)),
         }
         if self.judge is not None:
-            told = self.train("train conditional", replace(self.denoiser, p_uncond=P_UNCOND))
+            recipe = replace(self.denoiser, p_uncond=P_UNCOND)
+            conditional = self.train("train conditional", recipe)
             classifier = self.train("train classifier", self.classifier, classify=True)
-            result["classes"] = self.classes(denoiser, told, classifier)
-            result["by denoising error"] = self.classified(told)
+            result["classes"] = self.classes(denoiser, conditional, classifier)
+            result["by denoising error"] = self.classified(conditional)
         return {**result, "seconds": self.seconds}
 
     def whole(self, x: Tensor) -> dict:
-        """EMD and kernel NLL of unconditional samples, each beside real points'."""
+        """Returns EMD and kernel NLL of unconditional samples, each beside that of real points."""
         real = [self.real(number, len(x)) for number in range(_REPEATS)]
         data = self.points.data
         emd = _spread(lambda k: fd.emd(x, data, seed=k))
@@ -113,20 +114,20 @@ class DatasetBench:
             "kernel nll of the data itself": fd.kernel_nll(data, data),
         }
 
-    def classes(self, denoiser, told, classifier) -> dict:
-        """Samples of each class, by every kind of guidance."""
+    def classes(self, denoiser, conditional, classifier) -> dict:
+        """Samples each class with every kind of guidance and measures the samples."""
         classes = range(self.points.num_classes)
         labels = torch.arange(len(classes)).repeat_interleave(_OF_CLASS)
 
         def parts(x: Tensor) -> list[Tensor]:
             return [x[labels == label] for label in classes]
 
-        ways = {
-            f"told the class, w = {w}": parts(
-                self.sample(f"sample w = {w}", told, len(labels), label=labels, scale=float(w))
+        ways = {}
+        for w in (0, 1):
+            x = self.sample(
+                f"sample w = {w}", conditional, len(labels), label=labels, scale=float(w)
             )
-            for w in (0, 1)
-        }
+            ways[f"told the class, w = {w}"] = parts(x)
         ways["classifier guidance"] = parts(
             self.sample("sample guided", denoiser, len(labels), classifier=classifier, label=labels)
         )
@@ -143,9 +144,9 @@ class DatasetBench:
         }
 
     def _rewarded(self, denoiser, classifier, label: int) -> Tensor:
-        """Samples that seek log p(label | x) of the classifier at the least noisy timestep."""
+        """Draws samples of high log p(label | x), by the classifier at the least noisy t."""
         feature = SCHEDULE.time_features[0].float()
-        # More dimensions than candidates hide the posterior's covariance.
+        # With more dimensions than candidates the covariance of the posterior is unknown.
         posterior_draws = _POSTERIOR_DRAWS if self.points.dim < _CANDIDATES else 0
 
         @torch.no_grad()
@@ -167,7 +168,7 @@ class DatasetBench:
         ).x.cpu()
 
     def accuracy(self, samples: Sequence[Tensor]) -> float:
-        """The share of a class's samples [n, d] that the judge takes for it, mean over classes."""
+        """Returns the share of samples [n, d] that the judge puts in their class, mean over all."""
         return mean(
             float((self.judge.predict(x.numpy()) == label).mean())
             for label, x in enumerate(samples)
@@ -181,13 +182,13 @@ class DatasetBench:
             "within two sd": abs(emd - floor[0]) <= 2 * floor[1],
         }
 
-    def classified(self, told) -> dict:
-        """Held-out points classified by the conditional denoiser, and by the judge."""
+    def classified(self, conditional) -> dict:
+        """Classifies held-out points with the conditional denoiser and with the judge."""
         start = time.perf_counter()
         x, labels = self.held_out.data[:_CLASSIFIED], self.held_out.labels[:_CLASSIFIED]
         prior = self.points.labels.bincount()
         classifier = fd.DiffusionClassifier(
-            told, SCHEDULE, prior=prior, seed=self.seed, device=self.device
+            conditional, SCHEDULE, prior=prior, seed=self.seed, device=self.device
         )
         accuracy = classifier.score(x, labels)
         self.seconds["classify"] = time.perf_counter() - start
@@ -262,7 +263,7 @@ def _mark(passed: bool) -> str:
 @click.argument("names", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
 @click.option("--recipe", default="small", show_default=True, help="small, fast or long.")
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str | None) -> None:
     """Measure samples of data sets, NAMES or all, beside real points of each."""

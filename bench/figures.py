@@ -1,4 +1,4 @@
-"""The plots of records."""
+"""The figures of records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _DPI = 110
 
 
 def roofline_figure(rates: Rates, points: Sequence, path: Path) -> None:
-    """Operations per second against operations per byte, under the roofs of the device."""
+    """Plots operations per second against operations per byte, with the limits of the device."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     intensity = np.logspace(-1, 5, 200)
@@ -29,14 +29,14 @@ def roofline_figure(rates: Rates, points: Sequence, path: Path) -> None:
         if point.us and point.flops:
             x, y = point.flops / point.bytes, point.flops / (point.us * 1e-6)
             axes.plot(x, y, "o", ms=5, label=f"{point.name}, {point.rows:,}")
-    axes.set_xlabel("FLOP per byte of memory traffic that is needed at least")
+    axes.set_xlabel("FLOP per byte of the least memory traffic")
     axes.set_ylabel("FLOP/s")
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=_DPI)
 
 
 def speedup_figure(titles: Sequence[str], speedups: dict[str, Sequence[float]], path: Path) -> None:
-    """Bars: how many times as fast as each peer ours is, one group a work; NaN where unknown."""
+    """Draws bars of the speedups over each peer, in one group for each work; NaN where unknown."""
     figure = Figure(figsize=(8, 0.6 + 0.55 * max(3, len(titles))), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / max(1, len(speedups))
@@ -50,13 +50,13 @@ def speedup_figure(titles: Sequence[str], speedups: dict[str, Sequence[float]], 
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
-    axes.set_xlabel("ours is so many times as fast as")
+    axes.set_xlabel("speedup of ours over")
     figure.legend(loc="outside upper center", ncols=3, fontsize=7)
     figure.savefig(path, dpi=_DPI)
 
 
 def trend_figure(series: dict[str, list[tuple[str, float]]], path: Path) -> None:
-    """Lines over time: (date, microseconds of ours) of each work."""
+    """Plots (date, microseconds of ours) of each work as lines over time."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     dates = sorted({date for line in series.values() for date, _ in line})
@@ -71,7 +71,7 @@ def trend_figure(series: dict[str, list[tuple[str, float]]], path: Path) -> None
 
 
 def speedrun_figure(results: Sequence[dict], path: Path) -> None:
-    """Seconds of each seed, filled where the samples passed."""
+    """Plots the seconds of each seed, filled where the samples passed."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for number, track in enumerate(results):

@@ -1,16 +1,16 @@
-"""The nightly gate: has ours become slower than it was?
+"""The nightly gate, which fails when ours has become slower.
 
-    python -m flashpoint.bench gate             compare with the committed baseline of this GPU
-    python -m flashpoint.bench gate --update    write the baseline
+    python -m flashpoint.bench gate             compares with the committed baseline of this GPU
+    python -m flashpoint.bench gate --update    writes the baseline
 
-Ours and the frozen work of ``reference_work.py`` run in turn, A B B A. What is compared from night
-to night is the median of the paired ratios: clocks, drivers and neighbours move both. Ours has
-become slower if even the bound of the ratio's bootstrap 95% interval that speaks for it is more
-than 3% worse than the baseline's ratio, and so in a second measurement too.
+Ours and the frozen work of ``reference_work.py`` run in turn, A B B A. The gate compares the median
+of the paired ratios from night to night, because clocks, drivers and neighbours change both times.
+Ours has become slower if the favourable bound of the ratio's bootstrap 95% interval is more than 3%
+worse than the ratio of the baseline, and again in a second measurement.
 
-Exit status 0: as fast as the baseline, or there was none and it was written. 1: slower, with a
-table, or wrong. 2: the night is invalid, because the reference itself took a time that is more than
-10% off, or the baseline is of another GPU or another version of the suite.
+Exit status 0: as fast as the baseline, or there was no baseline and it was written. 1: slower, with
+a table, or wrong. 2: the night is invalid, because the time of the reference differs by more than
+10% from the baseline, or the baseline is of another GPU or another version of the suite.
 """
 
 import json
@@ -35,9 +35,9 @@ from .timing import Runner, Timing, from_graph, paired
 BASELINES = Path(__file__).with_name("records") / "baselines"
 SLOWER, REFERENCE_MOVED = 1.03, 1.10
 _CHECKS = ("training", "sampling", "guided")
-_UPDATE_ROUNDS = 3  # times as many for a baseline, which every night is compared with
+_UPDATE_ROUNDS = 3  # times the rounds of a night, because every night is compared with a baseline
 
-# Rows of training steps, and rows and reverse steps of sampling, that a night can afford.
+# Rows of training steps, and rows and reverse steps of sampling, that fit into a night.
 _TRAINING = {"cuda": (2048, 10_000), "cpu": (2048,)}
 _SAMPLING = {"cuda": (5000, 500), "cpu": (2000, 10)}
 _SMALL_TRAINING, _SMALL_SAMPLING = (40,), (20, 2)
@@ -45,7 +45,7 @@ _SMALL_TRAINING, _SMALL_SAMPLING = (40,), (20, 2)
 
 @dataclass(frozen=True)
 class GateWork:
-    """One work of the gate; making ready a runner loads everything it needs."""
+    """A work of the gate, as two functions that prepare a runner with all its data."""
 
     name: str
     ours: Callable[[], Runner]
@@ -54,10 +54,11 @@ class GateWork:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Tonight's times of a work beside the baseline's.
+    """Tonight's times of a work beside those of the baseline.
 
     Attributes:
-        slowdown: of ours against the reference, 1 for none; ``least`` at the interval's bound.
+        slowdown: slowdown of ours against the reference; 1 for none.
+        least: the same at the favourable bound of the interval.
         reference_moved: tonight's time of the reference over that of the baseline.
     """
 
@@ -89,13 +90,13 @@ class Verdict:
 def works(
     problem: Problem, device: torch.device, extra_rows: float = 0.0, small: bool = False
 ) -> Iterator[GateWork]:
-    """What is timed.
+    """Yields the works that are timed.
 
     Args:
         problem: data and networks of ours.
-        device: where.
-        extra_rows: fraction of rows that ours does too much, to see whether the gate notices.
-        small: toy sizes, to see that it works.
+        device: device to measure on.
+        extra_rows: additional fraction of rows for ours, to test the gate.
+        small: toy sizes, to test the command.
     """
     ours = Ours(problem, device, "half" if device.type == "cuda" else "fp32")
 
@@ -121,15 +122,15 @@ def works(
 
 
 def measure(todo: list[GateWork], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Each work's paired timing of ours and the reference."""
+    """Returns the paired timing of ours and the reference for each work."""
     return {work.name: paired(work.ours(), work.reference(), rounds, device) for work in todo}
 
 
 def check_correct(problem: Problem, device: torch.device) -> None:
-    """Ours must get what float64 gets.
+    """Checks the answers of ours against float64.
 
     Raises:
-        SystemExit: it does not, so there are no numbers; status 1.
+        SystemExit: status 1: an answer is wrong, so nothing is timed.
     """
     precision = "half" if device.type == "cuda" else "fp32"
     referee = Referee(problem, device)
@@ -145,10 +146,11 @@ def check_correct(problem: Problem, device: torch.device) -> None:
 
 
 def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
-    """The baseline's timings by work; None if there is none.
+    """Returns the baseline's timings by work; None without a baseline.
 
     Raises:
-        ValueError: it is of another device, suite version or reference work, or unreadable.
+        ValueError: the baseline is of another device, suite version or reference work, or cannot
+            be read.
     """
     if not path.exists():
         return None
@@ -169,7 +171,7 @@ def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
 
 
 def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device) -> None:
-    """Keeps timings as what later ones are compared with."""
+    """Writes timings as the baseline of later nights."""
     make_folder(path.parent)
     save_json(path, {
         "device": short_name(device),
@@ -181,7 +183,7 @@ def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device)
 
 
 def compare(now: dict[str, Timing], before: dict[str, Timing]) -> list[Verdict]:
-    """A verdict of each work."""
+    """Returns a verdict on each work."""
     return [Verdict(name, timing, before[name]) for name, timing in now.items()]
 
 
@@ -190,7 +192,7 @@ def judge(
     before: dict[str, Timing],
     measure_works: Callable[[list[GateWork]], dict[str, Timing]],
 ) -> list[Verdict]:
-    """Measures all, and what seems slower once more; the last verdict of each work."""
+    """Measures all works, those that seem slower twice; returns the last verdict on each."""
     verdicts = {one.name: one for one in compare(measure_works(todo), before)}
     if any(one.invalid for one in verdicts.values()):
         return list(verdicts.values())
@@ -202,7 +204,7 @@ def judge(
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Tonight beside the baseline, in Markdown."""
+    """Returns the table of tonight beside the baseline, in Markdown."""
     header = ("work", "ours, us", "reference, us", "slower by", "at least", "reference moved", "")
     return markdown_table(header, (
         (
@@ -228,13 +230,13 @@ def table(verdicts: list[Verdict]) -> str:
     "--extra-rows",
     default=0.0,
     show_default=True,
-    help="Fraction of rows that ours does too much, to see whether the gate notices.",
+    help="Additional fraction of rows for ours, to test the gate.",
 )
-@click.option("--small", is_flag=True, help="Toy sizes, to see that it works.")
+@click.option("--small", is_flag=True, help="Toy sizes, to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(update, device, rounds, baseline, extra_rows, small, busy, folder) -> None:
-    """Has ours become slower than the committed baseline of this GPU?"""
+    """Compare the speed of ours with the committed baseline of this GPU."""
     device = free_device(device, busy)
     path = baseline or BASELINES / f"{short_name(device)}.json"
     record, before = Record(folder), None if update else read_baseline(path, device)

@@ -1,10 +1,10 @@
-"""Does the gate notice, and does it keep quiet? Planted work shows it.
+"""Measures how often the gate raises an alarm, with and without planted work.
 
     python -m flashpoint.bench gate-selftest --device cpu --record FOLDER
 
-A baseline is written. Then the gate runs again and again, each time in a process of its own as it
-does every night: with nothing planted, where each alarm is false, and with 5% and 20% more rows in
-ours, where it should alarm. Rates come with their Clopper-Pearson 95% interval.
+After a baseline is written, the gate runs many times, each time in a new process as it does every
+night. Without planted work each alarm is false. With 5% and 20% more rows in ours the gate should
+raise an alarm. Rates come with their Clopper-Pearson 95% interval.
 """
 
 import subprocess
@@ -26,13 +26,13 @@ _OUTCOMES = {0: "quiet", 1: "alarm", 2: "invalid night"}
 
 @dataclass
 class Planted:
-    """What the gate said of so much planted work.
+    """Outcomes of the gate for an amount of planted work.
 
     Attributes:
-        extra_rows: fraction of rows planted.
-        runs: how often the gate ran, without invalid nights.
-        alarms: how often it said slower.
-        invalid: how often it called the night invalid.
+        extra_rows: planted rows, as a fraction.
+        runs: number of runs, without invalid nights.
+        alarms: number of runs with the verdict slower.
+        invalid: number of invalid nights.
         low, high: Clopper-Pearson 95% interval of alarms / runs.
     """
 
@@ -45,10 +45,10 @@ class Planted:
 
 
 def gate(*arguments: str) -> int:
-    """Exit status of the gate in a new process.
+    """Runs the gate in a new process and returns its exit status.
 
     Raises:
-        RuntimeError: the gate failed otherwise than by a verdict.
+        RuntimeError: the gate failed without a verdict.
     """
     command = [sys.executable, "-m", "flashpoint.bench", "gate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -59,7 +59,7 @@ def gate(*arguments: str) -> int:
 
 
 def summarise(extra_rows: float, statuses: list[int]) -> Planted:
-    """The rate of alarms with its interval, over the nights that were valid."""
+    """Returns the rate of alarms over the valid nights, with its interval."""
     count = Counter(_OUTCOMES[status] for status in statuses)
     runs = count["quiet"] + count["alarm"]
     low, high = clopper_pearson(count["alarm"], runs)
@@ -68,12 +68,17 @@ def summarise(extra_rows: float, statuses: list[int]) -> Planted:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--repeats", default=30, show_default=True, help="Runs of the gate with nothing.")
-@click.option("--planted-repeats", default=20, show_default=True, help="Runs with each planting.")
+@click.option("--repeats", default=30, show_default=True, help="Runs without planted work.")
+@click.option(
+    "--planted-repeats",
+    default=20,
+    show_default=True,
+    help="Runs for each amount.",
+)
 @click.option("--rounds", default=40, show_default=True, help="Paired rounds of each work.")
 @record_option
 def main(device, repeats, planted_repeats, rounds, folder) -> None:
-    """Plant work in the gate's timed process and count how often it notices."""
+    """Plant work in ours and count how often the gate notices it."""
     device, record, results = free_device(device), Record(folder), []
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--device", str(device), "--rounds", str(rounds),

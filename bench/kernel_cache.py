@@ -1,8 +1,8 @@
-"""What Triton compiled, packed into one file, for a machine that keeps nothing between visits.
+"""Packs the kernels that Triton compiled, for a machine that keeps no files between visits.
 
-Triton keeps each kernel in a folder that is named by a hash of its source, its specialisation, the
-compiler and the chip, with a list of the kernel's files by their absolute paths. The lists are
-written anew when an archive is unpacked, so it does not matter where that is.
+Triton stores each kernel in a folder named by a hash of its source, its specialisation, the
+compiler and the chip. A list there names the kernel's files by their absolute paths. Unpacking
+rewrites the lists, so that an archive can be unpacked anywhere.
 """
 
 import importlib
@@ -17,12 +17,12 @@ import click
 from ..diffusion.files import make_folder
 
 FILE = "compiled.tar.gz"
-LIMIT = 15 * 2**20  # bytes: a little less than the 16 MiB that can be carried
+LIMIT = 15 * 2**20  # bytes; a little less than the 16 MiB that can be transferred
 _LIST = "__grp__*.json"
 
 
 def unpack(archive: Path, cache: Path) -> str | None:
-    """Adds what an archive holds to Triton's cache; why that cannot be done, or None."""
+    """Adds the kernels of an archive to Triton's cache; returns None, or why that is impossible."""
     make_folder(cache)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         try:
@@ -30,15 +30,15 @@ def unpack(archive: Path, cache: Path) -> str | None:
                 tar.extractall(scratch, filter="data")
             for folder in Path(scratch).iterdir():
                 if not (cache / folder.name).exists():
-                    _list_anew(folder, cache / folder.name)
+                    _rewrite_lists(folder, cache / folder.name)
                     folder.rename(cache / folder.name)
         except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zlib.error) as error:
-            return f"{archive} cannot be read ({error!r}), so everything is compiled anew"
+            return f"{archive} cannot be read ({error!r}), so everything is compiled again"
     return None
 
 
-def _list_anew(folder: Path, place: Path) -> None:
-    """Makes a folder's lists name its files by the paths that they are going to have."""
+def _rewrite_lists(folder: Path, place: Path) -> None:
+    """Rewrites the lists of a folder with the paths that its files are going to have."""
     for listing in folder.glob(_LIST):
         content = json.loads(listing.read_text())
         content["child_paths"] = {name: str(place / name) for name in content["child_paths"]}
@@ -46,25 +46,25 @@ def _list_anew(folder: Path, place: Path) -> None:
 
 
 def kernels_in(cache: Path) -> set[str]:
-    """Folders of Triton's cache that are whole: of kernels, and of modules that launch them."""
+    """Returns the complete folders of Triton's cache, of kernels and their launchers."""
     return {path.parent.name for pattern in (_LIST, "*.so") for path in cache.glob(f"*/{pattern}")}
 
 
 def pack(cache: Path, archive: Path, limit: int = LIMIT) -> int:
-    """Packs Triton's cache, the newest first, into a file of at most ``limit`` bytes.
+    """Packs Triton's cache, newest folders first, into a file of at most ``limit`` bytes.
 
     Returns:
-        how many folders had no room in it.
+        the number of folders for which there was no room.
     """
     folders = [cache / name for name in kernels_in(cache)]
     left_out, temporary = 0, archive.with_name(f".{archive.name}")
-    # Half the effort of the most that gzip can do: as small to a percent, in a third of the time.
+    # The highest level of gzip would save one percent and take three times as long.
     with (
         temporary.open("wb") as file,
         tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tar,
     ):
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
-            # As if nothing could be compressed, because the compressor holds some of it back.
+            # Compression is not counted, because the compressor has not written everything yet.
             if file.tell() + sum(path.stat().st_size for path in folder.iterdir()) > limit:
                 left_out += 1
             else:
@@ -74,14 +74,14 @@ def pack(cache: Path, archive: Path, limit: int = LIMIT) -> int:
 
 
 def _whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leaves out what a process that was killed had begun to write."""
+    """Leaves out the incomplete files of a process that was killed."""
     return None if "/tmp.pid_" in member.name else member
 
 
 @click.command()
 def main() -> None:
     """Compile the optimiser's kernels for sm_90 into Triton's cache; no GPU is needed."""
-    # Only who compiles needs triton.
+    # Only this command needs triton.
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

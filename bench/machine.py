@@ -1,4 +1,4 @@
-"""The machine that is measured: its name, what the numbers depend on, and whether it is free."""
+"""The machine that is measured: its name, its versions, and the processes on its GPU."""
 
 import hashlib
 import os
@@ -15,16 +15,16 @@ from ..diffusion import UserError
 from ..diffusion.device import choose_device
 
 REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
-_GIT = ("git", "-C", str(Path(__file__).resolve().parent))  # of this code, from wherever it runs
+_GIT = ("git", "-C", str(Path(__file__).resolve().parent))  # in the folder of this code
 
 
 def commit() -> str | None:
-    """The commit of this code, None if it is in no repository."""
+    """Returns the commit of this code; None outside a repository."""
     return _output(*_GIT, "rev-parse", "HEAD")
 
 
 def describe() -> dict:
-    """What the numbers depend on."""
+    """Returns everything about machine and versions that the numbers depend on."""
     others = other_processes()  # counted before this one may use the GPU
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,26 +46,27 @@ def describe() -> dict:
 
 
 def gpu_name() -> str | None:
-    """What the GPU calls itself; None without one."""
+    """Returns the name of the GPU; None without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def short_name(device: torch.device | None = None) -> str:
-    """The GPU's name, or ``cpu`` and the processor's, as part of a file's name."""
+    """Returns the name of the GPU, or ``cpu`` and the processor, in a form for file names."""
     on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
     name = torch.cuda.get_device_name(device) if on_gpu else f"cpu {_processor()}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def reference_hash() -> str:
-    """SHA-256 of the frozen reference work."""
+    """Returns the SHA-256 of the frozen reference work."""
     return hashlib.sha256(REFERENCE_WORK.read_bytes()).hexdigest()
 
 
 def other_processes() -> list[str]:
-    """Ids of the processes that use the GPU.
+    """Returns the ids of the processes that use the GPU.
 
-    In a container this process is listed under another id: call it before this one uses the GPU.
+    In a container this process has another id in the list, so call this function before the process
+    uses the GPU.
     """
     listed = _output("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
     found = [line.strip() for line in (listed or "").splitlines()]
@@ -73,20 +74,20 @@ def other_processes() -> list[str]:
 
 
 def free_device(name: str | None, busy: bool = False) -> torch.device:
-    """The device to measure on.
+    """Returns the device to measure on.
 
     Args:
-        name: ``cpu``, ``cuda`` or ``cuda:N``; None for the GPU where there is one.
-        busy: measure although another process uses the GPU; the record counts them.
+        name: ``cpu``, ``cuda`` or ``cuda:N``; None for the GPU if there is one.
+        busy: accepts a GPU that other processes use; the record counts them.
 
     Raises:
-        ValueError: there is no such device, or another process uses the GPU.
+        ValueError: the device does not exist, or another process uses the GPU.
     """
     device = choose_device(name)
     if device.type == "cuda" and not busy and (others := other_processes()):
         raise UserError(
-            f"device {device} is in use by process {', '.join(others)}, which would be measured "
-            "too; end it, or measure all the same with --busy"
+            f"device {device} is in use by process {', '.join(others)}, which would disturb "
+            "the measurement; end it, or measure nevertheless with --busy"
         )
     return device
 
@@ -109,7 +110,7 @@ def _triton_version() -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints, or None if it cannot run."""
+    """Returns the output of a command; None if the command cannot run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

@@ -1,17 +1,17 @@
-"""The operations on their kernels against PyTorch, eager and compiled.
+"""Times the operations on their kernels against PyTorch, eager and compiled.
 
     python -m flashpoint.bench operations [--device cuda] [--rounds 30] [--record FOLDER]
 
-For each operation and size, the kernels' answer is first compared with the float64 reference; where
-that fails no time is printed. Then ours and each peer do the same work in turn, A B B A: warm, on
-random data, between two CUDA events. What counts is the median of the paired ratios with its
+For each operation and size, the answer of the kernels is first compared with the float64 reference.
+A wrong answer is not timed. Then ours and each peer do the same work in turn, A B B A: warm, on
+random data, between two CUDA events. The result is the median of the paired ratios with its
 bootstrap 95% interval.
 
-Ours runs from a CUDA graph. Its peers are ``eager``, PyTorch as people write it, launch by launch;
-``graph``, the same captured in a CUDA graph; and ``compiled``, ``torch.compile`` in a CUDA graph.
+Ours runs from a CUDA graph. The peers are ``eager``, ordinary PyTorch, launch by launch; ``graph``,
+the same captured in a CUDA graph; and ``compiled``, ``torch.compile`` in a CUDA graph.
 
-On a CPU the kernels do not run: there the reference stands in for them, and the numbers only show
-that the benchmark works.
+On a CPU the reference runs in place of the kernels, and the numbers only show that the benchmark
+works.
 """
 
 import time
@@ -47,14 +47,14 @@ TOLERANCE = {"fp16": 2e-2, "bf16": 5e-2, "tf32": 2e-2, "fp32": 1e-4}
 
 @dataclass
 class Comparison:
-    """One operation at one size.
+    """One operation at one size, on the kernels and in PyTorch.
 
     Attributes:
-        name, rows, precision: what is done.
-        ours: does it once, on the kernels.
-        peers: the same in PyTorch, each doing it once.
-        error: the largest relative error of ours, against float64.
-        tolerance: how large that may be.
+        name, rows, precision: operation, number of rows, and precision of matrix products.
+        ours: does the operation once, on the kernels.
+        peers: do it once in PyTorch, by name.
+        error: returns the largest relative error of ours against float64.
+        tolerance: largest error that is accepted.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Comparison:
 
 @dataclass
 class Result:
-    """What became of a comparison; without timings if ours is wrong."""
+    """The outcome of a comparison, without timings if ours is wrong."""
 
     name: str
     rows: int
@@ -76,26 +76,26 @@ class Result:
     error: float
     tolerance: float
     correct: bool
-    from_graph: bool = False  # whether ours ran from a CUDA graph
+    from_graph: bool = False  # True if ours ran from a CUDA graph
     timings: dict[str, Timing] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)  # peers that did not run, and why
+    unavailable: dict[str, str] = field(default_factory=dict)  # reasons, by peer
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of the expected."""
+    """Returns the norm of the difference divided by the norm of the expected."""
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """All numbers of some tensors in one."""
+    """Joins all numbers of some tensors in one dimension."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-# What is compared.
+# The comparisons.
 
 
 def comparisons(device: torch.device, small: bool) -> Iterator[Comparison]:
-    """All comparisons, the most telling first; ``small`` for a look at correctness alone."""
+    """Yields all comparisons, the most important first; ``small`` ones only check answers."""
     precisions = ("fp16", "tf32", "bf16", "fp32") if device.type == "cuda" else ("fp32",)
     for precision in precisions:
         for rows in (200,) if small else (10_000, 2048):
@@ -113,12 +113,12 @@ def comparisons(device: torch.device, small: bool) -> Iterator[Comparison]:
 
 
 def perceptron(device: torch.device, rows: int, precision: str, training: bool) -> Comparison:
-    """The denoiser as a drop-in: forward, and with training also backward."""
+    """Compares the denoiser as a drop-in: forward, and in training also backward."""
     plain = MLP(3, 2, HIDDEN).to(device)
     fused, compiled = FusedMLP.from_module(plain, precision=precision), torch.compile(plain)
     x = torch.randn(rows, 3, device=device)
-    # Off the mean of y, so that the gradients of rows do not average out: of what was left then, a
-    # single z that rounding takes across the kink of its PReLU would be too much.
+    # The target is off the mean of y, so that the gradients of rows do not cancel. Otherwise one z
+    # that rounding moves across the kink of its PReLU would exceed the tolerance.
     target = 1 + torch.randn(rows, 2, device=device)
     parameters = list(plain.parameters())
 
@@ -151,7 +151,7 @@ def perceptron(device: torch.device, rows: int, precision: str, training: bool) 
 
 
 def training_step(device: torch.device, rows: int, precision: str) -> Comparison:
-    """Draw, noise, forward, loss and all gradients."""
+    """Compares a training step: draw, noise, forward, loss and all gradients."""
     model = MLP(3, 2, HIDDEN).to(device)
     shape, seed = model.shape, torch.tensor([0], device=device)
     parameters = model.network().parameters.detach()
@@ -205,7 +205,7 @@ def training_step(device: torch.device, rows: int, precision: str) -> Comparison
 
 
 def noising(device: torch.device, rows: int) -> Comparison:
-    """A training batch drawn and noised."""
+    """Compares the draw of a training batch and its noise."""
     points = torch.randn(POINTS, 2, device=device)
     alpha_bar = torch.linspace(1, 1e-3, TIMESTEPS, device=device)
     seed = torch.tensor([0], device=device)
@@ -228,7 +228,7 @@ def noising(device: torch.device, rows: int) -> Comparison:
 
 
 def reverse_update(device: torch.device, rows: int) -> Comparison:
-    """One DDPM update with given noise."""
+    """Compares one DDPM update with given noise."""
     x_t, eps, z = torch.randn(3, rows, 2, device=device).unbind()
     coefficients = torch.tensor([1.01, -0.02, 0.1, 0.0], device=device)
     c_x, c_eps, c_z, _ = coefficients.tolist()
@@ -250,7 +250,7 @@ def reverse_update(device: torch.device, rows: int) -> Comparison:
 
 
 def optimiser(device: torch.device, parameters: int) -> Work:
-    """One update of AdamW and of the averaged weights."""
+    """Returns an update of AdamW and of the averaged weights as a work."""
     values, grad = torch.randn(2, 1, parameters, device=device).unbind()
     values = values.clone()
     state = adamw_state(values)
@@ -258,7 +258,7 @@ def optimiser(device: torch.device, parameters: int) -> Work:
 
 
 def pytorch_precision(precision: str, device: torch.device):
-    """A context in which PyTorch multiplies matrices in this precision."""
+    """Returns a context in which PyTorch multiplies matrices in a precision."""
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     if half is not None:
         return torch.autocast(device.type, half)
@@ -266,11 +266,11 @@ def pytorch_precision(precision: str, device: torch.device):
     return nullcontext()
 
 
-# How it is measured.
+# The measurement.
 
 
 def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result:
-    """Checks, and if that is good times."""
+    """Checks a comparison, and times it if ours is right."""
     result = Result(
         comparison.name, comparison.rows, comparison.precision, float("nan"),
         comparison.tolerance, correct=False,
@@ -278,7 +278,7 @@ def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result
     try:
         result.error = comparison.error()
         result.correct = result.error <= result.tolerance
-    except Exception as reason:  # a kernel that does not even compile must not end the others
+    except Exception as reason:  # one kernel that does not compile must not end the run
         result.unavailable["ours"] = one_line(reason)
     if not (result.correct and rounds):
         return result
@@ -295,18 +295,18 @@ def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result
     for name, prepare in peers.items():
         try:
             result.timings[name] = paired(ours, prepare(), rounds, device)
-        except Exception as reason:  # whatever a compiler or a capture raises
+        except Exception as reason:  # compilers and captures raise various errors
             result.unavailable[name] = one_line(reason)
     return result
 
 
 def one_line(error: Exception) -> str:
-    """An error's type and the first line of its message."""
+    """Returns the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def lines(result: Result) -> Iterator[str]:
-    """What is printed of a result."""
+    """Yields the lines that are printed about a result."""
     head = f"{result.name:24} {result.rows:>9} {result.precision:5} error {result.error:.1e}"
     if not result.correct:
         yield f"{head} WRONG, allowed {result.tolerance:.0e}; not timed"
@@ -324,14 +324,16 @@ def lines(result: Result) -> Iterator[str]:
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds; 0 only checks.")
-@click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick look.")
-@click.option("--budget", default=600.0, show_default=True, help="Seconds after which none starts.")
+@click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick test.")
+@click.option(
+    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(
     device: str | None, rounds: int, small: bool, budget: float, busy: bool, folder: Path | None
 ) -> None:
-    """The operations against PyTorch, eager and compiled."""
+    """Time the operations against PyTorch, eager and compiled."""
     device, record = free_device(device, busy), Record(folder)
     end, results = time.monotonic() + budget, []
     torch.manual_seed(0)

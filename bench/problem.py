@@ -1,4 +1,4 @@
-"""The task that ours and all peers get: STATES, as plain tensors that any library can take."""
+"""The task of ours and all peers: STATES, as plain tensors that any library can read."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 class Chain(NamedTuple):
     """Coefficients of a reverse process, in the order in which the steps are taken."""
 
-    table: Tensor  # float32 [S, 4]: of x, eps, z and the guidance
+    table: Tensor  # float32 [S, 4]: coefficients of x, eps, z and the guidance
     features: Tensor  # float32 [S, 1]
 
 
@@ -40,14 +40,14 @@ class Problem:
         return self.classifier if classify else self.denoiser
 
     def chain(self, num_steps: int, method: str, guided: bool) -> Chain:
-        """``num_steps`` steps of ``ddpm`` or the noiseless ``ddim``, guided with scale 1."""
+        """Returns steps of ``ddpm`` or of the noiseless ``ddim``; if guided, with scale 1."""
         steps = timesteps(self.schedule, num_steps)
         table = reverse_table(self.schedule, steps, method=method, scale=float(guided))
         return Chain(table.float(), self.schedule.time_features[steps].float())
 
 
 def states_problem() -> Problem:
-    """5,000 points of five states, 500 timesteps, networks as a :class:`Trainer` starts them."""
+    """Returns 5,000 points of five states, 500 timesteps and the networks of a new Trainer."""
     points, schedule = states_points(), Schedule()
     denoiser, classifier = (
         Trainer(points, schedule, recipe, classify=classify, device="cpu").model()

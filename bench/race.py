@@ -1,14 +1,14 @@
-"""The race: ours against every peer, the same work in turn on the same machine.
+"""The race: ours and every peer do the same work in turn on the same machine.
 
     python -m flashpoint.bench race [--device cuda] [--record FOLDER]
 
 Before anything is timed, ours and each peer train on the same batches and walk the same noiseless
-chain, and must get what float64 gets; who does not gets no number. Then ours and the peer work in
-turn, A B B A, warm and with warm caches, and the median of the paired ratios counts, with its
+chain. Their answers must agree with float64; a wrong peer is not timed. Then ours and the peer work
+in turn, A B B A, warm and with warm caches. The result is the median of the paired ratios with its
 bootstrap 95% interval.
 
-Ours works in its default precision, fp16 on a GPU and fp32 on a CPU. ``floor`` is the time below
-which this device cannot do the work, by the rates that were measured just before.
+Ours works in its default precision, fp16 on a GPU and fp32 on a CPU. ``floor`` is the shortest time
+in which this device could do the work, by rates that are measured just before.
 """
 
 import time
@@ -40,7 +40,7 @@ _CHECK_ROWS, _CHECK_STEPS, _CHECK_BATCHES = 2048, 20, 3
 
 @dataclass
 class Entry:
-    """One competitor at one work; without a time where it was wrong or could not run."""
+    """One competitor at one work, without a time if it was wrong or could not run."""
 
     work: str
     rows: int
@@ -51,15 +51,15 @@ class Entry:
     floor_us: float
     flops: float
     bytes: float
-    error: float | None = None  # relative, against float64
-    timing: Timing | None = None  # of ours and of this peer; None for ours itself
+    error: float | None = None  # relative error against float64
+    timing: Timing | None = None  # ours and this peer; None for ours itself
     us: float | None = None
     memory_mib: float | None = None  # high-water mark on a GPU
     unavailable: str | None = None
 
 
 class Referee:
-    """What float64 gets, and who gets the same."""
+    """Compares the answers of competitors with those of float64."""
 
     def __init__(self, problem: Problem, device: torch.device):
         self.ours = Ours(problem, torch.device("cpu"), "fp32")
@@ -87,7 +87,7 @@ class Referee:
         return self._answer(Exact(self.problem, torch.device("cpu"), "fp32"), check)
 
     def _error(self, name: str, precision: str, check: str) -> float:
-        """The largest relative error of a fresh peer of this name."""
+        """Returns the largest relative error of a fresh peer of this name."""
         make = Ours if name == "ours" else PEERS[name]
         expected = self.expected(check)
         answer = self._answer(make(self.problem, self.device, precision), check)
@@ -97,7 +97,7 @@ class Referee:
 def compete(
     workload: Workload, name: str, precision: str, referee: Referee, floor: float
 ) -> tuple[Entry, Runner | None]:
-    """Checks one competitor and makes it ready; no runner if it is wrong or cannot run."""
+    """Checks one competitor and prepares it; the runner is None if it is wrong or cannot run."""
     entry = Entry(
         workload.name, workload.rows, workload.steps, workload.full_steps, name, precision,
         floor * 1e6, workload.cost.flops, workload.cost.bytes,
@@ -114,15 +114,16 @@ def compete(
 
         runner, entry.memory_mib = made_ready(prepare, referee.device)
         return entry, runner
-    except Exception as reason:  # whatever a compiler, a capture or an allocator raises
+    except Exception as reason:  # compilers, captures and allocators raise various errors
         entry.unavailable = one_line(reason)
         return entry, None
 
 
 def made_ready(prepare: Callable[[], Runner], device: torch.device) -> tuple[Runner, float | None]:
-    """A runner, and MiB that torch allocated for it at most; None where torch does not count.
+    """Prepares a runner and returns it with the peak of its memory in MiB.
 
-    Counted from before it is made ready: what a CUDA graph uses is allocated when it is captured.
+    The count begins before the preparation, because the memory of a CUDA graph is allocated when it
+    is captured. It is None where torch does not count.
     """
     if device.type != "cuda":
         return prepare(), None
@@ -136,13 +137,13 @@ def made_ready(prepare: Callable[[], Runner], device: torch.device) -> tuple[Run
 
 @dataclass
 class Race:
-    """Runs the workloads and keeps what it finds in the record, beside what is there of others."""
+    """Runs the workloads and adds the entries to those of other peers in the record."""
 
     device: torch.device
     record: Record
     rounds: int
-    per_comparison: float  # seconds that the rounds of one comparison may take
-    deadline: float  # time.monotonic() after which none starts
+    per_comparison: float  # seconds for the rounds of one comparison
+    deadline: float  # time.monotonic() after which no work starts
     peers: tuple[str, ...]
     rates: Rates
     entries: list[Entry] = field(default_factory=list)
@@ -159,7 +160,7 @@ class Race:
                     continue
                 self.one(workload, referee)
                 self.save(works.left_out)
-        finally:  # an interrupt keeps what was measured
+        finally:  # after an interrupt the results are kept
             self.save(works.left_out)
 
     def save(self, left_out: list[str]) -> None:
@@ -176,7 +177,7 @@ class Race:
         self.add(mine)
         if ours is None:
             return
-        # If no peer gives a better one.
+        # This time stands if no peer is timed.
         mine.us = warm_up(ours, self.device) / ours.works * 1e6
         for name in self.peers:
             for precision in ("half", "tf32") if self.device.type == "cuda" else ("fp32",):
@@ -210,7 +211,7 @@ class Race:
 
 
 def ours_flop_rate(problem: Problem, device: torch.device) -> float:
-    """Operations per second of a training step of ours, to foresee how long works take."""
+    """Measures the operations per second of a training step of ours, to foresee run times."""
     runner = Ours(problem, device, "half").training(2048)
     seconds(runner, 1, device)
     once = seconds(runner, 1, device)
@@ -225,15 +226,17 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
     "per_run",
     type=float,
     default=None,
-    help="That one run of a work may take; longer ones are cut. Default: 60, on a CPU 2.",
+    help="Seconds for one run of a work; longer works are cut. Default: 60, on a CPU 2.",
 )
-@click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for its rounds.")
-@click.option("--budget", default=3600.0, show_default=True, help="Seconds until none starts.")
-@click.option("--peers", default=",".join(PEERS), show_default=True, help="Whom to race against.")
+@click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for the rounds.")
+@click.option(
+    "--budget", default=3600.0, show_default=True, help="Start none after so many seconds."
+)
+@click.option("--peers", default=",".join(PEERS), show_default=True, help="Peers to race against.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -> None:
-    """Ours against eager, graphed and compiled PyTorch, JAX, and a classic script."""
+    """Race against eager, graphed and compiled PyTorch, JAX, and a classic script."""
     device = free_device(device, busy)
     names = tuple(name.strip() for name in peers.split(","))
     if unknown := set(names) - set(PEERS):

@@ -1,4 +1,4 @@
-"""What this device can do, measured: matrix products, memory, last-level cache."""
+"""Measures the rates of the device: matrix products, memory, last-level cache."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .timing import Runner, seconds
 
 _MATRIX = {"cuda": 8192, "cpu": 1024}
 _MEMORY_BYTES = {"cuda": 2**31, "cpu": 2**28}
-_CACHE_BYTES = {"cuda": 2**24, "cpu": 2**20}  # of both buffers together: within an L2
+_CACHE_BYTES = {"cuda": 2**24, "cpu": 2**20}  # both buffers together; fits into an L2
 _ROUNDS = 7
 _PRECISIONS = {
     "cuda": {"half": torch.float16, "tf32": torch.float32, "fp32": torch.float32},
@@ -16,11 +16,11 @@ _PRECISIONS = {
 
 
 def measure_rates(device: torch.device, small: bool = False) -> Rates:
-    """The best of a few rounds of each.
+    """Measures each rate in a few rounds and returns the best.
 
     Args:
-        device: that is measured.
-        small: toy sizes, to see that it works.
+        device: device to measure.
+        small: toy sizes, to test the command.
     """
     kind = device.type
     shrink = 16 if small else 1
@@ -37,14 +37,14 @@ def measure_rates(device: torch.device, small: bool = False) -> Rates:
 
 
 def _best(work, repeats: int, device: torch.device) -> float:
-    """Seconds of one work in the fastest round: what the device can do, not what it did."""
+    """Returns the seconds of one work in the fastest round, the limit of the device."""
     runner = Runner(work)
     seconds(runner, 3, device)
     return min(seconds(runner, repeats, device) for _ in range(_ROUNDS))
 
 
 def _matmul(device: torch.device, n: int, dtype: torch.dtype, tf32: bool) -> float:
-    """Operations per second of a product of two n x n matrices."""
+    """Measures the operations per second of a product of two n x n matrices."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     a, b = torch.randn(2, n, n, device=device).to(dtype).unbind()
     out = torch.empty_like(a)
@@ -52,7 +52,7 @@ def _matmul(device: torch.device, n: int, dtype: torch.dtype, tf32: bool) -> flo
 
 
 def _copy(device: torch.device, size: int) -> float:
-    """Bytes per second, read and written, of copying one half of a buffer onto the other."""
+    """Measures bytes per second, read and written, by copying one half of a buffer to the other."""
     source, target = torch.randn(2, size // 8, device=device).unbind()
     repeats = max(1, min(200, 2**27 // size))
     return size / _best(lambda: target.copy_(source), repeats, device)

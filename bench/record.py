@@ -1,7 +1,7 @@
-"""The record of a benchmark run: one ``record.json``, whole at every moment, in a folder.
+"""The record of a benchmark run: one ``record.json`` in a folder, complete at every moment.
 
-Each measuring command adds its results to the record that ``--record FOLDER`` names, as it goes;
-``bench/gpu.sh`` adds how each of its stages ended.
+Each command adds its results, one by one, to the record that ``--record FOLDER`` names.
+``bench/gpu.sh`` adds the outcome of each of its stages.
 """
 
 import json
@@ -13,24 +13,27 @@ from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
 from . import machine
 
-# Of what is measured and how; numbers of two versions are not compared.
+# Version of the works and of the method; numbers of two versions are not compared.
 SUITE = 1
 FILE = "record.json"
 
 record_option = click.option(
-    "--record", "folder", type=click.Path(path_type=Path), help="Folder of the record to add to."
+    "--record",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the record to which results are added.",
 )
 
 
 class Record:
-    """What was measured on one machine; every change is written at once, in one step.
+    """Results of one machine; every change is written at once, in one step.
 
     Args:
-        folder: where ``record.json`` is or will be; None keeps nothing.
+        folder: folder of ``record.json``; None writes nothing.
 
     Raises:
-        ValueError: the folder cannot be written to, or what it holds is no record of this version
-            of the suite and this GPU.
+        ValueError: the folder cannot be written to, or it holds a record of another version of the
+            suite or another GPU.
     """
 
     def __init__(self, folder: Path | None):
@@ -47,7 +50,7 @@ class Record:
             }
 
     def _check(self) -> None:
-        """Numbers of two GPUs or two versions of the suite do not go into one record."""
+        """Refuses a record of another GPU or another version of the suite."""
         found = {"suite": self.content["suite"], "GPU": self.content["machine"]["gpu"]}
         here = {"suite": SUITE, "GPU": machine.gpu_name()}
         for name, value in here.items():
@@ -58,7 +61,7 @@ class Record:
                 )
 
     def put(self, stage: str, **entries) -> None:
-        """Adds to, or replaces in, the entries of a stage."""
+        """Adds entries to those of a stage, or replaces them."""
         self.content["stages"].setdefault(stage, {}).update(entries)
         self.write()
 
@@ -68,10 +71,10 @@ class Record:
 
 
 def read(path: Path) -> dict:
-    """What a record holds.
+    """Returns the content of a record.
 
     Raises:
-        ValueError: it cannot be read, or a part is missing.
+        ValueError: the record cannot be read, or a part is missing.
     """
     try:
         content = json.loads(path.read_text())

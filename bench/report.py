@@ -68,7 +68,7 @@ def read_records(folder: Path) -> list[Measured]:
         ValueError: the folder does not exist, or a record cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"records {folder} is no folder")
+        raise UserError(f"records {folder} is not a folder")
     found = []
     for path in sorted(folder.glob(f"*/{FILE}")):
         content = read(path)
@@ -166,7 +166,7 @@ class Page:
     def calibration(self, path: Path) -> None:
         """Adds the share of real draws that pass the batteries of the speedrun."""
         content = json.loads(path.read_text()) if path.exists() else {}
-        self.parts.append("## Do real draws pass the tests of time to quality?")
+        self.parts.append("## Real draws in the tests of time to quality")
         for name in TRACKS:
             if name not in content:
                 self.parts.append(f"{name}: {NOT_MEASURED}")
@@ -182,7 +182,7 @@ class Page:
                 self.parts[-1] += f" The excess loss must be at most tau = {tau:.2g}."
 
     def selftest(self, device: str, record: Measured) -> None:
-        self.parts += [f"## Does the gate notice: {device}", provenance(record),
+        self.parts += [f"## Self-test of the gate: {device}", provenance(record),
                        selftest_table(record.results("gate-selftest"))]  # fmt: skip
 
     def trends(self) -> None:
@@ -200,7 +200,7 @@ class Page:
 
 
 def performance_section(records: list[Measured]) -> str:
-    """Returns the performance tables of the README; the rows of a GPU stand there even if empty."""
+    """Returns the performance tables of the README, with the rows of a GPU even if empty."""
     newest, parts = latest(records, "race"), []
     for device, record in latest(records, "works").items():
         parts += [

@@ -1,10 +1,11 @@
-"""The roofline: how close each operation comes to what this device can do.
+"""The roofline: the time of each operation beside the limit of this device.
 
     python -m flashpoint.bench roofline [--device cuda] [--record FOLDER]
 
-The device's rates (matrix products, memory, last-level cache) are measured in the same run. An
-operation's floor is the longer of its FLOPs at the matrix rate and its bytes at memory's; its
-fraction is the floor over the measured time. Williams, Waterman and Patterson 2009.
+The rates of the device (matrix products, memory, last-level cache) are measured in the same run.
+The floor of an operation is the longer of two times: its FLOPs at the matrix rate, and its bytes at
+the rate of memory. Its fraction is the floor over the measured time. Williams, Waterman and
+Patterson 2009.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,12 +42,12 @@ _INDEX = 8  # bytes of a drawn index or timestep
 
 @dataclass
 class Point:
-    """One operation on the roofline; without a time if it could not run.
+    """One operation on the roofline, without a time if it could not run.
 
     Attributes:
-        us: microseconds, the median, with its 95% interval.
-        fraction: of the floor reached, 1 at best.
-        bound: what sets the floor, ``matmul`` or ``memory``.
+        bound: the rate that sets the floor, ``matmul`` or ``memory``.
+        us: median time in microseconds; ``low`` and ``high`` are its 95% interval.
+        fraction: floor over time, 1 at best.
         kernels: microseconds of each GPU kernel that it launches, by name.
     """
 
@@ -67,24 +68,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Operation:
-    """What is put on the roofline; ``prepare`` makes it ready, as a runner if it is of the host."""
+    """An operation to measure; ``prepare`` returns its work, or a runner if ``host`` is set."""
 
     name: str
     rows: int
-    precision: str  # of its matrix products, as the rates name it
+    precision: str  # precision of its matrix products, as the rates name it
     cost: Cost
     prepare: Callable[[], Callable[[], object] | Runner]
-    host: bool = False  # launched from the host, as it captures graphs of its own
+    host: bool = False  # launched from the host, because it captures graphs of its own
 
 
 def all_operations(problem: Problem, device: torch.device, sizes: dict) -> Iterator[Operation]:
-    """Every operation of ``flashpoint.kernels``, at the sizes that training and sampling use."""
+    """Yields every operation of ``flashpoint.kernels`` at the sizes of training and sampling."""
     on_gpu = device.type == "cuda"
     rate, precision = ("half", "fp16") if on_gpu else ("fp32", "fp32")
     denoiser, classifier = problem.denoiser.shape.widths, problem.classifier.shape.widths
     weights = costs.weights(denoiser)
     for rows in sizes["train"]:
-        # Without the optimiser: weights are read, gradients written.
+        # Without the optimiser, weights are read and gradients are written.
         flops = costs.training_step(denoiser, rows).flops
         yield Operation(
             "train_step", rows, rate, Cost(flops, 8 * rows + 8 * weights),
@@ -107,7 +108,7 @@ def all_operations(problem: Problem, device: torch.device, sizes: dict) -> Itera
             lambda guided=guided, count=count: _chain(problem, device, count, steps, guided),
         )  # fmt: skip
     for models in sizes["models"]:
-        # Whole training steps of many models in the same launches, each of the fewest rows.
+        # Whole training steps of many models in the same launches, each with the fewest rows.
         rows = sizes["train"][0]
         yield Operation(
             f"train_many, {models} models", rows, rate,
@@ -142,7 +143,7 @@ def _chain(problem: Problem, device: torch.device, rows: int, steps: int, guided
 
 
 def place(operation: Operation, rates: Rates, device: torch.device) -> Point:
-    """Times one operation and puts it under the roof."""
+    """Times one operation and places it on the roofline."""
     compute = operation.cost.flops / rates.matmul[operation.precision]
     memory = operation.cost.bytes / rates.memory
     point = Point(
@@ -160,13 +161,13 @@ def place(operation: Operation, rates: Rates, device: torch.device) -> Point:
         times = [seconds(runner, 1, device) * 1e6 for _ in range(_ROUNDS)]
         point.us, point.low, point.high = median_interval(times)
         point.fraction = point.floor_us / point.us
-    except Exception as reason:  # an operation that does not run must not end the others
+    except Exception as reason:  # one operation that does not run must not end the others
         point.unavailable = one_line(reason)
     return point
 
 
 def kernel_times(work: Callable[[], object]) -> dict[str, float] | None:
-    """Microseconds on the GPU of each kernel that the work launches; None without a profiler."""
+    """Returns the microseconds of each kernel of a work on the GPU; None without a profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     work()
@@ -184,7 +185,7 @@ def kernel_times(work: Callable[[], object]) -> dict[str, float] | None:
 
 
 def table(points: list[Point]) -> str:
-    """All operations in Markdown."""
+    """Returns the table of all operations in Markdown."""
     header = ("operation", "rows", "FLOP", "bytes", "floor, us", "set by", "measured, us",
               "of the floor")  # fmt: skip
     return markdown_table(header, (
@@ -200,11 +201,11 @@ def table(points: list[Point]) -> str:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--small", is_flag=True, help="Toy sizes, to see that it works.")
+@click.option("--small", is_flag=True, help="Toy sizes, to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, small, busy, folder) -> None:
-    """Every operation's FLOPs, bytes, floor, time and fraction of the floor, with a plot."""
+    """Measure every operation against its floor, with a plot."""
     device, points = free_device(device, busy), []
     record, problem = Record(folder), states_problem()
     torch.manual_seed(0)

@@ -3,15 +3,17 @@
     python -m flashpoint.bench calibrate              the tests' bands, from real draws alone
     python -m flashpoint.bench speedrun [--device cuda] [--record FOLDER]
 
-Two tracks. *mixture*: five Gaussians in the plane, whose best denoiser is known in closed form; the
-denoiser's excess loss must be at most tau, and 10,000 samples of each class must pass the battery.
-*states*: the STATES experiment; 50,000 samples of all states and of each must pass.
+There are two tracks. *mixture* has five Gaussians in the plane, whose best denoiser is known in
+closed form. The excess loss of the denoiser must be at most tau, and 10,000 samples of each class
+must pass the battery. *states* is the STATES experiment: 50,000 samples of all states and of each
+must pass.
 
-A track's recipe is fixed beforehand; a seed's time counts whether it passes or not, and the pass
-rate stands beside it. The clock starts after import, compilation and a warm-up on dummy data, with
-new parameters, optimiser and random state; it includes the data's upload, initialisation, all
-training of denoiser and classifier, and the averaged weights. The cold start, the warm-up's time,
-is reported beside it. Sampling and testing come after the clock has stopped.
+The recipe of a track is fixed beforehand. The time of a seed counts whether it passes or not, and
+the pass rate stands beside it. The clock starts after import, compilation and a warm-up on dummy
+data, with new parameters, optimiser and random state. It includes the upload of the data,
+initialisation, the training of denoiser and classifier, and the averaged weights. The time of the
+warm-up, the cold start, is reported beside it. Sampling and testing come after the clock has
+stopped.
 """
 
 import json
@@ -56,8 +58,8 @@ from .record import Record, record_option
 from .timing import clopper_pearson
 
 CALIBRATION = Path(__file__).with_name("records") / "calibration.json"
-# Of the reverse steps. With that of the posterior samples are narrower than data, which a battery
-# notices even where the denoiser is the closed-form one.
+# Variance of the reverse steps. With the variance of the posterior samples are narrower than data,
+# and a battery notices this even if the denoiser is the best one.
 VARIANCE = "beta"
 _WARM_STEPS = 60
 _SEEDS = {"cuda": 40, "cpu": 5}
@@ -65,12 +67,12 @@ _SEEDS = {"cuda": 40, "cpu": 5}
 
 @dataclass(frozen=True)
 class Track:
-    """What is trained, and when it is good.
+    """A task of training, and the tests that its samples must pass.
 
     Attributes:
-        target: the data's distribution, where its best denoiser is known.
-        denoiser, classifier: how they are trained.
-        long: how those are trained that tau comes from, where there is a target.
+        denoiser, classifier: recipes of their training.
+        target: distribution of the data if its best denoiser is known.
+        long: recipe of the long runs that define tau, if there is a target.
     """
 
     name: str
@@ -84,19 +86,19 @@ class Track:
 
     @property
     def long_runs(self) -> str:
-        """All that tau depends on, in words; other words need another tau."""
+        """Everything that tau depends on, in words; other words need another tau."""
         return f"{self.schedule}, {self.long}"
 
 
 def mixture_track(small: bool = False) -> Track:
-    """Five Gaussians; ``small`` is a toy, to see that it works.
+    """Returns the track of five Gaussians; ``small`` is a toy, to test the command.
 
-    The battery sees the error of DDPM itself, whatever the denoiser: 1000 steps are what the
-    closed-form denoiser passes with.
+    The battery detects the error of DDPM itself, whatever the denoiser. The closed-form denoiser
+    needs 1000 steps to pass.
     """
     long = Recipe(steps=12_000, hidden_layers=(128, 128, 128), batch_size=1024, lr=4e-3,
                   low_noise=0.5)  # fmt: skip
-    # Small networks and many rows: what is left of the error is noise of the gradient.
+    # Many rows for small networks, because the remaining error is noise of the gradient.
     rows = {"batch_size": 4096, "lr": 8e-3}
     track = Track(
         "mixture", mixture_points(500 if small else 50_000), Schedule(1000, beta_end=0.01),
@@ -108,7 +110,7 @@ def mixture_track(small: bool = False) -> Track:
 
 
 def states_track(small: bool = False) -> Track:
-    """STATES; ``small`` is a toy, to see that it works."""
+    """Returns the track of STATES; ``small`` is a toy, to test the command."""
     points = states_points(200 if small else 5000)
     battery = StatesBattery(points, 60 if small else 50_000)
     track = Track("states", points, Schedule(), *RECIPES["fast"], battery)
@@ -116,7 +118,7 @@ def states_track(small: bool = False) -> Track:
 
 
 def toy(track: Track) -> Track:
-    """The same with few, small steps."""
+    """Returns the same track with few, small steps."""
     denoiser, classifier, long = (
         recipe and replace(recipe, steps=6, hidden_layers=(16,), batch_size=32)
         for recipe in (track.denoiser, track.classifier, track.long)
@@ -129,7 +131,7 @@ TRACKS: dict[str, Callable[[bool], Track]] = {"mixture": mixture_track, "states"
 
 
 def train(track: Track, seed: int, device: torch.device) -> tuple[MLP, MLP]:
-    """Denoiser and classifier, from the data to averaged weights on the CPU."""
+    """Trains denoiser and classifier and returns their averaged weights, on the CPU."""
     models = []
     for classify, recipe in ((False, track.denoiser), (True, track.classifier)):
         trainer = Trainer(
@@ -141,16 +143,16 @@ def train(track: Track, seed: int, device: torch.device) -> tuple[MLP, MLP]:
 
 
 def on_the_clock(track: Track, seed: int, device: torch.device) -> tuple[float, tuple[MLP, MLP]]:
-    """Seconds of a training, and what it gave."""
+    """Trains and returns the seconds and the models."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    models = train(track, seed, device)  # its models are on the CPU, so the device is done
+    models = train(track, seed, device)  # the models are on the CPU, so the device is done
     return time.perf_counter() - start, models
 
 
 def warm_up(track: Track, device: torch.device) -> float:
-    """Seconds of a few steps on dummy data: everything is compiled and captured after it."""
+    """Takes a few steps on dummy data, which compiles and captures everything; returns seconds."""
     dummy = Points(torch.randn_like(track.points.data), track.points.labels, name="dummy")
     denoiser, classifier = (
         replace(recipe, steps=min(_WARM_STEPS, recipe.steps))
@@ -163,7 +165,7 @@ def warm_up(track: Track, device: torch.device) -> float:
 def samples_of(
     track: Track, models: tuple[MLP, MLP], seed: int, device: torch.device
 ) -> list[Tensor]:
-    """Samples of each set of the battery, guided by the classifier where it is of one class."""
+    """Draws each set of samples of the battery, guided by the classifier if it is of one class."""
     denoiser, classifier = models
     sets = []
     for number, label in enumerate(track.battery.labels):
@@ -177,14 +179,14 @@ def samples_of(
 
 
 def mean_excess(track: Track, denoiser: MLP) -> float:
-    """The excess loss over uniform timesteps."""
+    """Returns the mean excess loss over uniform timesteps."""
     return excess_loss(denoiser, track.schedule, track.target).mean().item()
 
 
 def run_seed(
     track: Track, seed: int, calibration: Calibration, tau: float | None, device: torch.device
 ) -> dict:
-    """Trains and tests one seed."""
+    """Trains and tests one seed and returns the numbers for the record."""
     seconds, models = on_the_clock(track, seed, device)
     failed = track.battery.failed(samples_of(track, models, seed, device), calibration.bands)
     found = {"seed": seed, "seconds": seconds}
@@ -196,7 +198,7 @@ def run_seed(
 
 
 def summary(track: str, seeds: list[dict], cold_start: float) -> dict:
-    """Pass rate, median and 95th percentile of the time, each with its 95% interval."""
+    """Returns pass rate, median and 95th percentile of the time, each with its 95% interval."""
     passed = sum(seed["passed"] for seed in seeds)
     times = [seed["seconds"] for seed in seeds]
     return {
@@ -210,7 +212,7 @@ def summary(track: str, seeds: list[dict], cold_start: float) -> dict:
 
 
 def _with_interval(values: Sequence[float], percent: float) -> list[float]:
-    """A percentile with its bootstrap 95% interval."""
+    """Returns a percentile with its bootstrap 95% interval."""
     middle = float(np.percentile(values, percent))
     if len(values) < 2:
         return [middle, middle, middle]
@@ -223,10 +225,10 @@ def _with_interval(values: Sequence[float], percent: float) -> list[float]:
 
 
 def read_calibration(path: Path, track: Track) -> tuple[Calibration, float | None]:
-    """The track's bands and tau.
+    """Returns the bands and tau of a track.
 
     Raises:
-        ValueError: there are none, or they are of another definition of the track.
+        ValueError: the track is not calibrated, or was calibrated with another definition.
     """
     entry = _read(path).get(track.name)
     needs_tau = track.target is not None
@@ -251,9 +253,9 @@ def _read(path: Path) -> dict:
 
 
 def calibrate_tau(track: Track, runs: int, device: torch.device) -> dict:
-    """tau: what the best of some long runs reaches, plus their spread.
+    """Returns tau: the excess loss of the best of some long runs, plus their standard deviation.
 
-    None where the best denoiser is not known, or without runs.
+    It is None if the best denoiser is not known, or without runs.
     """
     if track.long is None or runs == 0:
         return {"tau": None}
@@ -277,20 +279,20 @@ _calibration_option = click.option(
     help="File of bands and tau. Default: bench/records/calibration.json.",
 )  # fmt: skip
 _track_option = click.option(
-    "--track", "names", multiple=True, help="mixture or states, again for more. Default: both."
+    "--track", "names", multiple=True, help="mixture or states; may be repeated. Default: both."
 )
 
 
 @click.command()
 @_track_option
-@click.option("--draws", default=100, show_default=True, help="Real draws behind the bands.")
+@click.option("--draws", default=100, show_default=True, help="Real draws that define the bands.")
 @click.option("--repeats", default=200, show_default=True, help="Real draws that check them.")
-@click.option("--long-runs", default=10, show_default=True, help="Trainings behind tau.")
-@click.option("--tau-only", is_flag=True, help="Keep the bands that the file holds.")
-@click.option("--device", default=None, help="Of the trainings. Default: the best.")
+@click.option("--long-runs", default=10, show_default=True, help="Trainings that define tau.")
+@click.option("--tau-only", is_flag=True, help="Keep the bands of the file.")
+@click.option("--device", default=None, help="Device of the trainings. Default: the best.")
 @_calibration_option
 def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
-    """Bands of the speedrun's tests, from real draws alone, and tau from long runs."""
+    """Calibrate the bands of the speedrun's tests on real draws, and tau on long runs."""
     device = free_device(device, busy=True)  # nothing is timed
     for name in _chosen(names):
         track, entry = TRACKS[name](False), _read(path).get(name)
@@ -310,15 +312,17 @@ def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
 
 @click.command()
 @_track_option
-@click.option("--small", is_flag=True, help="Toy sizes and bands, to see that it works.")
-@click.option("--seeds", default=None, type=int, help="Consecutive. Default: 40, on a CPU 5.")
+@click.option("--small", is_flag=True, help="Toy sizes and bands, to test the command.")
+@click.option("--seeds", default=None, type=int, help="Number of seeds. Default: 40, on a CPU 5.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--budget", default=36_000.0, show_default=True, help="Seconds until none starts.")
+@click.option(
+    "--budget", default=36_000.0, show_default=True, help="Start none after so many seconds."
+)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @_calibration_option
 @record_option
 def speedrun(names, small, seeds, device, budget, busy, path, folder) -> None:
-    """Seconds of training until samples are as good as data."""
+    """Measure the seconds of training until samples are as good as data."""
     device, record = free_device(device, busy), Record(folder)
     tracks = [TRACKS[name](small) for name in _chosen(names)]
     bands = {
@@ -347,6 +351,6 @@ def speedrun(names, small, seeds, device, budget, busy, path, folder) -> None:
 
 
 def describe(seed: dict) -> str:
-    """A seed's outcome in one line."""
+    """Returns the outcome of a seed in one line."""
     verdict = "as good as data" if seed["passed"] else f"fails {', '.join(seed['failed'])}"
     return f"seed {seed['seed']}: {seed['seconds']:.2f} s, {verdict}"

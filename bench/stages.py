@@ -1,4 +1,4 @@
-"""Processes with a time limit each, several at once; what they print goes to files."""
+"""Runs processes with a time limit each, several at once, and stores their output in files."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Seconds before its limit at which a process is interrupted, so that it can say what it found;
-# at the limit it is killed.
+# Seconds before its limit at which a process is interrupted, so that it can report its results.
+# At the limit it is killed.
 GRACE = 4
-# Less time than this is not worth the start of a process.
+# The fewest seconds for which a process is started.
 SHORTEST = 12
 _POLL = 0.05
-# A sanitizer marks its lines; one that is not about itself says what is wrong.
+# A sanitizer marks its lines; a line that is not about itself reports a fault.
 _SANITIZER = re.compile(
     r"^========= (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0|RACECHECK SUMMARY: 0|$|\s)(.+)$",
     re.MULTILINE,
@@ -26,17 +26,17 @@ _SANITIZER = re.compile(
 
 @dataclass(frozen=True)
 class Stage:
-    """One process.
+    """A process to run.
 
     Attributes:
-        name: in the record and the summary.
-        command: the program and its arguments.
-        limit: seconds that it may take.
-        slack: seconds of them that it needs beside its ``--budget``, which it is given; None
-            without that option.
-        numbers: how many of the last lines that it prints belong into the summary.
+        name: name in the record and the summary.
+        command: program and arguments.
+        limit: the most seconds that it may take.
+        slack: seconds of the limit that are not passed to it as ``--budget``; None if it has no
+            such option.
+        numbers: number of its last lines that belong into the summary.
         environment: variables beside those of all stages.
-        spare: it is done as far as time is left for it, and is no failure if that is not all.
+        spare: if True, it uses the time that is left, and running out of time is not a failure.
     """
 
     name: str
@@ -48,21 +48,22 @@ class Stage:
     spare: bool = False
 
     def command_within(self, limit: float) -> list[str]:
-        """The command, told how much time it has."""
-        told = [] if self.slack is None else ["--budget", f"{max(1.0, limit - self.slack):.0f}"]
-        return [*self.command, *told]
+        """Returns the command with the time that it has, if it takes a budget."""
+        if self.slack is None:
+            return [*self.command]
+        return [*self.command, "--budget", f"{max(1.0, limit - self.slack):.0f}"]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a stage ended.
+    """The end of a stage.
 
     Attributes:
-        stage: which one.
+        stage: the stage that ended.
         outcome: ``passed``, ``failed``, ``out of time`` or ``unavailable``.
-        seconds, limit: that it took, and that it had.
-        status: of its process, None if that was not started.
-        output: what it printed, or why it was not started.
+        seconds, limit: time that it took, and its limit.
+        status: exit status of its process; None if that was not started.
+        output: output of the process, or the reason why it was not started.
     """
 
     stage: Stage
@@ -74,13 +75,13 @@ class Ended:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was found wrong, and nothing was cut short that should end."""
+        """True if no fault was found, and the stage was complete or may be incomplete."""
         unfinished = self.outcome == "out of time" and self.stage.spare
         return self.outcome in ("passed", "unavailable") or (unfinished and self.finding is None)
 
     @property
     def finding(self) -> str | None:
-        """The first thing that a sanitizer found wrong, if it did."""
+        """The first fault that a sanitizer found, if any."""
         found = _SANITIZER.search(self.output)
         return found[1] if found else None
 
@@ -97,7 +98,7 @@ class _Running:
         self.stage, self.limit, self.start = stage, limit, time.monotonic()
         self.output, self.interrupted = scratch / f"{stage.name.replace('/', '-')}.txt", False
         with self.output.open("wb") as file:
-            # A session of its own, so that a signal reaches whatever it starts, and it alone.
+            # A session of its own, so that a signal reaches all that it starts, and nothing else.
             self.process = subprocess.Popen(
                 stage.command_within(limit), stdout=file, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, env=environment | dict(stage.environment),
@@ -109,7 +110,7 @@ class _Running:
             os.killpg(self.process.pid, number)
 
     def ended(self) -> Ended | None:
-        """How it ended; None while it runs. It is interrupted and killed when its time is up."""
+        """Returns its end, or None while it runs; stops it when its time is up."""
         seconds = time.monotonic() - self.start
         status = self.process.poll()
         if status is None:
@@ -119,14 +120,14 @@ class _Running:
                 self.interrupted = True
                 self.send(signal.SIGINT)
             return None
-        self.send(signal.SIGKILL)  # what it may have left behind
+        self.send(signal.SIGKILL)  # processes that it may have left behind
         outcome = "out of time" if self.interrupted else "failed" if status else "passed"
         output = self.output.read_text(errors="replace")
         return Ended(self.stage, outcome, seconds, self.limit, status, output)
 
 
 def _stop(running: list[_Running]) -> None:
-    """Interrupts processes, and kills those that do not end soon."""
+    """Interrupts processes and kills those that do not end soon."""
     for one in running:
         one.send(signal.SIGINT)
     end = time.monotonic() + GRACE
@@ -144,14 +145,14 @@ def run_together(
     environment: dict[str, str],
     scratch: Path,
 ) -> Iterator[Ended]:
-    """Runs stages, in their order and at most so many at once; each as it ends.
+    """Runs stages in their order, several at once, and yields each when it ends.
 
     Args:
-        stages: what to run.
-        most: how many may run at once.
+        stages: stages to run.
+        most: the largest number that may run at once.
         end: time.monotonic() at which all must have ended, whatever their own limits are.
-        environment: variables of all.
-        scratch: a folder for what they print.
+        environment: variables of all stages.
+        scratch: folder for their output.
     """
     waiting, running = deque(stages), []
     try:
@@ -174,6 +175,6 @@ def run_together(
 
 
 def not_started(stage: Stage, why: str) -> Ended:
-    """The end of a stage that never began."""
+    """Returns the end of a stage that never began."""
     outcome = "unavailable" if stage.spare else "out of time"
     return Ended(stage, outcome, 0.0, stage.limit, None, why)

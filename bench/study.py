@@ -1,11 +1,11 @@
-"""Thirty models at once: training of the study of timesteps.
+"""Times the training of the study of timesteps, thirty models at once.
 
     python -m flashpoint.bench study [--device cuda] [--record FOLDER]
 
-All models of ``flashpoint study timesteps`` that have one shape train in the same launches. A short
-training before the clock starts compiles and captures everything; its time is the cold start. Then
-the study draws from the models and measures, and where an EMD is far above the published one there
-is no time.
+All models of ``flashpoint study timesteps`` that have the same shape train in the same launches. A
+short training before the clock starts compiles and captures everything; its time is the cold start.
+Then the study samples from the models and measures. If an EMD is far above the published one, the
+time does not count.
 """
 
 import tempfile
@@ -21,12 +21,12 @@ from ..diffusion.studies.study import OUR_BEST, Model
 from .machine import free_device
 from .record import Record, record_option
 
-_LIMIT = 1.25  # times a published EMD; ours are up to 1.2 times at T = 10, else up to 1.15
-_WARM_FACTOR = 100  # by which the cold start's training is shorter
+_LIMIT = 1.25  # times the published EMD; ours is up to 1.2 times at T = 10, else up to 1.15
+_WARM_FACTOR = 100  # the training of the cold start is shorter by this factor
 
 
 def published_models(small: bool = False) -> Study:
-    """The study without columns of settings that nobody published; ``small`` is a toy."""
+    """Returns the study without the column of our own setting; ``small`` is a toy."""
     study = STUDIES["timesteps"]
     (grid,) = study.grids
     columns = {label: one for label, one in grid.columns.items() if label != OUR_BEST}
@@ -38,12 +38,12 @@ def published_models(small: bool = False) -> Study:
 
 
 def shortened(models: list[Model]) -> list[Model]:
-    """The same with little training."""
+    """Returns the same models with little training."""
     return [model._replace(setting=model.setting.shortened(_WARM_FACTOR)) for model in models]
 
 
 def wrong(results: dict) -> list[str]:
-    """The cells whose samples are bad, each in a line."""
+    """Returns a line about each cell whose samples are bad."""
     return [
         f"{cell['data']}, T = {cell['column']}: EMD {emd:.1f}, published {published:g}"
         for cell in results["grids"][0]["cells"]
@@ -53,7 +53,7 @@ def wrong(results: dict) -> list[str]:
 
 
 def measure(study: Study, folder: Path, device: torch.device) -> dict:
-    """Trains all models, those of one shape together, then draws from them and measures."""
+    """Trains all models, those of one shape together, then samples from them and measures."""
     run = StudyRun(study, folder, device=device, together=10**6, say=lambda _: None)
     groups = [list(models) for models in run.groups(list(study.cells()))]
     start = time.perf_counter()
@@ -75,12 +75,12 @@ def measure(study: Study, folder: Path, device: torch.device) -> dict:
 
 
 @click.command()
-@click.option("--small", is_flag=True, help="A toy that is not judged, to see that it works.")
+@click.option("--small", is_flag=True, help="A toy whose EMD is not checked, to test the command.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(small: bool, device: str | None, busy: bool, folder: Path | None) -> None:
-    """Seconds of training of the study of timesteps, thirty models."""
+    """Time the training of the study of timesteps, thirty models."""
     device, record = free_device(device, busy), Record(folder)
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(published_models(small), Path(scratch), device)
@@ -93,7 +93,7 @@ def main(small: bool, device: str | None, busy: bool, folder: Path | None) -> No
 
 
 def describe(found: dict) -> str:
-    """The outcome in one line."""
+    """Returns the outcome in one line."""
     return (
         f"{sum(found['models'])} models: {sum(found['seconds']):.3g} s of training, "
         f"cold start {found['cold_start_seconds']:.3g} s"

@@ -1,4 +1,4 @@
-"""What a visit to a GPU found, short enough to be read where only the end of the output is seen."""
+"""The summary of a visit to a GPU, for a reader who sees only the end of the output."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from .stages import Ended
 
 LINES, CHARACTERS = 100, 12_000
-_WIDTH = 150  # of a line
-_FAILURES = 50  # lines of them, so that numbers are seen too
-_NAMED = 6  # failures of a stage that are named
+_WIDTH = 150  # characters of a line
+_FAILURES = 50  # lines about failures, so that there is room for numbers
+_NAMED = 6  # failures that are named for each stage
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/)?(\S+?(?:\[.*?\])?)(?: - (.*))?$", re.MULTILINE)
-# What benchmarks say of a work that they gave no time, of whatever else is wrong.
+# Lines of benchmarks about a work that was not timed, or about anything else that is wrong.
 _WRONG = re.compile(r"^\s*(.*(?:\bwrong\b|\bno time,).*)$", re.MULTILINE | re.IGNORECASE)
 _ERROR_LINE = re.compile(r"^E {3,}(\S.*)$", re.MULTILINE)
 
 
 def reasons(ended: Ended) -> list[str]:
-    """Why a stage did not pass: the first useful line of each of its failures."""
+    """Returns why a stage did not pass: the first useful line of each of its failures."""
     if ended.status is None:
         return [ended.output]
     found = [f"{test}: {why or 'no reason given'}" for test, why in _FAILED.findall(ended.output)]
@@ -30,7 +30,7 @@ def reasons(ended: Ended) -> list[str]:
 
 
 def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> str:
-    """What failed and why, then what was not run, then numbers; at most 100 lines."""
+    """Returns at most 100 lines: failures with reasons, stages that were not run, then numbers."""
     bad = [one for one in stages if not one.good]
     passed = [one for one in stages if one.outcome == "passed"]
     failures = []
@@ -59,7 +59,7 @@ def of_visit(title: str, stages: Sequence[Ended], notes: Iterable[str] = ()) -> 
 
 
 def _at_most(lines: list[str], count: int, characters: int) -> list[str]:
-    """The first lines, cut to a width, and how many there were more."""
+    """Returns the first lines, cut to a width, and a line with the number of the others."""
     kept = []
     for number, line in enumerate(map(_cut, lines)):
         more = f"... {len(lines) - number} more lines, see log.txt"
@@ -76,5 +76,5 @@ def _cut(line: str) -> str:
 
 
 def _length(line: str) -> int:
-    """Characters of a line and of its end."""
+    """Returns the number of characters of a line with its end."""
     return len(line) + 1

@@ -1,4 +1,4 @@
-"""How long work takes: CUDA events, CUDA graphs, and paired ratios with bootstrap intervals."""
+"""Times work: CUDA events, CUDA graphs, and paired ratios with bootstrap intervals."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from ..kernels.cuda import capture, side_stream
 
 Work = Callable[[], object]
 
-# Works in one graph, and how long a round takes at least: then neither the launch of a graph nor
+# Works in one graph, and the least time of a round, so large that neither the launch of a graph nor
 # the resolution of an event matters.
 GRAPH_WORKS = 20
 ROUND_SECONDS, LONG_RUN = 2e-3, 0.25
@@ -21,13 +21,13 @@ MIN_ROUNDS = 3
 
 
 class Runner(NamedTuple):
-    """A work made ready.
+    """A work that is ready to run.
 
     Attributes:
-        run: does it ``works`` times.
-        works: how often that is.
-        wait: returns when all of it is done, for work that CUDA events of torch do not see; None
-            for work on torch's stream or on the CPU.
+        run: does the work ``works`` times.
+        works: number of works in one run.
+        wait: returns when all works are done, if the CUDA events of torch do not see them; None for
+            work on torch's stream or on the CPU.
     """
 
     run: Work
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of both, and how many times as fast ours is, with its 95% interval."""
+    """Microseconds of ours and of a peer, and the speedup of ours with its 95% interval."""
 
     ours_us: float
     peer_us: float
@@ -56,14 +56,14 @@ class Timing:
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median of at least two values with its 95% bootstrap interval (percentile method)."""
+    """Returns the median of at least two values with its bootstrap 95% interval (percentiles)."""
     values = np.asarray(values, dtype=float)
     found = bootstrap((values,), np.median, method="percentile", rng=0).confidence_interval
     return Interval(float(np.median(values)), float(found.low), float(found.high))
 
 
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95% interval of a rate (Clopper and Pearson 1934); 0 to 1 without trials."""
+    """Returns the exact 95% interval of a rate (Clopper and Pearson 1934); 0 to 1 if no trials."""
     if trials == 0:
         return 0.0, 1.0
     found = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="exact")
@@ -87,7 +87,7 @@ def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
 
 
 def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
-    """Seconds of one work, the mean of ``repeats`` runs."""
+    """Returns the seconds of one work, the mean over ``repeats`` runs."""
     works = repeats * runner.works
     if device.type == "cuda" and runner.wait is None:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -106,7 +106,7 @@ def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
 
 
 def warm_up(runner: Runner, device: torch.device) -> float:
-    """Runs until warm; seconds of one run."""
+    """Runs until warm and returns the seconds of one run."""
     seconds(runner, 1, device)
     once = seconds(runner, 1, device) * runner.works
     if once < LONG_RUN:  # short enough to warm up more, and to measure better
@@ -121,22 +121,22 @@ def paired(
     device: torch.device,
     budget: float = float("inf"),
 ) -> Timing:
-    """Times both in turn, A B B A: ours first in even rounds and last in odd ones.
+    """Times two runners in turn, A B B A: ours first in even rounds and last in odd ones.
 
     Args:
-        ours, peer: what is compared.
-        rounds: how often each is timed.
-        device: where they run.
-        budget: seconds; fewer rounds are made where all would take longer, but at least three.
+        ours, peer: the runners that are compared.
+        rounds: number of times that each is timed.
+        device: device on which they run.
+        budget: seconds. If all rounds would take longer, there are fewer, but at least three.
     """
     runners = (ours, peer)
     once = [warm_up(runner, device) for runner in runners]
-    # Both work about as long in a round, so that neither's ratio is the noisier for it.
+    # Both work about equally long in a round, so that neither adds more noise to the ratio.
     target = max(ROUND_SECONDS, min(LONG_RUN, max(once)))
     repeats = [max(1, round(target / cost)) for cost in once]
     round_cost = sum(cost * count for cost, count in zip(once, repeats, strict=True))
     rounds = int(max(min(rounds, MIN_ROUNDS), min(rounds, budget / round_cost)))
-    times = np.empty((rounds, 2))  # of ours, of the peer
+    times = np.empty((rounds, 2))  # columns: ours, the peer
     for number in range(rounds):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             times[number, which] = seconds(runners[which], repeats[which], device)
@@ -146,7 +146,7 @@ def paired(
 
 
 def timer(device: torch.device) -> Callable[[], float]:
-    """A clock in seconds for pytest-benchmark: CUDA events on a GPU, else ``perf_counter``."""
+    """Returns a clock in seconds for pytest-benchmark: CUDA events on a GPU, else perf_counter."""
     if device.type != "cuda":
         return time.perf_counter
     origin = torch.cuda.Event(enable_timing=True)

@@ -1,12 +1,12 @@
-"""What the tile sizes should be: other ones than the shipped, timed beside them on this GPU.
+"""Times other tile sizes beside the shipped ones on this GPU.
 
     python -m flashpoint.bench tune [--device cuda] [--record FOLDER]
 
-Each candidate differs in a few fields from what ``kernels/mlp/config.py`` ships for this GPU. All
-are compiled first, each in a process of its own. Then each must get what float64 gets; one that is
-wrong, or that the GPU has no room for, gets no time. Then it and the shipped one work in turn,
-A B B A, at a training step and at the chain, in half precision. Nothing is changed: who likes a
-candidate better writes it into the table.
+Each candidate differs in a few fields from the configuration that ``kernels/mlp/config.py`` ships
+for this GPU. First all are compiled, each in a process of its own. Then each is checked against
+float64; a wrong candidate, or one that needs more memory than the GPU has, is not timed. Then the
+candidate and the shipped configuration work in turn, A B B A, at a training step and at the chain,
+in half precision. The command changes no file: to ship a faster candidate, write it into the table.
 """
 
 import os
@@ -36,8 +36,8 @@ from .tables import duration
 from .timing import Runner, Timing, paired, seconds
 
 Changes = dict[str, int]
-# Fields of Config that a candidate changes. What concerns the weight gradients only is not tried
-# at the chain, which has none.
+# Fields of Config that a candidate changes. Fields of the weight gradients are not tried at the
+# chain, which has none.
 CANDIDATES: tuple[Changes, ...] = (
     {"out": 128},
     {"stages": 2},
@@ -55,13 +55,13 @@ CANDIDATES: tuple[Changes, ...] = (
 )
 TRAINING, CHAIN = "training step", "chain"
 _CHAIN_STEPS = {"cuda": 500, "cpu": 4}
-_SECONDS = 0.5  # of a comparison
-_COMPILING = 0.5  # of the budget that it may take
+_SECONDS = 0.5  # seconds of a comparison
+_COMPILING = 0.5  # share of the budget for compilation
 
 
 @dataclass(frozen=True)
 class TunedWork:
-    """A work that is tuned; ``rows`` points at once."""
+    """A work whose tile sizes are tuned, on ``rows`` points at once."""
 
     name: str
     rows: int
@@ -71,7 +71,7 @@ class TunedWork:
         return f"{self.name}, {self.rows:,} rows"
 
     def shipped(self, device: torch.device) -> Config:
-        """The configuration of half precision on this device; on a CPU that of Hopper."""
+        """Returns the configuration of half precision on this device; on a CPU that of Hopper."""
         on_gpu = device.type == "cuda"
         capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
         if self.name == TRAINING:
@@ -79,7 +79,7 @@ class TunedWork:
         return table.chain_config_for("fp16", capability, guided=False, classifier_free=False)
 
     def candidates(self, device: torch.device) -> list[Changes]:
-        """Those that make a difference to it."""
+        """Returns the candidates that change this work."""
         config = self.shipped(device)
         return [
             changes for changes in CANDIDATES
@@ -92,18 +92,18 @@ WORKS = (TunedWork(TRAINING, 10_000), TunedWork(CHAIN, 5000), TunedWork(TRAINING
 
 
 def written(fields: Changes) -> str:
-    """Fields of a configuration in a line."""
+    """Returns the fields of a configuration in a line."""
     return ", ".join(f"{field}={value}" for field, value in fields.items())
 
 
 @dataclass
 class Candidate:
-    """What became of a candidate at a work; without a timing if it is wrong or does not run."""
+    """The outcome of a candidate at a work, without a timing if it is wrong or does not run."""
 
     work: str
     changes: Changes
     error: float | None = None
-    timing: Timing | None = None  # ``peer`` is the shipped one
+    timing: Timing | None = None  # ``peer`` is the shipped configuration
     unavailable: str | None = None
 
     @property
@@ -120,14 +120,14 @@ class Candidate:
 
 @contextmanager
 def in_place_of(config: Config, changes: Changes) -> Iterator[None]:
-    """Kernels are launched with a changed configuration where they would be with this one."""
+    """Launches kernels with a changed configuration wherever this one is in use."""
     (name,) = (name for name, value in vars(table).items() if value is config)
     with mock.patch.object(table, name, replace(config, **changes)):
         yield
 
 
 class TuneBench:
-    """Ours at a work, with the shipped configuration or another one."""
+    """Checks and times ours at a work, with the shipped configuration or a candidate."""
 
     def __init__(self, device: torch.device):
         self.device, self.problem = device, states_problem()
@@ -136,11 +136,11 @@ class TuneBench:
         self.referee = Referee(self.problem, device)
 
     def as_changed(self, work: TunedWork, changes: Changes) -> AbstractContextManager:
-        """A context in which a candidate is in use; without changes the shipped one."""
+        """Returns a context in which a candidate is in use; without changes the shipped one."""
         return in_place_of(work.shipped(self.device), changes) if changes else nullcontext()
 
     def runner(self, work: TunedWork, changes: Changes) -> Runner:
-        """The work made ready, and done once."""
+        """Prepares a work and does it once."""
         ours = Ours(self.problem, self.device, self.precision)
         with self.as_changed(work, changes):
             if work.name == TRAINING:
@@ -151,22 +151,22 @@ class TuneBench:
             seconds(made, 2, self.device)
 
         def run() -> None:
-            with self.as_changed(work, changes):  # a training that is over begins anew
+            with self.as_changed(work, changes):  # a training that ends begins anew
                 made.run()
 
         return made._replace(run=run)
 
     def error(self, work: TunedWork, changes: Changes) -> tuple[float, float]:
-        """Relative error of a candidate against float64, and how large that may be."""
+        """Returns the relative error of a candidate against float64, and its tolerance."""
         with self.as_changed(work, changes):
             if work.name == TRAINING:
                 gradients = training_step(self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance
-            self.referee.error.cache_clear()  # of another candidate
+            self.referee.error.cache_clear()  # the error of another candidate
             return self.referee.error("ours", self.precision, "sampling"), TOLERANCE[self.precision]
 
     def measure(self, one: Candidate, work: TunedWork, rounds: int, peer: Runner) -> None:
-        """Checks a candidate, and if it is right times it beside the shipped one."""
+        """Checks a candidate and, if it is right, times it beside the shipped configuration."""
         try:
             one.error, tolerance = self.error(work, one.changes)
             if one.error <= tolerance:
@@ -174,20 +174,20 @@ class TuneBench:
                 one.timing = paired(ours, peer, rounds, self.device, _SECONDS)
             else:
                 one.unavailable = f"wrong: error {one.error:.1e}, allowed {tolerance:g}"
-        except Exception as reason:  # whatever the compiler or the driver raises
+        except Exception as reason:  # the compiler and the driver raise various errors
             one.unavailable = one_line(reason)
 
 
 def compile_one(device: torch.device, work: TunedWork, changes: Changes) -> None:
-    """Does and checks a work once, so that Triton's cache has its kernels."""
+    """Does and checks a work once, so that its kernels are in Triton's cache."""
     bench = TuneBench(device)
-    with suppress(Exception):  # it will be raised again, and reported then
+    with suppress(Exception):  # it will be raised and reported again
         bench.runner(work, changes)
         bench.error(work, changes)
 
 
 def compile_all(device: torch.device, number: int, small: bool, within: float) -> None:
-    """Compiles in as many processes as there are processors, at most so many seconds."""
+    """Compiles in as many processes as there are processors, for at most ``within`` seconds."""
     command = (sys.executable, "-m", "flashpoint.bench", "tune", "--device", str(device), "--busy")
     command += ("--small",) if small else ()
     stages = [
@@ -201,19 +201,21 @@ def compile_all(device: torch.device, number: int, small: bool, within: float) -
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
-@click.option("--small", is_flag=True, help="One work and candidate, to see that it works.")
-@click.option("--budget", default=600.0, show_default=True, help="Seconds until none starts.")
+@click.option("--small", is_flag=True, help="One work and one candidate, to test the command.")
+@click.option(
+    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
-@click.option("--compile", "only", type=int, default=None, hidden=True, help="One of them alone.")
+@click.option("--compile", "only", type=int, default=None, hidden=True, help="Compile one alone.")
 @record_option
 def main(device, rounds, small, budget, busy, only, folder) -> None:
-    """Tile sizes beside the shipped ones, at a training step and at the chain."""
+    """Time other tile sizes beside the shipped ones, at a training step and at the chain."""
     end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
     torch.manual_seed(0)
     tried = {work: work.candidates(device) for work in WORKS}
     if small:
         tried = {WORKS[-1]: tried[WORKS[-1]][:1]}
-    # Other numbers of rows run the same kernels.
+    # Works with other numbers of rows run the same kernels.
     kinds = {work.name: work for work in tried}.values()
     todo = [(work, one) for work in kinds for one in ({}, *tried[work])]
     if only is not None:

@@ -1,12 +1,15 @@
-"""A visit to a GPU: tests, sanitizers and benchmarks, each within its time, and a summary last.
+"""A visit to a GPU: tests, sanitizers and benchmarks, each within a time limit, then a summary.
 
     bench/gpu.sh [check | tune | race | quality] [--smoke]
 
-Each verb fits a short visit; without one all but ``tune`` are done. Results go to ``$OUT`` if that
-is set, else to ``bench/records/<date>-<gpu>/``: ``record.json`` and ``log.txt``, to which each
-stage is added as it ends, figures, the gate's baseline, which belongs into
-``bench/records/baselines/``, and ``compiled.tar.gz``. The last holds what Triton compiled; left
-where it is or put into ``bench/``, it is used by the next visit, which compiles nothing again.
+Each verb fits a short visit; without a verb all but ``tune`` are done. Results go to ``$OUT`` if
+that is set, else to ``bench/records/<date>-<gpu>/``:
+
+* ``record.json`` and ``log.txt``, to which each stage is added when it ends;
+* figures;
+* the gate's baseline, which belongs into ``bench/records/baselines/``;
+* ``compiled.tar.gz``, the kernels that Triton compiled. The next visit uses the file if it is in
+  the same folder or in ``bench/``, and does not compile these kernels again.
 """
 
 import os
@@ -29,18 +32,18 @@ from .record import FILE, Record
 from .stages import Ended, Stage, not_started, run_together
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds that each verb may take, and those of them that no stage has: the start, when all is
-# imported and unpacked, and the end, when what was compiled is packed. A longer start is the first
-# stages' loss.
+# Seconds that each verb may take, and those of them that no stage has: the start, for imports and
+# unpacking, and the end, for packing the compiled kernels. A longer start takes time from the first
+# stages.
 LIMITS = {"check": 150, "tune": 150, "race": 200, "quality": 200}
 START, END = 8, 4
-_RACED = 11  # lines of the table of all works
+_RACED = 11  # lines of the race's summary table
 LOG = "log.txt"
-_LOGGED = 200_000  # characters of a stage's output that the log keeps: the last ones
+_LOGGED = 200_000  # characters at the end of a stage's output that the log keeps
 
-# Files of tests, the most telling first, and how many processes share the compilation of their
-# kernels. Then come all others with a test that needs a GPU, and the tests without that mark of
-# some files: the interpreter runs these too, and they must hold on a GPU as well.
+# Files of tests, the most important first, and the number of processes that share the compilation
+# of their kernels. Then come all other files with a test that needs a GPU. Last come tests of some
+# files that need no GPU: they run in the interpreter too, and must pass on a GPU as well.
 PARTS = {
     "kernels/test_every_network.py": 10,
     "kernels/test_mlp_kernel.py": 5,
@@ -61,9 +64,9 @@ class Group:
     """Stages that run at the same time.
 
     Attributes:
-        stages: most telling first.
-        limit: seconds by which the end of the group before may be exceeded at most. If that was
-            early, stages with longer limits of their own have the time that it left.
+        stages: stages, the most important first.
+        limit: the most seconds after the planned end of the group before. If that group ended
+            early, stages with longer limits of their own may use the time that it left.
     """
 
     stages: tuple[Stage, ...]
@@ -71,7 +74,7 @@ class Group:
 
 
 def alone(stage: Stage) -> Group:
-    """A stage that is measured, so that nothing may run beside it."""
+    """Returns a group of one stage, which is timed, so that nothing may run beside it."""
     return Group((stage,), stage.limit)
 
 
@@ -80,9 +83,9 @@ class Commands:
     """The commands of stages.
 
     Attributes:
-        folder: of the record.
-        device: what to measure on.
-        scratch: of files that nobody needs afterwards.
+        folder: folder of the record.
+        device: device to measure on.
+        scratch: folder of temporary files.
     """
 
     folder: Path
@@ -90,14 +93,14 @@ class Commands:
     scratch: Path
 
     def bench(self, name: str, *options: str, record: bool = True) -> tuple[str, ...]:
-        """A benchmark; only one that runs alone may write to the record."""
-        # Another process on the GPU is counted in the record rather than refused.
+        """Returns the command of a benchmark; only one that runs alone may write to the record."""
+        # --busy: another process on the GPU is noted in the record and is no error.
         common = ("--device", self.device, "--busy")
         common += ("--record", str(self.folder)) if record else ()
         return (sys.executable, "-m", "flashpoint.bench", name, *common, *options)
 
     def tests(self, files: Iterable[str], marks: str, part: int, parts: int) -> tuple[str, ...]:
-        """A part of the tests of some files."""
+        """Returns the command for a part of the tests of some files."""
         return (
             sys.executable, "-m", "pytest", "-q", "--tb", "short", "-p", "no:cacheprovider",
             "-p", "flashpoint.bench.pytest_part", "--part", f"{part}/{parts}", "-m", marks,
@@ -109,7 +112,7 @@ class Commands:
 
 
 def other_files() -> list[str]:
-    """Files with a test that needs a GPU that have no processes of their own, below ``tests``."""
+    """Returns the other files of ``tests`` with a test that needs a GPU."""
     tests = ROOT / "tests"
     found = (
         path.relative_to(tests).as_posix()
@@ -119,7 +122,7 @@ def other_files() -> list[str]:
 
 
 def tests_of(commands: Commands, limit: float) -> list[Stage]:
-    """All tests that matter on a GPU, the most telling first."""
+    """Returns the stages of all tests that matter on a GPU, the most important first."""
     marked, unmarked = "gpu and not slow", "not gpu and not slow"
     wanted = [
         *((Path(file).stem.removeprefix("test_"), [file], marked, parts)
@@ -135,8 +138,8 @@ def tests_of(commands: Commands, limit: float) -> list[Stage]:
 
 
 def sanitizers(commands: Commands, limit: float) -> list[Stage]:
-    """Memcheck and racecheck of the works and of the operations, at small size."""
-    # Without the caching allocator each tensor is an allocation of its own, whose end is guarded.
+    """Returns the stages of memcheck and racecheck, of works and operations at small size."""
+    # Without the caching allocator each tensor is an allocation of its own, with guarded ends.
     environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     checked = {
         "works": commands.bench("works", "--until", "checked", "--small", record=False),
@@ -154,9 +157,9 @@ def sanitizers(commands: Commands, limit: float) -> list[Stage]:
 
 
 def check(commands: Commands) -> list[Group]:
-    """Is everything right, and how fast is what users wait for?"""
+    """Returns the groups that test everything and time the works that users wait for."""
     ready = [
-        # So that the sanitizers, and the works when they are timed, have nothing to compile.
+        # Compiles the kernels of the sanitizers and of the timed works.
         Stage(f"right {kind}", commands.bench("works", "--until", "run", "--only", kind,
                                               record=False), 88)
         for kind in works.KINDS
@@ -168,13 +171,13 @@ def check(commands: Commands) -> list[Group]:
 
 
 def tune(commands: Commands) -> list[Group]:
-    """What should the tile sizes be?"""
+    """Returns the groups that time other tile sizes."""
     return [alone(Stage("tune", commands.bench("tune"), 138, slack=12, numbers=45))]
 
 
 def race(commands: Commands) -> list[Group]:
-    """How fast is ours, against all others and against what the GPU allows?"""
-    # First the peers that are soon ready, at as many works as there is time for.
+    """Returns the groups that compare ours with all peers and with the limits of the GPU."""
+    # The peers that are ready soon come first, at as many works as there is time for.
     late = "compile graph,jax,compile,compile reduce-overhead,states script"
 
     def against(peers: str, seconds: str) -> tuple[str, ...]:
@@ -190,7 +193,7 @@ def race(commands: Commands) -> list[Group]:
 
 
 def quality(commands: Commands) -> list[Group]:
-    """How soon is it as good as data, and has it become slower?"""
+    """Returns the groups of the time to quality, the gate and the study."""
     return [
         *(
             alone(Stage(f"speedrun-{track}", commands.bench("speedrun", "--track", track), 47,
@@ -211,7 +214,7 @@ NIGHTLY = ("check", "race", "quality")
 
 
 def smoke(verb: str, commands: Commands) -> list[Group]:
-    """The stages of a verb at toy size on a CPU, to see that they work."""
+    """Returns the stages of a verb at toy size on a CPU, to test them."""
     limit, bench = 300, commands.bench
     baseline = str(commands.scratch / "baseline.json")
     tests = ("kernels/test_philox_reference.py",)
@@ -234,7 +237,7 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
         ],
     }[verb]  # fmt: skip
     together = [
-        # Tests are interpreted, so this alone compiles something.
+        # Tests are interpreted, so only this stage compiles kernels.
         Stage("compile", (sys.executable, "-m", "flashpoint.bench", "compile"), limit, numbers=1),
         *(Stage(f"gpu-tests {part}/2", commands.tests(tests, "not gpu", part, 2), limit)
           for part in (1, 2)),
@@ -243,18 +246,18 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
     return [*first, *map(alone, stages)]
 
 
-# How they are run.
+# Running the stages.
 
 
 @dataclass
 class Visit:
-    """Runs groups of stages; log and record are complete up to the last one that ended.
+    """Runs groups of stages; log and record are complete up to the last stage that ended.
 
     Attributes:
-        folder: where everything goes.
-        scratch: of files that nobody needs afterwards.
+        folder: folder of the results.
+        scratch: folder of temporary files.
         environment: variables of all stages.
-        ended: the stages so far.
+        ended: the stages that have ended.
     """
 
     folder: Path
@@ -263,11 +266,11 @@ class Visit:
     ended: list[Ended] = field(default_factory=list)
 
     def run(self, groups: list[Group], start: float) -> None:
-        """Runs groups one after another; their time counts from ``start``, a time.monotonic()."""
+        """Runs groups one after another; their limits count from ``start``, a time.monotonic()."""
         end, processors = start, len(os.sched_getaffinity(0))
         for group in groups:
             end += group.limit
-            # Threads of processes that run together would only wait for each other.
+            # With more threads, processes that run together would wait for each other.
             threads = {"OMP_NUM_THREADS": "2"} if len(group.stages) > 1 else {}
             for one in run_together(
                 self._possible(group), processors, end, self.environment | threads, self.scratch
@@ -275,7 +278,7 @@ class Visit:
                 self.add(one)
 
     def _possible(self, group: Group) -> list[Stage]:
-        """The stages of a group whose program is there; the others are reported."""
+        """Returns the stages of a group whose program exists, and reports the others."""
         found = []
         for stage in group.stages:
             if shutil.which(stage.command[0], path=self.environment["PATH"]) is None:
@@ -285,7 +288,7 @@ class Visit:
         return found
 
     def add(self, one: Ended) -> None:
-        """Puts the end of a stage into record and log, and prints it."""
+        """Adds the end of a stage to record and log, and prints it."""
         self.ended.append(one)
         ending = {
             "outcome": one.outcome,
@@ -301,41 +304,41 @@ class Visit:
         click.echo(f"{one.stage.name}: {one.outcome}, {one.seconds:.0f} s  {one.last_line[:100]}")
 
     def record(self) -> Record:
-        """The record as it is now: measuring stages write to it too."""
+        """Reads the record, because stages write to it too."""
         return Record(self.folder)
 
     def summary(self, title: str, notes: list[str]) -> str:
-        """What the last lines say."""
+        """Returns the last lines of the output."""
         content = self.record().content["machine"]
         where = f"{content['gpu'] or 'CPU'}, commit {(content['commit'] or 'unknown')[:10]}"
         return summary.of_visit(f"{title} on {where}", self.ended, notes)
 
 
 def seconds_running() -> float:
-    """Since this process began: a machine that has just started takes long to import it all."""
+    """Returns the age of this process: a machine that has just started is slow to import."""
     began = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
 
 
 def environment_of_stages(cache: Path, scratch: Path) -> dict[str, str]:
-    """The environment of all stages."""
+    """Returns the environment of all stages."""
     home = Path.home()
-    # Tests ask for the interpreter where they need it; what else is visited must be compiled.
+    # Tests ask for the interpreter themselves; all other stages must compile.
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return inherited | {
-        # Only binaries: the rest of what Triton keeps is ten times as large.
+        # Only binaries, because the other files of Triton's cache are ten times as large.
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_STORE_BINARY_ONLY": "1",
-        # Matplotlib and others keep things in the home folder.
+        # Matplotlib and others write into the home folder.
         "HOME": str(home if os.access(home, os.W_OK) else scratch),
-        "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin",  # of compute-sanitizer
+        "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin",  # for compute-sanitizer
         "COLUMNS": "200",  # pytest cuts the reasons of failures to this width
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def use_compiled(folder: Path, cache: Path) -> list[str]:
-    """Unpacks what an earlier visit compiled, if it is there; what there is to say of it."""
+    """Unpacks the kernels of an earlier visit, if any; returns notes for the summary."""
     for archive in (folder / kernel_cache.FILE, ROOT / "bench" / kernel_cache.FILE):
         if archive.exists():
             problem = kernel_cache.unpack(archive, cache)
@@ -344,7 +347,7 @@ def use_compiled(folder: Path, cache: Path) -> list[str]:
 
 
 def keep_compiled(folder: Path, cache: Path) -> list[str]:
-    """Packs what was compiled until now; what there is to say of it."""
+    """Packs the compiled kernels; returns notes for the summary."""
     try:
         left_out = kernel_cache.pack(cache, folder / kernel_cache.FILE)
     except OSError as error:  # a full disk must not cost the summary
@@ -360,7 +363,7 @@ def keep_baseline(folder: Path) -> None:
 
 
 def record_folder() -> Path:
-    """``$OUT``, or the folder of today's record; an earlier visit's record and log go on.
+    """Returns ``$OUT``, or the folder of today's record; adds to the record of an earlier visit.
 
     Raises:
         UserError: the record there is of another commit, or of another GPU.
@@ -380,9 +383,9 @@ def record_folder() -> Path:
 
 @click.command()
 @click.argument("verb", required=False, type=click.Choice(tuple(VERBS)))
-@click.option("--smoke", "toy", is_flag=True, help="The same stages at toy size on a CPU.")
+@click.option("--smoke", "toy", is_flag=True, help="Run the same stages at toy size on a CPU.")
 def main(verb: str | None, toy: bool) -> None:
-    """Everything that needs a GPU, or the part of it that VERB names."""
+    """Run everything that needs a GPU, or the part that VERB names."""
     if not toy and not torch.cuda.is_available():
         raise UserError("there is no CUDA device; --smoke runs the stages at toy size on a CPU")
     start, folder = time.monotonic() - seconds_running() + START, record_folder()
@@ -403,6 +406,6 @@ def main(verb: str | None, toy: bool) -> None:
         keep_baseline(folder)
     click.echo(visit.summary(verb or "all", [*notes, f"results in {folder}"]))
     if interrupted:
-        click.echo(f"interrupted; {folder} holds what was measured until then", err=True)
+        click.echo(f"interrupted; {folder} holds the results until then", err=True)
         raise SystemExit(130)
     raise SystemExit(not all(one.good for one in visit.ended))

@@ -1,7 +1,7 @@
-"""What is raced: the works of training and sampling that a user waits for.
+"""The works of the race: training and sampling that a user waits for.
 
-On a slow device long works are cut: a chain or an epoch to fewer steps, so that one run lasts at
-most so many seconds; a training step that alone lasts longer is left out. What was cut says so.
+On a slow device a chain or an epoch is cut to fewer steps, so that one run stays within a time
+limit, and its title says so. A training step that alone takes longer is left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ from .timing import Runner
 STEP_ROWS = (10_000, 2048, 256, 131_072, 1_000_000)
 CHAIN_ROWS, CLASSES = 5000, 5
 EPOCH_ROWS, EXPERIMENT_ROWS = 10_000, 2048
-EXPERIMENT_STEPS = (5000, 2500)  # of denoiser and classifier: the recipe "fast"
+EXPERIMENT_STEPS = (5000, 2500)  # steps of denoiser and classifier in the recipe "fast"
 _LEAST_STEPS = 4
 
-# Names and rows of all works, in the order of a reader.
+# Names and rows of all works, in the order of the tables.
 EVERY_WORK = (
     *(("training step", rows) for rows in sorted(STEP_ROWS)),
     ("epoch of 2.5 million pairs", EPOCH_ROWS),
@@ -33,16 +33,16 @@ EVERY_WORK = (
 
 @dataclass(frozen=True)
 class Workload:
-    """One work.
+    """One work of the race.
 
     Attributes:
-        name: what is done.
+        name: name of the work.
         rows: points at once.
         steps: training or reverse steps in one work.
-        full_steps: how many they would be, were they not cut.
-        cost: the least it needs.
-        prepare: makes a peer ready to do it.
-        checks: what of a peer must be right first: ``training``, ``classifier``, ``sampling``,
+        full_steps: the same if the work were not cut.
+        cost: least cost of the work.
+        prepare: prepares a peer for the work.
+        checks: checks that a peer must pass first: ``training``, ``classifier``, ``sampling``,
             ``guided``.
     """
 
@@ -61,12 +61,12 @@ class Workload:
 
 
 class Workloads:
-    """All works, the most telling first.
+    """All works, the most important first.
 
     Args:
-        problem: that they are about.
-        flop_rate: operations per second of ours on this device, to foresee how long a work takes.
-        seconds: that one run of a work may take.
+        problem: data and networks of the works.
+        flop_rate: operations per second of ours on this device, to foresee the time of a work.
+        seconds: limit of one run of a work.
     """
 
     def __init__(self, problem: Problem, flop_rate: float, seconds: float):
@@ -84,7 +84,7 @@ class Workloads:
         yield self.experiment()  # slow peers take longest for it
 
     def _fitting(self, steps: int, cost: Cost) -> int:
-        """How many of the steps, which together cost this, can be done in the time for one run."""
+        """Returns how many of the steps, which together have this cost, fit into one run."""
         foreseen = cost.flops / self.flop_rate
         return min(steps, max(_LEAST_STEPS, int(steps * self.seconds / foreseen)))
 
@@ -104,7 +104,7 @@ class Workloads:
             )  # fmt: skip
 
     def chain(self, guided: bool, each: int = CHAIN_ROWS) -> Workload:
-        """``each`` rows, or guided so many of each class."""
+        """Returns sampling of ``each`` rows; guided, of ``each`` rows of each class."""
         rows = each * (CLASSES if guided else 1)
         classifier = self.classifier if guided else None
         total = self.problem.schedule.num_steps
@@ -127,7 +127,7 @@ class Workloads:
         )  # fmt: skip
 
     def experiment(self) -> Workload:
-        """Both trainings and both samplings of ``flashpoint states``, cut by one factor."""
+        """Returns both trainings and both samplings of ``flashpoint states``, cut by one factor."""
         total, rows = sum(EXPERIMENT_STEPS), EXPERIMENT_ROWS
         samplings = [self.chain(guided) for guided in (False, True)]
         training = [
@@ -155,7 +155,7 @@ class Workloads:
 
 
 def one_after_another(parts: Sequence[Runner], counts: Sequence[int]) -> Runner:
-    """All parts, each at least so many times, as one work."""
+    """Returns all parts as one work; each part is done at least as often as its count says."""
     waits = [part.wait for part in parts if part.wait is not None]
 
     def run() -> None:

@@ -1,11 +1,12 @@
-"""The works that users wait for, in one line each: ours beside eager PyTorch.
+"""Times the works that users wait for, ours beside eager PyTorch, and prints a line for each.
 
     python -m flashpoint.bench works [--device cuda] [--record FOLDER]
 
-Training steps, sampling, guided sampling, and the network as a drop-in, forward and backward. Ours
-must first get what float64 gets; what is wrong gets no time. Then both work in turn, A B B A, for
-about two seconds. On a GPU eager PyTorch has the faster of bf16 and tf32, as in the race; where a
-run of it takes long, because it waits for Python in either, half precision alone.
+The works are training steps, sampling, guided sampling, and the network as a drop-in, forward and
+backward. Ours is first checked against float64; a wrong work is not timed. Then both work in turn,
+A B B A, for about two seconds. On a GPU eager PyTorch uses the faster of bf16 and tf32, as in the
+race. If one run takes long, it waits for Python in either precision, so only half precision is
+timed.
 """
 
 import time
@@ -29,19 +30,19 @@ from .workloads import CHAIN_ROWS, Workload, Workloads
 KINDS = ("training", "sampling", "guided", "drop-in")
 UNTIL = ("checked", "run", "timed")
 ROWS, DROP_IN_ROWS, SMALL_ROWS = (2048, 10_000, 131_072), 10_000, 200
-_SECONDS = 2.0  # of a work's rounds
-# Operations per second that are foreseen, and seconds that one run of a work may take.
+_SECONDS = 2.0  # seconds for the rounds of a work
+# Expected operations per second, and the limit of one run of a work in seconds.
 _FORESEEN = {"cuda": (1e13, 60.0), "cpu": (1e11, 2.0)}
 _PRECISIONS = {"cuda": ("half", "tf32"), "cpu": ("fp32",)}
 
 
 @dataclass
 class Outcome:
-    """What became of a work; without a time where ours was wrong or could not run."""
+    """The outcome of a work, without a time if ours was wrong or could not run."""
 
     work: str
-    error: float | None = None  # relative, against float64
-    eager: str | None = None  # what eager PyTorch computed in
+    error: float | None = None  # relative error against float64
+    eager: str | None = None  # precision of eager PyTorch
     timing: Timing | None = None
     unavailable: str | None = None
 
@@ -60,13 +61,13 @@ class Outcome:
 
 @dataclass
 class WorksBench:
-    """Where works are measured, and how far.
+    """Measures works on a device.
 
     Attributes:
-        device: where.
-        until: ``checked``, ``run`` once, so that all is compiled, or ``timed``.
-        rounds: of a work.
-        small: toy sizes, to see that it works, or for a sanitizer.
+        device: device to measure on.
+        until: last step: ``checked``; ``run``, once, so that all is compiled; or ``timed``.
+        rounds: paired rounds of a work.
+        small: toy sizes, for a test or a sanitizer.
     """
 
     device: torch.device
@@ -75,7 +76,7 @@ class WorksBench:
     small: bool
 
     def outcomes(self, kinds: Sequence[str], problem: Problem) -> Iterator[Outcome]:
-        """Of all works of these kinds."""
+        """Yields the outcomes of all works of some kinds."""
         referee = Referee(problem, self.device)
         for workload in self._workloads(kinds, problem):
             yield self._guarded(partial(self._raced, workload, referee), workload.title)
@@ -99,9 +100,9 @@ class WorksBench:
                 yield works.chain(kind == "guided", SMALL_ROWS if self.small else CHAIN_ROWS)
 
     def _guarded(self, measure: Callable[[Outcome], None], title: str) -> Outcome:
-        """The outcome of a work, whatever a compiler, a capture or an allocator raises."""
+        """Returns the outcome of a work, also if a compiler, a capture or an allocator fails."""
         outcome = Outcome(title)
-        torch.manual_seed(0)  # the same data, however many rounds the work before had
+        torch.manual_seed(0)  # the same data for any number of rounds before
         try:
             measure(outcome)
         except Exception as reason:
@@ -109,7 +110,7 @@ class WorksBench:
         return outcome
 
     def _raced(self, workload: Workload, referee: Referee, outcome: Outcome) -> None:
-        """A work of the race."""
+        """Checks and times a work of the race."""
         precisions = _PRECISIONS[self.device.type]
         if self.until == "checked":
             outcome.error = max(
@@ -129,7 +130,7 @@ class WorksBench:
                 break
 
     def _drop_in(self, in_graph: bool, outcome: Outcome) -> None:
-        """The denoiser's network inside somebody's own training."""
+        """Checks and times the network of the denoiser inside ordinary training code."""
         precision = "fp16" if self.device.type == "cuda" else "fp32"
         one = operations.perceptron(self.device, self._drop_in_rows, precision, training=True)
         outcome.error = one.error()
@@ -148,7 +149,7 @@ class WorksBench:
     def _time(
         self, outcome: Outcome, ours: Runner, eager: Runner, precision: str, seconds: float
     ) -> None:
-        """Adds the timing, if eager PyTorch is not faster in another precision."""
+        """Times both, and keeps the timing unless eager PyTorch is faster in another precision."""
         timing = paired(ours, eager, self.rounds, self.device, seconds)
         if outcome.timing is None or timing.peer_us < outcome.timing.peer_us:
             outcome.eager, outcome.timing = precision, timing
@@ -156,15 +157,23 @@ class WorksBench:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--only", multiple=True, type=click.Choice(KINDS), help="Again for more.")
-@click.option("--until", type=click.Choice(UNTIL), default="timed", show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(KINDS), help="Kinds; may be repeated.")
+@click.option(
+    "--until",
+    type=click.Choice(UNTIL),
+    default="timed",
+    show_default=True,
+    help="Last thing to do.",
+)
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds of a work.")
-@click.option("--budget", default=600.0, show_default=True, help="Seconds until none starts.")
-@click.option("--small", is_flag=True, help="Toy sizes: for a sanitizer, or to see that it works.")
+@click.option(
+    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+)
+@click.option("--small", is_flag=True, help="Toy sizes: for a sanitizer, or to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, only, until, rounds, budget, small, busy, folder) -> None:
-    """Ours beside eager PyTorch, in one line each."""
+    """Time ours beside eager PyTorch, one line for each work."""
     end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
     bench, found = WorksBench(device, until, rounds, small), []
     for outcome in bench.outcomes(only or KINDS, states_problem()):

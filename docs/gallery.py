@@ -1,10 +1,9 @@
-"""Draws the figures of docs/gallery.md, all by the code that users call.
+"""Draws the figures of docs/gallery.md with the code that users call.
 
     flashpoint states --seed 0
     python docs/gallery.py runs/states
 
-Training is what takes time, so the run is made once and given. The screenshots need Chromium
-and its driver.
+Training takes long, so the run is made beforehand. The screenshots need Chromium and its driver.
 """
 
 import argparse
@@ -30,11 +29,11 @@ from flashpoint.diffusion.viewer import write_view
 GALLERY = Path(__file__).parent / "gallery"
 FROM_REPORT = ("samples", "density", "conditional", "trajectories", "classifier", "reverse_steps",
                "training_curves")  # fmt: skip
-WIDTH = 1400  # pixels that a figure has at most
+WIDTH = 1400  # largest width of a figure in pixels
 
 
 def draw_datasets(save_to: Path) -> None:
-    """Every data set that has a name, its first two coordinates or, of three, all."""
+    """Draws the first coordinates of every named data set: all of three, else two."""
     sets = [dataset(name) for name in DATASETS if name != "digits"]
     columns = -(-len(sets) // 2)
     figure = plt.figure(figsize=(3 * columns, 6.6), layout="constrained")
@@ -52,7 +51,7 @@ def draw_datasets(save_to: Path) -> None:
 
 
 def draw_schedules(save_to: Path) -> None:
-    """Signal and noise of every schedule."""
+    """Draws signal and noise of every schedule."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for color, name in zip(plots.COLORS, SCHEDULES, strict=False):
         alpha_bar = Schedule(500, name).alpha_bar
@@ -64,7 +63,7 @@ def draw_schedules(save_to: Path) -> None:
 
 
 def draw_viewer(run: Path) -> None:
-    """Screenshots of the page that ``flashpoint view`` writes, in Chromium."""
+    """Takes screenshots of the page that ``flashpoint view`` writes, in Chromium."""
     page = write_view(run, states_points(), say=lambda text: print(text, file=sys.stderr))
     options = webdriver.ChromeOptions()
     for flag in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,1110",
@@ -89,7 +88,7 @@ def draw_viewer(run: Path) -> None:
 
 
 def shrink(path: Path) -> None:
-    """At most WIDTH pixels wide, in 256 colours: a tenth of the bytes, no visible difference."""
+    """Reduces a picture to WIDTH pixels and 256 colours: a tenth of the bytes looks the same."""
     image = Image.open(path).convert("RGB")
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.LANCZOS)

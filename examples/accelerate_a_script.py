@@ -1,10 +1,10 @@
-"""Somebody else's diffusion script in plain PyTorch, and the two lines that make it faster.
+"""A diffusion script in plain PyTorch, and the two lines that make it faster.
 
     python examples/accelerate_a_script.py [--quick] [--rows 4096]
 
-The script's training loop is timed without and with the two lines, in turn, on this device. The
-kernels are for NVIDIA GPUs; on a CPU the two lines change nothing but the module's class, and the
-ratio that is printed should be about 1.
+The training loop is timed without and with the two lines, in turn, on this device. The kernels are
+for NVIDIA GPUs. On a CPU the two lines change only the class of the module, and the printed ratio
+should be about 1.
 """
 
 import argparse
@@ -21,7 +21,7 @@ T = 1000
 
 
 class NoisePredictor(nn.Module):
-    """The usual: a sinusoidal embedding of t beside the point, into a perceptron with SiLU."""
+    """A perceptron with SiLU that reads a point and a sinusoidal embedding of t."""
 
     def __init__(self, dim: int = 2, embedding: int = 32, width: int = 256):
         super().__init__()
@@ -39,7 +39,7 @@ class NoisePredictor(nn.Module):
 
 
 def train(model: nn.Module, data: torch.Tensor, steps: int, rows: int) -> list[torch.Tensor]:
-    """Algorithm 1 of Ho et al. 2020, as in a hundred repositories; the loss of each step."""
+    """Trains with algorithm 1 of Ho et al. 2020 and returns the loss of each step."""
     alpha_bar = (1 - torch.linspace(1e-4, 0.02, T, device=data.device)).cumprod(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
@@ -49,7 +49,7 @@ def train(model: nn.Module, data: torch.Tensor, steps: int, rows: int) -> list[t
         eps = torch.randn_like(x_0)
         a = alpha_bar[t, None]
         x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
-        # Half precision on a GPU: of float32, PyTorch's own layers are the fastest.
+        # Half precision on a GPU, because in float32 PyTorch's own layers are fastest.
         with torch.autocast(data.device.type, torch.bfloat16, enabled=data.is_cuda):
             predicted = model(x_t, t)
         loss = nn.functional.mse_loss(predicted.float(), eps)
@@ -61,7 +61,7 @@ def train(model: nn.Module, data: torch.Tensor, steps: int, rows: int) -> list[t
 
 
 def seconds(model: nn.Module, data: torch.Tensor, steps: int, rows: int) -> float:
-    """Time that so many steps take; the work is finished at both ends."""
+    """Returns the seconds of some training steps, with all work finished at both ends."""
     synchronize = torch.cuda.synchronize if data.is_cuda else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -73,7 +73,7 @@ def seconds(model: nn.Module, data: torch.Tensor, steps: int, rows: int) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
-    parser.add_argument("--rows", type=int, default=4096, help="of a batch")
+    parser.add_argument("--rows", type=int, default=4096, help="rows of a batch")
     arguments = parser.parse_args()
     steps, rounds = (5, 3) if arguments.quick else (50, 15)
     rows = min(arguments.rows, 512) if arguments.quick else arguments.rows
@@ -86,14 +86,14 @@ def main() -> None:
     print(accelerate(after))  # the second line
 
     losses = []
-    for model in (before, after):  # also warms up
+    for model in (before, after):  # this also warms up
         torch.manual_seed(0)
         losses.append(torch.stack(train(model, data, steps, rows)))
     difference = (losses[0] - losses[1]).abs().max().item()
     print(f"largest difference of the loss over {steps} steps: {difference:.1e}")
 
     times = np.empty((rounds, 2))
-    for k in range(rounds):  # A B, then B A: what drifts hits both
+    for k in range(rounds):  # A B, then B A: a drift affects both
         for which in ((0, 1), (1, 0))[k % 2]:
             times[k, which] = seconds((before, after)[which], data, steps, rows)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

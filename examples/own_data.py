@@ -1,7 +1,7 @@
-"""Your own points, of any dimension, from a file: train, sample, measure, keep.
+"""Train on your own points, of any dimension, from a file; sample, measure and save.
 
     python examples/own_data.py --data FILE    .pt, .npy, .npz or .csv
-    python examples/own_data.py --quick        on four-dimensional points made here
+    python examples/own_data.py --quick        on an example in four dimensions
 
 The command line does the same: ``flashpoint states --data FILE``.
 """
@@ -17,7 +17,7 @@ import flashpoint.diffusion as fd
 
 
 def write_example(path: Path, n: int = 4000) -> None:
-    """Two tori in four dimensions, as a .csv whose last column is the label."""
+    """Writes two tori in four dimensions as a .csv whose last column is the label."""
     random = np.random.default_rng(0)
     label = random.integers(0, 2, n)
     a, b = random.uniform(0, 2 * np.pi, (2, n))
@@ -30,16 +30,18 @@ def write_example(path: Path, n: int = 4000) -> None:
 
 
 def standardised(points: fd.Points) -> tuple[fd.Points, torch.Tensor, torch.Tensor]:
-    """The points with mean 0 and deviation 1 along each axis, and what undoes it."""
+    """Returns points with mean 0 and standard deviation 1 along each axis, and both to undo it."""
     mean, std = points.data.mean(dim=0), points.data.std(dim=0)
     return replace(points, data=(points.data - mean) / std), mean, std
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="a file of points; default: an example")
+    parser.add_argument("--data", type=Path, help="file of points; default: an example")
     parser.add_argument("--quick", action="store_true", help="fewer steps and samples")
-    parser.add_argument("--out", type=Path, default=Path("runs/own_data"), help="a folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/own_data"), help="folder of the results"
+    )
     arguments = parser.parse_args()
     path = arguments.data
     if path is None:

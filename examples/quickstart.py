@@ -1,7 +1,7 @@
 """Train a diffusion model of five US states, draw samples of each state, and measure them.
 
 python examples/quickstart.py            minutes on two CPU cores
-python examples/quickstart.py --quick    seconds; the samples are no better than that
+python examples/quickstart.py --quick    seconds, with samples of poor quality
 """
 
 import argparse
@@ -15,7 +15,7 @@ from flashpoint.diffusion import plots
 
 
 def train(points: fd.Points, schedule: fd.Schedule, recipe: fd.Recipe, classify: bool) -> fd.MLP:
-    """A trained denoiser, or a classifier of noisy points."""
+    """Trains a denoiser, or a classifier of noisy points."""
     trainer = fd.Trainer(points, schedule, recipe, classify=classify)
     while trainer.step < trainer.total_steps:
         trainer.run(trainer.total_steps // 5)
@@ -27,7 +27,9 @@ def train(points: fd.Points, schedule: fd.Schedule, recipe: fd.Recipe, classify:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps and samples")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="for the figure")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder of the figure"
+    )
     arguments = parser.parse_args()
 
     points, schedule = fd.states_points(), fd.Schedule(num_steps=500)

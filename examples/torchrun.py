@@ -1,10 +1,11 @@
-"""Training on several devices, each with its share of every batch.
+"""Train on several devices, each with its share of every batch.
 
     torchrun --standalone --nproc-per-node=2 examples/torchrun.py [--quick]
-    python examples/torchrun.py --quick     one process: the same losses, to rounding
+    python examples/torchrun.py --quick     one process, with the same losses up to rounding
 
-Ranks talk by NCCL on GPUs and by gloo on CPUs. A row's random numbers are keyed by its number in
-the whole batch, so any number of ranks draws the same rows. The command line does the same:
+Ranks communicate by NCCL on GPUs and by gloo on CPUs. The random numbers of a row depend on its
+number in the whole batch, so any number of ranks draws the same rows. The command line does the
+same:
 ``torchrun --nproc-per-node=2 -m flashpoint.diffusion train``.
 """
 
@@ -21,8 +22,10 @@ from flashpoint.diffusion.training.distributed import join
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps and samples")
-    parser.add_argument("--out", type=Path, default=Path("runs/torchrun"), help="a folder")
-    parser.add_argument("--device", help="cpu or cuda; default: the best there is")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/torchrun"), help="folder of the results"
+    )
+    parser.add_argument("--device", help="cpu or cuda; default: the best available")
     arguments = parser.parse_args()
     ranks, device = join(arguments.device)
 
@@ -37,7 +40,7 @@ def main() -> None:
     print(f"{place}: {rows} of {recipe.batch_size} rows")
     trainer.run(trainer.total_steps)
 
-    # Every rank has the same weights now; one of them is enough to go on.
+    # All ranks have the same weights now, so one of them continues.
     if ranks.writes:
         print(f"mean loss of the last 20 steps: {trainer.losses[-20:].mean().item():.6f}")
         x = fd.sample(trainer.model(), schedule, n, num_steps=num_steps, device=trainer.device).x

@@ -1,7 +1,7 @@
-"""Those that ours races against, each doing the same work in its own best way.
+"""The competitors of ours, each doing the same work in its own best way.
 
-* :mod:`.eager`: PyTorch as people write it, with fused AdamW.
-* :mod:`.compiled`: the same through ``torch.compile``, by default, with its CUDA graphs
+* :mod:`.eager`: ordinary PyTorch with fused AdamW.
+* :mod:`.compiled`: the same through ``torch.compile``, in its default mode, with its CUDA graphs
   (``reduce-overhead``), and captured by hand.
 * :mod:`.graph`: eager PyTorch, captured in a CUDA graph by hand.
 * :mod:`.jax_scan`: JAX, the whole loop one ``lax.scan`` under ``jit`` (optional: the extra
@@ -24,14 +24,14 @@ from .states_script import StatesScript
 
 
 def _jax(*arguments) -> Peer:
-    # Else JAX keeps three quarters of the GPU's memory for itself, which all others need too.
+    # By default JAX reserves three quarters of the GPU's memory, which the others need too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from .jax_scan import JaxScan  # only who asks for it needs jax
+    from .jax_scan import JaxScan  # only this peer needs jax
 
     return JaxScan(*arguments)
 
 
-# How to make each, by name: (problem, device, precision) -> Peer.
+# Functions that make the peers, by name: (problem, device, precision) -> Peer.
 PEERS: dict[str, Callable[[Problem, torch.device, str], Peer]] = {
     "eager": Eager,
     "graph": Graph,

@@ -1,4 +1,4 @@
-"""What ours and each peer must be able to do."""
+"""The protocol of ours and of each peer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Peer(ABC):
 
     Args:
         problem: data, schedule and networks at the start of training.
-        device: where it works.
-        precision: of matrix products: ``fp32``, ``tf32``, or ``half`` (fp16 or bf16, whichever the
-            peer trains in).
+        device: device that does the work.
+        precision: precision of matrix products: ``fp32``, ``tf32``, or ``half`` (fp16 or bf16,
+            whichever the peer trains in).
     """
 
     def __init__(self, problem: Problem, device: torch.device, precision: str):
@@ -27,20 +27,20 @@ class Peer(ABC):
 
     @abstractmethod
     def losses(self, batches: Sequence[Batch], classify: bool) -> list[float]:
-        """Trains on these batches, one step each; the loss of each before its update."""
+        """Trains one step on each batch and returns the losses before the updates."""
 
     @abstractmethod
     def end_of(self, chain: Chain, x_T: Tensor, labels: Tensor | None) -> Tensor:
-        """Where a noiseless chain ends, float32 [n, 2]; guided to the labels, if any."""
+        """Returns the end of a noiseless chain, float32 [n, 2]; guided to the labels, if any."""
 
     @abstractmethod
     def training(self, rows: int, classify: bool = False) -> Runner:
-        """Steps of so many fresh rows."""
+        """Returns training steps on batches of fresh rows."""
 
     @abstractmethod
     def epoch(self, rows: int, steps: int) -> Runner:
-        """``steps`` steps over the pairs (point, timestep) in random order, as one work."""
+        """Returns ``steps`` steps over pairs (point, timestep) in random order, as one work."""
 
     @abstractmethod
     def sampling(self, chain: Chain, rows: int, labels: Tensor | None = None) -> Runner:
-        """A chain from fresh noise with fresh noise; guided to the labels int64 [rows], if any."""
+        """Returns a chain with fresh noise; guided to the labels int64 [rows], if any."""

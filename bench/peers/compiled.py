@@ -1,4 +1,4 @@
-"""PyTorch through ``torch.compile``: loss with its backward, draw, and reverse step compiled."""
+"""PyTorch through ``torch.compile``, which compiles the draw, the loss and the reverse step."""
 
 import torch
 
@@ -11,12 +11,12 @@ class Compiled(Eager):
     """Eager PyTorch whose pieces are compiled; AdamW stays fused.
 
     Args:
-        mode: of ``torch.compile``; ``reduce-overhead`` adds its CUDA graphs.
+        mode: mode of ``torch.compile``; ``reduce-overhead`` adds its CUDA graphs.
     """
 
     def __init__(self, problem, device, precision, mode: str = "default"):
         super().__init__(problem, device, precision)
-        # Sizes differ from work to work, and each deserves the best code for it.
+        # Sizes differ from work to work, and each gets code of its own.
         options = {"mode": mode, "dynamic": False}
         torch._dynamo.config.recompile_limit = 64
         self.draw = torch.compile(self.draw, **options)
@@ -45,4 +45,4 @@ class Compiled(Eager):
 
 
 class CompiledGraph(Compiled, Graph):
-    """Compiled pieces, captured in a CUDA graph by hand: the strongest PyTorch there is."""
+    """Compiled pieces, captured in a CUDA graph by hand: the strongest form of PyTorch."""

@@ -1,4 +1,4 @@
-"""PyTorch as people write it: every operation a launch of its own."""
+"""Ordinary PyTorch: every operation is a launch of its own."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from .base import Peer
 
 
 def plain_network(state: dict[str, Tensor], widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with one shared PReLU, with the weights of ``MLP.state_dict()``."""
+    """Makes linear layers with one shared PReLU from the weights of ``MLP.state_dict()``."""
     act, layers = nn.PReLU(), []
     for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), act]
@@ -39,7 +39,7 @@ class Network:
         )  # fmt: skip
 
     def update(self, grads: Sequence[Tensor]) -> None:
-        """One step of AdamW and of the averaged weights."""
+        """Takes one step of AdamW and of the averaged weights."""
         for parameter, grad in zip(self.parameters, grads, strict=True):
             parameter.grad = grad
         self.optimizer.step()
@@ -70,8 +70,8 @@ class Eager(Peer):
         }
 
     def arithmetic(self):
-        """A context in which matrices are multiplied in this peer's precision."""
-        # A global setting, so each peer makes it its own before it works.
+        """Returns a context in which matrices are multiplied in this peer's precision."""
+        # The setting is global, so each peer sets it before it works.
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         if self.precision == "half":
             return torch.autocast(self.device.type, torch.bfloat16)
@@ -93,7 +93,7 @@ class Eager(Peer):
         return F.cross_entropy(y, batch.label) if classify else F.mse_loss(y, batch.eps)
 
     def step(self, batch: Batch, classify: bool) -> Tensor:
-        """One training step on a batch; its loss before the update."""
+        """Takes one training step on a batch and returns its loss before the update."""
         network = self.networks[classify]
         with self.arithmetic():
             loss = self.loss(batch, classify)
@@ -104,7 +104,7 @@ class Eager(Peer):
         return [self.step(self.here(batch), classify).item() for batch in batches]
 
     def here(self, batch: Batch) -> Batch:
-        """The batch on this device, in this precision."""
+        """Returns the batch on this device, in this precision."""
         return Batch(
             batch.x_0.to(self.device, self.dtype), batch.label.to(self.device),
             batch.t.to(self.device), batch.eps.to(self.device, self.dtype),
@@ -128,7 +128,7 @@ class Eager(Peer):
     # Sampling.
 
     def reverse(self, x: Tensor, c: Tensor, feature: Tensor, z: Tensor, labels) -> Tensor:
-        """One reverse step with the coefficients [4] of x, eps, z and the guidance."""
+        """Takes one reverse step with the coefficients [4] of x, eps, z and the guidance."""
         feature = feature.expand(len(x), 1)
         eps = self.networks[False].net(torch.cat((x, feature), dim=1)).to(self.dtype)
         if labels is not None:
@@ -136,7 +136,7 @@ class Eager(Peer):
         return c[0] * x + c[1] * eps + c[2] * z
 
     def guidance(self, x: Tensor, feature: Tensor, labels: Tensor) -> Tensor:
-        """Gradient of log p(label | x) with respect to x, [n, 2]."""
+        """Returns the gradient of log p(label | x) with respect to x, [n, 2]."""
 
         def log_p(x: Tensor) -> Tensor:
             logits = self.networks[True].net(torch.cat((x, feature), dim=1))
@@ -170,6 +170,6 @@ class Eager(Peer):
 
 
 class Exact(Eager):
-    """The same in float64: what all others are checked against."""
+    """The same in float64, against which all others are checked."""
 
     dtype = torch.float64

@@ -1,4 +1,4 @@
-"""Eager PyTorch captured in a CUDA graph by hand: no launch costs the host anything."""
+"""Eager PyTorch captured in a CUDA graph by hand, so that launches cost the host nothing."""
 
 from ..timing import Runner, from_graph
 from .eager import Eager
@@ -13,7 +13,7 @@ class Graph(Eager):
         return from_graph(super().training(rows, classify).run, TRAINING_STEPS)
 
     def epoch(self, rows, steps):
-        # Rows of an epoch are drawn like fresh ones here: a permutation cannot be captured.
+        # A permutation cannot be captured, so the rows of an epoch are drawn like fresh ones.
         graph = self.training(rows)
         replays = -(-steps // graph.works)
 

@@ -1,4 +1,4 @@
-"""JAX: the whole loop one ``lax.scan`` under ``jit``, so the host gives one command."""
+"""JAX, with the whole loop as one ``lax.scan`` under ``jit``, so the host gives one command."""
 
 from functools import partial
 
@@ -11,14 +11,14 @@ from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY
 from ..timing import Runner
 from .base import Peer
 
-# Training steps in one scan, and rows that all of them have together: the steps of large batches
-# last so long that a scan of one costs nothing, and one of 50 would not end.
+# The most training steps in one scan, and the most rows of all its steps together. A step of a
+# large batch takes so long that a scan of a single step costs nothing, and 50 would take too long.
 SCAN_STEPS, _SCAN_ROWS = 50, 1_000_000
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
 class JaxScan(Peer):
-    """Parameters, optimiser state and random key live on the device between calls.
+    """Parameters, optimiser state and random key stay on the device between calls.
 
     Raises:
         RuntimeError: JAX has no device of this kind.
@@ -41,7 +41,7 @@ class JaxScan(Peer):
         return jax.device_put(tensor.detach().cpu().numpy(), self.target)
 
     def state_of(self, model):
-        """Parameters ([weights], [biases], slope), moments, averaged weights, number of steps."""
+        """Returns parameters ([weights], [biases], slope), moments, averaged weights, step."""
         linears = [layer for layer in model.model if isinstance(layer, torch.nn.Linear)]
         parameters = (
             [self.put(layer.weight.T) for layer in linears],
@@ -51,7 +51,7 @@ class JaxScan(Peer):
         zeros = jax.tree.map(jnp.zeros_like, parameters)
         return parameters, zeros, zeros, parameters, jnp.zeros((), jnp.int32)
 
-    # Functions that are traced.
+    # The functions that JAX traces.
 
     def network(self, parameters, x):
         weights, biases, slope = parameters
@@ -74,7 +74,7 @@ class JaxScan(Peer):
         return jnp.square(y - eps).mean()
 
     def step(self, state, batch, classify):
-        """AdamW (Loshchilov and Hutter 2019, algorithm 2) and the averaged weights."""
+        """Takes a step of AdamW (Loshchilov and Hutter 2019, algorithm 2) and of the average."""
         parameters, first, second, average, count = state
         loss, grad = jax.value_and_grad(self.loss)(parameters, batch, classify)
         count, (b1, b2) = count + 1, _BETAS
@@ -100,7 +100,7 @@ class JaxScan(Peer):
         return self.batch_of(index, t, keys[2])
 
     def reverse(self, x, row, labels):
-        """One reverse step with the coefficients of x, eps, z and the guidance."""
+        """Takes one reverse step with the coefficients of x, eps, z and the guidance."""
         c, feature, key = row
         feature = jnp.broadcast_to(feature, (len(x), 1))
         eps = self.network(self.start[False][0], jnp.concatenate((x, feature), axis=1))
@@ -116,7 +116,7 @@ class JaxScan(Peer):
         z = 0.0 if key is None else c[2] * jax.random.normal(key, x.shape)
         return c[0] * x + c[1] * eps + z, None
 
-    # What a peer must be able to do.
+    # The protocol of a peer.
 
     def arithmetic(self):
         return jax.default_matmul_precision(self.matmul)
@@ -143,7 +143,7 @@ class JaxScan(Peer):
             return torch.from_numpy(jax.device_get(run(self.put(x_T))).copy())
 
     def runner(self, loop, carry, works: int) -> Runner:
-        """Calls ``carry = loop(carry)`` again and again; its memory is handed on, not copied."""
+        """Returns a runner of ``carry = loop(carry)``, which reuses the memory of the carry."""
         with self.arithmetic():
             loop = jax.jit(loop, donate_argnums=0).lower(carry).compile()
         box = [carry]
@@ -154,9 +154,9 @@ class JaxScan(Peer):
         return Runner(run, works, lambda: jax.block_until_ready(box[0]))
 
     def copied(self, classify: bool):
-        """A start whose memory may be given away, and a random key."""
+        """Returns a copy of a start whose memory may be donated, and a random key."""
         state = jax.tree.map(jnp.copy, self.start[classify])
-        # Distinct copies: one buffer cannot be given away twice.
+        # JAX cannot donate one buffer twice, so the copies are distinct.
         return jax.device_put((state, jax.random.key(0)), self.target)
 
     def training(self, rows, classify=False):

@@ -1,4 +1,4 @@
-"""flashpoint itself, used as its users use it."""
+"""flashpoint itself, called as its users call it."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ from ..problem import EMA_DECAY, LEARNING_RATE, WEIGHT_DECAY, Batch, Chain
 from ..timing import Runner, Work
 from .base import Peer
 
-TRAINING_STEPS = {"cuda": 50, "cpu": 4}  # in one call of Trainer.run; on CUDA one graph
-_LONG = 200_000  # steps of a recipe, so that its learning rate stays where it is
+TRAINING_STEPS = {"cuda": 50, "cpu": 4}  # steps in one call of Trainer.run; on CUDA one graph
+_LONG = 200_000  # steps of a recipe, so many that its learning rate stays constant
 _PRECISIONS = {"half": "fp16", "tf32": "tf32", "fp32": "fp32"}
 
 
 def _endless(start: Callable[[], Trainer], steps: int) -> Work:
-    """Trains for so many steps, again and again."""
+    """Returns a work that trains ``steps`` steps each time and starts anew at the end."""
     trainer = start()
 
     def run() -> None:
         nonlocal trainer
-        if trainer.step + steps > trainer.total_steps:  # it would do nothing, and very fast
+        if trainer.step + steps > trainer.total_steps:  # else it would do nothing
             trainer = start()
         trainer.run(steps)
 
@@ -35,7 +35,7 @@ class Ours(Peer):
     """``Trainer`` and ``sample``."""
 
     def recipe(self, rows: int, classify: bool) -> Recipe:
-        """Fresh rows with a constant learning rate, as the peers have it."""
+        """Returns a recipe of fresh rows and a constant learning rate, as the peers use."""
         return Recipe(
             steps=_LONG, hidden_layers=self.problem.network(classify).shape.widths[1:-1],
             batch_size=rows, lr=LEARNING_RATE, warmup=0.0, weight_decay=WEIGHT_DECAY,
@@ -49,7 +49,7 @@ class Ours(Peer):
         )  # fmt: skip
 
     def first_batches(self, rows: int, count: int, classify: bool) -> list[Batch]:
-        """What :meth:`trainer` draws in its first steps, for the peers to train on."""
+        """Returns the batches of the first steps of :meth:`trainer`, for the peers to train on."""
         trainer = self.trainer(rows, classify)
         seed, numbers = trainer.engine.seeds.cpu(), torch.arange(rows)
         points, labels = self.problem.points.data, self.problem.points.labels
@@ -62,7 +62,7 @@ class Ours(Peer):
         return batches
 
     def losses(self, batches, classify):
-        """Of its own first batches, which must be the ones given."""
+        """Returns the losses of its own first batches, which must equal the given ones."""
         trainer = self.trainer(len(batches[0].t), classify)
         found = []
         for _ in batches:
@@ -80,7 +80,7 @@ class Ours(Peer):
         return x[0].cpu()
 
     def chain_work(self, chain: Chain, rows: int, labels: Tensor | None) -> Work:
-        """The operation ``sample_chain`` alone, from given noise, everything on the device."""
+        """Returns ``sample_chain`` alone as a work, from given noise, all of it on the device."""
         x_T = torch.randn(1, rows, 2, device=self.device)
         table, features = (part[None].to(self.device) for part in chain)
         guide = None if labels is None else self.guide(labels.to(self.device))
@@ -99,7 +99,7 @@ class Ours(Peer):
         return Runner(_endless(lambda: self.trainer(rows, classify), steps), steps)
 
     def many(self, models: int, rows: int) -> Runner:
-        """Training steps of so many models in the same launches, each of so many rows."""
+        """Returns training steps of many models in the same launches, each on ``rows`` rows."""
         tasks = [
             Task(self.problem.points, self.problem.schedule, self.recipe(rows, False), seed=seed)
             for seed in range(models)

@@ -1,9 +1,9 @@
-"""The structure of a classic script for the STATES experiment, written afresh.
+"""A script with the structure of the classic scripts for the STATES experiment, newly written.
 
-A table of all N * T noised points is made beforehand; training is a Python loop over shuffled
-batches of it that reads the loss of each; sampling is a Python loop over the timesteps that
-computes its coefficients as it goes. Such scripts have no averaged weights, so it does less work
-than the others.
+It makes a table of all N * T noised points beforehand. Training is a Python loop over shuffled
+batches of the table, which reads the loss of each batch. Sampling is a Python loop over the
+timesteps, which computes its coefficients in each step. Such scripts have no averaged weights, so
+this peer does less work than the others.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .eager import Eager
 
 
 class StatesScript(Eager):
-    """Python loops over a materialised table."""
+    """Python loops over a table in memory."""
 
     def __init__(self, problem, device, precision):
         super().__init__(problem, device, precision)
@@ -28,7 +28,7 @@ class StatesScript(Eager):
         }
 
     def make_table(self) -> tuple[Tensor, ...]:
-        """x_t, feature, eps and label of every pair, [N * T, ...]."""
+        """Returns x_t, feature, eps and label of every pair, [N * T, ...]."""
         n, total = len(self.points), len(self.alpha_bar)
         t = torch.arange(total, device=self.device).repeat_interleave(n)
         eps = torch.randn(n * total, 2, device=self.device)

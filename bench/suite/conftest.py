@@ -1,8 +1,8 @@
-"""``python -m pytest bench/``: the works of flashpoint under pytest-benchmark.
+"""Times the works of flashpoint under pytest-benchmark: ``python -m pytest bench/``.
 
-On a GPU the clock is CUDA events and the kernels run; without one it is ``perf_counter`` and the
-reference does. ``--benchmark-disable`` runs each work once, without a clock. Results are stored
-under the GPU's name: ``--benchmark-storage .benchmarks/<name> --benchmark-autosave``.
+On a GPU the kernels run and CUDA events are the clock; without a GPU the reference runs and
+``perf_counter`` is the clock. ``--benchmark-disable`` runs each work once, without a clock. Store
+results under the name of the GPU: ``--benchmark-storage .benchmarks/<name> --benchmark-autosave``.
 """
 
 import pytest
@@ -38,7 +38,7 @@ def problem():
 
 @pytest.fixture(scope="session")
 def ours(problem):
-    """Ours, if it gets what float64 gets: what is wrong has no time."""
+    """Ours, checked against float64, because a wrong answer is not timed."""
     precision, referee = "half" if DEVICE.type == "cuda" else "fp32", Referee(problem, DEVICE)
     for check in ("training", "classifier", "sampling", "guided"):
         assert referee.error("ours", precision, check) <= TOLERANCE[precision], check
@@ -47,7 +47,7 @@ def ours(problem):
 
 @pytest.fixture
 def timed(benchmark):
-    """Times a runner: a few warm rounds, then enough of them; what the last one returned."""
+    """Times a runner after a few warm rounds and returns the result of the last round."""
 
     def run(runner, cost, rounds=20):
         benchmark.extra_info.update(flops=cost.flops, bytes=cost.bytes, works=runner.works)

@@ -1,4 +1,4 @@
-"""The operations one by one; their answers are checked against float64 first."""
+"""The operations one by one, first checked against float64."""
 
 import pytest
 

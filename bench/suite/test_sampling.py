@@ -1,4 +1,4 @@
-"""Reverse processes from noise, guided or not; on a CPU with few steps."""
+"""Reverse processes from noise, with and without guidance; on a CPU with few steps."""
 
 import pytest
 import torch

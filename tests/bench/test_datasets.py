@@ -1,4 +1,4 @@
-"""The record of data sets: its numbers are those of the metrics, and bad samples are marked."""
+"""The record of data sets holds the numbers of the metrics, and bad samples are marked."""
 
 import json
 from dataclasses import replace

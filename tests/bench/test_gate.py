@@ -1,4 +1,4 @@
-"""The nightly gate: what it calls slower, invalid or incomparable, and that it checks first."""
+"""The nightly gate checks answers first, and calls nights slower, invalid or incomparable."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_reference_that_moved_makes_the_night_invalid(moved, invalid):
 
 
 def night(*measured):
-    """Judges nights in which one work is measured like this, one after the other."""
+    """Judges a night in which one work has these timings, one after the other."""
     nights, asked = iter(measured), []
 
     def measure(todo):
@@ -66,7 +66,7 @@ def test_what_seems_slower_is_measured_once_more():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The command with its checks and measurements replaced; returns how to set what it finds."""
+    """Replaces checks and measurements of the command; returns a function that sets them."""
     found = {"step": BEFORE}
     monkeypatch.setattr(gate, "check_correct", lambda *_: None)
     monkeypatch.setattr(gate, "states_problem", lambda: None)

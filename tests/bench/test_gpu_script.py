@@ -1,4 +1,4 @@
-"""bench/gpu.sh, and the visit to a GPU that it makes."""
+"""bench/gpu.sh and its visit to a GPU."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def record_of(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All stages of the smoke form; the folder of their results and the process."""
+    """Runs all stages at toy size; returns the folder of their results and the process."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, run("--smoke", OUT=folder, TRITON_CACHE_DIR=tmp_path_factory.mktemp("cache"))
 
@@ -234,7 +234,7 @@ def test_interrupted_it_ends_its_stages_and_keeps_the_record(tmp_path):
         assert script.wait(30) == 130
         # They can be read to their end only once no stage holds them open any more.
         last, printed = script.stderr.read().splitlines()[-1], script.stdout.read()
-    assert last == f"interrupted; {tmp_path}/out holds what was measured until then"
+    assert last == f"interrupted; {tmp_path}/out holds the results until then"
     assert "== all on CPU" in printed
     assert not record_of(tmp_path / "out")["stages"].keys() & set(MEASURED)
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "cache"}

@@ -1,4 +1,4 @@
-"""What Triton compiled, carried from one cache to another."""
+"""Compiled kernels are carried from one cache of Triton to another."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from flashpoint.bench.kernel_cache import FILE, kernels_in, pack, unpack
 
 
 def make_kernel(cache, name, size=100, when=0):
-    """A folder as Triton leaves it."""
+    """Makes a folder as Triton leaves it."""
     folder = cache / name
     folder.mkdir(parents=True)
     files = {"k.json": b"{}", "k.cubin": os.urandom(size)}
@@ -74,7 +74,7 @@ def test_a_damaged_archive_is_reported_and_adds_nothing(tmp_path):
 
 
 def compiled_into(cache):
-    """What the command says that compiles a few kernels of ours."""
+    """Runs the command that compiles a few kernels and returns its output."""
     variables = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "1"}
     variables.pop("TRITON_INTERPRET", None)  # interpreted kernels are not compiled
     command = [sys.executable, "-m", "flashpoint.bench", "compile"]

@@ -1,4 +1,4 @@
-"""The benchmark of the operations: it checks before it times, and says what it could not do."""
+"""The benchmark of operations checks before it times, and reports what did not run."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_ours_that_fails_is_wrong_and_does_not_end_the_benchmark():
 
 @pytest.mark.parametrize("seed", [155, 213])
 def test_one_z_across_the_kink_does_not_make_the_perceptron_wrong(seed):
-    """With these seeds fp32 takes one z of 200 rows to the other side of zero."""
+    """With these seeds fp32 moves one z of 200 rows to the other side of zero."""
     torch.manual_seed(seed)
     one = operations.perceptron(CPU, 200, "fp32", training=True)
     assert one.error() <= one.tolerance

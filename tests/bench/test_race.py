@@ -1,4 +1,4 @@
-"""The race: every peer does the same work, and who is wrong gets no number."""
+"""In the race every peer does the same work, and a wrong peer is not timed."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_the_compiled_peer_runs_compiled_pieces(problem, monkeypatch):
 
 
 class WrongUpdate(Eager):
-    """Its loss is right, but it does not learn."""
+    """A peer whose loss is right, but which does not learn."""
 
     def losses(self, batches, classify):
         return [self.loss(self.here(batch), classify).item() for batch in batches]
@@ -157,7 +157,7 @@ def test_an_epoch_of_ours_never_runs_out_of_steps(problem, monkeypatch):
     done = []
 
     class Short:
-        """A trainer that ends in the midst of its third epoch."""
+        """Returns a trainer that ends in the midst of its third epoch."""
 
         def __init__(self, *_, **__):
             self.step, self.total_steps = 0, 5
@@ -222,6 +222,6 @@ def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
         one.send_signal(number)
         _, printed = one.communicate(timeout=60)
     assert one.returncode == 130
-    assert printed == "interrupted; a record holds what was measured until then\n"
+    assert printed == "interrupted; a record holds the results until then\n"
     assert "race" in json.loads((tmp_path / "record.json").read_text())["stages"]
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]

@@ -214,7 +214,7 @@ def test_a_damaged_record_and_missing_markers_are_one_line(tmp_path):
     (folder / "record.json").write_text('{"suite": 1, "machine": {"gpu": null}, "stages": {}}')
     with pytest.raises(ValueError, match=r"^record bad/record.json lacks date$"):
         read_records(tmp_path)
-    with pytest.raises(ValueError, match=r"none is no folder$"):
+    with pytest.raises(ValueError, match=r"none is not a folder$"):
         read_records(tmp_path / "none")
     with pytest.raises(ValueError, match="README must hold the lines"):
         put_between_markers("nothing here", "quality", "table")

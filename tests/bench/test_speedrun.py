@@ -1,4 +1,4 @@
-"""Time to quality: what the batteries notice, what real draws pass, and what the clock includes."""
+"""Time to quality: batteries detect bad samples, real draws pass, the clock includes training."""
 
 import json
 import math

@@ -24,7 +24,7 @@ def run(tmp_path, *todo, most=4, seconds=60.0):
 
 @pytest.fixture(autouse=True)
 def _interruptible():
-    """Processes can be interrupted although the tests were started in the background."""
+    """Lets processes be interrupted although the tests were started in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Thirty models at once: which, and that bad samples leave no time."""
+"""Thirty models train at once, and bad samples leave no time."""
 
 import json
 

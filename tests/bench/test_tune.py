@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def in_use():
-    """The configurations that training and sampling would be launched with on Hopper."""
+    """Returns the configurations of training and sampling on Hopper."""
     return (
         mlp.config_for("fp16", (9, 0)), train_step.config_for("fp16", (9, 0)),
         sample_chain.chain_config_for("fp16", (9, 0), False, False),

@@ -1,4 +1,4 @@
-"""The works that users wait for: what is wrong has no time, what is right has one line."""
+"""The works that users wait for: one line for each, without a time if it is wrong."""
 
 import json
 import re
