@@ -86,6 +86,20 @@ def exported():
                 yield pytest.param(thing, id=f"{package.__name__}.{name}")
 
 
+def code_links(page):
+    """The links of a page whose text is a name and whose target is a file of Python."""
+    found = re.findall(r"\[`(\w+)`\]\((\S+\.py)\)", (ROOT / page).read_text())
+    return [pytest.param(name, target, id=f"{target}:{name}") for name, target in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [*code_links("README.md"), *code_links("CONTRIBUTING.md")]
+)
+def test_the_linked_file_defines_the_name(name, target):
+    text = (ROOT / target).read_text()
+    assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("thing", [*exported()])
 def test_the_reference_has_it(thing):
     names = {thing.__module__, f"{thing.__module__}.{thing.__qualname__}"}
