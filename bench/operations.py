@@ -326,7 +326,7 @@ def lines(result: Result) -> Iterator[str]:
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds; 0 only checks.")
 @click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick test.")
 @click.option(
-    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option

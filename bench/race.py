@@ -230,7 +230,7 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
 )
 @click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for the rounds.")
 @click.option(
-    "--budget", default=3600.0, show_default=True, help="Start none after so many seconds."
+    "--budget", default=3600.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--peers", default=",".join(PEERS), show_default=True, help="Peers to race against.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")

@@ -316,7 +316,7 @@ def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
 @click.option("--seeds", default=None, type=int, help="Number of seeds. Default: 40, on a CPU 5.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @click.option(
-    "--budget", default=36_000.0, show_default=True, help="Start none after so many seconds."
+    "--budget", default=36_000.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @_calibration_option

@@ -203,7 +203,7 @@ def compile_all(device: torch.device, number: int, small: bool, within: float) -
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
 @click.option("--small", is_flag=True, help="One work and one candidate, to test the command.")
 @click.option(
-    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @click.option("--compile", "only", type=int, default=None, hidden=True, help="Compile one alone.")

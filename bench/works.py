@@ -167,7 +167,7 @@ class WorksBench:
 )
 @click.option("--rounds", default=30, show_default=True, help="Paired rounds of a work.")
 @click.option(
-    "--budget", default=600.0, show_default=True, help="Start none after so many seconds."
+    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--small", is_flag=True, help="Toy sizes: for a sanitizer, or to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")

@@ -120,7 +120,7 @@ def test_a_verb_keeps_within_its_time(verb, commands):
     groups = VERBS[verb](commands)
     assert START + sum(group.limit for group in groups) + END <= LIMITS[verb]
     for group in groups:
-        # What is measured has the time that was foreseen for it, and nothing runs beside it.
+        # A timed stage has the time that was planned for it, and nothing runs beside it.
         recording = [stage for stage in group.stages if "--record" in stage.command]
         assert not recording or len(group.stages) == 1
         assert all(stage.limit == group.limit for stage in recording)
