@@ -71,7 +71,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
-    """The work, so many times, in a CUDA graph.
+    """Returns a CUDA graph of the work, repeated ``works`` times, ready to run.
 
     Raises:
         RuntimeError: it cannot be captured.

@@ -85,10 +85,10 @@ class LossRecord:
             self._on_host.copy_(self._losses)
 
     def _columns(self, model: int, step: int) -> int:
-        """Number of columns that the losses of a network's first ``step`` steps fill."""
+        """Returns the number of columns that the losses of a network's first steps fill."""
         total = self._total_steps[model]
         return (min(step, total) - 1) * self._kept(model) // total + 1
 
     def _kept(self, model: int) -> int:
-        """Number of losses that are kept of a network."""
+        """Returns the number of losses that are kept of a network."""
         return min(self._total_steps[model], self._losses.shape[1])

@@ -64,7 +64,7 @@ class Trainer:
 
     @property
     def task(self) -> Task:
-        """What is trained: data, schedule, recipe and seed."""
+        """The network to train: its data, schedule, recipe and seed."""
         return self.engine.tasks[0]
 
     @property
