@@ -71,7 +71,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
-    """Returns a CUDA graph of the work, repeated ``works`` times, ready to run.
+    """Returns a runner of a CUDA graph in which the work stands ``works`` times.
 
     Raises:
         RuntimeError: it cannot be captured.
