@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import diffusion as fd
 from ..diffusion.errors import check_choice
 from ..diffusion.files import make_folder, save_json, write_atomically
-from ..diffusion.metrics.knn import train_judge
+from ..diffusion.metrics.knn import fit_knn
 from ..diffusion.metrics.table import markdown_table
 from ..kernels.philox import child_seed
 from . import machine
@@ -52,7 +52,7 @@ class DatasetBench:
             self.points, self.held_out = whole.split(0.5, seed)
         else:
             self.points, self.held_out = whole, whole.fresh(_HELD_OUT, child_seed(seed, 99))
-        self.judge = None if whole.labels is None else train_judge(self.points)
+        self.knn = None if whole.labels is None else fit_knn(self.points)
         self.seconds: dict[str, float] = {}
 
     def real(self, number: int, n: int, label: int | None = None) -> Tensor:
@@ -91,7 +91,7 @@ class DatasetBench:
             "held out": "new draws" if self.points.redraw else "the other half of the data",
             "unconditional": self.whole(self.sample("sample", denoiser, _SAMPLES)),
         }
-        if self.judge is not None:
+        if self.knn is not None:
             recipe = replace(self.denoiser, p_uncond=P_UNCOND)
             conditional = self.train("train conditional", recipe)
             classifier = self.train("train classifier", self.classifier, classify=True)
@@ -137,7 +137,7 @@ class DatasetBench:
         real = [[self.real(k, _OF_CLASS, c) for c in classes] for k in range(_REPEATS)]
         floor = _spread(lambda k: fd.emd_by_class(real[k], self.points, seed=_REPEATS + k))
         return {
-            "judge on held-out points": self.judge.score(self.held_out.data, self.held_out.labels),
+            "judge on held-out points": self.knn.score(self.held_out.data, self.held_out.labels),
             "accuracy of real": mean(self.accuracy(one) for one in real),
             "emd of real": {"mean": floor[0], "sd": floor[1]},
             "ways": {way: self._scores(x, floor) for way, x in ways.items()},
@@ -168,9 +168,9 @@ class DatasetBench:
         ).x.cpu()
 
     def accuracy(self, samples: Sequence[Tensor]) -> float:
-        """Returns the share of samples [n, d] that the judge puts in their class, mean over all."""
+        """Returns the share of samples [n, d] that the nearest neighbours put in their class, mean over all."""
         return mean(
-            float((self.judge.predict(x.numpy()) == label).mean())
+            float((self.knn.predict(x.numpy()) == label).mean())
             for label, x in enumerate(samples)
         )
 
@@ -183,7 +183,7 @@ class DatasetBench:
         }
 
     def classified(self, conditional) -> dict:
-        """Classifies held-out points with the conditional denoiser and with the judge."""
+        """Classifies held-out points with the conditional denoiser and with nearest neighbours."""
         start = time.perf_counter()
         x, labels = self.held_out.data[:_CLASSIFIED], self.held_out.labels[:_CLASSIFIED]
         prior = self.points.labels.bincount()
@@ -192,7 +192,7 @@ class DatasetBench:
         )
         accuracy = classifier.score(x, labels)
         self.seconds["classify"] = time.perf_counter() - start
-        return {"points": len(x), "accuracy": accuracy, "judge": self.judge.score(x, labels)}
+        return {"points": len(x), "accuracy": accuracy, "judge": self.knn.score(x, labels)}
 
 
 def _spread(measure: Callable[[int], float]) -> tuple[float, float]:

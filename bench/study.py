@@ -39,7 +39,7 @@ def published_models(small: bool = False) -> Study:
 
 def shortened(models: list[Model]) -> list[Model]:
     """Returns the same models with little training."""
-    return [model._replace(setting=model.setting.shortened(_WARM_FACTOR)) for model in models]
+    return [model._replace(variant=model.variant.shortened(_WARM_FACTOR)) for model in models]
 
 
 def wrong(results: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""``flashpoint classify``: a conditional denoiser as a classifier, beside a trained one."""
+"""``flashpoint classify``: a conditional denoiser as a classifier, beside nearest neighbours."""
 
 from pathlib import Path
 
@@ -13,18 +13,23 @@ from . import data_option, device_option, options, read_points, seed_option
 
 @click.command(name="classify")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--points", "most", default=1000, show_default=True, help="Points at most.")
-@click.option("--noises", default=4, show_default=True, help="Noise pairs at each timestep.")
 @click.option(
-    "--test-fraction", default=0.2, show_default=True, help="Of the data, held out at random."
+    "-n", "--points", "most", default=1000, show_default=True, help="Number of points at most."
+)
+@click.option("--noises", default=4, show_default=True, help="Pairs of noise at each timestep.")
+@click.option(
+    "--test-fraction",
+    default=0.2,
+    show_default=True,
+    help="Part of the data that is held out at random.",
 )
 @options(data_option, seed_option, device_option)
 def classify_command(run, most, noises, test_fraction, data, only_class, seed, device) -> None:
     """Classify points by how well a conditional model removes their noise for each class.
 
-    Where the data's distribution is known the points are new ones, otherwise a part of the data.
+    The points are new ones where the data's distribution is known, otherwise a part of the data.
     """
-    from ..metrics.knn import train_judge  # scikit-learn takes a second to import
+    from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
 
     points, model = read_points(data, only_class), load(run)
     if not isinstance(model.model, ConditionalMLP):
@@ -45,7 +50,7 @@ def classify_command(run, most, noises, test_fraction, data, only_class, seed, d
         model.model, model.schedule, noises=noises, prior=prior, seed=seed, device=device
     )
     accuracy = classifier.score(x, labels)
-    trained = train_judge(train).score(x, labels)
+    neighbours = fit_knn(train).score(x, labels)
     click.echo(f"{len(x)} points of {points.name}, {'new' if points.redraw else 'held out'}")
     click.echo(f"  by denoising error    {accuracy:.4f}")
-    click.echo(f"  by nearest neighbours {trained:.4f}")
+    click.echo(f"  by nearest neighbours {neighbours:.4f}")

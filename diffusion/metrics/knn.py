@@ -1,4 +1,4 @@
-"""Which class a sample belongs to, by a classifier that was trained on the data."""
+"""A classifier by nearest neighbours, which tells the class that a sample belongs to."""
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV
@@ -11,17 +11,18 @@ _NEIGHBOURS = (1, 5, 20, 80)
 _FOLDS = 5
 
 
-def train_judge(points: Points) -> GridSearchCV:
-    """A classifier by nearest neighbours, as many as do best in five-fold cross-validation.
+def fit_knn(points: Points) -> GridSearchCV:
+    """Fits a classifier by nearest neighbours to labelled points.
 
-    Few neighbours suit classes that are apart, many those that overlap. Deterministic.
+    Five-fold cross-validation chooses the number of neighbours: few suit classes that are apart,
+    many suit classes that overlap. The result is deterministic.
 
     Args:
-        points: with labels, at least ten of them.
+        points: at least ten points with labels.
 
     Returns:
-        With scikit-learn's ``predict``, ``predict_proba`` and ``score``; ``best_score_`` is the
-        accuracy on points held out.
+        A classifier of scikit-learn, with ``predict``, ``predict_proba`` and ``score``;
+        ``best_score_`` is the accuracy on points held out.
 
     Raises:
         ValueError: there are no labels, or too few points.
@@ -32,5 +33,5 @@ def train_judge(points: Points) -> GridSearchCV:
     choices = [count for count in _NEIGHBOURS if count <= most]
     if len(points) < 2 * _FOLDS:
         raise UserError(f"{points.name}: a classifier needs {2 * _FOLDS} points, got {len(points)}")
-    judge = GridSearchCV(KNeighborsClassifier(), {"n_neighbors": choices}, cv=_FOLDS)
-    return judge.fit(np.asarray(points.data), np.asarray(points.labels))
+    classifier = GridSearchCV(KNeighborsClassifier(), {"n_neighbors": choices}, cv=_FOLDS)
+    return classifier.fit(np.asarray(points.data), np.asarray(points.labels))

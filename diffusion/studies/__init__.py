@@ -1,24 +1,27 @@
-"""Studies: one question each, a grid of models, a number in every cell.
+"""Studies: each asks one question and answers it with a grid of models.
 
-* :mod:`.catalogue`: the studies, each a grid that can be read off.
-* :mod:`.study`: what a study is made of.
-* :mod:`.protocols`: how a cell is measured.
-* :mod:`.published`: what was published for the same cells.
-* :mod:`.runner`: trains, draws, measures, keeps.
+* :mod:`.catalogue`: the list of studies.
+* :mod:`.study`: the classes that a study is made of.
+* :mod:`.protocols`: the measurement of a cell.
+* :mod:`.published`: published numbers for the same cells.
+* :mod:`.runner`: trains the models, draws samples, measures them and keeps the results.
+* :mod:`.store`: the folder of the results.
 * :mod:`.report`: tables and figures.
+* :mod:`.lessons`: the conclusions from the results.
+* :mod:`.few_steps`: the error of samplers with few steps, where the exact answer is known.
 """
 
 from .catalogue import STUDIES
 from .report import write_page, write_report
 from .runner import StudyRun, models_of, train
-from .study import Grid, Setting, Study, classic
+from .study import Grid, Study, Variant, classic
 
 __all__ = [
     "STUDIES",
     "Grid",
-    "Setting",
     "Study",
     "StudyRun",
+    "Variant",
     "classic",
     "models_of",
     "train",

@@ -7,7 +7,7 @@ from ..schedules import Schedule
 from ..training import RECIPES, Recipe
 from . import published
 from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, TEST_SPLIT
-from .study import OUR_BEST, Grid, Setting, Study, classic
+from .study import OUR_BEST, Grid, Study, Variant, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
 _SURFACES = ("sin_5_5", "helix")
@@ -19,26 +19,26 @@ _SCHEDULES = {
     "scaled linear": "scaled_linear",
     "sigmoid": "sigmoid",
 }
-# Reaches what perfect samples score on the data sets of two and three dimensions.
-BEST = Setting(Schedule(500), cast(Recipe, RECIPES["small"][0]))
-_IMAGE_SETTING = Setting(
+# This variant reaches the scores of perfect samples on the data sets of two and three dimensions.
+BEST = Variant(Schedule(500), cast(Recipe, RECIPES["small"][0]))
+_IMAGE_VARIANT = Variant(
     Schedule(200),
     Recipe(6000, batch_size=256, lr=3e-3, ema_decay=0.995, low_noise=0, activation="silu"),
 )
 
 
-def _by_class(setting: Setting) -> Setting:
-    """A setting whose model is told the class, one time in five that there is none."""
-    return replace(setting, recipe=replace(setting.recipe, p_uncond=0.2))
+def _by_class(variant: Variant) -> Variant:
+    """Returns a variant whose model is conditional; one time in five it is not given the class."""
+    return replace(variant, recipe=replace(variant.recipe, p_uncond=0.2))
 
 
 def _surface(schedule: str = "linear", **changes):
-    """The published setting of sin_5_5 and of the standardised helix."""
+    """Returns the published setting of sin_5_5 and of the standardised helix."""
     return classic(50, _SURFACE_BETA, schedule, batch_size=1024, **changes)
 
 
-def _seeking(temperature: float, posterior_draws: int) -> Setting:
-    """The published setting, sampled by reward; temperature 1 is Bayes' rule."""
+def _seeking(temperature: float, posterior_draws: int) -> Variant:
+    """Returns the published setting, sampled by reward; temperature 1 is Bayes' rule."""
     return replace(classic(150), temperature=temperature, posterior_draws=posterior_draws)
 
 
@@ -199,12 +199,12 @@ _DIGITS = Study(
     title="Do images work too?",
     varied="model",
     grids=(
-        Grid("Images of 64 pixels", ("digits",), {"unconditional": _IMAGE_SETTING}, IMAGES),
+        Grid("Images of 64 pixels", ("digits",), {"unconditional": _IMAGE_VARIANT}, IMAGES),
         Grid(
             "Images of 64 pixels, by class",
             ("digits",),
             {
-                f"w = {w:g}": replace(_by_class(_IMAGE_SETTING), guidance=w)
+                f"w = {w:g}": replace(_by_class(_IMAGE_VARIANT), guidance=w)
                 for w in (0.0, 0.5, 1.0, 2.0)
             },
             IMAGES_BY_CLASS,

@@ -1,6 +1,7 @@
-"""What each study taught; written after its results, for docs/studies.md.
+"""The conclusions from each study, written after its results, for docs/studies.md.
 
-``LESSONS`` in two sentences, ``REMARKS`` on the numbers that are worse than the published ones.
+``LESSONS`` says them in a few sentences; ``REMARKS`` explains numbers that are worse than the
+published ones.
 """
 
 LESSONS = {

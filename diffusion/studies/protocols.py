@@ -1,4 +1,4 @@
-"""How the samples of a cell are measured, and what perfect samples score when measured so."""
+"""Protocols: the way in which the samples of a cell, and perfect samples, are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,32 +11,32 @@ from torch import Tensor
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..metrics import emd, emd_by_class, kernel_nll
-from ..metrics.knn import train_judge
+from ..metrics.knn import fit_knn
 
-_REPEATS = 10  # of a measurement, behind its standard deviation
+_REPEATS = 10  # measurements behind a standard deviation
 _TEST_POINTS = 5000
-_KERNEL_DIM = 3  # above it no two points are near in terms of the kernel NLL's bandwidth
-_TEST, _FLOOR, _EMD = range(3)  # what draws random numbers of its own
+_KERNEL_DIM = 3  # above it, no two points are near at the bandwidth of the kernel NLL
+_TEST, _FLOOR, _EMD = range(3)  # streams of random numbers
 
 
-class Score(NamedTuple):
-    """A metric: the mean over repeats, and the standard deviation of one of them."""
+class Estimate(NamedTuple):
+    """A metric that was measured several times."""
 
-    value: float
-    sd: float
+    value: float  # the mean
+    sd: float  # the standard deviation of one measurement
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How samples are compared with data.
+    """The way in which samples are compared with data.
 
     Args:
-        samples: how many are drawn for a cell, or for each class.
-        size: points on each side of the EMD, which is the mean of 5 draws.
-        test_split: compare with points that were not trained on, else with the training data.
-        standardise: data to mean 0 and standard deviation 1 per axis before training.
-        by_class: samples are asked for by class; the EMD is the mean over classes of that of a
-            class's samples and data, and the accuracy is counted.
+        samples: number of samples of a cell, or of each class.
+        size: number of points on each side of the EMD, which is the mean of 5 draws.
+        test_split: compares with points that were not trained on rather than the training data.
+        standardise: scales the data to mean 0 and standard deviation 1 per axis before training.
+        by_class: draws samples of each class. The EMD is then the mean over classes of the EMD
+            between a class's samples and data, and the accuracy is measured too.
     """
 
     samples: int = 2000
@@ -50,11 +50,11 @@ WHOLE = Protocol()
 TEST_SPLIT = Protocol(size=128, test_split=True, standardise=True)
 BY_CLASS = Protocol(samples=500, by_class=True)
 IMAGES = Protocol(samples=1000)
-IMAGES_BY_CLASS = Protocol(samples=100, size=80, by_class=True)  # halves of a class have 87
+IMAGES_BY_CLASS = Protocol(samples=100, size=80, by_class=True)  # half of a class has 87 points
 
 
 def standardised(points: Points) -> Points:
-    """The data at mean 0 and standard deviation 1 per axis, and its new draws moved alike."""
+    """Returns the data scaled to mean 0 and standard deviation 1 per axis, and new draws alike."""
     centre, scale = points.data.mean(0), points.data.std(0, correction=0)
 
     def redraw(n: int, seed: int, label: int | None = None):
@@ -68,29 +68,35 @@ def standardised(points: Points) -> Points:
 
 def measure(
     samples: Sequence[Tensor], points: Points, protocol: Protocol, seed: int = 0
-) -> dict[str, Score]:
-    """Every metric of a protocol.
+) -> dict[str, Estimate]:
+    """Measures every metric of a protocol.
 
     Args:
         samples: one set [n, d], or one of each class.
         points: the data, :func:`standardised` if the protocol says so.
-        protocol: how.
-        seed: of the draws.
+        protocol: the protocol.
+        seed: seed of the draws.
 
     Returns:
-        Scores by the metric's name. That of the EMD is over repeats with the same samples; other
-        metrics look at all samples at once and have a standard deviation of 0.
+        Estimates by name of the metric. The EMD is repeated with the same samples; the other
+        metrics take all samples at once and have a standard deviation of 0.
     """
     emds = [_emd(samples, points, protocol, child_seed(seed, repeat)) for repeat in range(_REPEATS)]
     rest = _other_metrics(samples, points, protocol)
-    return {"EMD": _score(emds), **{name: Score(value, 0.0) for name, value in rest.items()}}
+    return {"EMD": _estimate(emds), **{name: Estimate(value, 0.0) for name, value in rest.items()}}
 
 
-def perfect(points: Points, protocol: Protocol, seed: int = 0) -> dict[str, Score]:
-    """What new draws of the data, as many as a cell has samples, score: lower is not better.
+def perfect(points: Points, protocol: Protocol, seed: int = 0) -> dict[str, Estimate]:
+    """Measures perfect samples: new draws of the data, as many as a cell has samples.
 
-    Of data that cannot be drawn anew one half stands for the samples and the other for the data.
-    The standard deviation is that over independent draws.
+    If new draws cannot be made, one half of the data stands for the samples and the other half
+    for the data. A score below that of perfect samples is not better. The standard deviation is
+    that over independent draws.
+
+    Args:
+        points: the data, :func:`standardised` if the protocol says so.
+        protocol: the protocol.
+        seed: seed of the draws.
     """
     repeats: dict[str, list[float]] = {}
     for repeat in range(_REPEATS):
@@ -102,23 +108,23 @@ def perfect(points: Points, protocol: Protocol, seed: int = 0) -> dict[str, Scor
         }
         for name, value in values.items():
             repeats.setdefault(name, []).append(value)
-    return {name: _score(values) for name, values in repeats.items()}
+    return {name: _estimate(values) for name, values in repeats.items()}
 
 
-def _score(values: Sequence[float]) -> Score:
-    return Score(mean(values), stdev(values))
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(mean(values), stdev(values))
 
 
 def _redrawn(
     points: Points, n: int, seed: int, label: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Fresh points [n, d] and their labels; every data set of a study can be drawn anew."""
-    assert points.redraw is not None
+    """Draws new points [n, d] and their labels."""
+    assert points.redraw is not None  # a study checks this before it runs
     return points.redraw(n, seed, label)
 
 
 def _new_draws(points: Points, protocol: Protocol, seed: int) -> tuple[list[Tensor], Points]:
-    """Perfect samples and the data to compare them with: new draws, or halves of the data."""
+    """Returns perfect samples and the data to compare them with: new draws, or halves of it."""
     labels = range(points.num_classes) if protocol.by_class else (None,)
     if points.redraw is None:
         points, half = points.split(0.5, seed)
@@ -150,12 +156,14 @@ def _other_metrics(
 
 
 def _accuracy(samples: Sequence[Tensor], points: Points) -> float:
-    """How many samples a classifier of the data takes for the class that was asked for."""
-    judge = _judge(points)
-    right = [float((judge.predict(x.numpy()) == label).mean()) for label, x in enumerate(samples)]
+    """Returns the share of samples that a classifier of the data assigns to their class."""
+    classifier = _knn(points)
+    right = [
+        float((classifier.predict(x.numpy()) == label).mean()) for label, x in enumerate(samples)
+    ]
     return mean(right)
 
 
 @cache
-def _judge(points: Points):
-    return train_judge(points)
+def _knn(points: Points):
+    return fit_knn(points)

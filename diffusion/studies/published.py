@@ -1,6 +1,6 @@
-"""Published numbers, as they were published: one table for each grid, a row for each data set.
+"""The published numbers: a table for each grid, with a row for each data set.
 
-A dash is a number that nobody published.
+A dash stands for a number that nobody published.
 """
 
 Row = tuple[float | None, ...]
@@ -9,7 +9,7 @@ _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
 
 
 def _table(text: str) -> dict[str, Row]:
-    """Rows of ``name number number ...``."""
+    """Reads rows of ``name number number ...``."""
     rows = (line.split() for line in text.strip().splitlines())
     return {name: tuple(map(_number, numbers)) for name, *numbers in rows}
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from .. import files
 from ..latents import interpolate
+from ..metrics.table import markdown_table
 from ..plots import COLORS, interpolation, sample_grid
 from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
@@ -23,9 +24,9 @@ _WAYS = 8  # interpolations
 
 
 def write_report(run: StudyRun, results: dict) -> None:
-    """Writes table.md, plot.png and, for each grid, samples.png into the study's folder.
+    """Writes ``table.md``, ``plot.png`` and the samples of each grid into the study's folder.
 
-    For images interpolation.png too.
+    For images it also writes ``interpolation.png``.
     """
     files.write_atomically(run.folder / "table.md", table(results).encode())
     plot(results, run.folder / "plot.png")
@@ -38,16 +39,16 @@ def write_report(run: StudyRun, results: dict) -> None:
 
 
 def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
-    """Ways between images through the noise of a cell's model, into the study's folder."""
+    """Draws the ways between images through the noise of a cell's model."""
     points = data_of(cell.data, cell.protocol.standardise)
-    model, schedule = run.store.load_model(cell.model), cell.setting.schedule
+    model, schedule = run.store.load_model(cell.model), cell.variant.schedule
     a, b = points.data[: 2 * _WAYS].chunk(2)
     ways = interpolate(model, schedule, a, b, device=run.device).cpu()
     interpolation(ways, points, run.folder / "interpolation.png")
 
 
 def _sample_rows(run: StudyRun, grid: Grid) -> list:
-    """For each data set of a grid: it, and title, samples and labels of its cells."""
+    """Returns the data sets of a grid, each with title, samples and labels of its cells."""
     rows: dict[str, list] = {}
     for cell in filter(run.store.has_cell, grid.cells()):
         samples = run.store.samples(cell)
@@ -59,9 +60,9 @@ def _sample_rows(run: StudyRun, grid: Grid) -> list:
 
 
 def table(results: dict) -> str:
-    """Markdown: a table for each grid and metric, each number beside the published one.
+    """Returns tables in Markdown, one for each grid and metric, beside the published numbers.
 
-    Where accuracies were published, another one compares EMDs at equal accuracy.
+    Where accuracies were published, one more table compares EMDs at equal accuracy.
     """
     parts = []
     for grid in results["grids"]:
@@ -72,7 +73,7 @@ def table(results: dict) -> str:
 
 
 def plot(results: dict, save_to: Path) -> Figure:
-    """EMD against what is varied: a row of panels for each grid, a panel for each data set."""
+    """Draws the EMD of every column, with a row of panels for each grid."""
     grids = results["grids"]
     widest = max(len(grid["rows"]) for grid in grids)
     figure = Figure(figsize=(2.4 * max(widest, 2), 2.6 * len(grids)), layout="constrained")
@@ -91,10 +92,15 @@ def plot(results: dict, save_to: Path) -> Figure:
 
 
 def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
-    """Writes the page of all studies, its figures in a folder of its name beside it.
+    """Writes the page of all studies, and its figures into a folder of its name beside it.
 
-    Of a study that the folder of runs does not hold, the quick form is shown, from the folder
-    ``<runs>-quick``; else that it has not been run.
+    A study that ``runs`` does not hold is shown in its quick form, from the folder
+    ``<runs>-quick``; if that does not hold it either, the page says that it has not been run.
+
+    Args:
+        studies: the studies.
+        runs: folder of the results.
+        page: the Markdown file.
     """
     figures = files.make_folder(page.with_suffix(""))
     parts = [_INTRODUCTION]
@@ -142,31 +148,28 @@ def _metrics(grid: dict) -> list[str]:
 
 
 def _grid_table(grid: dict, metric: str) -> str:
-    lines = [
-        f"{grid['title']}: {metric}",
-        "",
-        f"| data | {' | '.join(grid['columns'])} | perfect samples |",
-        "| --- |" + " --- |" * (len(grid["columns"]) + 1),
-    ]
+    """Returns the title and the table of one metric."""
+    rows = []
     for data in grid["rows"]:
         done = {cell["column"]: _entry(grid, cell, metric) for cell in _row(grid, data)}
         entries = [done.get(column, "not run") for column in grid["columns"]]
-        perfect = _value(grid["perfect"][data], metric)
-        lines.append(f"| {data} | {' | '.join(entries)} | {perfect} |")
-    return "\n".join([*lines, ""])
+        rows.append([data, *entries, _value(grid["perfect"][data], metric)])
+    header = ["data", *grid["columns"], "perfect samples"]
+    return f"{grid['title']}: {metric}\n\n{markdown_table(header, rows)}\n"
 
 
 def at_published_accuracy(grid: dict, published: dict) -> dict | None:
-    """The cell of least EMD among those of its data set as accurate as a published one.
+    """Returns the cell of least EMD among those that are as accurate as a published one.
 
-    Published accuracies are rounded to hundredths: 0.005 below counts as reached.
+    Published accuracies are rounded to hundredths, so 0.005 below them counts as reached.
 
     Args:
-        grid: of the results.
-        published: the cell whose published accuracy is to be reached.
+        grid: a grid of the results.
+        published: the cell whose published accuracy is to be reached; only cells of its data set
+            are considered.
 
     Returns:
-        A cell, or None where no cell is as accurate.
+        A cell, or None if no cell is as accurate.
     """
     least = published["published"]["accuracy"] - 0.005
     reach = [
@@ -178,12 +181,8 @@ def at_published_accuracy(grid: dict, published: dict) -> dict | None:
 
 
 def _equal_accuracy_table(grid: dict) -> str:
-    lines = [
-        f"{grid['title']}: least EMD at each published accuracy",
-        "",
-        "| data | published accuracy | published EMD | EMD | at | perfect samples |",
-        "| --- |" + " --- |" * 5,
-    ]
+    """Returns the title and the table that compares EMDs at equal accuracy."""
+    rows = []
     for cell in grid["cells"]:
         accuracy, theirs = cell["published"]["accuracy"], cell["published"]["EMD"]
         if accuracy is None:
@@ -195,14 +194,14 @@ def _equal_accuracy_table(grid: dict) -> str:
             if _exceeds(grid, ours, theirs):
                 entry += " ✗"
         perfect = _value(grid["perfect"][cell["data"]], "EMD")
-        lines.append(
-            f"| {cell['data']} | {accuracy:g} | {theirs:g} | {entry} | {column} | {perfect} |"
-        )
-    return "\n".join([*lines, ""])
+        rows.append([cell["data"], f"{accuracy:g}", f"{theirs:g}", entry, column, perfect])
+    header = ["data", "published accuracy", "published EMD", "EMD", "at", "perfect samples"]
+    title = f"{grid['title']}: least EMD at each published accuracy"
+    return f"{title}\n\n{markdown_table(header, rows)}\n"
 
 
 def _exceeds(grid: dict, cell: dict, published: float) -> bool:
-    """Whether a cell's EMD is above both a published number and the floor, by 2 deviations."""
+    """Returns True if a cell's EMD is above the published and the perfect one by 2 deviations."""
     ours, perfect = cell["scores"]["EMD"], grid["perfect"][cell["data"]]["EMD"]
     margin = 2 * max(ours["sd"], perfect["sd"])
     return ours["value"] > max(published, perfect["value"]) + margin
@@ -226,9 +225,14 @@ def _value(scores: dict, metric: str) -> str:
 
 
 def is_worse(grid: dict, cell: dict, metric: str) -> bool:
-    """Whether a cell is worse than the published number by more than two standard deviations.
+    """Returns True if a cell is worse than the published number by over two standard deviations.
 
-    The larger one of the cell's own repeats and of perfect samples counts.
+    The standard deviation is the larger one of the cell's own and of perfect samples.
+
+    Args:
+        grid: a grid of the results.
+        cell: a cell of the grid.
+        metric: name of the metric.
     """
     published = cell["published"][metric]
     if published is None:

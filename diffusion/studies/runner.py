@@ -1,4 +1,4 @@
-"""Runs a study: trains what is missing, draws, measures, and keeps every part as it ends."""
+"""Runs a study: trains models, draws samples and measures them, and keeps each part as it ends."""
 
 import platform
 import time
@@ -21,25 +21,25 @@ from ..models import MLP
 from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import ManyTrainer, Task
-from .protocols import Protocol, Score, measure, perfect, standardised
+from .protocols import Estimate, Protocol, measure, perfect, standardised
 from .store import Store
 from .study import Cell, Grid, Model, Study
 
-_TRAINING, _SAMPLING, _MEASURING = range(3)  # what draws random numbers of its own
+_TRAINING, _SAMPLING, _MEASURING = range(3)  # streams of random numbers
 
 
 class StudyRun:
-    """One study in a folder; what the folder holds already is not done again.
+    """One study in a folder; work that the folder holds is not repeated.
 
     Args:
-        study: what to do.
-        folder: of all studies, see :class:`Store`; the study's own numbers, table and figures go
-            into a folder of its name in there.
-        seed: of everything.
+        study: the study.
+        folder: folder of all studies, see :class:`Store`; the study's own numbers, table and
+            figures go into the folder of its name in there.
+        seed: seed of everything random.
         device: None takes CUDA where there is one.
-        together: models of one kind that train at once; None for all of them on a GPU, and on a
-            CPU, where that saves little and puts their work at risk, for one after the other.
-        say: called with a line now and then.
+        together: number of models of one kind that train at once. None is all of them on a GPU and
+            one on a CPU, where training together saves little and an interrupt would lose more.
+        say: called with a line of text about the progress.
 
     Raises:
         ValueError: the seed is negative, the folder cannot be written to, or a data set does not
@@ -67,7 +67,7 @@ class StudyRun:
         self.folder = files.make_folder(folder / study.name)
 
     def run(self) -> dict:
-        """Does every cell that is missing; returns :meth:`results`."""
+        """Computes every missing cell and returns :meth:`results`."""
         cells = list(self.study.cells())
         missing = [cell for cell in cells if not self.store.has_cell(cell)]
         self.say(f"{self.study.name}: {len(cells) - len(missing)} of {len(cells)} cells are there")
@@ -77,9 +77,9 @@ class StudyRun:
         return self.results()
 
     def results(self) -> dict:
-        """The numbers of all cells that are done, beside the perfect and the published ones.
+        """Writes ``results.json`` and returns its content.
 
-        They go into the study's ``results.json``.
+        It holds the numbers of all finished cells, beside the perfect and the published ones.
         """
         models = {cell.model for cell in self.study.cells() if self.store.has_cell(cell)}
         results = {
@@ -121,13 +121,13 @@ class StudyRun:
         return self.store.perfect(data, protocol)
 
     def groups(self, cells: Sequence[Cell]) -> Iterator[Sequence[Model]]:
-        """The models that cells need, those of one network shape and number of steps together."""
+        """Yields the models that cells need, those of one shape and number of steps together."""
         groups: dict[tuple, list[Model]] = {}
         for model in models_of(cells):
             points = data_of(model.data, model.standardise)
-            recipe = model.setting.recipe_for(len(points))
-            told = 0 if recipe.p_uncond is None else points.num_classes
-            kind = points.dim, told, recipe
+            recipe = model.variant.recipe_for(len(points))
+            classes = 0 if recipe.p_uncond is None else points.num_classes
+            kind = points.dim, classes, recipe
             groups.setdefault(kind, []).append(model)
         for group in groups.values():
             size = self.together or len(group)
@@ -152,42 +152,42 @@ class StudyRun:
             self.say(f"{cell.data}, {self.study.varied} {cell.column}: {_line(scores)}")
 
     def _samples(self, cells: Sequence[Cell]) -> Iterator[Tensor]:
-        """For each cell its samples [n, d] on the CPU, class by class; chains run together."""
-        chains = [cell for cell in cells if cell.setting.temperature is None]
+        """Yields the samples [n, d] of each cell on the CPU, class by class."""
+        chains = [cell for cell in cells if cell.variant.temperature is None]
         found = iter(draw([self._chain(cell) for cell in chains], self.device))
         for cell in cells:
-            yield next(found) if cell.setting.temperature is None else self._seek(cell)
+            yield next(found) if cell.variant.temperature is None else self._seek(cell)
 
     def _chain(self, cell: Cell) -> tuple[SampleConfig, int]:
-        """What to draw for a cell, and how many in all."""
-        setting, n, label = cell.setting, cell.protocol.samples, None
+        """Returns the configuration of a cell's samples, and their number over all classes."""
+        variant, n, label = cell.variant, cell.protocol.samples, None
         if cell.protocol.by_class:
             classes = data_of(cell.data, cell.protocol.standardise).num_classes
             label = torch.arange(classes).repeat_interleave(n)
             n *= classes
         config = SampleConfig(
             self.store.load_model(cell.model),
-            setting.schedule,
+            variant.schedule,
             child_seed(self.seed, _SAMPLING),
-            variance=setting.variance,
+            variance=variant.variance,
             label=label,
-            scale=setting.guidance,
+            scale=variant.guidance,
         )
         return config, n
 
     def _seek(self, cell: Cell) -> Tensor:
-        """Samples of each class, by the reward of a classifier."""
+        """Draws samples of each class by the reward of a classifier."""
         points = data_of(cell.data, cell.protocol.standardise)
-        model, judge = self.store.load_model(cell.model), _classifier(points)
-        assert cell.setting.temperature is not None
+        model, classifier = self.store.load_model(cell.model), _classifier(points)
+        assert cell.variant.temperature is not None
         parts = [
             sample_with_reward(
                 model,
-                cell.setting.schedule,
+                cell.variant.schedule,
                 cell.protocol.samples,
-                class_reward(judge.predict_proba, label),
-                temperature=cell.setting.temperature,
-                posterior_draws=cell.setting.posterior_draws,
+                class_reward(classifier.predict_proba, label),
+                temperature=cell.variant.temperature,
+                posterior_draws=cell.variant.posterior_draws,
                 seed=child_seed(child_seed(self.seed, _SAMPLING), label),
                 device=self.device,
             ).x.cpu()
@@ -197,17 +197,23 @@ class StudyRun:
 
 
 def models_of(cells: Iterable[Cell]) -> list[Model]:
-    """The models that cells need, each once."""
+    """Returns the models that cells need, each once."""
     return list(dict.fromkeys(cell.model for cell in cells))
 
 
 def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:
-    """Trains models, those of one network shape and batch size in the same launches."""
+    """Trains models, those of one network shape and batch size in the same launches.
+
+    Args:
+        models: the models.
+        seed: seed of everything random.
+        device: device of the training.
+    """
     tasks = []
     for model in models:
         points = data_of(model.data, model.standardise)
-        recipe = model.setting.recipe_for(len(points))
-        tasks.append(Task(points, model.setting.schedule, recipe, seed=child_seed(seed, _TRAINING)))
+        recipe = model.variant.recipe_for(len(points))
+        tasks.append(Task(points, model.variant.schedule, recipe, seed=child_seed(seed, _TRAINING)))
     trainer = ManyTrainer(tasks, device=device)
     with tqdm(total=trainer.total_steps, desc="steps", leave=False, disable=None) as bar:
         trainer.run(trainer.total_steps, lambda step: bar.update(step - bar.n))
@@ -215,9 +221,17 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
 
 
 def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> list[Tensor]:
-    """Samples [n, d] on the CPU for each configuration and number n, as many as can at once.
+    """Draws samples [n, d] for each configuration and number n, as many as possible at once.
 
-    On a CPU, where a chain that rests takes as long as one that goes on, chains of one length.
+    On a CPU only chains of one length run together, because there a chain that has ended takes as
+    long as one that goes on.
+
+    Args:
+        configs: pairs of configuration and number of samples.
+        device: device of the sampling.
+
+    Returns:
+        Samples on the CPU, in the order of the configurations.
     """
     places: dict[tuple, list[int]] = {}
     for place, (config, n) in enumerate(configs):
@@ -232,28 +246,27 @@ def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> l
 
 @cache
 def data_of(name: str, standardise: bool) -> Points:
-    """A data set by name, as the models see it."""
+    """Returns a data set by name, as the models see it."""
     return standardised(dataset(name)) if standardise else dataset(name)
 
 
 @cache
 def _classifier(points: Points) -> MLPClassifier:
-    """Whose probabilities are the reward; another one than that which counts the accuracy."""
+    """Returns the classifier that gives the reward; the accuracy comes from another one."""
     network = MLPClassifier((100, 50), max_iter=500, random_state=0)
     return network.fit(np.asarray(points.data), np.asarray(points.labels))
 
 
 def _check_data(cell: Cell) -> None:
+    """Raises :class:`UserError` if the data set lacks labels or new draws that a cell needs."""
     points = data_of(cell.data, cell.protocol.standardise)
     if cell.protocol.by_class and points.labels is None:
-        raise UserError(f"{points.name}: the study asks for samples by class, so it needs labels")
+        raise UserError(f"{points.name}: the study draws samples by class, which needs labels")
     if cell.protocol.test_split and points.redraw is None:
-        raise UserError(
-            f"{points.name}: the study measures against new points, but they have no source"
-        )
+        raise UserError(f"{points.name}: the study compares with new points, which cannot be drawn")
 
 
-def _line(scores: dict[str, Score]) -> str:
+def _line(scores: dict[str, Estimate]) -> str:
     return ", ".join(f"{name} {score.value:.2f}" for name, score in scores.items())
 
 

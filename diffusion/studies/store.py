@@ -1,4 +1,4 @@
-"""The folder that studies keep their work in, each part named after all that decides it."""
+"""The folder in which studies keep their work. A file is named after all that decides it."""
 
 import hashlib
 import json
@@ -13,24 +13,25 @@ from .. import files
 from ..checkpoints import load_mlp
 from ..data import DATASETS
 from ..models import Perceptron
-from .protocols import Protocol, Score
-from .study import Cell, Model
+from ..training import Recipe
+from .protocols import Estimate, Protocol
+from .study import Cell, Model, Variant
 
 Scores = dict[str, dict[str, float]]  # {"EMD": {"value": ..., "sd": ...}}
 
 
 class Store:
-    """What is done already; shared by all studies, so that none does another's work again.
+    """The finished work of all studies, so that none repeats the work of another.
 
     ::
 
-        models/<data>-<digest>.pt     state_dict of a trained model, and .json, how long it took
-        cells/<data>-<digest>.pt      float32 [classes or 1, n, d], samples, and .json, their scores
-        perfect/<data>-<digest>.json  what perfect samples score
+        models/<data>-<digest>.pt     state_dict of a trained model; .json: duration of its training
+        cells/<data>-<digest>.pt      samples, float32 [classes or 1, n, d]; .json: their scores
+        perfect/<data>-<digest>.json  scores of perfect samples
 
     Args:
-        folder: where.
-        seed: of everything; part of the names of models and cells.
+        folder: the folder.
+        seed: seed of everything random, which is part of the names of models and cells.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -43,57 +44,57 @@ class Store:
         )
 
     def has_model(self, model: Model) -> bool:
-        """Whether a trained model is there."""
+        """Returns True if the model has been trained."""
         return self._model_file(model).is_file()
 
     def save_model(self, model: Model, network: Perceptron, seconds: float) -> None:
-        """Keeps a network; ``seconds`` is its share of the time of those trained together."""
+        """Keeps a network and its share of the seconds that the training took."""
         file = self._model_file(model)
         files.save_json(file.with_suffix(".json"), {"training seconds": seconds})
         files.save(file, network.state_dict())
 
     def load_model(self, model: Model) -> Perceptron:
-        """A trained model."""
-        return load_mlp(self._model_file(model), model.setting.recipe.activation)
+        """Returns a trained model."""
+        return load_mlp(self._model_file(model), model.variant.recipe.activation)
 
     def training_seconds(self, model: Model) -> float:
-        """How long a model was trained."""
+        """Returns the duration of a model's training, in seconds."""
         return _read(self._model_file(model).with_suffix(".json"))["training seconds"]
 
     def has_cell(self, cell: Cell) -> bool:
-        """Whether a cell's scores are there."""
+        """Returns True if the cell has been measured."""
         return self._cell_file(cell).is_file()
 
-    def save_cell(self, cell: Cell, samples: Sequence[Tensor], scores: dict[str, Score]) -> None:
-        """Keeps samples [n, d], one set or one of each class, and what they score."""
+    def save_cell(self, cell: Cell, samples: Sequence[Tensor], scores: dict[str, Estimate]) -> None:
+        """Keeps samples [n, d], one set or one of each class, and their scores."""
         file = self._cell_file(cell)
         files.save(file.with_suffix(".pt"), torch.stack(list(samples)))
         content = {
             "data": cell.data,
-            "setting": asdict(cell.setting),
+            "setting": asdict(cell.variant),
             "protocol": asdict(cell.protocol),
             "scores": _plain(scores),
         }
         files.save_json(file, content)
 
     def scores(self, cell: Cell) -> Scores:
-        """A cell's scores by name."""
+        """Returns a cell's scores by name of the metric."""
         return _read(self._cell_file(cell))["scores"]
 
     def samples(self, cell: Cell) -> list[Tensor]:
-        """A cell's samples."""
+        """Returns a cell's samples [n, d], one set or one of each class."""
         return list(files.load(self._cell_file(cell).with_suffix(".pt")))
 
     def has_perfect(self, data: str, protocol: Protocol) -> bool:
-        """Whether the scores of real draws are there."""
+        """Returns True if perfect samples have been measured."""
         return self._perfect_file(data, protocol).is_file()
 
-    def save_perfect(self, data: str, protocol: Protocol, scores: dict[str, Score]) -> None:
-        """Keeps the scores of real draws."""
+    def save_perfect(self, data: str, protocol: Protocol, scores: dict[str, Estimate]) -> None:
+        """Keeps the scores of perfect samples."""
         files.save_json(self._perfect_file(data, protocol), _plain(scores))
 
     def perfect(self, data: str, protocol: Protocol) -> Scores:
-        """The scores of real draws by name."""
+        """Returns the scores of perfect samples by name of the metric."""
         return _read(self._perfect_file(data, protocol))
 
     def _model_file(self, model: Model) -> Path:
@@ -102,19 +103,19 @@ class Store:
     def _cell_file(self, cell: Cell) -> Path:
         return (
             self._cells
-            / f"{Path(cell.data).stem}-{_digest(cell.setting, cell.protocol, self.seed)}.json"
+            / f"{Path(cell.data).stem}-{_digest(cell.variant, cell.protocol, self.seed)}.json"
         )
 
     def _perfect_file(self, data: str, protocol: Protocol) -> Path:
         return self._perfect / f"{_label(data)}-{_digest(protocol)}.json"
 
 
-def _plain(scores: dict[str, Score]) -> Scores:
+def _plain(scores: dict[str, Estimate]) -> Scores:
     return {name: score._asdict() for name, score in scores.items()}
 
 
 def _label(data: str) -> str:
-    """A data set's name; of a file or folder its stem and a digest of where and what it is."""
+    """Returns a data set's name; for a file, its stem and a digest of its path and content."""
     if data in DATASETS:
         return data
     path = Path(data)
@@ -122,7 +123,36 @@ def _label(data: str) -> str:
 
 
 def _digest(*parts) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    written = ", ".join(map(_written, parts)) + ("," if len(parts) == 1 else "")
+    return hashlib.sha256(f"({written})".encode()).hexdigest()[:12]
+
+
+# Names and order of the fields in the text that digests are made of. They stay as they are when a
+# class changes: otherwise the work in existing folders would no longer be found.
+_WRITTEN_AS: dict[type, tuple[str | None, dict[str, str]]] = {
+    Model: ("Model", {"data": "data", "standardise": "standardise", "setting": "variant"}),
+    Variant: (
+        "Setting",
+        {name: name for name in ("schedule", "recipe", "epochs", "variance", "guidance",
+                                 "temperature", "posterior_draws")},
+    ),
+    Recipe: (
+        None,
+        {name: name for name in ("steps", "hidden_layers", "batch_size", "lr", "warmup",
+                                 "weight_decay", "ema_decay", "low_noise", "activation",
+                                 "linear_input", "p_uncond", "class_embedding", "clip_norm",
+                                 "chunk_rows")},
+    ),
+}  # fmt: skip
+
+
+def _written(value: object) -> str:
+    """Returns the text of a value that digests are made of, in the form of ``repr``."""
+    for kind, (name, fields) in _WRITTEN_AS.items():
+        if isinstance(value, kind):
+            texts = (f"{key}={_written(getattr(value, field))}" for key, field in fields.items())
+            return f"{name or type(value).__name__}({', '.join(texts)})"
+    return repr(value)
 
 
 def _read(file: Path) -> dict:

@@ -1,4 +1,4 @@
-"""What a study is: data sets in rows, settings in columns, a cell where they meet."""
+"""Studies and their grids: data sets in rows, variants of a model in columns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,23 +9,26 @@ from ..training import PlainRecipe, Recipe
 from .protocols import WHOLE, Protocol
 from .published import Row
 
-OUR_BEST = "our best"  # how the labels begin of columns with the project's own setting
-CLASSIC_WIDTHS = (128,) * 6  # an input layer without activation, five blocks with ReLU
+OUR_BEST = "our best"  # start of the labels of columns with the project's own recipe
+CLASSIC_WIDTHS = (128,) * 6  # an input layer without activation and five blocks with ReLU
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to train a model and to draw from it.
+class Variant:
+    """One way to train a model and to sample from it.
 
     Args:
-        schedule: of the forward process.
-        recipe: how to train.
-        epochs: passes over the data, which decide the number of steps; None keeps the recipe's.
-        variance: of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
-        guidance: scale w of classifier-free guidance, where the model is told the class.
-        temperature: of the choice among 10 candidates by their reward, the log-probability of the
-            class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`).
-        posterior_draws: clean points behind the value of a candidate; 0 for x0_hat alone.
+        schedule: the forward process.
+        recipe: recipe of the training.
+        epochs: passes over the data, which decide the number of steps; None keeps the number of
+            the recipe.
+        variance: variance of the reverse steps, see :func:`flashpoint.diffusion.reverse_table`.
+        guidance: scale w of classifier-free guidance, for a conditional model.
+        temperature: temperature of the choice among 10 candidates by their reward, the
+            log-probability of the class (SVDD-PM, :func:`flashpoint.diffusion.sample_with_reward`);
+            None samples without a reward.
+        posterior_draws: number of clean points behind the value of a candidate; 0 takes x0_hat
+            alone.
     """
 
     schedule: Schedule
@@ -37,21 +40,21 @@ class Setting:
     posterior_draws: int = 0
 
     def recipe_for(self, n_points: int) -> Recipe:
-        """The recipe with its number of steps for a data set of so many points."""
+        """Returns the recipe with its number of steps for a data set of ``n_points`` points."""
         if self.epochs is None:
             return self.recipe
         steps_per_epoch = -(-n_points // self.recipe.batch_size)
         return replace(self.recipe, steps=self.epochs * steps_per_epoch)
 
-    def shortened(self, factor: int) -> "Setting":
-        """The same with training cut to 1/factor."""
+    def shortened(self, factor: int) -> "Variant":
+        """Returns the same variant with the training cut to 1/factor."""
         if self.epochs is None:
             return replace(self, recipe=replace(self.recipe, steps=self.recipe.steps // factor))
         return replace(self, epochs=max(1, self.epochs // factor))
 
     @property
-    def model(self) -> "Setting":
-        """What two settings have in common if one trained model serves both."""
+    def model(self) -> "Variant":
+        """The part that decides the training: variants that share it share a trained model."""
         return replace(
             self, variance="posterior", guidance=None, temperature=None, posterior_draws=0
         )
@@ -67,8 +70,19 @@ def classic(
     hidden_layers: tuple[int, ...] = CLASSIC_WIDTHS,
     linear_input: bool = True,
     p_uncond: float | None = None,
-) -> Setting:
-    """The published setting; sigma_t^2 = beta_t in the reverse steps, as course work has it."""
+) -> Variant:
+    """Returns the published setting, with sigma_t^2 = beta_t in the reverse steps.
+
+    Args:
+        T: number of timesteps.
+        beta: first and last beta.
+        schedule: name of the schedule.
+        epochs: passes over the data.
+        batch_size: rows of a batch.
+        hidden_layers: widths of the hidden layers.
+        linear_input: leaves out the activation after the first layer.
+        p_uncond: probability of withholding the class; None for a model without classes.
+    """
     recipe = PlainRecipe(
         hidden_layers=hidden_layers,
         activation="relu",
@@ -76,30 +90,30 @@ def classic(
         batch_size=batch_size,
         p_uncond=p_uncond,
     )
-    return Setting(Schedule(T, schedule, *beta, time_feature="sinusoidal"), recipe, epochs, "beta")
+    return Variant(Schedule(T, schedule, *beta, time_feature="sinusoidal"), recipe, epochs, "beta")
 
 
 class Model(NamedTuple):
-    """What a cell needs trained; several cells may need the same."""
+    """A model to be trained, which several cells may share."""
 
     data: str
     standardise: bool
-    setting: Setting
+    variant: Variant
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a data set meets a setting."""
+    """A data set and a variant, with the protocol that measures their samples."""
 
     data: str
     column: str
-    setting: Setting
+    variant: Variant
     protocol: Protocol
 
     @property
     def model(self) -> Model:
-        """What is to be trained for it."""
-        return Model(self.data, self.protocol.standardise, self.setting.model)
+        """The model that the cell needs."""
+        return Model(self.data, self.protocol.standardise, self.variant.model)
 
 
 @dataclass(frozen=True)
@@ -107,29 +121,29 @@ class Grid:
     """One table of a study.
 
     Args:
-        title: of the table.
+        title: title of the table.
         rows: names of data sets.
-        columns: settings by the label of what is varied.
-        protocol: how its cells are measured.
-        published: numbers by metric and data set, in the order of the columns.
+        columns: variants by label.
+        protocol: protocol that measures the cells.
+        published: published numbers by metric and data set, in the order of the columns.
     """
 
     title: str
     rows: tuple[str, ...]
-    columns: dict[str, Setting]
+    columns: dict[str, Variant]
     protocol: Protocol = WHOLE
     published: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """Row by row."""
+        """Returns all cells, row by row."""
         return [
-            Cell(data, column, setting, self.protocol)
+            Cell(data, column, variant, self.protocol)
             for data in self.rows
-            for column, setting in self.columns.items()
+            for column, variant in self.columns.items()
         ]
 
     def published_at(self, metric: str, data: str, column: str) -> float | None:
-        """The published number of a cell, None where there is none."""
+        """Returns the published number of a cell, or None if nobody published one."""
         row = self.published.get(metric, {}).get(data, ())
         return dict(zip(self.columns, row, strict=False)).get(column)
 
@@ -139,12 +153,12 @@ class Study:
     """A question, and the grids of models that answer it.
 
     Args:
-        name: on the command line.
-        title: of its page.
-        varied: what the columns differ in, for axes.
+        name: name on the command line.
+        title: heading of the study.
+        varied: quantity that differs between the columns, as a label of axes.
         grids: its tables.
-        quick_rows, quick_columns: what of them the quick form keeps.
-        quick_factor: and by how much it shortens training.
+        quick_rows, quick_columns: rows and columns of its quick form.
+        quick_factor: factor by which the quick form shortens the training.
     """
 
     name: str
@@ -156,20 +170,24 @@ class Study:
     quick_factor: int
 
     def on(self, data: str) -> "Study":
-        """The same on one other data set, by what :func:`~flashpoint.diffusion.dataset` takes."""
+        """Returns the same study on one other data set.
+
+        Args:
+            data: name or path, see :func:`~flashpoint.diffusion.dataset`.
+        """
         grids = tuple(replace(grid, rows=(data,)) for grid in self.grids)
         return replace(self, grids=grids, quick_rows=(data,))
 
     def quick(self) -> "Study":
-        """Reduced to less than five minutes on two CPU cores."""
+        """Returns a reduced study, which takes less than five minutes on two CPU cores."""
         grids = [grid for grid in self.grids if set(grid.rows) & set(self.quick_rows)]
         return replace(self, grids=tuple(map(self._reduced, grids)))
 
     def _reduced(self, grid: Grid) -> Grid:
         rows = tuple(row for row in grid.rows if row in self.quick_rows)
         columns = {
-            label: setting.shortened(self.quick_factor)
-            for label, setting in grid.columns.items()
+            label: variant.shortened(self.quick_factor)
+            for label, variant in grid.columns.items()
             if label in self.quick_columns
         }
         published = {
@@ -183,6 +201,6 @@ class Study:
         return replace(grid, title=title, rows=rows, columns=columns, published=published)
 
     def cells(self) -> Iterator[Cell]:
-        """Every cell of every grid."""
+        """Yields every cell of every grid."""
         for grid in self.grids:
             yield from grid.cells()

@@ -20,7 +20,7 @@ from flashpoint.diffusion import (
 )
 from flashpoint.diffusion.checkpoints import load_mlp
 from flashpoint.diffusion.cli import main
-from flashpoint.diffusion.metrics.knn import train_judge
+from flashpoint.diffusion.metrics.knn import fit_knn
 
 
 def flashpoint(*arguments):
@@ -150,13 +150,13 @@ def test_classification_beside_a_trained_classifier(told_run, run):
 
 def test_the_judge_tells_its_own_held_out_accuracy():
     points = dataset("blobs")
-    judge, test = train_judge(points), points.fresh(4000, 5)
+    judge, test = fit_knn(points), points.fresh(4000, 5)
     held_out = judge.score(test.data, test.labels)
     assert held_out == pytest.approx(judge.best_score_, abs=0.02)
     assert held_out == pytest.approx(0.96, abs=0.02)
     with pytest.raises(UserError, match="needs labels"):
-        train_judge(dataset("sin_5_5"))
+        fit_knn(dataset("sin_5_5"))
     with pytest.raises(UserError, match="needs 10 points, got 4"):
-        train_judge(Points(torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
+        fit_knn(Points(torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
     with pytest.raises(UserError, match="distribution is not known"):
         dataset("digits").fresh(5, 0)

@@ -14,9 +14,9 @@ from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.studies import (
     STUDIES,
     Grid,
-    Setting,
     Study,
     StudyRun,
+    Variant,
     classic,
     report,
     write_page,
@@ -32,12 +32,13 @@ from flashpoint.diffusion.studies.protocols import (
     perfect,
 )
 from flashpoint.diffusion.studies.runner import data_of
+from flashpoint.diffusion.studies.store import Store
 from flashpoint.diffusion.training import PlainRecipe
 
 
-def _toy_setting(T, **changes):
+def _toy_variant(T, **changes):
     recipe = PlainRecipe(hidden_layers=(8,), steps=30, batch_size=32, activation="relu")
-    return Setting(Schedule(T, time_feature="sinusoidal"), replace(recipe, **changes))
+    return Variant(Schedule(T, time_feature="sinusoidal"), replace(recipe, **changes))
 
 
 TOY = Study(
@@ -48,11 +49,11 @@ TOY = Study(
         Grid(
             "toy grid",
             ("moons", "blobs"),
-            {"3": _toy_setting(3), "4": _toy_setting(4)},
+            {"3": _toy_variant(3), "4": _toy_variant(4)},
             protocol=replace(WHOLE, samples=60),
             published={"EMD": {"moons": (1.0, None), "blobs": (1e4,)}},
         ),
-        Grid("surface", ("sin_5_5",), {"3": _toy_setting(3)}, replace(TEST_SPLIT, samples=60)),
+        Grid("surface", ("sin_5_5",), {"3": _toy_variant(3)}, replace(TEST_SPLIT, samples=60)),
     ),
     quick_rows=("moons",),
     quick_columns=("3",),
@@ -152,13 +153,13 @@ def test_page(done, tmp_path):
 
 
 def test_a_reward_asks_for_a_class(tmp_path):
-    setting = replace(_toy_setting(4), temperature=0, posterior_draws=2)
+    variant = replace(_toy_variant(4), temperature=0, posterior_draws=2)
     protocol = replace(BY_CLASS, samples=40)
-    grids = (Grid("reward", ("moons",), {"0": setting}, protocol),)
+    grids = (Grid("reward", ("moons",), {"0": variant}, protocol),)
     run = StudyRun(replace(TOY, grids=grids), tmp_path, device="cpu", say=str)
     run.run()
     (cell,) = run.study.cells()
-    assert cell.model == replace(cell, setting=_toy_setting(4)).model
+    assert cell.model == replace(cell, variant=_toy_variant(4)).model
     samples = run.store.samples(cell)
     assert [x.shape for x in samples] == [(40, 2)] * 2
     assert run.store.scores(cell)["accuracy"]["value"] > 0.6  # whatever the model has learned
@@ -236,10 +237,10 @@ def test_standardised_data_and_its_new_draws_have_unit_scale():
 
 
 def test_an_epoch_visits_as_many_points_as_there_are():
-    setting = classic(10, epochs=100)
-    assert setting.recipe_for(8000).steps == 12_500
-    assert setting.shortened(5).recipe_for(8000).steps == 2500
-    recipe = setting.recipe_for(8000)
+    variant = classic(10, epochs=100)
+    assert variant.recipe_for(8000).steps == 12_500
+    assert variant.shortened(5).recipe_for(8000).steps == 2500
+    recipe = variant.recipe_for(8000)
     assert recipe.hidden_layers == (128,) * 6
     assert (recipe.activation, recipe.linear_input, recipe.optimizer) == ("relu", True, "adam")
     assert {recipe.learning_rate(step, 0, ()) for step in (0, 5000, 12_499)} == {1e-3}
@@ -321,3 +322,15 @@ def test_wrong_input_is_one_line():
         assert result.exit_code == 2
         assert words in result.output
         assert len(result.output.strip().splitlines()) == 1
+
+
+def test_work_in_an_existing_folder_is_found(tmp_path):
+    """Names of files that were written before classes and fields had other names and orders."""
+    store = Store(tmp_path, seed=3)
+    (cell, *_) = STUDIES["timesteps"].cells()
+    assert store._model_file(cell.model).name == "moons-8c0ae1415738.pt"
+    assert store._cell_file(cell).name == "moons-f18f69ed7927.json"
+    assert store._perfect_file(cell.data, cell.protocol).name == "moons-f976f5ed2e10.json"
+    *_, cell = STUDIES["digits"].cells()
+    assert store._model_file(cell.model).name == "digits-68931943882e.pt"
+    assert store._cell_file(cell).name == "digits-182042dc4fe7.json"
