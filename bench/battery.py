@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
 from scipy.stats import gaussian_kde
-from scipy.stats import t as student_t
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from ..diffusion import (
     nearest_neighbour_test,
     sliced_wasserstein,
 )
+from ..diffusion.metrics import prediction_factor
 
 FAMILY = 0.002  # probability that a real draw fails a battery
 _FIRST_CHECK_SEED = 10**6  # a calibration is checked on other real draws than it was made of
@@ -114,10 +114,10 @@ def band_of(values: Sequence[float], level: float, one_sided: bool) -> Band:
     The cube root of a distance, which is one-sided, is taken as normal (Wilson and Hilferty 1931
     for chi-squared).
     """
-    values, count = np.asarray(values), len(values)
+    values = np.asarray(values)
     drawn = np.cbrt(values) if one_sided else values
-    quantile = student_t.ppf(1 - level / (1 if one_sided else 2), count - 1)
-    spread = quantile * math.sqrt(1 + 1 / count) * drawn.std(ddof=1)
+    tail = level / (1 if one_sided else 2)
+    spread = prediction_factor(len(values), tail) * drawn.std(ddof=1)
     low, high = drawn.mean() - spread, drawn.mean() + spread
     return Band(0.0, float(high**3)) if one_sided else Band(float(low), float(high))
 

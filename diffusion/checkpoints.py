@@ -18,6 +18,7 @@ from . import files
 from .compat.classic import BlockMLP
 from .errors import UserError
 from .models import MLP, ConditionalMLP, Perceptron, new_mlp
+from .run_folder import RunFolder
 from .sampling import Samples, sample
 from .schedules import Schedule
 
@@ -97,7 +98,8 @@ def load(
         return Denoiser(*from_safetensors(path.read_bytes(), f"file {path}"))
     if path.suffix != ".pt":
         raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file")
-    config = _config(path.parent.parent) if path.parent.name == "checkpoints" else None
+    run = RunFolder(path.parent.parent)
+    config = run.config() if path.parent.name == run.checkpoints.name else None
     if config is not None:
         schedule = schedule or Schedule(**config["schedule"])
         activation = activation or config.get(path.stem, {}).get("activation")
@@ -158,8 +160,7 @@ def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP
 
 
 def _load_folder(folder: Path) -> Denoiser:
-    for suffix, inside in ((".pt", folder / "checkpoints"), (".safetensors", folder)):
-        path = inside / f"denoiser{suffix}"
+    for path in (RunFolder(folder).network_file("denoiser"), folder / "denoiser.safetensors"):
         if path.is_file():
             denoiser, other = load(path), path.with_stem("classifier")
             classifier = load(other).model if other.is_file() else None
@@ -167,19 +168,6 @@ def _load_folder(folder: Path) -> Denoiser:
     raise UserError(
         f"folder {folder} holds no model: neither checkpoints/denoiser.pt nor denoiser.safetensors"
     )
-
-
-def _config(folder: Path) -> dict[str, Any] | None:
-    """Reads the settings of a run; returns None if the folder is not a run's."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-        Schedule(**config["schedule"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"file {path} does not hold the settings of a run") from error
-    return config
 
 
 def metadata_of(model: Perceptron, schedule: Schedule) -> dict[str, str]:

@@ -29,18 +29,19 @@ from .commands.study import study_command
 from .data import Points, load_points
 from .device import choose_device
 from .errors import UserError, check_choice
-from .experiment import Run, Settings, summary
+from .experiment import Run, Settings
 from .export import SUFFIXES, export_model
-from .metrics import Evaluation, evaluate
+from .metrics import evaluate, summary
 from .report import write_report
+from .run_folder import RunFolder
 from .schedules import SCHEDULES, Schedule
-from .training import RECIPES, Recipe
+from .training import RECIPES, ClassicRecipe, Recipe
 from .training.distributed import join
 from .viewer import write_view
 
 
 class _Commands(click.Group):
-    """Turns a user's error into one line and exit code 2, an interrupt into 130."""
+    """Commands that end with one line and exit code 2 on wrong input, 130 on an interrupt."""
 
     def invoke(self, context: click.Context):
         try:
@@ -70,29 +71,45 @@ _run_options = options(
         default=None,
         help="Folder of the run. Default: runs/<name of the data>.",
     ),
-    click.option("--quick", is_flag=True, help="Reduced to about a minute on two CPU cores."),
-    click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped."),
+    click.option(
+        "--quick", is_flag=True, help="Reduce the run to about a minute on two CPU cores."
+    ),
+    click.option("--resume", is_flag=True, help="Continue an interrupted run."),
     click.option(
         "--recipe",
         default="fast",
         show_default=True,
-        help=f"How to train: {', '.join(RECIPES)}. The classic ones visit every pair of point and "
-        "timestep once an epoch and take hours on a CPU.",
+        help=f"Recipe of the training: {', '.join(RECIPES)}. The classic ones visit each pair of "
+        "point and timestep once an epoch and take hours on a CPU.",
     ),
-    click.option("--epochs", type=int, default=None, help="Cuts a classic recipe's epochs."),
+    click.option("--epochs", type=int, default=None, help="Epochs of a classic recipe."),
     click.option("--steps", type=int, default=None, help="Training steps of the denoiser."),
-    click.option("--classifier-steps", type=int, default=None, help="And of the classifier."),
+    click.option(
+        "--classifier-steps", type=int, default=None, help="Training steps of the classifier."
+    ),
     click.option("--batch-size", type=int, default=None, help="Rows per training step."),
-    click.option("--samples", type=int, default=None, help="Samples of each kind."),
+    click.option(
+        "--samples",
+        type=int,
+        default=None,
+        help="Samples without guidance, and samples of each class.",
+    ),
     click.option("--timesteps", default=500, show_default=True, help="T of the forward process."),
     click.option(
         "--schedule", default="linear", show_default=True, help=f"One of {', '.join(SCHEDULES)}."
     ),
-    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance."),
-    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance."),
-    click.option("--scale", type=float, default=None, help="Guidance scale of samples by class."),
+    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance beta."),
+    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance beta."),
+    click.option(
+        "--scale", type=float, default=None, help="Guidance scale of the samples of each class."
+    ),
     network_options,
-    click.option("--checkpoint-every", default=500, show_default=True, help="Training steps."),
+    click.option(
+        "--checkpoint-every",
+        default=500,
+        show_default=True,
+        help="Training steps between two checkpoints.",
+    ),
     seed_option,
     device_option,
 )
@@ -101,7 +118,7 @@ _run_options = options(
 @main.command()
 @_run_options
 def states(**options) -> None:
-    """The whole experiment: train, sample, measure, draw.
+    """Run the whole experiment: train, sample, measure, draw.
 
     Trains a denoiser and a classifier, draws samples without guidance and guided to every class,
     measures them against the data and writes numbers, files and figures into the run's folder.
@@ -109,12 +126,12 @@ def states(**options) -> None:
     run = _start(**options)
     run.check_measurable()
     _train(run)
-    made = run.generate()
+    samples = run.generate()
     if not run.ranks.writes:
         return
     click.echo("measuring the samples against real draws of the data ...")
-    results = run.measure(made)
-    run.draw(made)
+    results = run.measure(samples)
+    run.draw(samples)
     click.echo(summary(results))
     click.echo(f"{sum(run.seconds.values()):.0f} s; everything is in {run.folder}")
 
@@ -125,22 +142,24 @@ def train(**options) -> None:
     """Train a denoiser, and a classifier if the data has labels."""
     run = _start(**options)
     _train(run)
-    run.say(f"checkpoints are in {run.checkpoints}")
+    run.say(f"checkpoints are in {run.folder.checkpoints}")
 
 
 @main.command(name="evaluate")
 @click.argument("samples", type=click.Path(path_type=Path))
-@click.option("--label", type=int, default=None, help="The class the samples should be of.")
+@click.option("--label", type=int, default=None, help="Class that the samples should have.")
 @click.option(
     "--held-out",
     type=click.Path(path_type=Path),
     default=None,
-    help="Real points that were not trained on, for the check of memorisation.",
+    help="File of real points that were not trained on, for the check of memorisation.",
 )
-@click.option("--real-draws", default=40, show_default=True, help="Behind each metric's band.")
+@click.option(
+    "--real-draws", default=40, show_default=True, help="Real draws behind each metric's band."
+)
 @options(data_option, seed_option)
 def evaluate_command(samples, label, held_out, real_draws, data, only_class, seed) -> None:
-    """Measure a file of samples against the data, each number beside what real data scores."""
+    """Measure a file of samples, each number beside the score of real data."""
     points = read_points(data, only_class)
     if label is not None:
         points.check_label(label)
@@ -148,7 +167,7 @@ def evaluate_command(samples, label, held_out, real_draws, data, only_class, see
     if held_out is not None:
         kept = _same_dimension(load_points(held_out), points, "held-out points")
         others = kept.data if label is None or kept.labels is None else kept.of_class(label)
-    result: Evaluation = evaluate(
+    result = evaluate(
         _same_dimension(load_points(samples), points, "samples").data,
         points,
         label=label,
@@ -164,7 +183,9 @@ def evaluate_command(samples, label, held_out, real_draws, data, only_class, see
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--real-draws", default=20, show_default=True, help="Behind each metric's band.")
+@click.option(
+    "--real-draws", default=20, show_default=True, help="Real draws behind each metric's band."
+)
 @options(data_option, seed_option, device_option)
 def report(run, real_draws, data, only_class, seed, device) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
@@ -177,16 +198,16 @@ def report(run, real_draws, data, only_class, seed, device) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--samples", default=1500, show_default=True, help="Shown without guidance.")
+@click.option("-n", "--samples", default=1500, show_default=True, help="Samples without guidance.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=None,
-    help="The page. Default: view.html in the run's folder.",
+    help="File of the page. Default: view.html in the run's folder.",
 )
 @options(data_option, seed_option, device_option)
 def view(run, samples, out, data, only_class, seed, device) -> None:
-    """Write a page in which a run's reverse process can be watched, one file for any browser."""
+    """Write a page that shows the reverse process of a run, one file for any browser."""
     points = read_points(data, only_class)
     path = write_view(
         run, points, samples=samples, seed=seed, device=device, save_to=out, say=click.echo
@@ -206,13 +227,13 @@ def view(run, samples, out, data, only_class, seed, device) -> None:
     help="Folder for the files. Default: exports/ in the run's folder.",
 )
 def export(run, format_, out) -> None:
-    """Write a run's networks as safetensors, ONNX or torch.export, and check them by running them.
+    """Write a run's networks as safetensors, ONNX or torch.export, and check each by running it.
 
-    Each is a function of points and timesteps; the schedule is in the file's metadata.
+    A network takes points and timesteps; the schedule is in the file's metadata.
     """
     check_choice("format", format_, SUFFIXES)
     denoiser = load(run)
-    folder = files.make_folder(out or run / "exports")
+    folder = files.make_folder(out or RunFolder(run).exports)
     for name, model in (("denoiser", denoiser.model), ("classifier", denoiser.classifier)):
         if model is not None:
             path = folder / f"{name}{SUFFIXES[format_]}"
@@ -222,7 +243,7 @@ def export(run, format_, out) -> None:
 
 @main.command()
 def info() -> None:
-    """Versions and devices, for a bug report."""
+    """Print versions and devices, for a bug report."""
     click.echo(f"python       {platform.python_version()} on {platform.platform()}")
     for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
         try:
@@ -254,46 +275,17 @@ def _same_dimension(points: Points, data: Points, what: str) -> Points:
     return points
 
 
-def _start(
-    data, only_class, out, quick, resume, recipe, epochs, steps, classifier_steps, batch_size,
-    samples, timesteps, schedule, beta_start, beta_end, scale, time_feature, checkpoint_every, seed,
-    device, **network,
-) -> Run:  # fmt: skip
+def _start(data, only_class, out, resume, checkpoint_every, device, quick, **options) -> Run:
+    """Makes the run that the options of the command line describe."""
     ranks, device = join(device)
     say = click.echo if ranks.writes else _silence
     chosen = choose_device(device)
     points = read_points(data, only_class)
-    check_choice("recipe", recipe, RECIPES)
-    denoiser, classifier = RECIPES[recipe]
-    settings = Settings(
-        seed=seed,
-        schedule=Schedule(timesteps, schedule, beta_start, beta_end, time_feature),
-        denoiser=denoiser,
-        classifier=classifier,
-    )
-    if quick and recipe != "fast":
-        raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
-    if quick:
-        settings = settings.quick()
-    if isinstance(denoiser, Recipe):
-        if epochs is not None:
-            raise UserError("--epochs is for the classic recipes; the fast one takes --steps")
-        length, classifier_length = {"steps": steps}, {"steps": classifier_steps}
-    else:
-        if steps is not None or classifier_steps is not None:
-            raise UserError("--steps is for the fast recipe; a classic one takes --epochs")
-        length = classifier_length = {"epochs": epochs}
-    settings = replace(
-        settings,
-        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network_of(**network)),
-        classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
-    )
-    settings = _with(settings, n_samples=samples, scale=scale)
-    folder = out or Path("runs") / points.name.lower()
+    settings = _settings(quick=quick, **options)
     run = Run(
         points,
         settings,
-        folder,
+        out or Path("runs") / points.name.lower(),
         device=chosen,
         resume=resume,
         checkpoint_every=checkpoint_every,
@@ -312,12 +304,53 @@ def _start(
     return run
 
 
+def _settings(
+    *, quick, recipe, epochs, steps, classifier_steps, batch_size, samples, timesteps, schedule,
+    beta_start, beta_end, scale, time_feature, seed, **network,
+) -> Settings:  # fmt: skip
+    """Returns the settings that the options of the command line describe."""
+    check_choice("recipe", recipe, RECIPES)
+    settings = Settings(
+        seed=seed,
+        schedule=Schedule(timesteps, schedule, beta_start, beta_end, time_feature),
+        denoiser=RECIPES[recipe][0],
+        classifier=RECIPES[recipe][1],
+    )
+    if quick and recipe != "fast":
+        raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
+    if quick:
+        settings = settings.quick()
+    length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
+    settings = replace(
+        settings,
+        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network_of(**network)),
+        classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
+    )
+    return _with(settings, n_samples=samples, scale=scale)
+
+
+def _lengths(
+    recipe: Recipe | ClassicRecipe,
+    epochs: int | None,
+    steps: int | None,
+    classifier_steps: int | None,
+) -> tuple[dict[str, int | None], dict[str, int | None]]:
+    """Returns the fields of both recipes that say how long the training is."""
+    if isinstance(recipe, Recipe):
+        if epochs is not None:
+            raise UserError("--epochs is for the classic recipes; the fast one takes --steps")
+        return {"steps": steps}, {"steps": classifier_steps}
+    if steps is not None or classifier_steps is not None:
+        raise UserError("--steps is for the fast recipe; a classic one takes --epochs")
+    return {"epochs": epochs}, {"epochs": epochs}
+
+
 def _silence(line: str) -> None:
-    """What all ranks but the first say."""
+    """Prints nothing: only the first rank speaks."""
 
 
 def _with(settings, **changes):
-    """A copy with the changes that are not None."""
+    """Returns a copy with the changes that are not None."""
     return replace(settings, **{name: to for name, to in changes.items() if to is not None})
 
 

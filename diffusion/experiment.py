@@ -1,15 +1,6 @@
-"""The whole experiment: train a denoiser and a classifier, sample, measure, draw.
+"""The whole experiment: trains a denoiser and a classifier, draws samples, measures and draws them.
 
-A run is a folder::
-
-    config.json                         what was asked for
-    checkpoints/denoiser.pt             state_dict of the denoiser's averaged weights
-    checkpoints/classifier.pt           the same of the classifier, if the data has labels
-    checkpoints/training.pt             where training stands, for ``--resume``
-    outputs/uncond_gen_samples.pt       float32 [n, d]
-    outputs/cond_gen_samples_<c>.pt     float32 [n, d], guided to class c
-    metrics.json                        every number, beside what real data scores
-    figures/*.png
+:mod:`.run_folder` describes the folder that a run leaves.
 """
 
 import json
@@ -19,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 
@@ -31,15 +21,16 @@ from ..kernels.philox import child_seed
 from . import files, plots
 from .data import Points
 from .errors import UserError, check_at_least, check_seed
-from .metrics import Evaluation, Score, evaluate, kde_nll
+from .metrics import Evaluation, evaluate, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
+from .run_folder import RunFolder
 from .sampling import sample
 from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe, Trainer
 from .training.distributed import Ranks
 
-# Parts of an experiment that draw random numbers of their own.
+# Streams of random numbers, one for each part of an experiment.
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
 _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
@@ -47,19 +38,19 @@ _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides an experiment's outcome.
+    """The settings of an experiment, which decide its outcome.
 
     Args:
-        seed: of everything.
-        schedule: of the forward process.
-        denoiser, classifier: how each is trained. A conditional denoiser, one with ``p_uncond``,
-            is told the classes and needs no classifier.
-        scale: guidance scale of samples by class; None for 1 with a classifier, and for 0 where
-            the denoiser is told the class.
-        n_samples: samples of each kind.
-        sampling_steps: reverse steps per sample; None for all T.
-        validate_every: training steps between two validations of the denoiser.
-        real_draws: draws of real data behind the bands that samples are measured against.
+        seed: seed of everything random.
+        schedule: the forward process.
+        denoiser, classifier: recipes of the two trainings. A conditional denoiser, which has
+            ``p_uncond``, takes the class as an input and needs no classifier.
+        scale: guidance scale of samples by class; None is 1 with a classifier and 0 with a
+            conditional denoiser.
+        n_samples: number of samples without guidance and of samples of each class.
+        sampling_steps: number of reverse steps; None for all T.
+        validate_every: number of training steps between two validations of the denoiser.
+        real_draws: number of draws of real data behind the bands of the metrics.
 
     Raises:
         ValueError: a number is out of range.
@@ -84,13 +75,13 @@ class Settings:
             raise UserError(f"scale must be finite, got {self.scale}")
 
     def quick(self) -> "Settings":
-        """Reduced to what takes about a minute on two CPU cores."""
+        """Returns reduced settings, which take about a minute on two CPU cores."""
         denoiser, classifier = RECIPES["fast"]
         assert isinstance(denoiser, Recipe)
         assert isinstance(classifier, Recipe)
         return replace(
             self,
-            # Averages over fewer steps, so that the first ones are forgotten by the end.
+            # Averages over fewer steps, so that the initial weights are forgotten by the end.
             denoiser=replace(denoiser, steps=1500, ema_decay=0.99),
             classifier=replace(classifier, steps=700, ema_decay=0.98),
             sampling_steps=min(50, self.schedule.num_steps),
@@ -104,13 +95,19 @@ class Run:
 
     Args:
         points: the data set.
-        settings: what to do.
-        folder: where the results go.
-        device: where the work runs.
-        resume: go on with the training state in the folder, if there is one.
-        checkpoint_every: training steps between two checkpoints.
-        say: takes a line of text about what is going on.
-        ranks: the processes that share the work; the first writes all files.
+        settings: settings of the experiment.
+        folder: folder of the results.
+        device: device of training and sampling.
+        resume: goes on with the training state in the folder, if there is one.
+        checkpoint_every: number of training steps between two checkpoints.
+        say: called with a line of text about the progress.
+        ranks: the processes that share the work; the first one writes all files.
+
+    Attributes:
+        folder: the folder, as a :class:`.RunFolder`.
+        by_class: True if samples of each class are drawn too.
+        validation: pairs (step, NLL of a few samples) so far.
+        seconds: duration of each part of the experiment.
 
     Raises:
         ValueError: the folder cannot be written to, or holds a run with other settings.
@@ -132,32 +129,33 @@ class Run:
         self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say
         self.checkpoint_every = checkpoint_every
-        self.folder = files.make_folder(Path(folder))
-        self.checkpoints, self.outputs, self.figures = (
-            files.make_folder(self.folder / name) for name in ("checkpoints", "outputs", "figures")
-        )
-        self.nll_data: float | None = None
-        try:
-            self.nll_data = kde_nll(points.data, points.data)
-        except UserError as error:
-            say(f"the likelihood under a density estimate is left out: {error}")
+        self.folder = RunFolder(Path(folder))
+        self.folder.make()
+        self.nll_data = self._nll_data()
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
-        told = settings.denoiser.p_uncond is not None
         self.by_class = points.labels is not None and points.num_classes > 1
-        if self.by_class and not told:
+        if self.by_class and settings.denoiser.p_uncond is None:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
         self.validation: list[tuple[int, float]] = []
         self.seconds: dict[str, float] = {}
         config = json.loads(json.dumps({"data": points.name, **asdict(settings)}))
         if resume:
             self._resume(config)
-        self.ranks.wait()  # all have read what one will write
+        self.ranks.wait()  # until every rank has read the file that the first one writes
         if self.ranks.writes:
-            files.save_json(self.folder / "config.json", config)
+            files.save_json(self.folder.config_file, config)
 
-    def _trainer(self, part: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
-        seed = child_seed(self.settings.seed, part)
+    def _nll_data(self) -> float | None:
+        """Returns the NLL of the data itself; None where it has no density estimate."""
+        try:
+            return kde_nll(self.points.data, self.points.data)
+        except UserError as error:
+            self.say(f"the likelihood under a density estimate is left out: {error}")
+            return None
+
+    def _trainer(self, stream: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
+        seed = child_seed(self.settings.seed, stream)
         return Trainer(
             self.points,
             self.settings.schedule,
@@ -170,43 +168,42 @@ class Run:
 
     @property
     def trainers(self) -> dict[str, Trainer]:
-        """The trainers that there are, by name."""
+        """The trainers by name of the network."""
         trainers = {"denoiser": self.denoiser, "classifier": self.classifier}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 
     def _resume(self, config: dict) -> None:
-        path = self.checkpoints / "training.pt"
-        if not path.is_file():
+        if not self.folder.training_file.is_file():
             self.say(f"nothing to resume in {self.folder}, starting anew")
             return
-        before = json.loads((self.folder / "config.json").read_text())
+        before = json.loads(self.folder.config_file.read_text())
         changed = [key for key in config if before.get(key) != config[key]]
         if changed:
             raise UserError(
                 f"run {self.folder} was made with other settings ({', '.join(changed)}); "
                 "give the same ones, or another --out"
             )
-        state = files.load(path)
+        state = files.load(self.folder.training_file)
         for name, trainer in self.trainers.items():
             trainer.load_state_dict(state[name])
         self.validation = [tuple(pair) for pair in state["validation"]]
         self.say(f"resumed {self.folder} at denoiser step {self.denoiser.step}")
 
     def save_training(self) -> None:
-        """Writes where training stands and the networks so far."""
+        """Writes the state of the training and the networks so far."""
         if not self.ranks.writes:
             return
         state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
-        files.save(self.checkpoints / "training.pt", {**state, "validation": self.validation})
+        files.save(self.folder.training_file, {**state, "validation": self.validation})
         for name, trainer in self.trainers.items():
-            files.save(self.checkpoints / f"{name}.pt", trainer.model().state_dict())
+            files.save(self.folder.network_file(name), trainer.model().state_dict())
 
     def train(self) -> None:
-        """Trains both networks; what is left of them after a resume.
+        """Trains both networks to the end of their recipes, and draws the training curves.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the steps under way are done and saved.
-            ValueError: the loss is no longer finite; the last good checkpoint stays.
+            ValueError: a loss is not finite; the last good checkpoint stays.
         """
         with _deferred_interrupt() as interrupted:
             for name, trainer in self.trainers.items():
@@ -218,7 +215,7 @@ class Run:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
         plots.training_curves(
-            losses, self.validation, self.nll_data, self.figures / "training_curves.png"
+            losses, self.validation, self.nll_data, self.folder.figures / "training_curves.png"
         )
 
     def _train(self, name: str, trainer: Trainer, interrupted: Event) -> None:
@@ -254,7 +251,7 @@ class Run:
             advice += ", or precision 'bf16', whose range is that of float32"
         raise UserError(
             f"the {name}'s loss is not finite from step {step} on; training has stopped and "
-            f"the last good checkpoint is in {self.checkpoints}; {advice}"
+            f"the last good checkpoint is in {self.folder.checkpoints}; {advice}"
         )
 
     def _postfix(self, trainer: Trainer) -> dict[str, str]:
@@ -284,23 +281,31 @@ class Run:
         ).x
         self.validation.append((self.denoiser.step, kde_nll(x, self.points.data)))
 
-    def generate(self) -> dict[str, Tensor]:
-        """Samples without guidance and of every class, written to ``outputs``; by file name."""
-        made = {"uncond_gen_samples": self._sample("sample", _UNCONDITIONAL)}
+    def generate(self) -> dict[int | None, Tensor]:
+        """Draws samples [n, d] and writes them to files.
+
+        Returns:
+            Samples of each class by label; None is the label of those without guidance.
+        """
+        samples: dict[int | None, Tensor] = {None: self._sample("sample", _UNCONDITIONAL)}
         if self.by_class:
-            start = time.perf_counter()
             classifier = None if self.classifier is None else self.classifier.model()
             classes, each = self.points.num_classes, self.settings.n_samples
             labels = torch.arange(classes).repeat_interleave(each)
             x = self._sample("sample guided", _CONDITIONAL, classifier, labels)
-            for label in range(classes):
-                made[f"cond_gen_samples_{label}"] = x[labels == label].clone()
-            self.seconds["sample guided"] = time.perf_counter() - start
-        for name, x in made.items() if self.ranks.writes else ():
-            files.save(self.outputs / f"{name}.pt", x)
-        return made
+            samples |= {label: x[labels == label].clone() for label in range(classes)}
+        for label, x in samples.items() if self.ranks.writes else ():
+            files.save(self.folder.samples_file(label), x)
+        return samples
 
-    def _sample(self, title: str, part: int, classifier: MLP | None = None, labels=None) -> Tensor:
+    def _sample(
+        self,
+        title: str,
+        stream: int,
+        classifier: MLP | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Draws this rank's share of the samples and returns those of all ranks, on the CPU."""
         start = time.perf_counter()
         n = self.settings.n_samples if labels is None else len(labels)
         first, own = self.ranks.share(n)
@@ -317,7 +322,7 @@ class Run:
                     label=None if labels is None else labels[rows],
                     scale=self.settings.scale,
                     num_steps=self.settings.sampling_steps,
-                    seed=child_seed(self.settings.seed, part),
+                    seed=child_seed(self.settings.seed, stream),
                     first_row=first,
                     batch_size=1000 if self.device.type == "cpu" else n,  # small ones show progress
                     device=self.device,
@@ -328,26 +333,30 @@ class Run:
         return x.cpu()
 
     def check_measurable(self) -> None:
-        """Raises :class:`UserError` if there are too few points, or of a class, to measure with."""
+        """Raises :class:`UserError` if the data, or a class, has too few points for the metrics."""
         for label in (None, *range(self.points.num_classes if self.by_class else 0)):
             data_of(self.points, label)
 
-    def measure(self, made: dict[str, Tensor]) -> dict[str, Evaluation]:
-        """Every metric of the samples that :meth:`generate` returned, written to metrics.json."""
+    def measure(self, samples: dict[int | None, Tensor]) -> dict[str, Evaluation]:
+        """Computes every metric of the samples and writes them to ``metrics.json``.
+
+        Args:
+            samples: result of :meth:`generate`.
+
+        Returns:
+            Evaluations by kind of samples: ``unconditional``, then the name of each class.
+        """
         start = time.perf_counter()
-        judge = partial(
-            evaluate,
-            points=self.points,
-            repeats=self.settings.real_draws,
-            seed=child_seed(self.settings.seed, _REAL),
-        )
-        results = {"unconditional": judge(made["uncond_gen_samples"])}
-        for label in range(len(made) - 1):
-            name = self.points.class_name(label)
-            results[name] = judge(made[f"cond_gen_samples_{label}"], label=label)
+        seed = child_seed(self.settings.seed, _REAL)
+        results = {
+            "unconditional" if label is None else self.points.class_name(label): evaluate(
+                x, self.points, label=label, repeats=self.settings.real_draws, seed=seed
+            )
+            for label, x in samples.items()
+        }
         self.seconds["measure"] = time.perf_counter() - start
         files.save_json(
-            self.folder / "metrics.json",
+            self.folder.metrics_file,
             {
                 "metrics": {name: result.to_dict() for name, result in results.items()},
                 "validation": [{"step": step, "nll": nll} for step, nll in self.validation],
@@ -356,34 +365,31 @@ class Run:
         )
         return results
 
-    def draw(self, made: dict[str, Tensor]) -> None:
-        """The figures of data, samples and classifier."""
-        points, schedule = self.points, self.settings.schedule
-        plots.scatter(points.data, points.labels, points, points.name, self.figures / "data.png")
-        plots.panels(
-            [
-                (f"{points.name}: data", points.data, None),
-                ("samples", made["uncond_gen_samples"], None),
-            ],
-            points,
-            self.figures / "unconditional.png",
-        )
+    def draw(self, samples: dict[int | None, Tensor]) -> None:
+        """Draws the figures of data, samples and classifier.
+
+        Args:
+            samples: result of :meth:`generate`.
+        """
+        points, figures = self.points, self.folder.figures
+        plots.scatter(points.data, points.labels, points, points.name, figures / "data.png")
+        parts = [(f"{points.name}: data", points.data, None), ("samples", samples[None], None)]
+        plots.panels(parts, points, figures / "unconditional.png")
         if not self.by_class:
             return
-        guided = [made[f"cond_gen_samples_{label}"] for label in range(points.num_classes)]
-        plots.conditional(guided, points, self.figures / "conditional.png")
+        guided = [samples[label] for label in range(points.num_classes)]
+        plots.conditional(guided, points, figures / "conditional.png")
         for label, x in enumerate(guided):
-            plots.conditional([x], points, self.figures / f"conditional_{label}.png", [label])
+            plots.conditional([x], points, figures / f"conditional_{label}.png", [label])
         if points.dim == 2 and self.classifier is not None:
-            steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
             plots.classifier_map(
-                self.classifier.model(), schedule, points, steps, self.figures / "classifier.png"
+                self.classifier.model(), self.settings.schedule, points, figures / "classifier.png"
             )
 
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Event]:
-    """Ctrl-C sets the event rather than stop a step half-way; a second one stops at once."""
+    """Makes Ctrl-C set an event instead of stopping a step half-way; a second one stops at once."""
     pressed = Event()
 
     def press(*_) -> None:
@@ -391,7 +397,7 @@ def _deferred_interrupt() -> Iterator[Event]:
             raise KeyboardInterrupt
         pressed.set()
 
-    if current_thread() is not main_thread():  # which alone may handle signals
+    if current_thread() is not main_thread():  # only the main thread may handle signals
         yield pressed
         return
     before = signal.signal(signal.SIGINT, press)
@@ -403,33 +409,3 @@ def _deferred_interrupt() -> Iterator[Event]:
 
 def _next_multiple(step: int, every: int, last: int) -> int:
     return min((step // every + 1) * every, last)
-
-
-def summary(results: dict[str, Evaluation]) -> str:
-    """The metrics as a table in Markdown, each beside what real data scores."""
-    lines = [
-        "| samples | NLL | data's own | difference | in the class asked for "
-        "| to nearest datum (real: 99% band) | to nearest sample (real: 99% band) "
-        "| sliced Wasserstein (real: 99% below) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, result in results.items():
-        purity = "" if result.purity is None else f"{result.purity:.2%}"
-        likelihood = "not defined | not defined | "
-        if result.nll is not None:
-            likelihood = f"{result.nll:.3f} | {result.nll_data:.3f} | {result.delta_nll:+.3f}"
-        near, back, sliced = map(result.scores.get, _SUMMARY)
-        lines.append(
-            f"| {name} | {likelihood} | {purity} | {_beside(near)} | {_beside(back)} "
-            f"| {'not defined' if sliced is None else f'{sliced.value:.4f} ({sliced.high:.4f})'} |"
-        )
-    return "\n".join(lines)
-
-
-_SUMMARY = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
-
-
-def _beside(score: Score | None) -> str:
-    if score is None:
-        return "not defined"
-    return f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})"

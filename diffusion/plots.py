@@ -1,4 +1,4 @@
-"""Figures. Every function returns a matplotlib Figure and writes it where ``save_to`` says."""
+"""Figures. Each function returns a matplotlib Figure; ``save_to`` names a file to write it to."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ from .schedules import Schedule
 
 SaveTo = str | Path | None
 
-# Okabe and Ito's palette, which the colour-blind can tell apart, and three more for ten classes.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart, and three more colours
+# for ten classes.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#7B3F00",
     "#222222", "#A6A600",
@@ -37,10 +38,10 @@ def scatter(
     title: str = "",
     save_to: SaveTo = None,
 ) -> Figure:
-    """Samples [n, d], coloured by label if there are labels, over the true outlines if known.
+    """Draws samples [n, d], coloured by label if labels are given, and the true outlines if known.
 
-    One dimension is drawn as a histogram, three as a view from above, images as images; of other
-    dimensions the first two.
+    One dimension is drawn as a histogram, three dimensions in space, images as images. Of points
+    with more dimensions the first two are drawn.
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
     named = labels is not None and points is not None
@@ -52,7 +53,7 @@ def scatter(
 def panels(
     parts: Sequence[tuple[str, Tensor, Tensor | None]], points: Points, save_to: SaveTo = None
 ) -> Figure:
-    """(title, samples [n, d], labels or None) side by side, all in the data's frame."""
+    """Draws parts (title, samples [n, d], labels or None) side by side, all in the data's frame."""
     figure = Figure(figsize=(4 * len(parts), 4.2), layout="constrained")
     axes = _axes(figure, len(parts), points.dim)
     for axis, (title, samples, labels) in zip(axes, parts, strict=True):
@@ -64,7 +65,12 @@ def sample_grid(
     rows: Sequence[tuple[Points, Sequence[tuple[str, Tensor, Tensor | None]]]],
     save_to: SaveTo = None,
 ) -> Figure:
-    """A row of small panels for each data set: itself, then (title, samples, labels or None)."""
+    """Draws a row of small panels for each data set: the data, then its parts.
+
+    Args:
+        rows: a data set and its parts (title, samples [n, d], labels or None), row by row.
+        save_to: file.
+    """
     count = max(len(parts) for _, parts in rows) + 1
     figure = Figure(figsize=(1.6 * count, 1.8 * len(rows)), layout="constrained")
     lines = figure.subfigures(len(rows), squeeze=False)[:, 0]
@@ -84,7 +90,14 @@ def conditional(
     save_to: SaveTo = None,
     labels: Sequence[int] | None = None,
 ) -> Figure:
-    """Guided samples [n, d] of each class (or of ``labels``), each over the whole data in grey."""
+    """Draws guided samples [n, d] of each class, each panel over the whole data in grey.
+
+    Args:
+        samples: a set of samples for each panel.
+        points: the data.
+        save_to: file.
+        labels: classes of the panels; None for all classes in order.
+    """
     labels = range(len(samples)) if labels is None else labels
     figure = Figure(figsize=(4 * len(samples), 4.2), layout="constrained")
     axes = _axes(figure, len(samples), points.dim)
@@ -101,9 +114,13 @@ def training_curves(
     nll_data: float | None,
     save_to: SaveTo = None,
 ) -> Figure:
-    """Loss of each network against the step, and the validation NLL beside the data's own.
+    """Draws the loss of each network and the validation NLL against the training step.
 
-    The NLL is left out if the data has none.
+    Args:
+        losses: losses [K] by name of the network.
+        validation: pairs (step, NLL).
+        nll_data: NLL of the data itself; None leaves the NLL out.
+        save_to: file.
     """
     panels = len(losses) + (nll_data is not None)
     figure = Figure(figsize=(5 * panels, 4), layout="constrained")
@@ -130,13 +147,19 @@ def classifier_map(
     classifier: Perceptron,
     schedule: Schedule,
     points: Points,
-    steps: Sequence[int],
     save_to: SaveTo = None,
 ) -> Figure:
-    """What a classifier of 2-D noisy points answers over the plane at each of the timesteps.
+    """Draws the answer of a classifier of noisy points over the plane, at three timesteps.
 
-    Colour is the likeliest class, paler where it is less sure.
+    The colour is that of the likeliest class, paler where the classifier is less sure.
+
+    Args:
+        classifier: takes a point in two dimensions and the timestep feature.
+        schedule: the forward process.
+        points: the data.
+        save_to: file.
     """
+    steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
     figure = Figure(figsize=(5 * len(steps), 5.2), layout="constrained")
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
     low, high = (points.data.amin(0) - 0.5).tolist(), (points.data.amax(0) + 0.5).tolist()
@@ -161,10 +184,10 @@ def classifier_map(
 
 
 def density(points: Points, samples: Tensor, save_to: SaveTo = None) -> Figure:
-    """How dense data and samples [n, d] are, on one scale; of the first two dimensions.
+    """Draws the densities of data and samples [n, d] on one scale, in the first two dimensions.
 
-    Both are histograms of the same cells: the share of the points in a cell over its area. Samples
-    outside the frame are not drawn, but counted.
+    Both are histograms with the same cells: the share of the points in a cell, divided by its
+    area. Samples outside the frame are counted but not drawn.
     """
     groups = [("data", points.data), ("samples", samples)]
     low, high = (corner[:2] for corner in _frame(points))
@@ -201,10 +224,10 @@ def _density_curves(groups: Sequence[tuple[str, Tensor]], cells: np.ndarray, sav
 def trajectories(
     paths: Tensor, steps: Sequence[int], points: Points, save_to: SaveTo = None
 ) -> Figure:
-    """Paths [K, n, d] of n samples from noise to data, one colour for each.
+    """Draws the paths [K, n, d] of n samples from noise to data, each in a colour of its own.
 
-    In two dimensions and more the first two are drawn, over the data in grey; in one dimension x
-    against the timesteps [K] that the path has reached.
+    In two or more dimensions the first two are drawn, over the data in grey; in one dimension x is
+    drawn against the timesteps [K] of the path.
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
     axis = figure.subplots()
@@ -231,7 +254,7 @@ def trajectories(
 
 
 def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figure:
-    """The ways [K, n, d] between n pairs of points: a row of images for each, or a line."""
+    """Draws the ways [K, n, d] between n pairs of points, each as a row of images or as a line."""
     ways = ways.cpu()
     count, pairs, dim = ways.shape
     if points.image_shape is not None:
@@ -261,12 +284,12 @@ def against_steps(
     real: dict[str, tuple[float, float]],
     save_to: SaveTo = None,
 ) -> Figure:
-    """Quality against the number of reverse steps, one panel for each metric.
+    """Draws metrics against the number of reverse steps, one panel for each metric.
 
     Args:
-        counts: numbers of steps.
-        curves: the value at each count, by metric and by sampler.
-        real: the band of real draws, by metric.
+        counts: numbers of reverse steps.
+        curves: metric at each number of steps, by name of the metric and of the sampler.
+        real: band of real draws by metric.
         save_to: file.
     """
     figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
@@ -283,7 +306,7 @@ def against_steps(
 
 
 def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to: SaveTo = None) -> Figure:
-    """Excess loss [S] by name against the noise level sqrt(1 - alpha_bar) [S]."""
+    """Draws the excess loss [S] of each name against the noise level sqrt(1 - alpha_bar) [S]."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for color, (name, values) in zip(COLORS, curves.items(), strict=False):
@@ -296,7 +319,7 @@ def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to: SaveTo = N
 def against_evaluations(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], save_to: SaveTo = None
 ) -> Figure:
-    """Error of solvers by name, [S], against their evaluations of the denoiser, [S]."""
+    """Draws errors [S] of solvers against their evaluations of the denoiser [S], by name."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for color, (name, (evaluations, errors)) in zip(COLORS, curves.items(), strict=False):
@@ -310,10 +333,16 @@ def against_evaluations(
 
 
 def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str | Path) -> None:
-    """The reverse process as a GIF: points [K, n, d] at the timesteps [K], over the outlines.
+    """Writes the reverse process as a GIF, over the outlines of the data.
 
-    The last frame is that of the samples, and stays for two seconds.
-    One dimension is drawn as a histogram; of more than two, the first two.
+    The last frame shows the samples and stays for two seconds. One dimension is drawn as a
+    histogram, two or three as points; of more dimensions the first two are drawn.
+
+    Args:
+        frames: points [K, n, d].
+        steps: timestep of each frame, [K].
+        points: the data.
+        save_to: file.
     """
     figure = Figure(figsize=(4, 4), dpi=110, layout="constrained")
     canvas, axis = FigureCanvasAgg(figure), _axes(figure, 1, points.dim)[0]
@@ -368,18 +397,18 @@ def _draw(
 
 
 def _frame(points: Points) -> tuple[list[float], list[float]]:
-    """The corners of what is shown."""
+    """Returns the lower and upper corner of the frame, each [d]."""
     return (points.data.amin(0) - 0.3).tolist(), (points.data.amax(0) + 0.3).tolist()
 
 
 def _axes(figure: Figure, count: int, dim: int) -> list[Axes]:
-    """So many panels in a row, of space if the points [n, d] lie in it, otherwise of the plane."""
+    """Returns a row of panels, in space for three dimensions and otherwise in the plane."""
     projection = {"projection": "3d"} if dim == 3 else {}
     return list(figure.subplots(1, count, squeeze=False, subplot_kw=projection)[0])
 
 
 def _mosaic(samples: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
-    """The first images [n, d] in a square of up to ten by ten."""
+    """Returns the first images [n, d] as one image, a square of up to ten by ten of them."""
     height, width = image_shape
     side = min(10, math.ceil(len(samples) ** 0.5))
     tiles = np.full((side * side, height, width), -1.0)

@@ -1,4 +1,4 @@
-"""Commands of ``flashpoint`` beside those of the experiment, and the options that all share."""
+"""Commands of ``flashpoint`` other than those of the experiment, and the options they share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Decorator = Callable[[Callable], Callable]
 
 
 def options(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator."""
+    """Returns one decorator in place of several."""
 
     def decorate(command: Callable) -> Callable:
         for option in reversed(decorators):
@@ -26,45 +26,49 @@ def options(*decorators: Decorator) -> Decorator:
 
 
 device_option = click.option(
-    "--device", default=None, help="cpu, cuda or cuda:N. Default: the best."
+    "--device", default=None, help="cpu, cuda or cuda:N. Default: CUDA where there is one."
 )
 seed_option = click.option(
     "--seed",
     default=0,
     show_default=True,
     callback=lambda _context, _option, seed: check_seed(seed),
-    help="Of everything random.",
+    help="Seed of everything random.",
 )
 data_option = options(
     click.option(
         "--data",
         default="states",
         show_default=True,
-        help=f"{', '.join(DATASETS)}; your own points: .pt ({{data, labels}}), .npy, .npz or "
-        ".csv; or FashionMNIST: the folder of its IDX files.",
+        help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz or "
+        ".csv; or the folder of FashionMNIST's IDX files.",
     ),
-    click.option("--only-class", type=int, default=None, help="One class of the data alone."),
+    click.option("--only-class", type=int, default=None, help="Take only this class of the data."),
 )
-
-
 network_options = options(
-    click.option("--hidden-layers", default=None, help="Widths of the denoiser: 64,128,128."),
+    click.option(
+        "--hidden-layers", default=None, help="Widths of the denoiser's layers: 64,128,128."
+    ),
     click.option("--activation", default=None, help=f"One of {', '.join(ACTIVATIONS)}."),
     click.option("--linear-input", is_flag=True, help="No activation after the first layer."),
     click.option(
         "--time-feature",
         default="linspace",
         show_default=True,
-        help=f"What the networks see of t: {', '.join(TIME_FEATURES)}.",
+        help=f"Form in which the networks take t: {', '.join(TIME_FEATURES)}.",
     ),
     click.option(
         "--p-uncond",
         type=float,
         default=None,
-        help="Train a conditional denoiser, from which so often the class is withheld. It takes "
-        "the classifier's place.",
+        help="Train a conditional denoiser in place of a classifier; the class is withheld from it "
+        "with this probability.",
     ),
-    click.option("--class-embedding", default=None, help=f"{' or '.join(CLASS_EMBEDDINGS)}."),
+    click.option(
+        "--class-embedding",
+        default=None,
+        help=f"Form in which it takes the class: {' or '.join(CLASS_EMBEDDINGS)}.",
+    ),
 )
 
 
@@ -75,7 +79,7 @@ def network_of(
     p_uncond: float | None,
     class_embedding: str | None,
 ) -> dict[str, Any]:
-    """The fields of a recipe that :data:`network_options` asks for."""
+    """Returns the fields of a recipe that :data:`network_options` set."""
     asked = {
         "hidden_layers": None if hidden_layers is None else _widths(hidden_layers),
         "activation": activation,
@@ -94,11 +98,11 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def read_points(data: str, only_class: int | None) -> Points:
-    """What :data:`data_option` asks for."""
+    """Returns the data set that :data:`data_option` names."""
     points = dataset(data)
     return points if only_class is None else points.only(only_class)
 
 
 def out_option(text: str) -> Decorator:
-    """``--out`` with this help."""
+    """Returns the option ``--out`` with this help."""
     return click.option("--out", type=click.Path(path_type=Path), default=None, help=text)

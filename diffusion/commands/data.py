@@ -1,4 +1,4 @@
-"""``flashpoint data``: a picture of a data set, and its points as files."""
+"""``flashpoint data``: draws a data set, and writes its points to files."""
 
 from pathlib import Path
 
@@ -11,18 +11,21 @@ from . import options, out_option, read_points
 
 @click.command(name="data")
 @click.argument("name")
-@click.option("--only-class", type=int, default=None, help="One class of the data alone.")
+@click.option("--only-class", type=int, default=None, help="Take only this class of the data.")
 @click.option(
     "--test-fraction",
     type=float,
     default=None,
-    help="Write the points too, <name>_train.pt and with this part of them <name>_test.pt.",
+    help="Also write the points: this part of them to <name>_test.pt, the rest to <name>_train.pt.",
 )
-@options(out_option("The picture, .png. Default: <name>.png."))
+@options(out_option("File of the picture, .png. Default: <name>.png."))
 def data_command(
     name: str, only_class: int | None, test_fraction: float | None, out: Path | None
 ) -> None:
-    """Draw a data set: a name, or a file like --data of the other commands."""
+    """Draw a data set.
+
+    NAME is what the option --data of the other commands takes.
+    """
     points = read_points(name, only_class)
     parts = (
         {}
@@ -43,7 +46,7 @@ def data_command(
 
 
 def _content(points: Points) -> dict:
-    """What :func:`load_points` reads."""
+    """Returns the content of a file that :func:`load_points` reads."""
     if points.labels is None:
         return {"data": points.data}
     return {"data": points.data, "labels": points.labels}

@@ -1,30 +1,37 @@
-"""``flashpoint interpolate``: the way between two data points through the model's noise."""
+"""``flashpoint interpolate``: points between two data points, through the model's noise."""
 
 from pathlib import Path
 
 import click
 import torch
+from torch import Tensor
 
 from .. import files, plots
 from ..checkpoints import load
+from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
+from ..run_folder import RunFolder
 from . import data_option, device_option, options, out_option, read_points, seed_option
 
 
 @click.command(name="interpolate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--pairs", default=8, show_default=True, help="Pairs of data points, at random.")
+@click.option(
+    "--pairs", default=8, show_default=True, help="Number of random pairs of data points."
+)
 @click.option(
     "--between",
     type=(int, int),
     default=None,
-    help="Instead: the rows of the data of one pair.",
+    help="Rows of the data of a single pair, in place of --pairs.",
 )
-@click.option("--count", default=9, show_default=True, help="Points on each way, with both ends.")
-@click.option("--steps", type=int, default=None, help="Steps of DDIM. Default: all.")
+@click.option(
+    "--count", default=9, show_default=True, help="Points on each way, both ends included."
+)
+@click.option("--steps", type=int, default=None, help="Steps of DDIM. Default: all timesteps.")
 @options(
-    out_option("File for the ways [count, pairs, d], .pt; a figure goes beside it."),
+    out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
     data_option,
     seed_option,
     device_option,
@@ -32,10 +39,10 @@ from . import data_option, device_option, options, out_option, read_points, seed
 def interpolate_command(
     run, pairs, between, count, steps, out, data, only_class, seed, device
 ) -> None:
-    """Go from one data point to another through the noise they come from.
+    """Interpolate between data points through the noise that they come from.
 
-    Both are taken to their noise by deterministic DDIM, backwards; points on the arc between lead
-    to points between (figure 9 of Ho et al. 2020).
+    Deterministic DDIM, run backwards, takes both points to their noise; the points on the arc
+    between the two lead to new points between the data points (figure 9 of Ho et al. 2020).
     """
     points, denoiser = read_points(data, only_class), load(run)
     if denoiser.model.shape.widths[-1] != points.dim:
@@ -43,16 +50,8 @@ def interpolate_command(
             f"run {run} was trained on dimension {denoiser.model.shape.widths[-1]}, "
             f"{points.name} has {points.dim}"
         )
-    out = files.make_target(out or run / "outputs" / "interpolation.pt", ".pt")
-    if between is None:
-        if not 1 <= pairs <= len(points) // 2:
-            raise UserError(f"pairs must be from 1 to {len(points) // 2}, got {pairs}")
-        order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
-        rows = order[: 2 * pairs].view(2, -1)
-    else:
-        rows = torch.tensor(between)[:, None]
-        if not 0 <= rows.min() <= rows.max() < len(points):
-            raise UserError(f"between must be rows from 0 to {len(points) - 1}, got {between}")
+    out = files.make_target(out or RunFolder(run).outputs / "interpolation.pt", ".pt")
+    rows = _rows(points, pairs, between, seed)
     a, b = points.data[rows[0]], points.data[rows[1]]
     ways = interpolate(
         denoiser.model, denoiser.schedule, a, b, count=count, num_steps=steps, device=device
@@ -64,3 +63,16 @@ def interpolate_command(
         f"{ways.shape[1]} ways are in {out}, their picture in {out.with_suffix('.png')}; "
         f"their ends are {error:.1g} from the data"
     )
+
+
+def _rows(points: Points, pairs: int, between: tuple[int, int] | None, seed: int) -> Tensor:
+    """Returns the rows of the data at both ends of each way, int64 [2, pairs]."""
+    if between is not None:
+        rows = torch.tensor(between)[:, None]
+        if not 0 <= rows.min() <= rows.max() < len(points):
+            raise UserError(f"between must be rows from 0 to {len(points) - 1}, got {between}")
+        return rows
+    if not 1 <= pairs <= len(points) // 2:
+        raise UserError(f"pairs must be from 1 to {len(points) // 2}, got {pairs}")
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    return order[: 2 * pairs].view(2, -1)

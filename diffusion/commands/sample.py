@@ -1,4 +1,4 @@
-"""``flashpoint sample``: new samples of a run, or a saved file of samples made again."""
+"""``flashpoint sample``: draws samples from a run, or draws a saved file of samples again."""
 
 from pathlib import Path
 
@@ -10,21 +10,22 @@ from .. import files, plots
 from ..checkpoints import load
 from ..data import load_points
 from ..errors import UserError
+from ..run_folder import RunFolder
 from ..sampling import METHODS, VARIANCES
 from . import device_option, options, out_option, seed_option
 
 
 @click.command(name="sample")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--samples", type=int, default=None, help="How many. Default: 5000.")
-@click.option("--label", type=int, default=None, help="Class of the samples. Default: all.")
+@click.option("-n", "--samples", type=int, default=None, help="Number of samples. Default: 5000.")
+@click.option("--label", type=int, default=None, help="Class of the samples. Default: all classes.")
 @click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
     default="ddpm",
     show_default=True,
-    help="ddim is deterministic; dpm++2m and heun too, and want 10 to 50 --steps.",
+    help="ddim, dpm++2m and heun are deterministic; the last two need 10 to 50 --steps.",
 )
 @click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
 @click.option(
@@ -38,7 +39,7 @@ from . import device_option, options, out_option, seed_option
     "--prior",
     type=click.Path(path_type=Path),
     default=None,
-    help="File with x_T, .pt, .npy, .npz or .csv: start from these instead of drawing them.",
+    help="File with the noise x_T to start from, .pt, .npy, .npz or .csv.",
 )
 @click.option(
     "--compare",
@@ -47,15 +48,17 @@ from . import device_option, options, out_option, seed_option
     help="File of samples that must come out again, bit for bit.",
 )
 @options(
-    out_option("File for the samples, .pt; a figure goes beside it."), seed_option, device_option
+    out_option("File for the samples, .pt; a figure is written beside it."),
+    seed_option,
+    device_option,
 )
 def sample_command(
     run, samples, label, scale, method, eta, variance, steps, prior, compare, out, seed, device
 ) -> None:
     """Draw samples from the networks of a run's folder, or of a model's file.
 
-    With --prior and the default method every step is deterministic, z = 0: checkpoint and prior
-    alone decide the samples.
+    With --prior and the default method every step is deterministic (z = 0), so that the
+    checkpoint and the prior alone decide the samples.
     """
     denoiser = load(run)
     chosen = {} if label is None else {"label": label}
@@ -68,9 +71,9 @@ def sample_command(
             raise UserError("--samples and --prior exclude each other: a sample for each row")
         chosen["x_T"] = load_points(prior).data
         samples = len(chosen["x_T"])
-    wanted = None if compare is None else load_points(compare).data
+    expected = None if compare is None else load_points(compare).data
     if out is None:
-        folder = run / "outputs" if run.is_dir() else run.parent
+        folder = RunFolder(run).outputs if run.is_dir() else run.parent
         out = folder / ("samples.pt" if label is None else f"samples_{label}.pt")
     files.make_target(out, ".pt")
     x = denoiser.sample(
@@ -86,11 +89,12 @@ def sample_command(
     files.save(out, x)
     plots.scatter(x, save_to=out.with_suffix(".png"))
     click.echo(f"{len(x)} samples are in {out}, their picture in {out.with_suffix('.png')}")
-    if wanted is not None:
-        _compare(x, wanted, compare)
+    if expected is not None:
+        _compare(x, expected, compare)
 
 
 def _compare(x: Tensor, saved: Tensor, path: Path) -> None:
+    """Raises :class:`UserError` unless the samples are the saved ones, bit for bit."""
     if x.shape != saved.shape:
         raise UserError(f"samples are {list(x.shape)}, those of {path} {list(saved.shape)}")
     if not torch.equal(x, saved):

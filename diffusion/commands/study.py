@@ -11,27 +11,29 @@ from . import device_option, options, out_option, seed_option
 
 @click.command(name="study")
 @click.argument("name", required=False)
-@click.option("--quick", is_flag=True, help="Reduced to less than five minutes on two CPU cores.")
+@click.option(
+    "--quick", is_flag=True, help="Reduce the study to less than five minutes on two CPU cores."
+)
 @click.option(
     "--data",
     default=None,
-    help="Another data set than the study's: a name, a file of points, or FashionMNIST's folder.",
+    help="Data set in place of the study's: a name, a file of points, or FashionMNIST's folder.",
 )
 @click.option(
     "--together",
     type=int,
     default=None,
-    help="Models that train at once. Default: all of a kind on a GPU, one on a CPU.",
+    help="Models that train at once. Default: all of one kind on a GPU, one on a CPU.",
 )
 @click.option(
     "--page",
     type=click.Path(path_type=Path),
     default=None,
-    help="Markdown file to write about every study that --out holds.",
+    help="Markdown file to write about every study in --out.",
 )
 @options(
     out_option(
-        "Folder of all studies; what it holds is not done again. Default: runs/studies, with "
+        "Folder of all studies; work that it holds is not done again. Default: runs/studies, with "
         "--quick runs/studies-quick."
     ),
     seed_option,
@@ -50,7 +52,7 @@ def study_command(
     """Train, draw and measure a grid of models, in published settings.
 
     NAME is one of timesteps, betas, schedules, epochs, complexity, guidance, reward, digits. The
-    same command goes on where it was interrupted.
+    same command continues an interrupted study.
     """
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")

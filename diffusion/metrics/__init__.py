@@ -1,15 +1,21 @@
-"""How good samples are, each number beside the one that fresh real data scores.
+"""Metrics of samples, each beside the score of fresh real data.
 
-The KDE likelihood is blind to blur and to missing parts, so it never stands alone: distances to
-the nearest neighbour both ways, transport distances and two-sample tests see what it does not.
+The likelihood under a density estimate is blind to blur and to missing parts, so it never stands
+alone: distances to the nearest neighbour both ways, transport distances and two-sample tests see
+them.
 
 * :mod:`.likelihood`: likelihoods under a kernel density estimate of the data.
 * :mod:`.distances`: nearest neighbours, sliced Wasserstein, minimum-cost assignment, MMD.
 * :mod:`.two_sample`: tests of whether two sets of points have one distribution.
+* :mod:`.registry`: the list of these metrics; a metric is added there and nowhere else.
+* :mod:`.bands`: the range that holds the scores of real draws.
+* :mod:`.evaluation`: all metrics of one set of samples.
 * :mod:`.excess_loss`: a denoiser against the best one there is, in closed form.
-* :mod:`.evaluation`: all of them on one set of samples.
+* :mod:`.knn`: a classifier that tells the class of a sample.
+* :mod:`.table`: tables in Markdown.
 """
 
+from .bands import Score, prediction_factor, real_pairs
 from .distances import (
     emd,
     emd_by_class,
@@ -18,9 +24,10 @@ from .distances import (
     nearest_distances,
     sliced_wasserstein,
 )
-from .evaluation import METRICS, Evaluation, Score, evaluate, real_pairs, score
+from .evaluation import Evaluation, evaluate, summary
 from .excess_loss import GaussianMixture, PointMasses, excess_loss
 from .likelihood import kde_nll, kernel_nll
+from .registry import METRICS, Comparison, Metric, with_heading
 from .two_sample import (
     Neighbours,
     Proximity,
@@ -31,8 +38,10 @@ from .two_sample import (
 
 __all__ = [
     "METRICS",
+    "Comparison",
     "Evaluation",
     "GaussianMixture",
+    "Metric",
     "Neighbours",
     "PointMasses",
     "Proximity",
@@ -49,7 +58,9 @@ __all__ = [
     "nearest_distances",
     "nearest_neighbour_test",
     "occupancy",
+    "prediction_factor",
     "real_pairs",
-    "score",
     "sliced_wasserstein",
+    "summary",
+    "with_heading",
 ]

@@ -13,12 +13,12 @@ from ..data import Points
 from ..errors import UserError, check_at_least
 from .likelihood import same_dimension
 
-_TREE_DIM = 12  # above it a k-d tree visits most points and the whole distance matrix is faster
-_BANDWIDTH_POINTS = 500  # of each set, behind the median distance
+_TREE_DIM = 12  # above it, a k-d tree visits most points and the whole distance matrix is faster
+_BANDWIDTH_POINTS = 500  # points of each set that the median distance is computed from
 
 
 def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """The nearest of the others [m, d] to each of the points [n, d].
+    """Finds the nearest of the others [m, d] to each of the points [n, d].
 
     Returns:
         Distances float64 [n, count] in rising order, and indices int64 [n, count].
@@ -37,63 +37,72 @@ def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Ten
 
 
 def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
-    """Distance of each of the points [n, d] to the nearest of the others, float64 [n]."""
+    """Returns the distance of each point [n, d] to the nearest of the others, float64 [n].
+
+    Args:
+        points: [n, d].
+        others: [m, d].
+
+    Raises:
+        ValueError: the dimensions differ or there are no others.
+    """
     return nearest(points, others)[0][:, 0]
 
 
 def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
-    """The label int64 [n] of the data point nearest to each sample [n, d]."""
-    assert points.labels is not None  # its callers ask for classes
+    """Returns the label int64 [n] of the data point nearest to each sample [n, d]."""
+    assert points.labels is not None  # its callers have checked that there are classes
     return points.labels[nearest(samples, points.data)[1][:, 0]]
 
 
 def subset(x: Tensor, size: int, seed: int, draw: int = 0) -> Tensor:
-    """``size`` rows of x at random without replacement; all of them where there are fewer."""
+    """Returns ``size`` random rows of x without replacement, or all rows if there are fewer."""
     rows = torch.arange(min(size, len(x)))
     return x.cpu()[permute(rows, len(x), seed_tensor(seed), draw)[0]]
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 0) -> float:
-    """Mean over random directions of the 1-Wasserstein distance between projections of a and b.
+    """Returns the sliced 1-Wasserstein distance of a and b (Bonneel et al. 2015).
 
-    Bonneel et al. 2015; exact in each direction, for unequal numbers of points too.
+    It is the mean over random directions of the distance between the projections onto them, which
+    is exact in each direction, also for unequal numbers of points.
 
     Args:
         a: [n, d].
         b: [m, d].
         projections: number of directions.
-        seed: of the directions.
+        seed: seed of the directions.
     """
     dim = a.shape[1]
     directions = normal_rows(seed, Stream.SEED, 0, torch.arange(projections), dim)[0].double()
     directions = torch.nn.functional.normalize(directions, dim=1)
     # numpy's sort is several times as fast as torch's.
-    shadow_a, shadow_b = (  # [P, n], [P, m]
+    along_a, along_b = (  # [P, n], [P, m]
         np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b)
     )
     n, m = len(a), len(b)
     if n == m:
-        return float(np.abs(shadow_a - shadow_b).mean())
+        return float(np.abs(along_a - along_b).mean())
     # Both quantile functions are constant between neighbours among the levels i/n and j/m.
     levels = np.sort(np.concatenate((np.arange(n + 1) / n, np.arange(1, m) / m)))
     middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
-    gap = shadow_a[:, (middle * n).astype(int)] - shadow_b[:, (middle * m).astype(int)]
+    gap = along_a[:, (middle * n).astype(int)] - along_b[:, (middle * m).astype(int)]
     return float((np.abs(gap) * width).sum(axis=1).mean())
 
 
 def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed: int = 0) -> float:
-    """Earth mover's distance as it is published: the total cost of the cheapest assignment.
+    """Returns the earth mover's distance as it is published: the cost of the cheapest assignment.
 
-    ``size`` samples are paired one to one with as many data points so that the sum of the
-    Euclidean distances is least; the mean over a few random draws of both. It is a total, which
-    grows with ``size``, and even real against real is far from 0.
+    ``size`` samples are paired one to one with as many data points such that the sum of the
+    Euclidean distances is least; the result is the mean over a few random draws of both. As a sum
+    it grows with ``size``, and even between real points it is far from 0.
 
     Args:
         samples: [n, d].
         data: [m, d].
-        size: number of points on each side; fewer where there are fewer.
-        draws: how many draws without replacement are averaged.
-        seed: of the draws.
+        size: number of points on each side, at most the smaller number of points.
+        draws: number of draws, without replacement, that are averaged.
+        seed: seed of the draws.
 
     Raises:
         ValueError: the dimensions differ or a count is not positive.
@@ -113,15 +122,15 @@ def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed:
 def emd_by_class(
     samples: Sequence[Tensor], points: Points, *, size: int = 250, draws: int = 5, seed: int = 0
 ) -> float:
-    """The mean over classes of :func:`emd` of a class's samples and its data.
+    """Returns the mean over classes of the :func:`emd` between a class's samples and its data.
 
     Args:
-        samples: of each class [n, d].
+        samples: samples [n, d] of each class.
         points: data with labels.
-        size, draws, seed: as of :func:`emd`.
+        size, draws, seed: see :func:`emd`.
 
     Raises:
-        ValueError: there are not as many sets of samples as classes.
+        ValueError: the number of sets of samples is not that of the classes.
     """
     if len(samples) != points.num_classes:
         raise UserError(f"samples must be of {points.num_classes} classes, got {len(samples)}")
@@ -133,17 +142,17 @@ def emd_by_class(
 
 
 def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0) -> float:
-    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3).
+    """Returns the squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3).
 
-    The kernel is exp(-|x - y|^2 / (2 s^2)), s the median distance between points of the two sets
-    taken together (their section 8), estimated from 500 points of each. The mean over real draws
-    is 0, so it can be negative.
+    The kernel is exp(-|x - y|^2 / (2 s^2)), where s is the median distance between points of the
+    two sets taken together (their section 8), estimated from 500 points of each. The mean over
+    real draws is 0, so the result can be negative.
 
     Args:
         a: [n, d].
         b: [m, d].
-        size: at most so many points of each are compared, drawn at random.
-        seed: of that draw.
+        size: largest number of points of each set; larger sets are cut at random.
+        seed: seed of that cut.
 
     Raises:
         ValueError: the dimensions differ or a set has fewer than 2 points.
@@ -158,6 +167,6 @@ def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0) -> float:
         return torch.cdist(p, q).div_(bandwidth).square_().mul_(-0.5).exp_().sum()
 
     n, m = len(x), len(y)
-    # k(x, x) = 1 of each point with itself is no part of the unbiased sums.
+    # The unbiased sums leave out k(x, x) = 1, the kernel of each point with itself.
     within = (kernel_sum(x, x) - n) / (n * (n - 1)) + (kernel_sum(y, y) - m) / (m * (m - 1))
     return (within - 2 * kernel_sum(x, y) / (n * m)).item()

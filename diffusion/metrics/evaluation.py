@@ -1,77 +1,17 @@
-"""All metrics of one set of samples, each beside the one that fresh real data scores."""
+"""The evaluation of one set of samples: every metric beside the scores of fresh real data."""
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import NamedTuple
 
-import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
-from ...kernels.philox import child_seed, permute, seed_tensor
+from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError, check_at_least
-from .distances import emd, label_of_nearest, mmd, nearest_distances, sliced_wasserstein, subset
-from .likelihood import kde_nll, kernel_nll, same_dimension
-from .two_sample import memorisation, nearest_neighbour_test, occupancy
-
-
-class _Scale(NamedTuple):
-    """Where the metric of a random draw is about normal."""
-
-    to: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
-
-
-_LINEAR = _Scale(lambda x: x, lambda x: x)
-_LOG = _Scale(torch.log, torch.exp)
-_CUBE_ROOT = _Scale(lambda x: x ** (1 / 3), lambda x: x**3)  # Wilson and Hilferty 1931
-
-
-class _Metric(NamedTuple):
-    title: str
-    scale: _Scale
-    less_is_better: bool = False
-
-
-METRICS = {
-    "sample_to_data": _Metric("median distance of a sample to the nearest datum", _LOG),
-    "data_to_sample": _Metric("median distance of a datum to the nearest sample", _LOG),
-    "sliced_wasserstein": _Metric("sliced Wasserstein distance", _LOG, True),
-    "kde_nll": _Metric("NLL under a KDE of the data", _LINEAR),
-    "kernel_nll": _Metric("kernel NLL, temperature 0.1", _LINEAR),
-    "emd": _Metric("EMD of up to 250 pairs, total", _LOG, True),
-    "mmd": _Metric("squared MMD, unbiased", _LINEAR),
-    "occupancy": _Metric("chi-squared of the classes' shares", _CUBE_ROOT, True),
-    "sample_by_sample": _Metric("samples whose nearest neighbour is a sample", _LINEAR),
-    "datum_by_datum": _Metric("data whose nearest neighbour is a datum", _LINEAR),
-    "nearer_to_training": _Metric("samples nearer to training than to held-out points", _LINEAR),
-    "distance_ratio": _Metric("median distance to training over held-out points", _LOG),
-}
-_ALWAYS = ("sample_to_data", "data_to_sample", "sliced_wasserstein")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric of samples beside what real data scores.
-
-    Attributes:
-        value: of the samples.
-        real: mean over repeated draws of real data.
-        low, high: the band that holds 99% of real draws; ``low`` is 0 where less is better.
-    """
-
-    value: float
-    real: float
-    low: float
-    high: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is inside the band of real draws."""
-        return self.low <= self.value <= self.high
+from .bands import Score, halves, real_pairs
+from .distances import label_of_nearest, subset
+from .likelihood import kde_nll, same_dimension
+from .registry import METRICS, Comparison, Metric, with_heading
+from .table import band_cells, beside_band, markdown_table, number
 
 
 @dataclass(frozen=True)
@@ -80,14 +20,15 @@ class Evaluation:
 
     Attributes:
         nll: negative log-likelihood of the samples under a KDE of the whole data; None where
-            there is no such estimate.
-        nll_data: of the data itself, or of its points of the class asked for; None likewise.
-        scores: median distance to the nearest data point, of data points to the nearest sample,
-            and the sliced Wasserstein distance, by name.
-        purity: fraction of samples whose nearest data point has the class asked for; None where
-            no class was.
-        battery: all other metrics by name, if they were asked for.
-        left_out: why, by name, of each metric that is not defined for these samples and data.
+            the data has no such estimate.
+        nll_data: the same of the data itself, or of its points of the class asked for.
+        scores: the metrics of every evaluation, by name: median distance of a sample to the
+            nearest data point and of a data point to the nearest sample, and the sliced
+            Wasserstein distance.
+        purity: fraction of samples whose nearest data point has the class asked for; None if no
+            class was asked for.
+        battery: the other metrics of a full evaluation, by name.
+        left_out: reason why a metric is not defined for these samples and data, by its name.
     """
 
     nll: float | None
@@ -99,11 +40,11 @@ class Evaluation:
 
     @property
     def delta_nll(self) -> float | None:
-        """The samples' NLL less the data's; None where there is none."""
+        """The samples' NLL minus the data's; None where the data has no density estimate."""
         return None if self.nll is None or self.nll_data is None else self.nll - self.nll_data
 
     def to_dict(self) -> dict:
-        """Plain numbers for JSON: the NLLs, the purity, and every score by name."""
+        """Returns plain numbers for JSON: the NLLs, the purity, and every score by name."""
         scores = {
             name: {**asdict(score), "passed": score.passed}
             for name, score in (self.scores | self.battery).items()
@@ -118,21 +59,63 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """Every score as a row of a table in Markdown."""
-        lines = ["| metric | samples | real data | 99% of real draws | |", "| --- " * 5 + "|"]
-        for name, score in (self.scores | self.battery).items():
-            verdict = "as real data" if score.passed else "**differs**"
-            lines.append(
-                f"| {METRICS[name].title} | {score.value:.4g} | {score.real:.4g} "
-                f"| {score.low:.4g} to {score.high:.4g} | {verdict} |"
-            )
-        for name, reason in self.left_out.items():
-            lines.append(f"| {METRICS[name].title} | | | | left out: {reason} |")
-        return "\n".join(lines)
+        """Returns a table in Markdown with a row for every score."""
+        rows = [
+            [
+                METRICS[name].title,
+                *band_cells(score),
+                "as real data" if score.passed else "**differs**",
+            ]
+            for name, score in (self.scores | self.battery).items()
+        ]
+        rows += [
+            [METRICS[name].title, "", "", "", f"left out: {reason}"]
+            for name, reason in self.left_out.items()
+        ]
+        table = markdown_table(["metric", "samples", "real data", "99% of real draws", ""], rows)
+        return table.replace("|  ", "| ")  # an empty cell is one space here
+
+
+def summary(results: dict[str, Evaluation]) -> str:
+    """Returns a table in Markdown with a row for each set of samples, beside real data.
+
+    Args:
+        results: evaluations by name of the samples.
+    """
+    metrics = with_heading()
+    header = ["samples", "NLL", "data's own", "difference", "in the class asked for"]
+    for metric in metrics.values():
+        header.append(
+            f"{metric.heading} (real: 99% {'below' if metric.less_is_better else 'band'})"
+        )
+    rows = [
+        [
+            name,
+            number(result.nll, ".3f"),
+            number(result.nll_data, ".3f"),
+            "" if result.delta_nll is None else f"{result.delta_nll:+.3f}",
+            "" if result.purity is None else f"{result.purity:.2%}",
+            *(_score_cell(result.scores.get(key), metric) for key, metric in metrics.items()),
+        ]
+        for name, result in results.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _score_cell(score: Score | None, metric: Metric) -> str:
+    if score is None:
+        return number(None)
+    if metric.less_is_better:
+        return f"{score.value:.4f} ({score.high:.4f})"
+    return beside_band(score.value, score.low, score.high)
 
 
 def data_of(points: Points, label: int | None) -> Tensor:
-    """The points that samples are compared with, [n, d]: all, or those of one class.
+    """Returns the points that samples are compared with, [n, d].
+
+    Args:
+        points: the data.
+        label: class whose points are returned; None for all points.
 
     Raises:
         ValueError: there is no such class, or there are fewer than 4 points.
@@ -161,27 +144,48 @@ def evaluate(
 
     Where the data's distribution is known, a real draw is a new draw of as many points, compared
     with the data. Otherwise it is a random half of the data, compared with the other half, and
-    as many of the samples are compared with such a half too. The band is that of a further draw
-    (Student's prediction interval), one for each metric: of ten metrics of a perfect sampler, one
-    is outside its band in one of ten cases.
+    as many of the samples are compared with such a half too. Each metric has its own band, which
+    holds a further draw with probability 99% (Student's prediction interval): of ten metrics of a
+    perfect sampler, one is outside its band in one of ten cases.
+
+    A metric that is not defined for the data is left out, with a reason: a density estimate, for
+    example, needs data that fills all its dimensions.
 
     Args:
         samples: [n, d].
         points: the data.
-        label: the class that the samples should be of; None for all.
+        label: class that the samples should have; None for all classes.
         repeats: number of real draws.
-        seed: of the real draws, and of every random choice in a metric.
-        full: all metrics rather than three; a real draw of 5,000 points then takes about a second.
+        seed: seed of the real draws and of every random choice in a metric.
+        full: computes all metrics rather than three; a real draw of 5,000 points then takes about
+            a second.
         held_out: [M, d] real points that were not trained on, for the check of memorisation. They
             are drawn where the distribution is known; without either the check is left out.
 
-    A metric that is not defined for the data is left out and its reason told: a density estimate
-    needs data that fills all its dimensions.
-
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
-            there is no such class, or there are fewer than 4 points of it.
+            there is no such class, or it has fewer than 4 points.
     """
+    _check(samples, points, repeats, held_out)
+    samples, data = samples.cpu(), data_of(points, label)
+    purity = None
+    if label is not None:
+        purity = (label_of_nearest(samples, points) == label).double().mean().item()
+    metrics = with_heading() | (METRICS if full else {})
+    pairs = real_pairs(points, label, len(samples), repeats, seed)
+    comparisons = _comparisons(samples, pairs, points, label, seed, full, held_out)
+    scores, left_out = _scores(metrics, comparisons)
+    nll = nll_data = None
+    try:
+        nll, nll_data = kde_nll(samples, points.data), kde_nll(data, points.data)
+    except UserError as error:
+        left_out["kde_nll"] = str(error)
+    quick = {name: scores.pop(name) for name in with_heading() if name in scores}
+    return Evaluation(nll, nll_data, quick, purity, scores, left_out)
+
+
+def _check(samples: Tensor, points: Points, repeats: int, held_out: Tensor | None) -> None:
+    """Raises :class:`UserError` for wrong arguments of :func:`evaluate`."""
     check_at_least("repeats", repeats, 2)
     same_dimension(samples, points.data)
     check_at_least("number of samples", len(samples), 2)
@@ -189,69 +193,36 @@ def evaluate(
         raise UserError("samples must be finite, got NaN or infinity")
     if held_out is not None:
         check_at_least("number of held-out points", len(held_out), 2)
-    samples = samples.cpu()
-    data = data_of(points, label)
-    purity = None
-    if label is not None:
-        purity = (label_of_nearest(samples, points) == label).double().mean().item()
-    pairs = real_pairs(points, label, len(samples), repeats, seed)
-    if points.redraw:
-        trials = [(samples, data), *pairs]
-    else:
-        trials = [(subset(samples, len(data) // 2, seed), pairs[0][1]), *pairs]
-    by_class = points.num_classes > 1 and label is None
-    measure = partial(_measure, points=points, by_class=by_class, full=full, seed=seed)
-    numbers = [measure(*trial) for trial in trials]
-    if full:
-        draws = [draw for draw, _ in trials]
-        for found, trio in zip(numbers, _trios(draws, points, label, held_out, seed), strict=False):
-            found.update(memorisation(*trio, seed)._asdict())
-    found, *real = numbers
-    scores, left_out = {}, {}
-    for name, value in found.items():
-        values = torch.tensor([one[name] for one in real], dtype=torch.float64)
-        if math.isfinite(value) and METRICS[name].scale.to(values).isfinite().all():
-            scores[name] = score(name, value, values.tolist())
-        else:
-            left_out[name] = "not defined for these points"
-    nll = nll_data = None
-    try:
-        nll, nll_data = kde_nll(samples, points.data), kde_nll(data, points.data)
-    except UserError as error:
-        left_out["kde_nll"] = str(error)
-    return Evaluation(
-        nll,
-        nll_data,
-        {name: scores.pop(name) for name in _ALWAYS if name in scores},
-        purity,
-        scores,
-        left_out,
-    )
 
 
-def real_pairs(
-    points: Points, label: int | None, n: int, repeats: int, seed: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (real draw, data) that show what a perfect sampler's scores look like."""
-    data = points.data if label is None else points.of_class(label)
+def _comparisons(
+    samples: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+    points: Points,
+    label: int | None,
+    seed: int,
+    full: bool,
+    held_out: Tensor | None,
+) -> list[Comparison]:
+    """Returns the comparison of the samples with data, then that of each real draw."""
     if points.redraw is None:
-        return [_halves(data, seed, repeat) for repeat in range(repeats)]
-    return [(points.redraw(n, seed + repeat + 1, label)[0], data) for repeat in range(repeats)]
-
-
-def _halves(x: Tensor, seed: int, draw: int) -> tuple[Tensor, Tensor]:
-    order = permute(torch.arange(len(x)), len(x), seed_tensor(seed), draw)[0]
-    half = len(x) // 2
-    return x[order[:half]], x[order[half:]]
+        samples = subset(samples, len(pairs[0][0]), seed)
+    trials = [(samples, pairs[0][1]), *pairs]
+    draws = [draw for draw, _ in trials]
+    trios = _trios(draws, points, label, held_out, seed) if full else []
+    return [
+        Comparison(*trial, points, label, seed, trio)
+        for trial, trio in zip(trials, trios or [None] * len(trials), strict=True)
+    ]
 
 
 def _trios(
     draws: list[Tensor], points: Points, label: int | None, held_out: Tensor | None, seed: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(draw, points trained on, points held out) of the samples, then of each real draw.
+    """Returns (draw, points trained on, points held out) for the samples and for each real draw.
 
     Where real draws cannot be made, halves of the held-out points stand for them and are compared
-    with the other halves. Empty where nothing was held out.
+    with the other halves. The list is empty where nothing was held out.
     """
     train = points.data if label is None else points.of_class(label)
     if points.redraw:
@@ -260,44 +231,22 @@ def _trios(
         return [(draw, train, held_out) for draw in draws]
     if held_out is None:
         return []
-    halves = [_halves(held_out, seed, repeat) for repeat in range(len(draws) - 1)]
-    return [(draws[0], train, halves[0][1]), *((draw, train, rest) for draw, rest in halves)]
+    splits = [halves(held_out, seed, repeat) for repeat in range(len(draws) - 1)]
+    return [(draws[0], train, splits[0][1]), *((draw, train, rest) for draw, rest in splits)]
 
 
-def _measure(
-    samples: Tensor, data: Tensor, *, points: Points, by_class: bool, full: bool, seed: int
-) -> dict[str, float]:
-    """The metrics of two sets of points by name."""
-    numbers = {
-        "sample_to_data": nearest_distances(samples, data).median().item(),
-        "data_to_sample": nearest_distances(data, samples).median().item(),
-        "sliced_wasserstein": sliced_wasserstein(samples, data),
-    }
-    if not full:
-        return numbers
-    try:
-        numbers["kde_nll"] = kde_nll(samples, points.data if points.redraw else data)
-    except UserError:
-        numbers["kde_nll"] = math.nan
-    numbers["kernel_nll"] = kernel_nll(samples, data)
-    numbers["emd"] = emd(samples, data, seed=seed)
-    numbers["mmd"] = mmd(samples, data, seed=seed)
-    if by_class:
-        numbers["occupancy"] = occupancy(samples, data, points)
-    return numbers | nearest_neighbour_test(samples, data, seed)._asdict()
-
-
-def score(name: str, value: float, real: list[float]) -> Score:
-    """A metric of samples beside those of real draws.
-
-    Args:
-        name: of the metric in :data:`METRICS`.
-        value: of the samples.
-        real: of each real draw, at least two.
-    """
-    scale, repeats = METRICS[name].scale, len(real)
-    drawn = scale.to(torch.tensor(real, dtype=torch.float64))
-    spread = student_t.ppf(0.995, repeats - 1) * math.sqrt(1 + 1 / repeats) * drawn.std()
-    low, high = (scale.back(drawn.mean() + sign * spread).item() for sign in (-1, 1))
-    mean = scale.back(drawn).mean().item()
-    return Score(value, mean, 0.0 if METRICS[name].less_is_better else low, high)
+def _scores(
+    metrics: dict[str, Metric], comparisons: list[Comparison]
+) -> tuple[dict[str, Score], dict[str, str]]:
+    """Returns the score of each metric that applies, and why others are left out, by name."""
+    scores, left_out = {}, {}
+    for name, metric in metrics.items():
+        if not metric.applies(comparisons[0]):
+            continue
+        value, *real = map(metric.function, comparisons)
+        score = metric.score(value, real)
+        if score is None:
+            left_out[name] = "not defined for these points"
+        else:
+            scores[name] = score
+    return scores, left_out

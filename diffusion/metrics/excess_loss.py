@@ -1,8 +1,8 @@
-"""How far a denoiser is from the best there is: a metric that the noise does not swamp.
+"""The excess loss: the distance of a denoiser from the best one there is.
 
-The training loss of a perfect denoiser is not 0: it cannot know which noise led to x_t. Its output
-is the mean of that noise, eps*(x_t) = E[eps | x_t], which has a closed form where the data's
-distribution has, and the loss of any other denoiser is larger by E|eps_theta - eps*|^2.
+The training loss of a perfect denoiser is not 0, because it cannot know which noise led to x_t. Its
+output is the mean of that noise, eps*(x_t) = E[eps | x_t], which has a closed form if the data's
+distribution has one. The loss of any other denoiser is larger by E|eps_theta - eps*|^2.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from ..errors import UserError, check_at_least
 from ..schedules import Schedule
 
 _CHUNK = 2**22  # elements of a [samples, components, d] block held at once
-_COMPONENT, _POINT = range(2)  # what has random numbers of its own in a draw
+_COMPONENT, _POINT = range(2)  # streams of random numbers of one draw
 
 
 class Target(Protocol):
     """A distribution whose best denoiser is known."""
 
     def draw(self, n: int, seed: int) -> Tensor:
-        """n points float64 [n, d]."""
+        """Draws n points, float64 [n, d]."""
 
     def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """eps*(x) [n, d] of noisy points x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+        """Returns eps*(x) [n, d] for noisy x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class GaussianMixture:
             raise UserError("covariances must be positive definite")
 
     def draw(self, n: int, seed: int) -> Tensor:
-        """n points float64 [n, d]."""
+        """Draws n points, float64 [n, d]."""
         cumulative = (self.weights.double() / self.weights.double().sum()).cumsum(0)
         place = _uniform(n, child_seed(seed, _COMPONENT))
         component = torch.searchsorted(cumulative, place).clamp(max=len(cumulative) - 1)
@@ -70,14 +70,15 @@ class GaussianMixture:
         return self.means.double()[component] + (factor @ noise[..., None])[..., 0]
 
     def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """eps*(x) = sqrt(1 - alpha_bar) sum_k p(k | x) S_k^-1 (x - sqrt(alpha_bar) mu_k).
+        """Returns eps*(x), the mean of the noise that led to x.
 
+        It is sqrt(1 - alpha_bar) sum_k p(k | x) S_k^-1 (x - sqrt(alpha_bar) mu_k), where
         S_k = alpha_bar Sigma_k + (1 - alpha_bar) I is the covariance of component k at this noise.
         By Tweedie's formula it is -sqrt(1 - alpha_bar) times the score of p(x_t).
 
         Args:
             x: [n, d].
-            alpha_bar: of the timestep, in (0, 1).
+            alpha_bar: alpha_bar of the timestep, in (0, 1).
 
         Returns:
             float64 [n, d].
@@ -98,10 +99,10 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class PointMasses:
-    """The data itself as a distribution, each point as likely as any other.
+    """The data itself as a distribution in which all points are equally likely.
 
-    The denoiser that is best for it leads every sample to a training point; at low noise one that
-    has learnt the distribution behind the points differs from it.
+    Its best denoiser leads every sample to a training point. At low noise, a denoiser that has
+    learnt the distribution behind the points differs from it.
 
     Args:
         data: [N, d].
@@ -110,16 +111,16 @@ class PointMasses:
     data: Tensor
 
     def draw(self, n: int, seed: int) -> Tensor:
-        """n points float64 [n, d]."""
+        """Draws n points, float64 [n, d]."""
         place = _uniform(n, child_seed(seed, _COMPONENT))
         return self.data.double()[(place * len(self.data)).long()]
 
     def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """eps*(x) = (x - sqrt(alpha_bar) E[x_0 | x]) / sqrt(1 - alpha_bar).
+        """Returns eps*(x) = (x - sqrt(alpha_bar) E[x_0 | x]) / sqrt(1 - alpha_bar).
 
         Args:
             x: [n, d].
-            alpha_bar: of the timestep, in (0, 1).
+            alpha_bar: alpha_bar of the timestep, in (0, 1).
 
         Returns:
             float64 [n, d].
@@ -142,21 +143,21 @@ def excess_loss(
     n: int = 2000,
     seed: int = 0,
 ) -> Tensor:
-    """E|eps_theta(x_t, t) - eps*(x_t)|^2 at each of the timesteps, summed over coordinates.
+    """Returns E|eps_theta(x_t, t) - eps*(x_t)|^2 at each timestep, summed over coordinates.
 
-    The training loss, which is the mean over d coordinates, exceeds its least possible value by
-    this divided by d.
+    The training loss is a mean over d coordinates, so it exceeds its least possible value by this
+    sum divided by d.
 
     Args:
         model: takes (point, timestep feature) float32 [n, d + f], returns the noise [n, d].
-        schedule: of the forward process.
+        schedule: the forward process.
         target: the distribution of x_0.
-        steps: timesteps; None takes 50 spread evenly over all T (all where there are fewer).
-        n: noisy points per timestep.
-        seed: of the points and their noise.
+        steps: timesteps; None takes 50 spread evenly over all T, or all if there are fewer.
+        n: number of noisy points per timestep.
+        seed: seed of the points and their noise.
 
     Returns:
-        float64 [S], whose mean is the excess loss over uniform timesteps.
+        float64 [S], whose mean over evenly spread timesteps is the excess loss of uniform ones.
 
     Raises:
         ValueError: n is not positive or a timestep is out of range.
@@ -181,7 +182,7 @@ def excess_loss(
 
 
 def _uniform(n: int, seed: int) -> Tensor:
-    """Numbers in (0, 1), float64 [n]."""
+    """Draws uniform numbers in (0, 1), float64 [n]."""
     words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(n), 1)[0, :, 0]
     return (words.double() + 0.5) / 2**32
 

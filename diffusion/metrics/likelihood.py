@@ -11,14 +11,14 @@ _CHUNK = 2**24  # elements of a distance matrix held at once
 
 
 def kde_nll(samples: Tensor, data: Tensor) -> float:
-    """Mean -log density of samples under a Gaussian kernel density estimate of the data.
+    """Returns the mean -log density of samples under a Gaussian kernel density estimate of data.
 
-    The same as ``-scipy.stats.gaussian_kde(data.T).logpdf(samples.T).mean()``: bandwidth by
-    Scott's rule, n**(-1 / (d + 4)) times the data's covariance.
+    The result is that of ``-scipy.stats.gaussian_kde(data.T).logpdf(samples.T).mean()``. The
+    bandwidth follows Scott's rule: the data's covariance times N**(-2 / (d + 4)).
 
     Args:
         samples: [n, d].
-        data: [N, d], at least d + 1 points that do not lie in a plane.
+        data: [N, d], at least d + 1 points that do not lie in a plane of fewer dimensions.
 
     Returns:
         Nats per sample.
@@ -39,19 +39,18 @@ def kde_nll(samples: Tensor, data: Tensor) -> float:
 
 
 def kernel_nll(samples: Tensor, data: Tensor, temperature: float = 0.1) -> float:
-    """-log of the mean kernel between samples and data; one log of one mean over all pairs::
+    """Returns -log of the mean kernel over all pairs of a sample and a data point::
 
         -log mean_ij exp(-|x_i - y_j|^2 / (4 temperature)) / (2 pi temperature)^(d / 2)
 
-    The published form, whose factor in front is not the one that would make the kernel integrate
-    to 1. For samples and data from one Gaussian N(0, s^2 I) it is
-    d/2 log(2 pi (temperature + s^2)). Samples gathered where the data is densest score lower than
-    real data does.
+    This is the published form; its constant factor does not make the kernel integrate to 1. For
+    samples and data from one Gaussian N(0, s^2 I) the result is d/2 log(2 pi (temperature + s^2)).
+    Samples that gather where the data is densest score lower than real data.
 
     Args:
         samples: [n, d].
         data: [N, d].
-        temperature: of the kernel, in squared units of the data.
+        temperature: temperature of the kernel, in squared units of the data.
 
     Returns:
         Nats.
@@ -68,7 +67,7 @@ def kernel_nll(samples: Tensor, data: Tensor, temperature: float = 0.1) -> float
 
 
 def same_dimension(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 on the samples' device.
+    """Returns both sets in float64 on the samples' device.
 
     Raises:
         ValueError: one is not [n, d], or their dimensions differ.
@@ -80,7 +79,7 @@ def same_dimension(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_kernel_sums(x: Tensor, y: Tensor, rate: float) -> Tensor:
-    """log sum_j exp(-rate |x_i - y_j|^2) of each x [n, d] over all y [m, d], [n]."""
+    """Returns log sum_j exp(-rate |x_i - y_j|^2), [n], for each x [n, d] over all y [m, d]."""
     parts = x.split(max(1, _CHUNK // len(y)))
     return torch.cat(
         [torch.cdist(part, y).square_().mul_(-rate).logsumexp(dim=1) for part in parts]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from .bands import Score
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns rows of text under a header as a table in Markdown."""
@@ -10,10 +12,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None, spec: str = ".4f") -> str:
-    """Returns a metric as text; None is a metric that is not defined for these points."""
+    """Returns a metric as text, ``not defined`` for None."""
     return "not defined" if value is None else format(value, spec)
 
 
 def beside_band(value: float, low: float, high: float, spec: str = ".4f") -> str:
     """Returns a metric of samples with the band that holds 99% of real draws."""
     return f"{value:{spec}} ({low:{spec}} to {high:{spec}})"
+
+
+def band_cells(score: Score) -> list[str]:
+    """Returns three cells: a metric of samples, the mean and the band of real draws."""
+    return [f"{score.value:.4g}", f"{score.real:.4g}", f"{score.low:.4g} to {score.high:.4g}"]

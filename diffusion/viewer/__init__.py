@@ -1,7 +1,7 @@
-"""The viewer: a run as one page of HTML in which the reverse process can be watched and stopped.
+"""The viewer: one page of HTML on which the reverse process of a run can be watched and stopped.
 
-The page holds everything inside, needs no network and works from a file. What it shows is computed
-by :mod:`.payload`; how it shows it is ``page.html``, ``page.css`` and ``page.js``.
+The page contains everything it needs and works from a file, without a network. :mod:`.payload`
+computes its content; ``page.html``, ``page.css``, ``drawing.js`` and ``controls.js`` show it.
 """
 
 import html
@@ -18,7 +18,8 @@ from ..data import Points
 from ..device import choose_device
 from ..errors import check_at_least
 from ..metrics import METRICS
-from ..report import Material
+from ..metrics.table import number
+from ..saved_run import SavedRun
 from .payload import make_payload
 
 __all__ = ["write_view"]
@@ -34,81 +35,73 @@ def write_view(
     save_to: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Writes a run's page, ``view.html`` in its folder unless ``save_to`` names another file.
+    """Writes the page of a run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         points: the data that it was trained on.
-        samples: shown without guidance; of each class a third as many.
-        seed: of everything that is drawn for the page.
-        device: where samples are drawn; None takes CUDA where there is one.
-        save_to: the file; None for ``view.html`` in the run's folder.
-        say: takes a line of text about what is going on.
+        samples: number of samples shown without guidance; each class has a third as many.
+        seed: seed of everything that is drawn for the page.
+        device: device on which samples are drawn; None takes CUDA where there is one.
+        save_to: the file; None is ``view.html`` in the run's folder.
+        say: called with a line of text about the progress.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: the folder holds no run, or one of other data, there are fewer than 3 samples,
-            or the file cannot be written.
+        ValueError: the folder holds no run, or a run of other data, ``samples`` is below 3, or the
+            file cannot be written.
     """
     check_at_least("samples", samples, 3)
-    material = Material(Path(folder), points, choose_device(device), seed)
-    path = Path(save_to) if save_to is not None else material.folder / "view.html"
+    run = SavedRun(Path(folder), points, choose_device(device), seed)
+    path = Path(save_to) if save_to is not None else run.folder.view_page
     files.make_target(path, ".html")
-    payload = make_payload(material, samples, say)
-    files.write_atomically(path, page(payload, material).encode())
+    payload = make_payload(run, samples, say)
+    files.write_atomically(path, page(payload, run).encode())
     return path
 
 
-def page(payload: dict, material: Material) -> str:
-    """The page that shows :func:`.payload.make_payload`'s payload."""
-    title = f"{material.points.name}: {material.folder.resolve().name}"
-    return _template("page.html").substitute(
-        title=html.escape(title),
-        about=html.escape(_about(material)),
+def page(payload: dict, run: SavedRun) -> str:
+    """Returns the page that shows the payload of :func:`.payload.make_payload`."""
+    return Template(_text("page.html")).substitute(
+        title=html.escape(run.title),
+        about=html.escape(_about(run)),
         style=_text("page.css"),
-        script=_text("page.js"),
-        # "<" cannot end the script element, whatever a name in the data holds.
+        script=_text("drawing.js") + _text("controls.js"),
+        # Without "<" no name in the data can end the script element.
         payload=json.dumps(payload, allow_nan=False).replace("<", "\\u003c"),
-        metrics=_metrics(material),
+        metrics=_metrics(run),
     )
 
 
 def _text(name: str) -> str:
+    """Returns the content of a file that lies beside this module."""
     return (resources(__package__) / name).read_text(encoding="utf-8")
 
 
-def _template(name: str) -> Template:
-    return Template(_text(name))
-
-
-def _about(material: Material) -> str:
-    points, schedule = material.points, material.schedule
-    widths = " → ".join(map(str, material.denoiser.shape.widths))
+def _about(run: SavedRun) -> str:
+    points, schedule = run.points, run.schedule
+    widths = " → ".join(map(str, run.denoiser.shape.widths))
     return (
         f"{len(points):,} points in {points.dim} dimension{'s' if points.dim > 1 else ''} · "
         f"{schedule.name} schedule, T = {schedule.num_steps} · denoiser {widths}, "
-        f"{material.denoiser.shape.num_parameters:,} parameters"
+        f"{run.denoiser.shape.num_parameters:,} parameters"
     )
 
 
-def _likelihood(nll: float | None) -> str:
-    return "not defined" if nll is None else f"{nll:.3f}"
-
-
-def _metrics(material: Material) -> str:
-    """What was measured of the run's samples, as a table; a sentence where nothing was."""
-    if not material.metrics:
+def _metrics(run: SavedRun) -> str:
+    """Returns the metrics of the run's samples as a table, or a sentence if there are none."""
+    if not run.metrics:
         return "<p>This run has no metrics.json: its samples have not been measured.</p>"
-    names = [name for name in METRICS if any(name in kind for kind in material.metrics.values())]
+    names = [name for name in METRICS if any(name in kind for kind in run.metrics.values())]
     header = ["samples", "NLL", "of the data", "in the class", *(METRICS[n].title for n in names)]
     rows = []
-    for kind, entry in material.metrics.items():
+    for kind, entry in run.metrics.items():
         purity = "" if entry["purity"] is None else f"{entry['purity']:.2%}"
         rows.append(
             [_cell("th", kind, ' scope="row"')]
-            + [_cell("td", _likelihood(entry[key])) for key in ("nll", "nll_data")]
+            + [_cell("td", number(entry[key], ".3f")) for key in ("nll", "nll_data")]
             + [_cell("td", purity)]
             + [_score(entry[name]) if name in entry else _cell("td", "") for name in names]
         )

@@ -1,7 +1,7 @@
-"""What the viewer shows of a run, computed with its networks and packed small.
+"""The content of the viewer's page, computed with the networks of a run and packed small.
 
-Timesteps are written as in the papers here: x_0 is a finished sample, x_T noise, so x_t has
-alpha_bar of index t - 1 in the schedule's tables.
+Timesteps are counted as in the papers: x_0 is a finished sample and x_T is noise, so the alpha_bar
+of x_t has index t - 1 in the schedule's tables.
 """
 
 import base64
@@ -17,53 +17,63 @@ from ...kernels.philox import child_seed
 from ..metrics import PointMasses
 from ..models import ConditionalMLP
 from ..plots import COLORS
-from ..report import Material
-from ..sampling import sample, timesteps
+from ..sampling import timesteps
+from ..saved_run import Projection, SavedRun
 
 _FRAMES = 64  # of the animation
-_FIELDS = 22  # timesteps at which fields are known
+_FIELDS = 22  # timesteps at which the fields over the plane are computed
 _GRID, _ARROWS = 88, 22  # cells of a map and arrows, along each axis
-_MOST_DATA = 3000  # points behind the exact density and score, and drawn
-_MOST_NUMBERS = 30_000_000  # coordinates of a whole recorded chain: bounds the memory
+_MOST_DATA = 3000  # points that are drawn and that the exact density and score are computed from
+_MOST_NUMBERS = 30_000_000  # coordinates of a whole recorded chain, to bound the memory
 _CHUNK = 2**22
 
-# Parts of a page that draw random numbers of their own.
+# Streams of random numbers, one for each part of a page that draws some.
 _DDIM, _DDPM, _BY_CLASS, _SUBSET = range(100, 104)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The square that is shown, and how points come to lie in it."""
+    """The square that is shown, and the map of points into it.
 
-    reach: float  # it spans -reach ... reach along each axis
-    centre: Tensor | None = None  # [d], of points of more than 3 dimensions
-    axes: Tensor | None = None  # [d, 3], their principal axes
+    Args:
+        reach: the square spans -reach ... reach along each axis.
+        projection: maps points to at most three dimensions.
+    """
+
+    reach: float
+    projection: Projection
+
+    @classmethod
+    def of(cls, data: Tensor) -> "Frame":
+        """Returns the frame that holds the data [n, d] and most of the noise."""
+        frame = cls(0.0, Projection.of(data, 3))
+        farthest = frame.project(data).abs().max().item()
+        return cls(max(2.6, 1.15 * farthest), frame.projection)
 
     def project(self, x: Tensor) -> Tensor:
-        """Points [..., 2 or 3] to draw, of points [..., d]."""
-        if self.centre is not None and self.axes is not None:
-            return (x.float() - self.centre) @ self.axes
+        """Maps points [..., d] to points [..., 2 or 3] to draw, adding a zero to one dimension."""
+        x = self.projection(x)
         return torch.cat((x, torch.zeros_like(x)), dim=-1) if x.shape[-1] == 1 else x
 
     def grid(self, count: int) -> Tensor:
-        """Centres of count x count cells, [count^2, 2], row after row from the top left."""
+        """Returns the centres of count x count cells, [count^2, 2], by rows from the top left."""
         ends = (torch.arange(count) + 0.5) / count * 2 - 1
         y, x = torch.meshgrid(-ends * self.reach, ends * self.reach, indexing="ij")
         return torch.stack((x.flatten(), y.flatten()), dim=1)
 
 
-def make_payload(material: Material, samples: int, say: Callable[[str], None] = print) -> dict:
-    """All that the page shows, ready for JSON.
+def make_payload(run: SavedRun, samples: int, say: Callable[[str], None] = print) -> dict:
+    """Returns everything that the page shows, ready for JSON.
 
     Args:
-        material: the run.
-        samples: shown without guidance; of each class a third as many.
-        say: takes a line of text about what is going on.
+        run: the run.
+        samples: number of samples shown without guidance; each class has a third as many.
+        say: called with a line of text about the progress.
     """
-    points, schedule = material.points, material.schedule
-    frame = _frame(material)
+    points, schedule = run.points, run.schedule
+    frame = Frame.of(points.data)
     say("view: samples on their way from noise to data ...")
-    chains, steps = _chains(material, samples, frame)
+    chains, steps = _chains(run, samples, frame)
     payload = {
         "name": points.name,
         "dim": points.dim,
@@ -74,21 +84,21 @@ def make_payload(material: Material, samples: int, say: Callable[[str], None] = 
         "reach": frame.reach,
         "steps": steps,
         "chains": chains,
-        "data": _data(material, frame),
+        "data": _data(run, frame),
         "outlines": [pack(curve, 2**15 - 1) for curve in points.outlines if points.dim == 2],
     }
     if points.dim == 2:
         say("view: densities, scores and regions over the plane ...")
-        payload["fields"] = _fields(material, frame, steps)
+        payload["fields"] = _fields(run, frame, steps)
     return payload
 
 
 def pack(x: Tensor, levels: int) -> dict:
-    """Numbers as whole ones from -levels to levels times a scale, compressed, in base64.
+    """Packs numbers as integers from -levels to levels times a scale, compressed, in base64.
 
     Args:
-        x: any shape, finite.
-        levels: 127 or 32767: 8 or 16 bits.
+        x: finite numbers, any shape.
+        levels: 127 for 8 bits or 32767 for 16 bits.
     """
     kind = np.dtype("<i2" if levels > 127 else "i1")
     scale = x.abs().max().clamp(min=1e-12).item() / levels
@@ -97,41 +107,19 @@ def pack(x: Tensor, levels: int) -> dict:
     return {"shape": list(x.shape), "bits": 8 * kind.itemsize, "scale": scale, "content": content}
 
 
-def _frame(material: Material) -> Frame:
-    """Holds the data, and most of the noise."""
-    points = material.points
-    frame = Frame(0.0)
-    if points.dim > 3:
-        centre = points.data.mean(dim=0)
-        axes = torch.linalg.svd(points.data - centre, full_matrices=False).Vh[:3].T
-        frame = Frame(0.0, centre, axes)
-    farthest = frame.project(points.data).abs().max().item()
-    return Frame(max(2.6, 1.15 * farthest), frame.centre, frame.axes)
-
-
-def _chains(material: Material, samples: int, frame: Frame) -> tuple[list[dict], list[int]]:
-    """The recorded chains of each kind of sampling, and the timestep of each frame."""
-    schedule = material.schedule
-    indices = timesteps(schedule, material.config["sampling_steps"])
-    most = max(3, _MOST_NUMBERS // (len(indices) * material.points.dim))
+def _chains(run: SavedRun, samples: int, frame: Frame) -> tuple[list[dict], list[int]]:
+    """Returns the recorded chains of each kind of sampling, and the timestep of each frame."""
+    indices = timesteps(run.schedule, run.config["sampling_steps"])
+    most = max(3, _MOST_NUMBERS // (len(indices) * run.points.dim))
     n = min(samples, most)
     steps = [*(indices + 1).tolist(), 0]
     # Most frames show the end of the way, where the shapes appear.
     way = 1 - torch.linspace(1, 0, _FRAMES, dtype=torch.float64).pow(1.7)
     shown = (way * (len(steps) - 1)).round().long().unique()
 
-    def chain(title: str, part: int, n: int, labels: Tensor | None = None, **options) -> dict:
-        made = sample(
-            material.denoiser,
-            schedule,
-            n,
-            seed=child_seed(material.seed, part),
-            num_steps=len(indices),
-            keep_every=1,
-            device=material.device,
-            **options,
-        )
-        x = frame.project(made.trajectory[shown.to(made.trajectory.device)].cpu())
+    def chain(title: str, stream: int, n: int, labels: Tensor | None = None, **options) -> dict:
+        trajectory = run.trajectory(n, stream, len(indices), **options)
+        x = frame.project(trajectory[shown.to(trajectory.device)].cpu())
         named = [] if labels is None else labels.tolist()
         return {"title": title, "x": pack(x, 2**15 - 1), "labels": named}
 
@@ -139,44 +127,44 @@ def _chains(material: Material, samples: int, frame: Frame) -> tuple[list[dict],
         chain("Deterministic (DDIM)", _DDIM, n, method="ddim"),
         chain("Ancestral (DDPM)", _DDPM, n),
     ]
-    told = isinstance(material.denoiser, ConditionalMLP)
-    if told or material.classifier is not None:
-        classes = material.points.num_classes
+    conditional = isinstance(run.denoiser, ConditionalMLP)
+    if conditional or run.classifier is not None:
+        classes = run.points.num_classes
         labels = torch.arange(classes).repeat(max(1, min(n // 3, most // classes)))
-        title = "Told the class" if told else "Guided by class"
-        guide = None if told else material.classifier
-        options = {"classifier": guide, "label": labels}
+        title = "Conditioned on class" if conditional else "Guided by class"
+        options = {"classifier": None if conditional else run.classifier, "label": labels}
         chains.append(chain(title, _BY_CLASS, len(labels), labels, **options))
     return chains, [steps[k] for k in shown.tolist()]
 
 
-def _data(material: Material, frame: Frame) -> dict:
-    rows = _subset(material)
-    labels = material.points.labels
+def _data(run: SavedRun, frame: Frame) -> dict:
+    """Returns the points of the data that are drawn, and their labels."""
+    rows = _subset(run)
+    labels = run.points.labels
     return {
-        "x": pack(frame.project(material.points.data[rows]), 2**15 - 1),
+        "x": pack(frame.project(run.points.data[rows]), 2**15 - 1),
         "labels": [] if labels is None else labels[rows].tolist(),
     }
 
 
-def _subset(material: Material) -> Tensor:
-    """Rows of the data, at most so many that the page stays small; all of them if few."""
-    generator = torch.Generator().manual_seed(child_seed(material.seed, _SUBSET) % 2**63)
-    order = torch.randperm(len(material.points), generator=generator)
+def _subset(run: SavedRun) -> Tensor:
+    """Returns the rows of the data that are shown: all, or so many that the page stays small."""
+    generator = torch.Generator().manual_seed(child_seed(run.seed, _SUBSET) % 2**63)
+    order = torch.randperm(len(run.points), generator=generator)
     return order[:_MOST_DATA].sort().values
 
 
 @torch.no_grad()
-def _fields(material: Material, frame: Frame, steps: list[int]) -> dict:
-    """Densities, scores, errors and regions over the plane, at some of the frames' timesteps.
+def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
+    """Computes densities, scores, errors and regions over the plane, at some of the timesteps.
 
-    An arrow is the score times the noise level, -eps, which is of the order of 1 where x_t is
-    likely, while the score itself grows without bound as t falls.
+    An arrow is the score times the noise level, -eps. Where x_t is likely it is of the order of 1,
+    while the score itself grows without bound as t falls.
     """
     visited = sorted({max(step, 1) for step in steps}, reverse=True)
     chosen = torch.linspace(0, len(visited) - 1, min(_FIELDS, len(visited))).round().long()
     shown = [visited[k] for k in chosen.tolist()]
-    data, made = material.points.data[_subset(material)], material.samples[:_MOST_DATA]
+    data, samples = run.points.data[_subset(run)], run.samples[:_MOST_DATA]
     cells, arrows = frame.grid(_GRID), frame.grid(_ARROWS)
     cell = 2 * frame.reach / _GRID
     exact = PointMasses(data)
@@ -184,16 +172,16 @@ def _fields(material: Material, frame: Frame, steps: list[int]) -> dict:
     scores: dict[str, list[Tensor]] = {"network": [], "exact": []}
     regions = []
     for t in shown:
-        alpha_bar = material.schedule.alpha_bar[t - 1].item()
+        alpha_bar = run.schedule.alpha_bar[t - 1].item()
         p = noised_density(data, alpha_bar, cells, cell)
-        error = _at(material, material.denoiser, cells, t) - exact.optimal_noise(cells, alpha_bar)
+        error = _at(run, run.denoiser, cells, t) - exact.optimal_noise(cells, alpha_bar)
         maps["data"].append(p)
-        maps["samples"].append(noised_density(made, alpha_bar, cells, cell))
+        maps["samples"].append(noised_density(samples, alpha_bar, cells, cell))
         maps["excess"].append(p * error.square().sum(dim=1))
-        scores["network"].append(_arrows(_at(material, material.denoiser, arrows, t)))
+        scores["network"].append(_arrows(_at(run, run.denoiser, arrows, t)))
         scores["exact"].append(_arrows(exact.optimal_noise(arrows, alpha_bar)))
-        if material.classifier is not None:
-            regions.append(_at(material, material.classifier, cells, t).softmax(dim=1))
+        if run.classifier is not None:
+            regions.append(_at(run, run.classifier, cells, t).softmax(dim=1))
     fields = {"steps": shown, "grid": _GRID, "arrows": _ARROWS}
     fields["maps"] = {name: _images(torch.stack(each)) for name, each in maps.items()}
     fields["scores"] = {name: pack(torch.stack(each), 127) for name, each in scores.items()}
@@ -205,34 +193,34 @@ def _fields(material: Material, frame: Frame, steps: list[int]) -> dict:
     return fields
 
 
-def _at(material: Material, model, x: Tensor, t: int) -> Tensor:
-    """A network's output at points [n, 2] and timestep t."""
-    feature = material.schedule.time_features[t - 1].float().expand(len(x), -1)
+def _at(run: SavedRun, model, x: Tensor, t: int) -> Tensor:
+    """Returns a network's output at points [n, 2] and timestep t."""
+    feature = run.schedule.time_features[t - 1].float().expand(len(x), -1)
     return model(torch.cat((x.float(), feature), dim=1))
 
 
 def _arrows(eps: Tensor) -> Tensor:
-    """-eps [n, 2], its length L as tanh(L / 2): no arrow is longer than 1."""
+    """Returns arrows -eps [n, 2], their lengths L shortened to tanh(L / 2), which is below 1."""
     length = eps.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return -eps * (length / 2).tanh() / length
 
 
 def _images(maps: Tensor) -> dict:
-    """Maps [F, cells]; each is stored as the square root of its share of its own maximum."""
+    """Packs maps [F, cells], each as the square root of its values over its own maximum."""
     top = maps.amax(dim=1).clamp(min=1e-30)
     packed = pack((maps / top[:, None]).sqrt(), 127)
     return {**packed, "top": [float(f"{value:.4g}") for value in top]}
 
 
 def noised_density(x_0: Tensor, alpha_bar: float, at: Tensor, cell: float) -> Tensor:
-    """p(x_t) of points x_0 that are noised: a mixture of Gaussians, one for each point.
+    """Returns p(x_t) of points x_0 with noise: a mixture of Gaussians, one for each point.
 
     Args:
         x_0: [n, d].
-        alpha_bar: of the timestep.
-        at: where, [m, d].
-        cell: width of a cell; the variance of a uniform density over it is added, so that what is
-            finer than the grid is blurred rather than missed.
+        alpha_bar: alpha_bar of the timestep.
+        at: the places where it is computed, [m, d].
+        cell: width of a cell. The variance of a uniform density over a cell is added, so that
+            details finer than the grid are blurred rather than missed.
 
     Returns:
         float64 [m].

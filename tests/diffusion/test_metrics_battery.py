@@ -1,11 +1,15 @@
 """Every metric against an independent library or a closed form, and the battery as a whole."""
 
+import json
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import ot
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from scipy.stats import chi2, chi2_contingency, kstest
@@ -21,6 +25,7 @@ from flashpoint.diffusion import (
     Points,
     Schedule,
     UserError,
+    cli,
     emd,
     emd_by_class,
     evaluate,
@@ -31,9 +36,14 @@ from flashpoint.diffusion import (
     nearest_distances,
     nearest_neighbour_test,
     occupancy,
+    report,
     states_points,
+    viewer,
 )
+from flashpoint.diffusion.data import DATASETS
+from flashpoint.diffusion.metrics import METRICS, Metric, summary
 from flashpoint.diffusion.metrics.distances import subset
+from flashpoint.diffusion.saved_run import SavedRun
 
 STATES = states_points(1500)
 
@@ -431,3 +441,49 @@ def test_what_is_not_defined_is_left_out_with_its_reason():
     assert one_place.left_out["sample_to_data"] == "not defined for these points"
     with pytest.raises(UserError, match=r"samples must be \[n, 3\]"):
         evaluate(torch.zeros(9, 2), Points(flat))
+
+
+def test_a_metric_is_added_in_one_place(monkeypatch, states_run, tmp_path):
+    toy = Metric(
+        "toy metric", lambda of: 1 + of.samples.norm(dim=1).mean().item(), heading="toy heading"
+    )
+    monkeypatch.setitem(METRICS, "toy", toy)
+    full = Metric("other toy", lambda of: of.samples.mean().item(), by_steps=True)
+    monkeypatch.setitem(METRICS, "other", full)
+    monkeypatch.setitem(METRICS, "never", replace(full, title="no toy", applies=lambda _: False))
+    folder, points = states_run
+    samples = torch.load(folder / "outputs/uncond_gen_samples.pt", weights_only=True)
+    quick = evaluate(samples, points, repeats=2)
+    assert list(quick.scores) == [
+        "sample_to_data", "data_to_sample", "sliced_wasserstein", "toy",
+    ]  # fmt: skip
+    result = evaluate(samples, points, repeats=2, full=True)
+    value = 1 + samples.norm(dim=1).mean().item()
+    assert result.scores["toy"].value == pytest.approx(value)
+    assert "other" in result.battery
+    assert "never" not in result.to_dict()
+    assert f"| toy metric | {value:.4g} |" in result.table()
+    assert "| toy heading (real: 99% band) |" in summary({"samples": result})
+    copy = shutil.copytree(folder, tmp_path / "run")
+    run = SavedRun(copy, points, torch.device("cpu"), 0)
+    content = json.loads(run.folder.metrics_file.read_text())
+    for entry in content["metrics"].values():
+        entry["toy"] = result.to_dict()["toy"]
+    run.folder.metrics_file.write_text(json.dumps(content))
+    assert "toy metric" in viewer.page({}, SavedRun(copy, points, torch.device("cpu"), 0))
+    monkeypatch.setattr(report, "_STEP_COUNTS", (2,))
+    monkeypatch.setattr(report, "_SAMPLES_PER_COUNT", 20)
+    sections = {"steps": report._step_counts, "classes": report._guided}
+    monkeypatch.setattr(report, "_SECTIONS", sections)
+    path, _ = report.write_report(copy, points, real_draws=2, device="cpu", say=str)
+    text = path.read_text()
+    assert f"| toy metric | {value:.4g} |" in text
+    assert "other toy, DDPM" in text
+    assert "no toy" not in text
+    assert "| toy metric (99% of real draws) |" in text
+    file = tmp_path / "samples.pt"
+    torch.save(samples, file)
+    monkeypatch.setitem(DATASETS, "states", lambda: points)
+    output = CliRunner().invoke(cli.main, ["evaluate", str(file), "--real-draws", "2"]).output
+    assert "| toy metric |" in output
+    assert '"other": {' in output

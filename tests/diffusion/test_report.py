@@ -17,14 +17,17 @@ from flashpoint.diffusion import (
     Schedule,
     UserError,
     cli,
+    document,
     evaluate,
     excess_loss,
     experiment,
     plots,
     report,
+    saved_run,
     states_points,
 )
 from flashpoint.diffusion.data import DATASETS
+from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.kernels.philox import child_seed
 
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
@@ -45,6 +48,7 @@ def quick():
         patch.setattr(report, "_PATH_STEPS", 8)
         patch.setattr(report, "_FRAMES_SHOWN", 4)
         patch.setattr(report, "_FRAME_SAMPLES", 50)
+        patch.setattr(saved_run, "_NUM_SAMPLES", 50)
         patch.setattr(report, "_TRUE_POINTS", 200)
         patch.setattr(plots, "_GRID", 20)
         patch.setitem(DATASETS, "states", lambda: STATES)
@@ -221,16 +225,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
 def test_markdown_and_page_of_every_kind_of_part(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a b.png")
     parts = [
-        report.Heading("A & <b>"),
-        report.Paragraph("x*y | z"),
-        report.Table(["h|1", ""], [["<1>", "2"]]),
-        report.Picture(tmp_path / "a b.png", 'say "a"'),
+        document.Heading("A & <b>"),
+        document.Paragraph("x*y | z"),
+        document.Table(["h|1", ""], [["<1>", "2"]]),
+        document.Picture(tmp_path / "a b.png", 'say "a"'),
     ]
-    assert report.markdown("T", parts, tmp_path) == (
+    assert document.markdown("T", parts, tmp_path) == (
         "# T\n\n## A & \\<b\\>\n\nx\\*y \\| z\n\n| h\\|1 |  |\n| --- | --- |\n| \\<1\\> | 2 |\n\n"
         '![say "a"](a%20b.png)\n\nsay "a"\n'
     )
-    page = report.page("T", parts)
+    page = document.page("T", parts)
     assert "<h2>A &amp; &lt;b&gt;</h2>" in page
     assert '<img alt="say &quot;a&quot;" src="data:image/png;base64,' in page
     assert Page(page).cells == ["h|1", "<1>", "2"]
@@ -277,3 +281,16 @@ def test_trajectories_start_at_the_noise_and_end_at_the_samples():
 def test_a_report_needs_the_data_the_run_was_made_from(run):
     with pytest.raises(UserError, match="was trained on STATES"):
         report.write_report(run, Points(torch.randn(9, 2)), device="cpu")
+
+
+def test_losses_of_both_forms_are_read_up_to_the_last_step_done(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.make()
+    losses = torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0])
+    for kept in (losses, losses[None]):
+        state = {"denoiser": {"losses": kept}, "validation": [(3, 1.5)]}
+        torch.save(state, folder.training_file)
+        history = folder.history()
+        assert {name: x.tolist() for name, x in history.losses.items()} == {"denoiser": [3, 2, 1]}
+        assert history.validation == [(3, 1.5)]
+    assert RunFolder(tmp_path / "none").history() is None

@@ -129,21 +129,21 @@ def test_other_dimensions(dim, solid_run, make_run, tmp_path):
     assert payload["chains"][0]["x"]["shape"][2] == (2 if dim == 1 else 3)
 
 
-def test_a_conditional_denoiser_is_told_the_class(states_run, tmp_path):
-    folder = shutil.copytree(states_run[0], tmp_path / "told")
+def test_a_conditional_denoiser_takes_the_class(states_run, tmp_path):
+    folder = shutil.copytree(states_run[0], tmp_path / "conditional")
     model = ConditionalMLP(3, 2, (8,), class_features=class_table(5))
     torch.save(model.state_dict(), folder / "checkpoints" / "denoiser.pt")
     _, payload = view((folder, states_run[1]), tmp_path, samples=30)
-    told = payload["chains"][2]
-    assert (told["title"], told["labels"]) == ("Told the class", [*range(5)] * 10)
+    by_class = payload["chains"][2]
+    assert (by_class["title"], by_class["labels"]) == ("Conditioned on class", [*range(5)] * 10)
     expected = sample(
         model,
         Schedule(num_steps=30, beta_end=0.3),
         50,
-        label=torch.tensor(told["labels"]),
+        label=torch.tensor(by_class["labels"]),
         seed=child_seed(0, payloads._BY_CLASS),
     ).x
-    np.testing.assert_allclose(unpack(told["x"])[-1], expected, atol=2 * told["x"]["scale"])
+    np.testing.assert_allclose(unpack(by_class["x"])[-1], expected, atol=2 * by_class["x"]["scale"])
 
 
 def test_a_metric_without_a_value_is_left_blank(states_run, tmp_path):

@@ -1,5 +1,7 @@
 "use strict";
 
+// Draws the page: the points on their way, maps, arrows and the curve of the noise.
+
 const $ = (id) => document.getElementById(id);
 const run = JSON.parse($("payload").textContent);
 const canvas = $("canvas"), pen = canvas.getContext("2d");
@@ -14,7 +16,7 @@ const view = {
 const last = run.steps.length - 1, solid = run.dim > 2;
 let inks = {}, wanted = false, dataBox = [];
 
-/** Numbers that Python packed: whole ones times a scale, deflated, in base64. */
+/** Unpacks numbers that Python packed: integers times a scale, deflated, in base64. */
 async function unpack(packed) {
   const bytes = Uint8Array.from(atob(packed.content), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -33,8 +35,7 @@ async function unpackAll() {
     for (const name in group) Object.assign(group[name], await unpack(group[name]));
 }
 
-// ---- from a place in the data to a place on the canvas ----
-
+/** Returns the map from a place in the data to a place on the canvas. */
 function projector() {
   const half = canvas.width / 2, unit = (half / run.reach) * view.zoom;
   if (!solid) return (x, y) => [half + (x - view.x) * unit, half - (y - view.y) * unit, 0];
@@ -47,7 +48,7 @@ function projector() {
   };
 }
 
-/** Where point `n` of a chain is at frame `at`: between two frames, on the line between them. */
+/** Returns the place of point `n` of a chain at frame `at`, on a line between two frames. */
 function placeAt(chain, n, at, project) {
   const [, count, dim] = chain.x.shape, v = chain.x.values;
   const k = Math.min(Math.floor(at), last), share = at - k;
@@ -59,8 +60,6 @@ function placeAt(chain, n, at, project) {
 const shown = (chain, n) => !chain.labels.length || !view.hidden.has(chain.labels[n]);
 const classInk = (label) => inks.classes[label % inks.classes.length];
 const inkOf = (labels, n, other) => (labels.length ? classInk(labels[n]) : other);
-
-// ---- drawing ----
 
 function draw() {
   wanted = false;
@@ -88,7 +87,7 @@ function timestep() {
   return Math.round(run.steps[k] + (run.steps[next] - run.steps[k]) * (view.at - k));
 }
 
-/** Index of the timestep nearest to t, in noise level, at which fields are known. */
+/** Returns the index of the timestep with fields whose noise level is nearest to that of t. */
 function fieldAt(t) {
   const noise = (step) => Math.sqrt(1 - run.alphaBar[step]);
   const gaps = run.fields.steps.map((step) => Math.abs(noise(step) - noise(t)));
@@ -112,7 +111,7 @@ function drawSamples(chain, project) {
   return drawn;
 }
 
-/** Radius of a dot, smaller where there are many. */
+/** Returns the radius of a dot, which is smaller where there are many. */
 const dot = (count) => (canvas.width / canvas.clientWidth) * Math.max(1, Math.min(3.2, (canvas.clientWidth / 9) / Math.sqrt(count)));
 
 function disc(x, y, radius) {
@@ -148,7 +147,7 @@ function drawCurve({ values, shape: [count] }, project) {
   stroke(points, inks.soft, 1.2, 0.8);
 }
 
-/** The way of one sample so far, over a halo that sets it off from the points. */
+/** Draws the way of one sample so far, over a halo that sets it off from the points. */
 function drawPath(chain, n, project) {
   const points = [];
   for (let k = 0; k <= view.at; k++) points.push(placeAt(chain, n, k, project));
@@ -163,7 +162,7 @@ function drawPath(chain, n, project) {
   disc(x, y, 4.2 * unit);
 }
 
-/** The edges of the box that holds the data. */
+/** Draws the edges of the box that holds the data. */
 function drawBox(project) {
   const [x, y, z] = dataBox, line = (from, to) => stroke([project(...from), project(...to)], inks.soft, 1, 0.35);
   for (const i of [0, 1]) for (const j of [0, 1]) {
@@ -173,7 +172,7 @@ function drawBox(project) {
   }
 }
 
-/** Least and greatest value of each coordinate of the data. */
+/** Returns the least and the greatest value of each coordinate of the data. */
 function boundsOfData() {
   const { values, shape: [, dim] } = run.data.x;
   return [...Array(dim).keys()].map((axis) => {
@@ -185,7 +184,7 @@ function boundsOfData() {
 
 const tile = document.createElement("canvas");
 
-/** A map as an image: one colour, as opaque as the value is large. Regions take their class's. */
+/** Draws a map as an image in one colour, or in those of the classes, as opaque as it is large. */
 function drawMap(project, field) {
   const { grid, maps, regions } = run.fields, cells = grid * grid;
   tile.width = tile.height = grid;
@@ -203,7 +202,7 @@ function drawMap(project, field) {
   pen.drawImage(tile, left, top, right - left, bottom - top);
 }
 
-/** Arrows from a grid, of a length of at most 1: nearly the distance between two of them. */
+/** Draws the arrows of a grid; the longest reach nearly to the next one. */
 function drawArrows(project, field) {
   const count = run.fields.arrows, { values } = run.fields.scores[view.score];
   const step = (2 * run.reach) / count, unit = canvas.width / canvas.clientWidth;
@@ -230,7 +229,7 @@ function arrow([x0, y0], [x1, y1]) {
   pen.stroke();
 }
 
-/** Signal and noise at every frame, above the slider. */
+/** Draws the noise level at every frame, above the slider. */
 function drawNoise() {
   const curve = $("noise"), ratio = devicePixelRatio, ink = curve.getContext("2d");
   const [width, height] = [(curve.width = curve.clientWidth * ratio), (curve.height = curve.clientHeight * ratio)];
@@ -250,7 +249,7 @@ function drawNoise() {
   ink.stroke();
 }
 
-/** Says in words, and in data-* attributes, what the canvas shows. */
+/** Describes the canvas in words and in data-* attributes. */
 function report(t, chain, drawn) {
   const noise = Math.sqrt(1 - run.alphaBar[t]);
   $("reading").innerHTML = `<b>t = ${t}</b><span>noise level ${noise.toFixed(3)}</span>`;
@@ -274,203 +273,3 @@ function note(t) {
   return parts.join(" ");
 }
 
-// ---- colours ----
-
-function colorOf(name) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(--${name})`;
-  document.body.append(probe);
-  const color = getComputedStyle(probe).color;
-  probe.remove();
-  return color;
-}
-
-const rgb = (color) => (color[0] === "#" ? [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16)) : color.match(/[\d.]+/g).map(Number));
-
-const dark = () => {
-  const scheme = document.documentElement.style.colorScheme;
-  return scheme ? scheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-};
-
-function paint() {
-  for (const name of ["plot", "soft", "accent", "point", "map", "warm", "arrow", "path"]) inks[name] = colorOf(name);
-  // On a dark ground the palette is a third lighter.
-  const lighter = (color) => `rgb(${rgb(color).map((v) => Math.round(v + (255 - v) * 0.34)).join()})`;
-  inks.classes = dark() ? run.colors.map(lighter) : run.colors;
-  document.querySelectorAll(".swatch").forEach((swatch, n) => (swatch.style.background = classInk(n)));
-  $("theme").textContent = dark() ? "Light" : "Dark";
-  drawNoise();
-  redraw();
-}
-
-// ---- time ----
-
-let before = 0;
-function tick(now) {
-  if (!view.playing) return;
-  const passed = Math.min((now - before) / 1000, 0.1);
-  before = now;
-  if (view.at < last) view.at = Math.min(last, view.at + passed * FRAMES_PER_SECOND * Number($("speed").value));
-  else if ((view.rest += passed) > PAUSE_AT_END) [view.at, view.rest] = [0, 0];
-  redraw();
-  requestAnimationFrame(tick);
-}
-
-function play(on) {
-  if (on === view.playing) return;
-  view.playing = on;
-  $("play").textContent = on ? "❚❚" : "▶";
-  $("play").setAttribute("aria-label", on ? "Pause" : "Play");
-  if (!on) return;
-  if (view.at >= last) view.at = 0;
-  before = performance.now();
-  requestAnimationFrame(tick);
-}
-
-function goTo(at) {
-  play(false);
-  view.at = Math.max(0, Math.min(last, at));
-  redraw();
-}
-
-// ---- controls ----
-
-function choice(kind, group, text, checked, change, swatch = false) {
-  const label = document.createElement("label"), input = document.createElement("input");
-  Object.assign(input, { type: kind, name: group, checked, value: text });
-  input.addEventListener("change", () => { change(input.checked); redraw(); });
-  label.append(input);
-  if (swatch) label.append(Object.assign(document.createElement("span"), { className: "swatch" }));
-  label.append(text);
-  $(group).append(label);
-}
-
-function buildControls() {
-  run.chains.forEach((chain, k) => choice("radio", "chains", chain.title, k === 0, () => useChain(k)));
-  run.classes.forEach((name, c) => choice("checkbox", "classes", name, true,
-    (on) => (on ? view.hidden.delete(c) : view.hidden.add(c)), true));
-  choice("checkbox", "layers", "Paths of points", view.paths, (on) => (view.paths = on));
-  choice("checkbox", "layers", "Data", view.data, (on) => (view.data = on));
-  if (run.outlines.length) choice("checkbox", "layers", "True outlines", false, (on) => (view.outlines = on));
-  if (!run.fields) return;
-  const maps = { none: "Nothing", data: "Density of the data", samples: "Density of the samples", excess: "Error of the network" };
-  if (run.fields.regions) maps.regions = "Classifier's regions";
-  for (const name in maps) choice("radio", "maps", maps[name], name === view.map, () => (view.map = name));
-  const scores = { none: "Hidden", network: "Of the network", exact: "Of the data, exact" };
-  for (const name in scores) choice("radio", "scores", scores[name], name === view.score, () => (view.score = name));
-  $("maps").hidden = $("scores").hidden = false;
-}
-
-function useChain(k) {
-  view.chain = k;
-  const chain = run.chains[k], count = chain.x.shape[1];
-  $("classes").hidden = !chain.labels.length;
-  view.followed = new Set(Array.from({ length: Math.min(count, FOLLOWED_AT_START) }, (_, n) => n));
-}
-
-/** Follows the point nearest to a place on the canvas, or lets go of it. */
-function follow(x, y) {
-  const chain = run.chains[view.chain], project = projector();
-  let nearest = -1, least = (canvas.width / 30) ** 2;
-  for (let n = 0; n < chain.x.shape[1]; n++) {
-    if (!shown(chain, n)) continue;
-    const [px, py] = placeAt(chain, n, view.at, project), gap = (px - x) ** 2 + (py - y) ** 2;
-    if (gap < least) [nearest, least] = [n, gap];
-  }
-  if (nearest < 0) return;
-  if (!view.followed.delete(nearest)) view.followed.add(nearest);
-  redraw();
-}
-
-function zoomBy(factor) {
-  view.zoom = Math.max(0.5, Math.min(20, view.zoom * factor));
-  redraw();
-}
-
-function dragBy(dx, dy) {
-  if (solid) {
-    view.yaw += dx * 0.008;
-    view.pitch = Math.max(-1.55, Math.min(1.55, view.pitch + dy * 0.008));
-  } else {
-    const unit = ((canvas.clientWidth / 2) * view.zoom) / run.reach;
-    view.x -= dx / unit;
-    view.y += dy / unit;
-  }
-  redraw();
-}
-
-function listen() {
-  let start = null, moved = 0;
-  canvas.addEventListener("pointerdown", (event) => {
-    [start, moved] = [[event.clientX, event.clientY], 0];
-    canvas.setPointerCapture(event.pointerId);
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (!start) return;
-    const [dx, dy] = [event.clientX - start[0], event.clientY - start[1]];
-    if ((moved += Math.hypot(dx, dy)) > 4) dragBy(dx, dy);
-    start = [event.clientX, event.clientY];
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    const ratio = canvas.width / canvas.clientWidth;
-    if (start && moved <= 4) follow(event.offsetX * ratio, event.offsetY * ratio);
-    start = null;
-  });
-  canvas.addEventListener("pointercancel", () => (start = null));
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    zoomBy(Math.exp(-event.deltaY * 0.0015));
-  }, { passive: false });
-  $("closer").addEventListener("click", () => zoomBy(1.4));
-  $("farther").addEventListener("click", () => zoomBy(1 / 1.4));
-  $("whole").addEventListener("click", () => {
-    Object.assign(view, { zoom: 1, x: 0, y: 0 });
-    redraw();
-  });
-  $("play").addEventListener("click", () => play(!view.playing));
-  $("time").addEventListener("input", (event) => goTo(Number(event.target.value)));
-  $("theme").addEventListener("click", () => {
-    document.documentElement.style.colorScheme = dark() ? "light" : "dark";
-    paint();
-  });
-  document.addEventListener("keydown", onKey);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-  new ResizeObserver(() => { drawNoise(); redraw(); }).observe(canvas);
-}
-
-/** Keys of the whole page; a control that has the focus keeps those that it knows itself. */
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const focus = event.target, onCanvas = focus === canvas, inControl = /INPUT|SELECT|BUTTON/.test(focus.tagName);
-  const turns = { ArrowLeft: [-20, 0], ArrowRight: [20, 0], ArrowUp: [0, -20], ArrowDown: [0, 20] };
-  const act = {
-    " ": () => play(!view.playing),
-    ArrowLeft: () => goTo(Math.ceil(view.at) - 1), ArrowRight: () => goTo(Math.floor(view.at) + 1),
-    Home: () => goTo(0), End: () => goTo(last),
-    "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
-  }[event.key];
-  if (onCanvas && event.shiftKey && turns[event.key]) dragBy(...turns[event.key]);
-  else if (!act || (inControl && !(focus.id === "time" && event.key === " "))) return;
-  else act();
-  event.preventDefault();
-}
-
-async function begin() {
-  await unpackAll();
-  dataBox = boundsOfData();
-  $("time").max = last;
-  $("drag").textContent = solid
-    ? "Drag to turn, or use Shift and the arrows on the picture; the wheel zooms."
-    : "Drag to move, the wheel zooms.";
-  $("controls").addEventListener("submit", (event) => event.preventDefault());
-  buildControls();
-  useChain(0);
-  listen();
-  paint();
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (still) view.at = last;
-  draw();
-  document.documentElement.dataset.ready = "yes";
-  play(!still);
-}
-begin();

@@ -1,0 +1,155 @@
+"""The registry of metrics, from which evaluations, tables, reports and the viewer follow."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..data import Points
+from ..errors import UserError
+from .bands import CUBE_ROOT, LINEAR, LOG, Scale, Score, band
+from .distances import emd, mmd, nearest_distances, sliced_wasserstein
+from .likelihood import kde_nll, kernel_nll
+from .two_sample import Neighbours, Proximity, memorisation, nearest_neighbour_test, occupancy
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of points to be compared, and everything else that a metric may look at.
+
+    Args:
+        samples: [n, d], samples or a real draw in their place.
+        data: [m, d], the data they are compared with.
+        points: the whole data set.
+        label: class of the samples; None for all classes.
+        seed: seed of every random choice in a metric.
+        memory: (samples, points trained on, points held out) for the check of memorisation; None
+            where no points were held out.
+    """
+
+    samples: Tensor
+    data: Tensor
+    points: Points
+    label: int | None = None
+    seed: int = 0
+    memory: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Result of the nearest-neighbour test."""
+        return nearest_neighbour_test(self.samples, self.data, self.seed)
+
+    @cached_property
+    def proximity(self) -> Proximity:
+        """Result of the check of memorisation."""
+        assert self.memory is not None  # else the metrics that ask for it do not apply
+        return memorisation(*self.memory, self.seed)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of samples: how it is computed, judged and shown.
+
+    Args:
+        title: name in tables and figures.
+        function: computes it; NaN says that it is not defined for these points.
+        scale: scale on which the scores of real draws are about normal.
+        less_is_better: True if the band of real draws starts at 0.
+        heading: heading of its column where one row is about one set of samples. A metric with a
+            heading belongs to every evaluation, one without to full evaluations only.
+        by_steps: True if a report plots it against the number of reverse steps.
+        applies: returns True for comparisons that have what the metric needs.
+    """
+
+    title: str
+    function: Callable[[Comparison], float]
+    scale: Scale = LINEAR
+    less_is_better: bool = False
+    heading: str | None = None
+    by_steps: bool = False
+    applies: Callable[[Comparison], bool] = lambda _: True
+
+    def band(self, real: Sequence[float]) -> tuple[float, float]:
+        """Returns the band of 99% of real draws, from the scores of at least two of them."""
+        low, high = band(real, self.scale)
+        return 0.0 if self.less_is_better else low, high
+
+    def score(self, value: float, real: Sequence[float]) -> Score | None:
+        """Returns the samples' value beside the scores of real draws; None if one is undefined."""
+        drawn = self.scale.to(torch.tensor(real, dtype=torch.float64))
+        if not (math.isfinite(value) and drawn.isfinite().all()):
+            return None
+        return Score(value, self.scale.back(drawn).mean().item(), *self.band(real))
+
+
+def _kde_nll(of: Comparison) -> float:
+    """Returns the NLL; NaN where the data has no density estimate."""
+    try:
+        return kde_nll(of.samples, of.points.data if of.points.redraw else of.data)
+    except UserError:
+        return math.nan
+
+
+METRICS = {
+    "kde_nll": Metric("NLL under a KDE of the data", _kde_nll, by_steps=True),
+    "sample_to_data": Metric(
+        "median distance of a sample to the nearest datum",
+        lambda of: nearest_distances(of.samples, of.data).median().item(),
+        LOG,
+        heading="to nearest datum",
+    ),
+    "data_to_sample": Metric(
+        "median distance of a datum to the nearest sample",
+        lambda of: nearest_distances(of.data, of.samples).median().item(),
+        LOG,
+        heading="to nearest sample",
+    ),
+    "sliced_wasserstein": Metric(
+        "sliced Wasserstein distance",
+        lambda of: sliced_wasserstein(of.samples, of.data),
+        LOG,
+        less_is_better=True,
+        heading="sliced Wasserstein",
+        by_steps=True,
+    ),
+    "kernel_nll": Metric("kernel NLL, temperature 0.1", lambda of: kernel_nll(of.samples, of.data)),
+    "emd": Metric(
+        "EMD of up to 250 pairs, total",
+        lambda of: emd(of.samples, of.data, seed=of.seed),
+        LOG,
+        less_is_better=True,
+    ),
+    "mmd": Metric("squared MMD, unbiased", lambda of: mmd(of.samples, of.data, seed=of.seed)),
+    "occupancy": Metric(
+        "chi-squared of the classes' shares",
+        lambda of: occupancy(of.samples, of.data, of.points),
+        CUBE_ROOT,
+        less_is_better=True,
+        applies=lambda of: of.points.num_classes > 1 and of.label is None,
+    ),
+    "sample_by_sample": Metric(
+        "samples whose nearest neighbour is a sample", lambda of: of.neighbours.sample_by_sample
+    ),
+    "datum_by_datum": Metric(
+        "data whose nearest neighbour is a datum", lambda of: of.neighbours.datum_by_datum
+    ),
+    "nearer_to_training": Metric(
+        "samples nearer to training than to held-out points",
+        lambda of: of.proximity.nearer_to_training,
+        applies=lambda of: of.memory is not None,
+    ),
+    "distance_ratio": Metric(
+        "median distance to training over held-out points",
+        lambda of: of.proximity.distance_ratio,
+        LOG,
+        applies=lambda of: of.memory is not None,
+    ),
+}
+
+
+def with_heading() -> dict[str, Metric]:
+    """Returns the metrics that belong to every evaluation, by name."""
+    return {name: metric for name, metric in METRICS.items() if metric.heading is not None}

@@ -1,0 +1,147 @@
+"""A run that was saved: its networks, what it left in its folder, and new samples of it.
+
+The report and the viewer are made from it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.philox import child_seed
+from . import files
+from .checkpoints import load
+from .data import Points
+from .errors import UserError
+from .run_folder import RunFolder
+from .sampling import Samples, sample
+
+# Streams of random numbers: 0 for samples that are drawn where the run has none. The report uses
+# 0 to 5, the viewer 100 to 103.
+_SAMPLES = 0
+_NUM_SAMPLES = 1500
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A map of points to the few dimensions that can be drawn.
+
+    Args:
+        centre: [d], the mean of the data; None where points are drawn as they are.
+        axes: [d, k], the principal axes of the data.
+    """
+
+    centre: Tensor | None = None
+    axes: Tensor | None = None
+
+    @classmethod
+    def of(cls, data: Tensor, dims: int) -> "Projection":
+        """Returns the map of points like the data [n, d] to at most ``dims`` dimensions."""
+        if data.shape[1] <= dims:
+            return cls()
+        centre = data.mean(dim=0)
+        return cls(centre, torch.linalg.svd(data - centre, full_matrices=False).Vh[:dims].T)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps points [..., d] to [..., k]."""
+        if self.centre is None or self.axes is None:
+            return x
+        return (x.float() - self.centre) @ self.axes
+
+
+class SavedRun:
+    """A trained run, and the data that it was trained on.
+
+    Args:
+        folder: folder of the run.
+        points: the data that it was trained on.
+        device: device on which samples are drawn.
+        seed: seed of every sample that is drawn.
+
+    Attributes:
+        config: settings of the run.
+        metrics: metrics by kind of samples; empty if nothing was measured.
+        schedule: the forward process.
+        denoiser, classifier: the networks; a run may have no classifier, None then.
+
+    Raises:
+        ValueError: the folder holds no run, or a run of other data.
+    """
+
+    def __init__(self, folder: Path, points: Points, device: torch.device, seed: int):
+        self.folder, self.points, self.device, self.seed = RunFolder(folder), points, device, seed
+        config = self.folder.config()
+        if config is None:
+            raise UserError(f"{folder} is no folder of a run: it has no config.json")
+        loaded = load(folder)
+        if config["data"] != points.name:
+            raise UserError(
+                f"run {folder} was trained on {config['data']}, not on {points.name}; "
+                "name its file with --data"
+            )
+        dim = loaded.model.shape.widths[-1]
+        if dim != points.dim:
+            raise UserError(
+                f"run {folder} was trained on points of dimension {dim}, not {points.dim}"
+            )
+        self.config, self.metrics = config, self.folder.metrics()
+        self.schedule, self.denoiser = loaded.schedule, loaded.model
+        self.classifier = loaded.classifier
+
+    @property
+    def title(self) -> str:
+        """Name of the data and of the folder, as a heading."""
+        return f"{self.points.name}: {self.folder.path.resolve().name}"
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """The run's samples [n, d] without guidance, or new ones where it has none."""
+        path = self.folder.samples_file()
+        if path.is_file():
+            return files.load(path)
+        return self.sample(_NUM_SAMPLES, _SAMPLES, num_steps=self.config["sampling_steps"])
+
+    @cached_property
+    def guided(self) -> list[Tensor]:
+        """The run's samples [n, d] of each class; empty where it has none."""
+        paths = [self.folder.samples_file(label) for label in range(self.points.num_classes)]
+        return [files.load(path) for path in paths if path.is_file()]
+
+    def sample(self, n: int, stream: int, **options: Any) -> Tensor:
+        """Draws samples [n, d].
+
+        Args:
+            n: number of samples.
+            stream: number of the stream of random numbers.
+            **options: options of :func:`~flashpoint.diffusion.sample`.
+        """
+        return self._draw(n, stream, **options).x.cpu()
+
+    def trajectory(self, n: int, stream: int, num_steps: int | None, **options: Any) -> Tensor:
+        """Draws samples and returns their way from noise to data, [K + 1, n, d] on the device.
+
+        Args:
+            n: number of samples.
+            stream: number of the stream of random numbers.
+            num_steps: number K of reverse steps; None for all.
+            **options: options of :func:`~flashpoint.diffusion.sample`.
+        """
+        return self._draw(n, stream, num_steps=num_steps, keep_every=1, **options).trajectory
+
+    def _draw(self, n: int, stream: int, **options: Any) -> Samples:
+        seed = child_seed(self.seed, stream)
+        return sample(self.denoiser, self.schedule, n, seed=seed, device=self.device, **options)
+
+    @cached_property
+    def projection(self) -> Projection:
+        """The map of points to at most two dimensions, for figures."""
+        return Projection.of(self.points.data, 2)
+
+    @cached_property
+    def flat(self) -> Points:
+        """The points in at most two dimensions, for figures."""
+        data = self.projection(self.points.data)
+        return replace(self.points, data=data, redraw=None, image_shape=None)
