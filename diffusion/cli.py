@@ -296,9 +296,13 @@ def _start(data, only_class, out, resume, checkpoint_every, device, quick, **opt
     if ranks.size > 1:
         say(f"{ranks.size} ranks share each batch and the samples")
     if quick:
+        steps, classifier_steps = (
+            recipe.steps
+            for recipe in (settings.denoiser, settings.classifier)
+            if isinstance(recipe, Recipe)
+        )
         say(
-            f"quick: {settings.denoiser.steps} training steps, "
-            f"{settings.classifier.steps} of the classifier, "
+            f"quick: {steps} training steps, {classifier_steps} of the classifier, "
             f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
         )
     return run

@@ -27,7 +27,7 @@ from .metrics import (
     excess_loss,
     kde_nll,
     real_pairs,
-    with_heading,
+    standard_metrics,
 )
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
@@ -164,7 +164,7 @@ def _guided(run: SavedRun) -> list[Part]:
 
 def _class_scores(run: SavedRun) -> list[Part]:
     """Returns the metrics of the guided samples as a table, and their EMD."""
-    points, metrics = run.points, with_heading()
+    points, metrics = run.points, standard_metrics()
     header = [
         "class",
         "NLL",

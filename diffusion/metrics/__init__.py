@@ -27,7 +27,7 @@ from .distances import (
 from .evaluation import Evaluation, evaluate, summary
 from .excess_loss import GaussianMixture, PointMasses, excess_loss
 from .likelihood import kde_nll, kernel_nll
-from .registry import METRICS, Comparison, Metric, with_heading
+from .registry import METRICS, Comparison, Metric, standard_metrics
 from .two_sample import (
     Neighbours,
     Proximity,
@@ -61,6 +61,6 @@ __all__ = [
     "prediction_factor",
     "real_pairs",
     "sliced_wasserstein",
+    "standard_metrics",
     "summary",
-    "with_heading",
 ]

@@ -1,6 +1,7 @@
 """The evaluation of one set of samples: every metric beside the scores of fresh real data."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from ..errors import UserError, check_at_least
 from .bands import Score, halves, real_pairs
 from .distances import label_of_nearest, subset
 from .likelihood import kde_nll, same_dimension
-from .registry import METRICS, Comparison, Metric, with_heading
+from .registry import METRICS, Comparison, Metric, standard_metrics
 from .table import band_cells, beside_band, markdown_table, number
 
 
@@ -82,7 +83,7 @@ def summary(results: dict[str, Evaluation]) -> str:
     Args:
         results: evaluations by name of the samples.
     """
-    metrics = with_heading()
+    metrics = standard_metrics()
     header = ["samples", "NLL", "data's own", "difference", "in the class asked for"]
     for metric in metrics.values():
         header.append(
@@ -171,7 +172,7 @@ def evaluate(
     purity = None
     if label is not None:
         purity = (label_of_nearest(samples, points) == label).double().mean().item()
-    metrics = with_heading() | (METRICS if full else {})
+    metrics = standard_metrics() | (METRICS if full else {})
     pairs = real_pairs(points, label, len(samples), repeats, seed)
     comparisons = _comparisons(samples, pairs, points, label, seed, full, held_out)
     scores, left_out = _scores(metrics, comparisons)
@@ -180,7 +181,7 @@ def evaluate(
         nll, nll_data = kde_nll(samples, points.data), kde_nll(data, points.data)
     except UserError as error:
         left_out["kde_nll"] = str(error)
-    quick = {name: scores.pop(name) for name in with_heading() if name in scores}
+    quick = {name: scores.pop(name) for name in standard_metrics() if name in scores}
     return Evaluation(nll, nll_data, quick, purity, scores, left_out)
 
 
@@ -209,20 +210,20 @@ def _comparisons(
         samples = subset(samples, len(pairs[0][0]), seed)
     trials = [(samples, pairs[0][1]), *pairs]
     draws = [draw for draw, _ in trials]
-    trios = _trios(draws, points, label, held_out, seed) if full else []
+    trios = _trios(draws, points, label, held_out, seed) if full else None
     return [
         Comparison(*trial, points, label, seed, trio)
-        for trial, trio in zip(trials, trios or [None] * len(trials), strict=True)
+        for trial, trio in zip(trials, trios or repeat(None, len(trials)), strict=True)
     ]
 
 
 def _trios(
     draws: list[Tensor], points: Points, label: int | None, held_out: Tensor | None, seed: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor, Tensor]] | None:
     """Returns (draw, points trained on, points held out) for the samples and for each real draw.
 
     Where real draws cannot be made, halves of the held-out points stand for them and are compared
-    with the other halves. The list is empty where nothing was held out.
+    with the other halves. The result is None where nothing was held out.
     """
     train = points.data if label is None else points.of_class(label)
     if points.redraw:
@@ -230,8 +231,8 @@ def _trios(
             held_out = points.redraw(len(train), child_seed(seed, 0), label)[0]
         return [(draw, train, held_out) for draw in draws]
     if held_out is None:
-        return []
-    splits = [halves(held_out, seed, repeat) for repeat in range(len(draws) - 1)]
+        return None
+    splits = [halves(held_out, seed, number) for number in range(len(draws) - 1)]
     return [(draws[0], train, splits[0][1]), *((draw, train, rest) for draw, rest in splits)]
 
 

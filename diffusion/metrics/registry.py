@@ -150,6 +150,6 @@ METRICS = {
 }
 
 
-def with_heading() -> dict[str, Metric]:
+def standard_metrics() -> dict[str, Metric]:
     """Returns the metrics that belong to every evaluation, by name."""
     return {name: metric for name, metric in METRICS.items() if metric.heading is not None}

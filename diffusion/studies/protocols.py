@@ -11,7 +11,6 @@ from torch import Tensor
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..metrics import emd, emd_by_class, kernel_nll
-from ..metrics.knn import fit_knn
 
 _REPEATS = 10  # measurements behind a standard deviation
 _TEST_POINTS = 5000
@@ -166,4 +165,6 @@ def _accuracy(samples: Sequence[Tensor], points: Points) -> float:
 
 @cache
 def _knn(points: Points):
+    from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
+
     return fit_knn(points)

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,9 @@ from ..training import ManyTrainer, Task
 from .protocols import Estimate, Protocol, measure, perfect, standardised
 from .store import Store
 from .study import Cell, Grid, Model, Study
+
+if TYPE_CHECKING:
+    from sklearn.neural_network import MLPClassifier
 
 _TRAINING, _SAMPLING, _MEASURING = range(3)  # streams of random numbers
 
@@ -251,8 +254,10 @@ def data_of(name: str, standardise: bool) -> Points:
 
 
 @cache
-def _classifier(points: Points) -> MLPClassifier:
+def _classifier(points: Points) -> "MLPClassifier":
     """Returns the classifier that gives the reward; the accuracy comes from another one."""
+    from sklearn.neural_network import MLPClassifier  # takes a second to import
+
     network = MLPClassifier((100, 50), max_iter=500, random_state=0)
     return network.fit(np.asarray(points.data), np.asarray(points.labels))
 
