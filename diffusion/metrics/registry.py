@@ -45,7 +45,7 @@ class Comparison:
     @cached_property
     def proximity(self) -> Proximity:
         """Result of the check of memorisation."""
-        assert self.memory is not None  # else the metrics that ask for it do not apply
+        assert self.memory is not None  # otherwise its metrics do not apply
         return memorisation(*self.memory, self.seed)
 
 
@@ -85,10 +85,10 @@ class Metric:
         return Score(value, self.scale.back(drawn).mean().item(), *self.band(real))
 
 
-def _kde_nll(of: Comparison) -> float:
+def _kde_nll(c: Comparison) -> float:
     """Returns the NLL; NaN where the data has no density estimate."""
     try:
-        return kde_nll(of.samples, of.points.data if of.points.redraw else of.data)
+        return kde_nll(c.samples, c.points.data if c.points.redraw else c.data)
     except UserError:
         return math.nan
 
@@ -97,55 +97,55 @@ METRICS = {
     "kde_nll": Metric("NLL under a KDE of the data", _kde_nll, by_steps=True),
     "sample_to_data": Metric(
         "median distance of a sample to the nearest datum",
-        lambda of: nearest_distances(of.samples, of.data).median().item(),
+        lambda c: nearest_distances(c.samples, c.data).median().item(),
         LOG,
         heading="to nearest datum",
     ),
     "data_to_sample": Metric(
         "median distance of a datum to the nearest sample",
-        lambda of: nearest_distances(of.data, of.samples).median().item(),
+        lambda c: nearest_distances(c.data, c.samples).median().item(),
         LOG,
         heading="to nearest sample",
     ),
     "sliced_wasserstein": Metric(
         "sliced Wasserstein distance",
-        lambda of: sliced_wasserstein(of.samples, of.data),
+        lambda c: sliced_wasserstein(c.samples, c.data),
         LOG,
         less_is_better=True,
         heading="sliced Wasserstein",
         by_steps=True,
     ),
-    "kernel_nll": Metric("kernel NLL, temperature 0.1", lambda of: kernel_nll(of.samples, of.data)),
+    "kernel_nll": Metric("kernel NLL, temperature 0.1", lambda c: kernel_nll(c.samples, c.data)),
     "emd": Metric(
         "EMD of up to 250 pairs, total",
-        lambda of: emd(of.samples, of.data, seed=of.seed),
+        lambda c: emd(c.samples, c.data, seed=c.seed),
         LOG,
         less_is_better=True,
     ),
-    "mmd": Metric("squared MMD, unbiased", lambda of: mmd(of.samples, of.data, seed=of.seed)),
+    "mmd": Metric("squared MMD, unbiased", lambda c: mmd(c.samples, c.data, seed=c.seed)),
     "occupancy": Metric(
         "chi-squared of the classes' shares",
-        lambda of: occupancy(of.samples, of.data, of.points),
+        lambda c: occupancy(c.samples, c.data, c.points),
         CUBE_ROOT,
         less_is_better=True,
-        applies=lambda of: of.points.num_classes > 1 and of.label is None,
+        applies=lambda c: c.points.num_classes > 1 and c.label is None,
     ),
     "sample_by_sample": Metric(
-        "samples whose nearest neighbour is a sample", lambda of: of.neighbours.sample_by_sample
+        "samples whose nearest neighbour is a sample", lambda c: c.neighbours.sample_by_sample
     ),
     "datum_by_datum": Metric(
-        "data whose nearest neighbour is a datum", lambda of: of.neighbours.datum_by_datum
+        "data whose nearest neighbour is a datum", lambda c: c.neighbours.datum_by_datum
     ),
     "nearer_to_training": Metric(
         "samples nearer to training than to held-out points",
-        lambda of: of.proximity.nearer_to_training,
-        applies=lambda of: of.memory is not None,
+        lambda c: c.proximity.nearer_to_training,
+        applies=lambda c: c.memory is not None,
     ),
     "distance_ratio": Metric(
         "median distance to training over held-out points",
-        lambda of: of.proximity.distance_ratio,
+        lambda c: c.proximity.distance_ratio,
         LOG,
-        applies=lambda of: of.memory is not None,
+        applies=lambda c: c.memory is not None,
     ),
 }
 

@@ -44,7 +44,9 @@ def run(tmp_path):
 
 @pytest.fixture
 def told_run(tmp_path):
-    return make_run(tmp_path / "told", ConditionalMLP(3, 2, [16], class_features=class_table(2)))[0]
+    return make_run(
+        tmp_path / "conditional", ConditionalMLP(3, 2, [16], class_features=class_table(2))
+    )[0]
 
 
 def test_checkpoint_and_prior_alone_decide_the_samples(run, tmp_path):
@@ -148,11 +150,11 @@ def test_classification_beside_a_trained_classifier(told_run, run):
     assert "knows 2 classes, manycircles has 8" in result.output
 
 
-def test_the_judge_tells_its_own_held_out_accuracy():
+def test_nearest_neighbours_tell_their_own_held_out_accuracy():
     points = dataset("blobs")
-    judge, test = fit_knn(points), points.fresh(4000, 5)
-    held_out = judge.score(test.data, test.labels)
-    assert held_out == pytest.approx(judge.best_score_, abs=0.02)
+    classifier, test = fit_knn(points), points.fresh(4000, 5)
+    held_out = classifier.score(test.data, test.labels)
+    assert held_out == pytest.approx(classifier.best_score_, abs=0.02)
     assert held_out == pytest.approx(0.96, abs=0.02)
     with pytest.raises(UserError, match="needs labels"):
         fit_knn(dataset("sin_5_5"))

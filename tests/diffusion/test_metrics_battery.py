@@ -445,10 +445,10 @@ def test_what_is_not_defined_is_left_out_with_its_reason():
 
 def test_a_metric_is_added_in_one_place(monkeypatch, states_run, tmp_path):
     toy = Metric(
-        "toy metric", lambda of: 1 + of.samples.norm(dim=1).mean().item(), heading="toy heading"
+        "toy metric", lambda c: 1 + c.samples.norm(dim=1).mean().item(), heading="toy heading"
     )
     monkeypatch.setitem(METRICS, "toy", toy)
-    full = Metric("other toy", lambda of: of.samples.mean().item(), by_steps=True)
+    full = Metric("other toy", lambda c: c.samples.mean().item(), by_steps=True)
     monkeypatch.setitem(METRICS, "other", full)
     monkeypatch.setitem(METRICS, "never", replace(full, title="no toy", applies=lambda _: False))
     folder, points = states_run
