@@ -168,10 +168,9 @@ class DatasetBench:
         ).x.cpu()
 
     def accuracy(self, samples: Sequence[Tensor]) -> float:
-        """Returns the share of samples [n, d] that the nearest neighbours put in their class, mean over all."""
+        """Returns the share of samples [n, d] that nearest neighbours put in their class."""
         return mean(
-            float((self.knn.predict(x.numpy()) == label).mean())
-            for label, x in enumerate(samples)
+            float((self.knn.predict(x.numpy()) == label).mean()) for label, x in enumerate(samples)
         )
 
     def _scores(self, samples: Sequence[Tensor], floor: tuple[float, float]) -> dict:
