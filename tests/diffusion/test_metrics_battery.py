@@ -22,6 +22,7 @@ from flashpoint.diffusion import (
     GaussianMixture,
     PointMasses,
     Points,
+    Schedule,
     UserError,
     cli,
     emd,
@@ -317,7 +318,7 @@ def test_wrong_input_is_named():
         (lambda: memorisation(x, x, x[:0]), "number of points to choose the nearest from"),
         (lambda: evaluate(x, STATES, repeats=1), "repeats must be at least 2, got 1"),
         (
-            lambda: excess_loss(torch.nn.Identity(), SCHEDULE, PointMasses(x), steps=[100]),
+            lambda: excess_loss(torch.nn.Identity(), Schedule(100), PointMasses(x), steps=[100]),
             "timesteps must be from 0 to 99, got 100",
         ),
         (
