@@ -304,9 +304,9 @@ def test_a_study_runs_on_other_data(tmp_path):
     results = StudyRun(study, tmp_path, device="cpu", say=str).run()
     assert {cell["data"] for cell in results["grids"][0]["cells"]} == {str(file)}
     assert results["grids"][0]["cells"][0]["published"]["EMD"] is None
-    with pytest.raises(UserError, match="mine: the study measures against new points"):
+    with pytest.raises(UserError, match="mine: the study compares with new points"):
         StudyRun(TOY.on(str(file)), tmp_path, device="cpu", say=str)
-    with pytest.raises(UserError, match="mine: the study asks for samples by class"):
+    with pytest.raises(UserError, match="mine: the study draws samples by class"):
         StudyRun(STUDIES["guidance"].on(str(file)), tmp_path, device="cpu", say=str)
 
 
