@@ -16,6 +16,7 @@ warm-up, the cold start, is reported beside it. Sampling and testing come after 
 stopped.
 """
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -87,7 +88,10 @@ class Track:
     @property
     def long_runs(self) -> str:
         """Everything that tau depends on, in words; other words need another tau."""
-        return f"{self.schedule}, {self.long}"
+        # In the order of the signature, which the order of the fields need not follow.
+        names = inspect.signature(Recipe).parameters
+        arguments = ", ".join(f"{name}={getattr(self.long, name)!r}" for name in names)
+        return f"{self.schedule}, Recipe({arguments})"
 
 
 def mixture_track(small: bool = False) -> Track:
