@@ -1,11 +1,10 @@
 """The command of all benchmarks: ``python -m flashpoint.bench NAME``."""
 
 import signal
-import sys
 
 import click
 
-from ..diffusion import UserError
+from ..diffusion.commands import Commands
 from . import (
     datasets,
     gate,
@@ -40,21 +39,13 @@ COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Commands that end with one line: exit code 2 for a user's error, 130 for an interrupt.
 
     Each record is written in one step, so an interrupt leaves it whole.
     """
 
-    def invoke(self, context: click.Context):
-        try:
-            return super().invoke(context)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("interrupted; a record holds the results until then", err=True)
-            sys.exit(130)
+    interrupted = "interrupted; a record holds the results until then"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ import torch
 from . import files
 from .checkpoints import load
 from .commands import (
+    Commands,
     data_option,
     device_option,
     network_of,
@@ -40,21 +41,7 @@ from .training.distributed import join
 from .viewer import write_view
 
 
-class _Commands(click.Group):
-    """Commands that end with one line and exit code 2 on wrong input, 130 on an interrupt."""
-
-    def invoke(self, context: click.Context):
-        try:
-            return super().invoke(context)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
-            sys.exit(130)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flashpoint")
 def main() -> None:
     """Train and sample small diffusion models of point clouds.

@@ -167,9 +167,8 @@ def classifier_map(
     grid = torch.cartesian_prod(x, y)
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
-        feature = schedule.time_features[t].float().expand(len(grid), -1)
         with torch.no_grad():
-            p = classifier(torch.cat((grid, feature), dim=1)).softmax(dim=1)
+            p = classifier(schedule.inputs(grid, t)).softmax(dim=1)
         best, label = p.max(dim=1)
         sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55
         image = 1 - sure * (1 - palette[label % len(COLORS)])

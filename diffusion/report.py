@@ -31,7 +31,7 @@ from .metrics import (
 )
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
-from .sampling import timesteps
+from .sampling import METHODS, timesteps
 from .saved_run import SavedRun
 from .schedules import Schedule
 
@@ -43,13 +43,6 @@ _SAMPLES_PER_COUNT = 1000
 _PATHS_SHOWN, _PATH_STEPS = 40, 100
 _FRAMES_SHOWN, _FRAME_SAMPLES = 40, 1500
 _TRUE_POINTS, _NOISE_LEVELS = 10_000, 16  # behind the excess loss
-
-_SAMPLERS: dict[str, dict[str, str]] = {
-    "DDPM": {"method": "ddpm", "variance": "posterior"},
-    "DDIM": {"method": "ddim"},
-    "DPM-Solver++(2M)": {"method": "dpm++2m"},
-    "Heun": {"method": "heun"},
-}
 
 
 def write_report(
@@ -233,13 +226,13 @@ def _step_counts(run: SavedRun) -> list[Part]:
     curves = _curves(run, metrics, counts, n, data)
     figure = run.folder.figures / "reverse_steps.png"
     plots.against_steps(counts, curves, bands, figure)
-    header = ["reverse steps", *(f"{title}, {s}" for title in curves for s in _SAMPLERS)]
+    header = ["reverse steps", *(f"{title}, {s}" for title in curves for s in METHODS.values())]
     columns = [values for samplers in curves.values() for values in samplers.values()]
     rows = [
         [str(count), *(f"{values[row]:.4f}" for values in columns)]
         for row, count in enumerate(counts)
     ]
-    real_row = [f"{low:.4f} to {high:.4f}" for low, high in bands.values() for _ in _SAMPLERS]
+    real_row = [f"{low:.4f} to {high:.4f}" for low, high in bands.values() for _ in METHODS]
     return [
         Heading("Quality against the number of reverse steps"),
         Picture(figure, f"Of {n} samples each, without guidance."),
@@ -252,11 +245,11 @@ def _curves(
 ) -> dict[str, dict[str, list[float]]]:
     """Returns each metric of n samples at each number of reverse steps, by title and sampler."""
     curves: dict[str, dict[str, list[float]]] = {
-        metric.title: {sampler: [] for sampler in _SAMPLERS} for metric in metrics
+        metric.title: {sampler: [] for sampler in METHODS.values()} for metric in metrics
     }
-    for sampler, options in _SAMPLERS.items():
+    for method, sampler in METHODS.items():
         for count in counts:
-            x = run.sample(n, _STEPS, num_steps=count, **options)
+            x = run.sample(n, _STEPS, num_steps=count, method=method)
             for metric in metrics:
                 value = metric.function(Comparison(x, data, run.points))
                 curves[metric.title][sampler].append(value)

@@ -1,5 +1,6 @@
 """Commands of ``flashpoint`` other than those of the experiment, and the options they share."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,23 @@ from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
 
 Decorator = Callable[[Callable], Callable]
+
+
+class Commands(click.Group):
+    """Commands that end with one line and exit code 2 on wrong input, 130 on an interrupt."""
+
+    interrupted = "\ninterrupted"  # the line at an interrupt
+
+    def invoke(self, context: click.Context) -> Any:
+        """Runs the command that the arguments name."""
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo(self.interrupted, err=True)
+            sys.exit(130)
 
 
 def options(*decorators: Decorator) -> Decorator:

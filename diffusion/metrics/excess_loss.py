@@ -174,8 +174,7 @@ def excess_loss(
         alpha_bar = schedule.alpha_bar[t].item()
         eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))
         x_t = (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).float()
-        feature = schedule.time_features[t].float().expand(n, -1)
-        predicted = model(torch.cat((x_t, feature), dim=1)).double()
+        predicted = model(schedule.inputs(x_t, t)).double()
         error = predicted - target.optimal_noise(x_t, alpha_bar)
         excess[row] = error.square().sum(dim=1).mean()
     return excess

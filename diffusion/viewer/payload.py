@@ -195,8 +195,7 @@ def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
 
 def _at(run: SavedRun, model, x: Tensor, t: int) -> Tensor:
     """Returns a network's output at points [n, 2] and timestep t."""
-    feature = run.schedule.time_features[t - 1].float().expand(len(x), -1)
-    return model(torch.cat((x.float(), feature), dim=1))
+    return model(run.schedule.inputs(x.float(), t - 1))
 
 
 def _arrows(eps: Tensor) -> Tensor:
