@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     def poisoned(self, steps, on_step=None):
         if self.step == 50:
-            self.parameters[0, 0] = torch.nan
+            self.parameters[0] = torch.nan
         step(self, steps, on_step)
 
     monkeypatch.setattr(module.Trainer, "run", poisoned)
