@@ -110,7 +110,7 @@ def test_a_full_disk_does_not_cost_the_summary(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(visit.compiled, "pack", full)
+    monkeypatch.setattr(visit.kernel_cache, "pack", full)
     (note,) = visit.keep_compiled(tmp_path, tmp_path)
     assert note == f"{FILE} cannot be written: No space left on device"
 
