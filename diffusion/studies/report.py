@@ -121,20 +121,21 @@ def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
     files.write_atomically(page, "\n".join(parts).encode())
 
 
-_INTRODUCTION = """# What the studies teach
+_INTRODUCTION = """# Lessons from the studies
 
-Written by `flashpoint study --page`. Each number stands beside the one that perfect samples score,
-new draws of the data measured in the same way, and beside the published one, in brackets; lower
-than perfect is not better. EMD is the cost of the cheapest assignment of 250 samples to 250 points
-of the data (128 and points not trained on, where data is standardised), the mean of 5 draws; ± is
-the standard deviation of such a mean over 10 repeats. ✗ marks a number that is worse than the
-published one by more than two standard deviations.
+This page is written by `flashpoint study --page`. Each number stands beside the score of perfect
+samples, which are new draws of the data measured in the same way, and, in brackets, beside the
+published number; a number below the perfect one is not better. EMD is the cost of the cheapest
+assignment of 250 samples to 250 points of the data (where data is standardised: of 128 samples to
+128 points not trained on), the mean of 5 draws. ± is the standard deviation of such a mean over 10
+repeats. ✗ marks a number that is worse than the published one by more than two standard deviations.
 
-The recipe is that of the published numbers, as course work has it: the network is told a sinusoidal
-embedding of the timestep, 16 numbers; a linear input layer, five blocks of 128 units with ReLU, an
-output layer; Adam at a learning rate of 1e-3, batches of 64 points each with a timestep drawn at
-random, 100 epochs of N / 64 steps; the last weights draw 2,000 samples with all T reverse steps of
-DDPM and sigma_t^2 = beta_t. A study says what it changes.
+The recipe is the one behind the published numbers, a common one in course work. The network sees a
+sinusoidal embedding of the timestep, 16 numbers. It has a linear input layer, five blocks of 128
+units with ReLU, and an output layer. Adam trains it at a learning rate of 1e-3 for 100 epochs of
+N / 64 steps, with batches of 64 points and a random timestep for each point. The last weights draw
+2,000 samples with all T reverse steps of DDPM and sigma_t^2 = beta_t. Each study says what it
+changes.
 """
 
 
