@@ -30,15 +30,15 @@ One hidden layer of 64 units is too stiff for a helix. A second layer brings mos
 beyond 64, 128, 128 larger networks gain little that the metric can see.
 """,
     "guidance": """
-Guidance trades spread for accuracy. Above w = 0.5 the EMD grows with w on every data set, to several
-times that of perfect samples. Where classes overlap, as in blobs and manycircles, an accuracy above
-that of real points is no merit: it means that the overlap is missing.
+Guidance trades spread for accuracy. Above w = 0.5 the EMD grows with w on every data set, to
+several times that of perfect samples. Where classes overlap, as in blobs and manycircles, an
+accuracy above that of real points is no merit: it means that the overlap is missing.
 """,
     "reward": """
-A choice among candidates, by the class that a classifier sees in their predicted clean points, gives
-samples of a class without any training for it. The reward of x0_hat alone drives the samples to the
-nearest edge of their class while there is much noise. With values from draws of the posterior they
-spread over the class, and the EMD of moons falls from 99 to 27.
+A choice among candidates, by the class that a classifier sees in their predicted clean points,
+gives samples of a class without any training for it. The reward of x0_hat alone drives the samples
+to the nearest edge of their class while there is much noise. With values from draws of the
+posterior they spread over the class, and the EMD of moons falls from 99 to 27.
 """,
     "digits": """
 The same network and samplers draw digits of 64 pixels. With guidance of w = 0.5 a conditional model
@@ -51,22 +51,22 @@ REMARKS = {
     "timesteps": """
 One EMD is above the published one, that of manycircles at T = 10. The chain starts there where the
 network was never trained, and the result depends on chance in the training and on details of the
-published code, such as the variance of its reverse steps. The kernel NLLs of circles and blobs at
-T = 200 are 0.02 and 0.01 too high by a test that knows only the chance in drawing samples, not that
+published code, such as the variance of its reverse steps. The kernel NLLs of circles and blobs at T
+= 200 are 0.02 and 0.01 too high by a test that knows only the chance in drawing samples, not that
 in training another model. The published 0.54 of manycircles is below the score of perfect samples:
 it belongs to another draw of the data.
 """,
     "betas": """
 Two EMDs are above the published ones, those of helix where beta ends at 0.2. The published EMDs of
 helix hardly change with beta, 56 to 59. Ours are 49 to 51 where beta ends at 0.02 or below, and
-higher where it ends at 0.2, as on the other data sets. How the published runs differed is not known;
-the variance of the reverse steps does not explain it.
+higher where it ends at 0.2, as on the other data sets. How the published runs differed is not
+known; the variance of the reverse steps does not explain it.
 """,
     "guidance": """
-The published accuracies come from another classifier. The classes of helix are drawn at random along
-the curve, so that real points are recognised in four cases out of five, and different classifiers
-treat such labels differently. At equal accuracy, in the last table, no EMD is above the published
-one.
+The published accuracies come from another classifier. The classes of helix are drawn at random
+along the curve, so that real points are recognised in four cases out of five, and different
+classifiers treat such labels differently. At equal accuracy, in the last table, no EMD is above the
+published one.
 """,
     "reward": """
 The temperature and the number of candidates behind the published numbers are not known, so the last

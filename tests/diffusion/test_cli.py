@@ -7,19 +7,15 @@ import signal
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from flashpoint.diffusion import MLP, ConditionalMLP, Denoiser, load, load_points
-from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.experiment import Run
 from flashpoint.kernels import MLPShape
 
+from .helpers import flashpoint
+
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
          "--samples", "200", "--device", "cpu"]  # fmt: skip
-
-
-def flashpoint(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from flashpoint.diffusion import (
     MLP,
@@ -19,12 +18,9 @@ from flashpoint.diffusion import (
     sample,
 )
 from flashpoint.diffusion.checkpoints import load_mlp
-from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.metrics.knn import fit_knn
 
-
-def flashpoint(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+from .helpers import flashpoint
 
 
 def make_run(folder, model, time_feature="linspace"):

@@ -5,14 +5,14 @@ import json
 import onnxruntime
 import pytest
 import torch
-from click.testing import CliRunner
 
 import flashpoint.diffusion as fd
 from flashpoint.diffusion import MLP, Denoiser, Schedule, UserError, export, export_model
-from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.compat import BlockMLP
 from flashpoint.diffusion.export import SUFFIXES
 from flashpoint.diffusion.models import ConditionalMLP, class_table
+
+from .helpers import flashpoint
 
 SCHEDULE = Schedule(40, "cosine", time_feature="sinusoidal")
 FEATURES = SCHEDULE.time_features.shape[1]
@@ -97,12 +97,12 @@ def test_the_command_exports_both_networks(tmp_path):
     for name, outputs in (("denoiser", 2), ("classifier", 5)):
         Denoiser(MLP(3, outputs, [4]), Schedule(40)).save(tmp_path / "checkpoints" / f"{name}.pt")
     for format, suffix in SUFFIXES.items():
-        result = CliRunner().invoke(main, ["export", str(tmp_path), "--format", format])
+        result = flashpoint("export", tmp_path, "--format", format)
         assert result.exit_code == 0, result.output
         assert "differs from the network by" in result.output
         assert (tmp_path / "exports" / f"denoiser{suffix}").is_file()
         assert (tmp_path / "exports" / f"classifier{suffix}").is_file()
     assert fd.load(tmp_path / "exports").schedule == Schedule(40)
-    result = CliRunner().invoke(main, ["export", str(tmp_path), "--format", "tflite"])
+    result = flashpoint("export", tmp_path, "--format", "tflite")
     assert result.exit_code == 2
     assert "format must be one of safetensors, onnx, torch.export" in result.output

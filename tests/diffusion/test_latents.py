@@ -14,13 +14,7 @@ from flashpoint.diffusion import (
 )
 from flashpoint.diffusion.latents import interpolate, invert, slerp
 
-
-def smooth(model):
-    """Smaller weights: as smooth as trained denoisers are."""
-    with torch.no_grad():
-        for layer in model.linears():
-            layer.weight.mul_(0.7)
-    return model
+from .helpers import smooth
 
 
 def test_inversion_of_a_gaussian_is_its_standardisation():

@@ -9,7 +9,6 @@ import numpy as np
 import ot
 import pytest
 import torch
-from click.testing import CliRunner
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from scipy.stats import chi2, chi2_contingency, kstest
@@ -24,7 +23,6 @@ from flashpoint.diffusion import (
     Points,
     Schedule,
     UserError,
-    cli,
     emd,
     emd_by_class,
     evaluate,
@@ -43,6 +41,8 @@ from flashpoint.diffusion.data import DATASETS
 from flashpoint.diffusion.metrics import METRICS, Metric, summary
 from flashpoint.diffusion.metrics.distances import subset
 from flashpoint.diffusion.saved_run import SavedRun
+
+from .helpers import flashpoint
 
 STATES = states_points(1500)
 
@@ -390,6 +390,6 @@ def test_a_metric_is_added_in_one_place(monkeypatch, states_run, tmp_path):
     file = tmp_path / "samples.pt"
     torch.save(samples, file)
     monkeypatch.setitem(DATASETS, "states", lambda: points)
-    output = CliRunner().invoke(cli.main, ["evaluate", str(file), "--real-draws", "2"]).output
+    output = flashpoint("evaluate", file, "--real-draws", 2).output
     assert "| toy metric |" in output
     assert '"other": {' in output

@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from flashpoint.diffusion import (
@@ -16,7 +15,6 @@ from flashpoint.diffusion import (
     Points,
     Schedule,
     UserError,
-    cli,
     document,
     evaluate,
     excess_loss,
@@ -30,13 +28,11 @@ from flashpoint.diffusion.data import DATASETS
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.kernels.philox import child_seed
 
+from .helpers import flashpoint
+
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
          "--samples", "60", "--device", "cpu"]  # fmt: skip
 STATES = states_points(250)
-
-
-def flashpoint(*arguments):
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module", autouse=True)

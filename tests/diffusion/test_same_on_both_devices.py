@@ -29,6 +29,8 @@ from flashpoint.diffusion import (
 )
 from flashpoint.diffusion.sampling import METHODS
 
+from .helpers import smooth
+
 pytestmark = pytest.mark.gpu
 
 SCHEDULE = Schedule(60)
@@ -46,14 +48,6 @@ def denoiser():
 @pytest.fixture
 def conditional():
     return smooth(ConditionalMLP(3, 2, [64, 64], class_features=class_table(3)))
-
-
-def smooth(model):
-    """Smaller weights: as smooth as trained denoisers are."""
-    with torch.no_grad():
-        for layer in model.linears():
-            layer.weight.mul_(0.7)
-    return model
 
 
 def assert_same(call, device, tolerance):

@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from flashpoint.diffusion import Schedule, UserError, emd
-from flashpoint.diffusion.cli import main
 from flashpoint.diffusion.studies import (
     STUDIES,
     Grid,
@@ -34,6 +32,8 @@ from flashpoint.diffusion.studies.protocols import (
 from flashpoint.diffusion.studies.runner import data_of
 from flashpoint.diffusion.studies.store import Store
 from flashpoint.diffusion.training import PlainRecipe
+
+from .helpers import flashpoint
 
 
 def _toy_variant(T, **changes):
@@ -318,7 +318,7 @@ def test_wrong_input_is_one_line():
         (["timesteps", "--together", "0"], "together must be at least 1"),
         (["timesteps", "--seed", "-1"], "seed must be from 0 to 2**63 - 1, got -1"),
     ):
-        result = CliRunner().invoke(main, ["study", *arguments])
+        result = flashpoint("study", *arguments)
         assert result.exit_code == 2
         assert words in result.output
         assert len(result.output.strip().splitlines()) == 1

@@ -9,7 +9,6 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from scipy.stats import multivariate_normal
 
 from flashpoint.diffusion import (
@@ -18,13 +17,14 @@ from flashpoint.diffusion import (
     Schedule,
     UserError,
     class_table,
-    cli,
     sample,
 )
 from flashpoint.diffusion.data import DATASETS
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
 from flashpoint.kernels.philox import child_seed
+
+from .helpers import flashpoint
 
 
 @pytest.fixture(autouse=True)
@@ -174,14 +174,14 @@ def test_the_command_and_wrong_input(states_run, solid_run, tmp_path, monkeypatc
     monkeypatch.setitem(DATASETS, "states", lambda: points)
     page = tmp_path / "page.html"
     arguments = ["view", str(folder), "-n", "9", "--out", str(page), "--device", "cpu"]
-    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    assert flashpoint(*arguments).exit_code == 0
     assert page.stat().st_size > 10_000
     for wrong, message in (
         (["view", str(tmp_path / "none")], "is no folder of a run"),
         (["view", str(solid_run[0])], "was trained on cloud, not on STATES"),
         (["view", str(folder), "-n", "2"], "samples must be at least 3, got 2"),
     ):
-        result = CliRunner().invoke(cli.main, wrong)
+        result = flashpoint(*wrong)
         assert result.exit_code == 2
         assert message in result.output
         assert result.output.count("\n") == 1
