@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..diffusion import MLP, RECIPES, Points, Schedule, Trainer, reverse_table, states_points
-from ..diffusion.sampling import timesteps
+from ..diffusion.reverse_steps import timesteps
 
 LEARNING_RATE, WEIGHT_DECAY, EMA_DECAY = 1e-3, 0.01, 0.998
 

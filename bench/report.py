@@ -208,7 +208,7 @@ def performance_section(records: list[Measured]) -> str:
             works_table(record.results("works")),
         ]
     if not any(record.machine["gpu"] for record in newest.values()):
-        parts += ["On a GPU, against all:", summary_table([])]
+        parts += ["On a GPU, against all other libraries:", summary_table([])]
     for device, record in newest.items():
         table = summary_table(record.results("race"))
         parts += [f"{device} ([record](bench/records/{record.name})):", table]

@@ -143,10 +143,12 @@ def quality_table(seeds: Sequence[dict]) -> str:
         seeds: the ``metrics`` of each run, by set of samples.
     """
     header = (
-        "samples", "KDE-NLL of the data", f"samples minus data, mean of {len(seeds)} seeds (each)",
+        "samples", "KDE-NLL of the data",
+        f"samples minus data, mean of {len(seeds)} seeds (per seed)",
         "in the requested state",
         "median distance from a sample to the nearest datum (99% of real draws)",
-        "from a datum to the nearest sample (99%)", "sliced Wasserstein (99% below)",
+        "from a datum to the nearest sample (99%)",
+        "sliced Wasserstein (99% of real draws are below)",
     )  # fmt: skip
     return markdown_table(header, (_quality(name, seeds) for name in seeds[0]))
 

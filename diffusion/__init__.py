@@ -32,8 +32,9 @@ from .metrics import (
     sliced_wasserstein,
 )
 from .models import MLP, ConditionalMLP, class_table
+from .reverse_steps import reverse_table
 from .rewards import class_reward, sample_with_reward
-from .sampling import SampleConfig, Samples, reverse_table, sample, sample_many
+from .sampling import SampleConfig, Samples, sample, sample_many
 from .schedules import Schedule, sinusoidal_embedding
 from .training import RECIPES, ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, train_many
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .models import ConditionalMLP, Perceptron, fused_copy
-from .sampling import reverse_table, sample, timesteps
+from .reverse_steps import reverse_table, timesteps
+from .sampling import sample
 from .schedules import Schedule
 
 

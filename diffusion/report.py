@@ -31,7 +31,8 @@ from .metrics import (
 )
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
-from .sampling import METHODS, timesteps
+from .reverse_steps import timesteps
+from .sampling import METHODS
 from .saved_run import SavedRun
 from .schedules import Schedule
 

@@ -12,7 +12,8 @@ from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed
 from .device import choose_device
 from .errors import UserError, check_at_least
 from .models import Perceptron, fused_copy
-from .sampling import Samples, reverse_table, timesteps
+from .reverse_steps import reverse_table, timesteps
+from .sampling import Samples
 from .schedules import Schedule
 
 # Parts of a chain that draw random numbers of their own.

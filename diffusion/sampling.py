@@ -12,15 +12,12 @@ from ..kernels import Condition, Guide, Network, draw_prior, sample_chain
 from .device import choose_device
 from .errors import UserError, check_at_least, check_choice
 from .models import Perceptron
+from .reverse_steps import STEPS, GuidanceScale, reverse_table, timesteps
 from .schedules import Schedule
 from .solvers import SOLVERS, solver_chain, solver_timesteps
 
-STEPS = {"ddpm": "DDPM", "ddim": "DDIM"}
 # The methods of sampling, each with its title in figures and reports.
-METHODS = STEPS | {name: solver.title for name, solver in SOLVERS.items()}
-VARIANCES = ("beta", "posterior", "none")
-
-GuidanceScale = float | Callable[[Tensor], Tensor]
+METHODS = {name: entry.title for name, entry in (STEPS | SOLVERS).items()}
 
 
 class Samples(NamedTuple):
@@ -28,84 +25,6 @@ class Samples(NamedTuple):
 
     x: Tensor  # [n, d]
     trajectory: Tensor  # [K, n, d], from noise to x; K = 0 if none was asked for
-
-
-def timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
-    """Returns the timesteps that a chain of S steps visits: int64 [S], evenly spaced, T - 1 to 0.
-
-    Raises:
-        ValueError: S is not in 1 ... T.
-    """
-    last, count = schedule.num_steps - 1, schedule.steps_visited(num_steps)
-    return torch.linspace(last, 0, count, dtype=torch.float64).round().long()
-
-
-def reverse_table(
-    schedule: Schedule,
-    steps: Tensor,
-    *,
-    method: str = "ddpm",
-    variance: str = "posterior",
-    eta: float = 0.0,
-    scale: GuidanceScale = 0.0,
-    classifier_free: bool = False,
-) -> Tensor:
-    """Returns the coefficients of x_t, eps, z and the guidance of each step, float64 [S, 4].
-
-    DDPM (Ho et al. 2020, algorithm 2), written for any stride, with alpha = alpha_bar_t /
-    alpha_bar_prev and beta = 1 - alpha::
-
-        x_prev = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma z
-
-    DDIM (Song et al. 2021, equation 12)::
-
-        x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z
-
-    Guidance (Dhariwal and Nichol 2021, algorithm 2)::
-
-        eps_hat = eps - scale(t) sqrt(1 - alpha_bar_t) grad log p(y | x_t)
-
-    or classifier-free (Ho and Salimans 2022, equation 6)::
-
-        eps_hat = (1 + scale(t)) eps(x_t, y) - scale(t) eps(x_t)
-
-    Args:
-        schedule: the forward process.
-        steps: decreasing timesteps, int64 [S].
-        method: ``ddpm`` or ``ddim``.
-        variance: sigma^2 of DDPM: ``beta``, ``posterior`` for that of q(x_prev | x_t, x_0), or
-            ``none``, which makes the step deterministic (z = 0).
-        eta: noise of DDIM: 0 for none, 1 for as much as in DDPM with the posterior's variance.
-        scale: guidance scale, a number or a function of t.
-        classifier_free: True for classifier-free guidance, False for guidance by a classifier.
-
-    Raises:
-        ValueError: an unknown method or variance, a negative eta, or a scale that is not finite.
-    """
-    check_choice("method", method, STEPS)
-    check_choice("variance", variance, VARIANCES)
-    check_at_least("eta", eta, 0)
-    alpha_bar = schedule.alpha_bar[steps]
-    prev = torch.cat((schedule.alpha_bar[steps[1:]], torch.ones(1, dtype=torch.float64)))
-    alpha = alpha_bar / prev
-    beta = 1 - alpha
-    posterior = beta * (1 - prev) / (1 - alpha_bar)
-    if method == "ddpm":
-        x = alpha.rsqrt()
-        eps = -beta / ((1 - alpha_bar) * alpha).sqrt()
-        sigma = {"beta": beta, "posterior": posterior, "none": torch.zeros_like(beta)}[variance]
-        sigma = sigma.sqrt()
-        sigma[-1] = 0
-    else:
-        sigma = eta * posterior.sqrt()
-        x = (prev / alpha_bar).sqrt()
-        eps = (1 - prev - sigma**2).clamp(min=0).sqrt() - x * (1 - alpha_bar).sqrt()
-    guide = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
-    if not classifier_free:
-        guide = guide * (1 - alpha_bar).sqrt()
-    if not guide.isfinite().all():
-        raise UserError("scale must be finite, got NaN or infinity")
-    return torch.stack((x, eps, sigma, guide), dim=1)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class SavedRun:
         if config["data"] != points.name:
             raise UserError(
                 f"run {folder} was trained on {config['data']}, not on {points.name}; "
-                "name its file with --data"
+                "name its data with --data"
             )
         dim = loaded.model.shape.widths[-1]
         if dim != points.dim:

@@ -35,7 +35,7 @@ def _sech(steps: int, start: float, end: float) -> Tensor:
 def _cosine(steps: int, start: float, end: float) -> Tensor:  # noqa: ARG001
     """Returns beta for a squared cosine as alpha_bar (Nichol and Dhariwal 2021, equation 17).
 
-    The curve has no range of beta.
+    The curve is fixed; start and end are ignored.
     """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
@@ -61,7 +61,7 @@ class Schedule:
 
     Args:
         num_steps: number of timesteps T.
-        name: one of ``linear``, ``cosine``, ``scaled_linear``, ``sigmoid``, ``sech``.
+        name: one of :data:`SCHEDULES`, such as ``linear`` or ``cosine``.
         beta_start, beta_end: range of beta; the cosine schedule has none and ignores them.
         time_feature: the form in which networks see t: ``linspace`` is linspace(-1, 1, T),
             ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` is the :func:`sinusoidal_embedding` of t

@@ -25,8 +25,8 @@ _RHO = 7.0  # Karras et al. 2022, section 5: more of the steps where the noise i
 def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     """Returns the timesteps nearest to Karras's spacing of the noise: int64 [S], T - 1 to 0.
 
-    (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). Where the nearest
-    timestep is taken already, the next noisier one is visited.
+    (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). If the nearest
+    timestep is already taken, the next noisier one is visited.
 
     Raises:
         ValueError: S is not in 1 ... T.
@@ -97,16 +97,17 @@ def heun(noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor) -> 
 
 
 class Solver(NamedTuple):
-    """A solver of the ODE; an entry of :data:`SOLVERS` is all that it takes to sample with one."""
+    """A solver of the ODE. Add an entry to :data:`SOLVERS` to sample with it."""
 
     title: str  # in figures and reports
+    order: int  # the error falls with this power of the number of steps
     solve: Callable[[NoiseFunction, Schedule, Tensor, Tensor], Iterator[Tensor]]
     evaluations: Callable[[int], int]  # number of evaluations of the denoiser in S steps
 
 
 SOLVERS = {
-    "dpm++2m": Solver("DPM-Solver++(2M)", dpm_solver_2m, lambda steps: steps),
-    "heun": Solver("Heun", heun, lambda steps: 2 * steps - 1),
+    "dpm++2m": Solver("DPM-Solver++(2M)", 2, dpm_solver_2m, lambda steps: steps),
+    "heun": Solver("Heun", 2, heun, lambda steps: 2 * steps - 1),
 }
 
 

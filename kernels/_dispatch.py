@@ -136,7 +136,7 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 
 
 def model_stride(tensor: Tensor) -> int:
-    """Returns the number of elements from one model to the next, 0 if all share the first axis."""
+    """Returns the number of elements from one model to the next, 0 if all models share one."""
     return tensor.stride(0) if tensor.shape[0] > 1 else 0
 
 

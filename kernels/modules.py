@@ -47,8 +47,8 @@ class FusedMLP(nn.Module):
         input_dim: width of x.
         output_dim: width of y.
         hidden_layers: widths of the hidden layers, possibly none.
-        activation: ``prelu`` (one slope shared by all layers), ``leaky_relu``, ``relu``,
-            ``silu``, ``gelu`` or ``tanh``.
+        activation: one of :data:`ACTIVATION_MODULES`, such as ``relu``, ``silu`` or ``prelu`` with
+            one slope shared by all layers.
         bias: True if the layers have biases.
         linear_input: True for no activation after the first layer either, which then only embeds
             the input. It needs a hidden layer, and ``prelu``, ``leaky_relu`` or ``relu``.

@@ -1,4 +1,4 @@
-"""The rooms of the code: what each may import, how long a module is, and the public names."""
+"""The structure of the code: imports that are allowed, lengths of modules, and public names."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ LEVELS = (
     ("device", "files"),
     ("schedules", "data"),
     ("models", "run_folder"),
-    ("solvers", "training", "metrics", "plots"),
+    ("solvers", "reverse_steps", "training", "metrics", "plots"),
     ("sampling", "document"),
     ("latents", "rewards", "classification", "compat"),
     ("checkpoints",),

@@ -10,8 +10,10 @@ from .. import files, plots
 from ..checkpoints import load
 from ..data import load_points
 from ..errors import UserError
+from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
-from ..sampling import METHODS, VARIANCES
+from ..sampling import METHODS
+from ..solvers import SOLVERS
 from . import device_option, options, out_option, seed_option
 
 
@@ -22,10 +24,11 @@ from . import device_option, options, out_option, seed_option
 @click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
+    type=click.Choice(tuple(METHODS)),
     default="ddpm",
     show_default=True,
-    help="ddim, dpm++2m and heun are deterministic; the last two need 10 to 50 --steps.",
+    help="All but ddpm are deterministic, ddim with --eta 0. "
+    f"{', '.join(SOLVERS)} need 10 to 50 --steps.",
 )
 @click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
 @click.option(

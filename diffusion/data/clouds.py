@@ -3,8 +3,8 @@
 Each data set is one fixed draw, scaled to [-1, 1] per axis (sin_5_5: to mean 0 and standard
 deviation 1), with a ``redraw`` that draws from the same distribution in the same coordinates. The
 scale follows from the outermost points of the fixed draw; another draw would change the kernel NLL
-of perfect samples by some 0.03. The fixed draws are therefore those of the published numbers, or
-ones in which perfect samples score as they did there.
+of perfect samples by some 0.03. So each fixed draw is the one behind the published numbers, or one
+on which perfect samples score the same.
 """
 
 import math
@@ -22,7 +22,7 @@ Generator = np.random.Generator | np.random.RandomState
 Draw = Callable[[Generator, int], tuple[np.ndarray, np.ndarray | None]]  # x [n, d], y [n]
 
 _SEED = 42  # of the published moons, circles and blobs
-_MANYCIRCLES_SEED = 4  # that draw had none; this one has the same kernel NLL
+_MANYCIRCLES_SEED = 4  # the published draw had no seed; this one gives the same kernel NLL
 # The corners of the published helix, which was drawn in another way.
 _HELIX_CORNERS = np.array([[-1.0918, -1.1115, -2.0605], [1.1012, 1.0911, -0.9176]])
 

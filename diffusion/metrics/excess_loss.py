@@ -157,7 +157,8 @@ def excess_loss(
         seed: seed of the points and their noise.
 
     Returns:
-        float64 [S], whose mean over evenly spread timesteps is the excess loss of uniform ones.
+        float64 [S]. Over evenly spread timesteps their mean is the excess loss of a timestep drawn
+        uniformly.
 
     Raises:
         ValueError: n is not positive or a timestep is out of range.

@@ -49,6 +49,10 @@ class Comparison:
         return memorisation(*self.memory, self.seed)
 
 
+def _always(comparison: Comparison) -> bool:  # noqa: ARG001
+    return True
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of samples: how it is computed, judged and shown.
@@ -56,9 +60,9 @@ class Metric:
     Args:
         title: name in tables and figures.
         function: computes it; NaN says that it is not defined for these points.
-        scale: scale on which the scores of real draws are about normal.
+        scale: scale on which the scores of real draws are roughly normally distributed.
         less_is_better: True if the band of real draws starts at 0.
-        heading: heading of its column where one row is about one set of samples. A metric with a
+        heading: heading of its column in tables with one row per set of samples. A metric with a
             heading belongs to every evaluation, one without to full evaluations only.
         by_steps: True if a report plots it against the number of reverse steps.
         applies: returns True for comparisons that have what the metric needs.
@@ -70,7 +74,7 @@ class Metric:
     less_is_better: bool = False
     heading: str | None = None
     by_steps: bool = False
-    applies: Callable[[Comparison], bool] = lambda _: True
+    applies: Callable[[Comparison], bool] = _always
 
     def band(self, real: Sequence[float]) -> tuple[float, float]:
         """Returns the band of 99% of real draws, from the scores of at least two of them."""
@@ -86,7 +90,7 @@ class Metric:
 
 
 def _kde_nll(c: Comparison) -> float:
-    """Returns the NLL; NaN where the data has no density estimate."""
+    """Returns the NLL; NaN if there is no density estimate of the data."""
     try:
         return kde_nll(c.samples, c.points.data if c.points.redraw else c.data)
     except UserError:

@@ -16,7 +16,8 @@ from torch import Tensor
 from .. import plots
 from ..metrics.excess_loss import GaussianMixture, Target
 from ..metrics.table import markdown_table
-from ..sampling import METHODS, reverse_table, timesteps
+from ..reverse_steps import reverse_table, timesteps
+from ..sampling import METHODS
 from ..schedules import Schedule
 from ..solvers import SOLVERS, solver_timesteps
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import torch
@@ -128,7 +129,8 @@ def _digest(*parts) -> str:
 
 
 # Names and order of the fields in the text that digests are made of. They stay as they are when a
-# class changes: otherwise the work in existing folders would no longer be found.
+# class changes: otherwise the work in existing folders would no longer be found. A field that is
+# added to a class follows where it differs from its default.
 _WRITTEN_AS: dict[type, tuple[str | None, dict[str, str]]] = {
     Model: ("Model", {"data": "data", "standardise": "standardise", "setting": "variant"}),
     Variant: (
@@ -150,9 +152,17 @@ def _written(value: object) -> str:
     """Returns the text of a value that digests are made of, in the form of ``repr``."""
     for kind, (name, fields) in _WRITTEN_AS.items():
         if isinstance(value, kind):
-            texts = (f"{key}={_written(getattr(value, field))}" for key, field in fields.items())
+            texts = [f"{key}={_written(getattr(value, field))}" for key, field in fields.items()]
+            texts += _added(value, set(fields.values()))
             return f"{name or type(value).__name__}({', '.join(texts)})"
     return repr(value)
+
+
+def _added(value: object, known: set[str]) -> Iterator[str]:
+    """Yields the text of each other field of a dataclass that differs from its default."""
+    for field in dataclass_fields(value) if is_dataclass(value) else ():
+        if field.name not in known and getattr(value, field.name) != field.default:
+            yield f"{field.name}={_written(getattr(value, field.name))}"
 
 
 def _read(file: Path) -> dict:

@@ -17,7 +17,7 @@ from ...kernels.philox import child_seed
 from ..metrics import PointMasses
 from ..models import ConditionalMLP
 from ..plots import COLORS
-from ..sampling import timesteps
+from ..reverse_steps import timesteps
 from ..saved_run import Projection, SavedRun
 
 _FRAMES = 64  # of the animation

@@ -28,7 +28,8 @@ class Activation:
         backward: maps the gradient of h, z and the slope to the gradient of z, and for ``prelu``
             that of the slope, [M], else None. May overwrite the gradient of h.
         module: the class of PyTorch's module for it; None if it has no module.
-        difference: says why a module of that class computes another function; None if it does not.
+        difference: returns why a given module of that class computes another function, say with an
+            option; None if it does not.
         piecewise_linear: True if act(z) is z for z > 0 and a multiple of z for z < 0. Only such an
             activation allows a linear input, and only such a one computes no exponentials.
         reads_z: True if the derivative needs z; False if h tells it, for slopes of at least 0.

@@ -91,7 +91,7 @@ def test_without_records_every_row_is_marked(tmp_path):
     quality, performance = readme.split("after\n", maxsplit=1)
     assert quality.startswith(f"before\n{BEGIN['quality']}\n\nQuality of samples: {NOT_MEASURED}.")
     assert performance.startswith(
-        f"before\n{BEGIN['performance']}\n\nOn a GPU, against all:\n\n| work |"
+        f"before\n{BEGIN['performance']}\n\nOn a GPU, against all other libraries:\n\n| work |"
     )
     assert performance.count(NOT_MEASURED) == 9
     assert performance.endswith(f"{END['performance']}\nafter\n")

@@ -36,7 +36,7 @@ from flashpoint.bench.speedrun import (
     summary,
 )
 from flashpoint.diffusion import Schedule, kde_nll, states_points
-from flashpoint.diffusion.sampling import reverse_table, timesteps
+from flashpoint.diffusion.reverse_steps import reverse_table, timesteps
 
 CPU = torch.device("cpu")
 

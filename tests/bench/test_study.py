@@ -12,7 +12,7 @@ from flashpoint.bench.__main__ import main
 def test_all_published_models_are_trained():
     cells = list(study.published_models().cells())
     assert len(cells) == len({cell.model for cell in cells}) == 30
-    assert {cell.setting.epochs for cell in cells} == {100}
+    assert {cell.variant.epochs for cell in cells} == {100}
 
 
 def test_the_time_of_a_toy(tmp_path):

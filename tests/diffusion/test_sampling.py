@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from flashpoint.diffusion import MLP, Schedule, UserError, sample, sampling
-from flashpoint.diffusion.sampling import SampleConfig, reverse_table, sample_many, timesteps
+from flashpoint.diffusion.reverse_steps import reverse_table, timesteps
+from flashpoint.diffusion.sampling import METHODS, SampleConfig, sample_many
 from flashpoint.kernels import reverse_step, sample_chain
 
 SCHEDULE = Schedule(50)
@@ -171,7 +172,7 @@ def conditional_model(seed=0):
     return network
 
 
-@pytest.mark.parametrize("method", ["ddpm", "ddim", "heun"])
+@pytest.mark.parametrize("method", METHODS)
 def test_classes_of_a_conditional_model_may_differ_by_row(method):
     arguments = {"scale": 2.0, "method": method, "num_steps": 10, "device": "cpu"}
     network = conditional_model()

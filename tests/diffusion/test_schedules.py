@@ -41,6 +41,14 @@ def test_every_schedule_adds_noise_at_every_step(name, steps):
     assert variance[0] == 0
 
 
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "cosine"])
+def test_beta_rises_from_start_to_end(name):
+    beta = Schedule(500, name, 0.001, 0.03).beta
+    ends = torch.tensor([0.001, 0.03], dtype=torch.float64)
+    torch.testing.assert_close(beta[[0, -1]], ends, atol=1e-4, rtol=0)
+    assert (beta.diff() > 0).all()
+
+
 def test_sech_rises_from_start_to_end_along_a_hyperbolic_secant():
     beta = Schedule(101, "sech", 0.01, 0.2).beta
     assert torch.allclose(beta[[0, -1]], torch.tensor([0.01, 0.2], dtype=torch.float64))
