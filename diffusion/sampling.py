@@ -242,7 +242,8 @@ def _condition(
     if class_features is None:
         return None
     no_class = len(class_features) - 1  # the label that stands for it
-    label, guided = no_class, False
+    label: int | Tensor = no_class
+    guided = False
     if config.classifier is None and config.label is not None:
         label, guided = config.label, callable(scale) or scale != 0
     labels = _labels(label, n, no_class + 1, device)
