@@ -50,7 +50,7 @@ def speedup_figure(titles: Sequence[str], speedups: dict[str, Sequence[float]], 
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=7)
-    axes.set_xlabel("speedup of ours over")
+    axes.set_xlabel("speedup of ours over each library")
     figure.legend(loc="outside upper center", ncols=3, fontsize=7)
     figure.savefig(path, dpi=_DPI)
 
