@@ -74,7 +74,7 @@ def test_every_operation_is_correct_at_small_size(tmp_path):
     )
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "record.json").read_text())["stages"]["operations"]["results"]
-    assert {result["name"] for result in results} >= {
+    assert {result["name"] for result in results} == {
         "train_step", "mlp forward and backward", "mlp forward", "q_sample_batch", "reverse_step",
     }  # fmt: skip
     assert all(result["correct"] for result in results)

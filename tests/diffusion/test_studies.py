@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ from flashpoint.diffusion.studies.protocols import (
     perfect,
 )
 from flashpoint.diffusion.studies.runner import data_of
-from flashpoint.diffusion.studies.store import Store
-from flashpoint.diffusion.training import PlainRecipe
+from flashpoint.diffusion.studies.store import Store, _written
+from flashpoint.diffusion.training import PlainRecipe, Recipe
 
 from .helpers import flashpoint
 
@@ -334,3 +334,13 @@ def test_work_in_an_existing_folder_is_found(tmp_path):
     *_, cell = STUDIES["digits"].cells()
     assert store._model_file(cell.model).name == "digits-68931943882e.pt"
     assert store._cell_file(cell).name == "digits-182042dc4fe7.json"
+
+
+def test_a_field_added_to_a_recipe_counts_where_it_is_not_its_default():
+    @dataclass(frozen=True)
+    class Extended(Recipe):
+        momentum: float = 0.9
+
+    plain = _written(Recipe()).replace("Recipe(", "Extended(")
+    assert _written(Extended()) == plain
+    assert _written(Extended(momentum=0.5)) == plain[:-1] + ", momentum=0.5)"
