@@ -75,8 +75,10 @@ class TunedWork:
         on_gpu = device.type == "cuda"
         capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
         if self.name == TRAINING:
-            return table.config_for("fp16", capability)
-        return table.chain_config_for("fp16", capability, guided=False, classifier_free=False)
+            return table.config_for("fp16", capability, self.rows, 1)
+        return table.chain_config_for(
+            "fp16", capability, self.rows, 1, guided=False, classifier_free=False
+        )
 
     def candidates(self, device: torch.device) -> list[Changes]:
         """Returns the candidates that change this work."""

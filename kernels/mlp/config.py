@@ -13,8 +13,6 @@ OPERAND_DTYPES = {
     "fp32": torch.float32,
 }
 
-# Rows of every tile of rows; buffers are padded to a multiple of it.
-TILE_ROWS = 64
 # Programs that fill a GPU. Sums over rows are split for this number on every device, so that the
 # order of summation is the same on all of them.
 PROGRAMS = 132
@@ -25,6 +23,7 @@ class Config:
     """Tile sizes of one precision on one architecture.
 
     Attributes:
+        rows: rows that a program takes through a network at once; buffers are padded to a multiple.
         out: columns of a layer's output that are accumulated at once.
         reduce: columns of a layer's input that are multiplied at once.
         stages, warps: pipeline stages and warps of the forward and backward kernels.
@@ -33,6 +32,7 @@ class Config:
         grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
     """
 
+    rows: int
     out: int
     reduce: int
     stages: int
@@ -45,15 +45,15 @@ class Config:
 
 
 _HOPPER_HALF = Config(
-    out=256, reduce=64, stages=3, warps=8,
+    rows=64, out=256, reduce=64, stages=3, warps=8,
     grad_in=128, grad_out=128, grad_rows=64, grad_stages=3, grad_warps=8,
 )  # fmt: skip
 _AMPERE_HALF = Config(
-    out=256, reduce=32, stages=3, warps=8,
+    rows=64, out=256, reduce=32, stages=3, warps=8,
     grad_in=128, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
 )  # fmt: skip
 _TF32 = Config(
-    out=128, reduce=32, stages=3, warps=8,
+    rows=64, out=128, reduce=32, stages=3, warps=8,
     grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
 )  # fmt: skip
 # Each product is three products of tensor cores. The operands are split in registers, which each
@@ -61,18 +61,25 @@ _TF32 = Config(
 # instead of rounding them, but Triton adds up the sums of chunks outside of them: so chunks are
 # short.
 _TF32X3 = Config(
-    out=64, reduce=32, stages=3, warps=4,
+    rows=64, out=64, reduce=32, stages=3, warps=4,
     grad_in=64, grad_out=64, grad_rows=32, grad_stages=3, grad_warps=4,
 )  # fmt: skip
 # Products in IEEE fp32 do not run on tensor cores; they are unrolled, so the tiles are small.
 _FP32 = Config(
-    out=64, reduce=16, stages=2, warps=8,
+    rows=64, out=64, reduce=16, stages=2, warps=8,
     grad_in=64, grad_out=64, grad_rows=16, grad_stages=2, grad_warps=8,
 )  # fmt: skip
 
 
-def config_for(precision: str, capability: tuple[int, int]) -> Config:
-    """Returns the configuration for a precision on a GPU of this compute capability."""
+def config_for(precision: str, capability: tuple[int, int], rows: int, models: int) -> Config:  # noqa: ARG001
+    """Returns the configuration of a call.
+
+    Args:
+        precision: precision of the matrix products.
+        capability: compute capability of the GPU.
+        rows: rows of each model. Rounding them up to whole tiles changes nothing.
+        models: number of models.
+    """
     if precision == "fp32":
         return _FP32
     if precision == "tf32":
@@ -84,7 +91,13 @@ def config_for(precision: str, capability: tuple[int, int]) -> Config:
 
 
 def chain_config_for(
-    precision: str, capability: tuple[int, int], guided: bool, classifier_free: bool
+    precision: str,
+    capability: tuple[int, int],
+    rows: int,
+    models: int,
+    *,
+    guided: bool,
+    classifier_free: bool,
 ) -> Config:
     """Returns :func:`config_for`, with fewer columns at once where guidance would spill registers.
 
@@ -92,7 +105,7 @@ def chain_config_for(
     than five seconds. On Hopper 64 columns are too few: two groups of warps would share them, and
     ptxas does not overlap products that narrow. 128 columns spill a little there, between layers.
     """
-    config = config_for(precision, capability)
+    config = config_for(precision, capability, rows, models)
     if guided:
         hopper = config is _HOPPER_HALF and capability[0] == 9
         return replace(config, out=128 if hopper else min(config.out, 64))

@@ -3,8 +3,8 @@
 The contract is that of :mod:`.reference`. A forward and backward pass takes five launches:
 
 1. :mod:`.operand_weights` rounds and pads the weights.
-2. :func:`forward_kernel`: a program takes 64 rows through all layers. A layer's activations go
-   through a buffer that stays in cache, and the pre-activations to a buffer for the backward pass.
+2. :func:`forward_kernel`: a program takes a tile of rows through all layers. Activations of a layer
+   go through a buffer that stays in cache, pre-activations to a buffer for the backward pass.
 3. :func:`backward_kernel`: the same backwards, down to the gradients of every pre-activation, of
    the slopes, and of x if asked.
 4. :mod:`.weight_gradient`: dW_l = dz_l^T h_l, the rows split over programs.
@@ -26,7 +26,7 @@ from .._dispatch import capability_of, model_stride
 from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
 from .arithmetic import gradient_scale
-from .config import PROGRAMS, TILE_ROWS, config_for
+from .config import PROGRAMS, config_for
 from .layout import layout_of
 from .operand_weights import operand_weights
 from .shape import MLPParameters, MLPShape
@@ -189,16 +189,16 @@ def forward_flat(
 ) -> tuple[Tensor, Saved]:
     """Does what :func:`forward` does, with flat parameters [M, P]."""
     net = layout_of(shape, precision)
-    config = config_for(precision, capability_of(x.device))
     models, rows, _ = x.shape
+    config = config_for(precision, capability_of(x.device), rows, models)
     flat = flat.float().contiguous()
     weights = operand_weights(flat, shape, precision)
-    tiles = triton.cdiv(rows, TILE_ROWS)
+    tiles = triton.cdiv(rows, config.rows)
     programs = tiles if save else min(tiles, slots(models, x.device))
-    acts = weights.new_empty((models, programs * TILE_ROWS, net.activation_columns))
+    acts = weights.new_empty((models, programs * config.rows, net.activation_columns))
     z = None
     if save and net.keeps_z:
-        z = weights.new_empty((models, programs * TILE_ROWS, net.z_columns))
+        z = weights.new_empty((models, programs * config.rows, net.z_columns))
     y = x.new_empty((models, rows, shape.widths[-1]))
     if y.numel():
         with device_of(x):
@@ -216,7 +216,7 @@ def forward_flat(
                 rows=rows,
                 NET=net,
                 CONFIG=config,
-                ROWS=TILE_ROWS,
+                ROWS=config.rows,
                 SAVE=save,
                 num_warps=config.warps,
             )
@@ -248,13 +248,13 @@ def backward(
         of one flat buffer; None in place of a gradient that is left out.
     """
     net = layout_of(shape, precision)
-    config = config_for(precision, capability_of(grad_y.device))
     models, rows, _ = grad_y.shape
+    config = config_for(precision, capability_of(grad_y.device), rows, models)
     flat = saved.flat
     z = saved.activations if saved.preactivations is None else saved.preactivations
-    tiles = triton.cdiv(rows, TILE_ROWS)
+    tiles = triton.cdiv(rows, config.rows)
     programs = tiles if need_weights else min(tiles, slots(models, grad_y.device))
-    grads = saved.activations.new_empty((models, programs * TILE_ROWS, net.gradient_columns))
+    grads = saved.activations.new_empty((models, programs * config.rows, net.gradient_columns))
     slope_parts = flat.new_empty((models, net.layers - 1, tiles))
     grad_x = grad_y.new_empty((models, rows, shape.widths[0])) if need_x else None
     if not need_weights:
@@ -281,13 +281,13 @@ def backward(
                 rows=rows,
                 NET=net,
                 CONFIG=config,
-                ROWS=TILE_ROWS,
+                ROWS=config.rows,
                 SAVE=need_weights,
                 NEED_X=need_x,
                 num_warps=config.warps,
             )
             if grad is not None:
-                splits, _ = split_rows(net, config, models, tiles * TILE_ROWS)
+                splits, _ = split_rows(net, config, models, tiles * config.rows)
                 parts = flat.new_empty((models, splits, shape.num_parameters))
                 weight_gradients(
                     saved.activations, grads, slope_parts, parts, net, config, abs_max=abs_max

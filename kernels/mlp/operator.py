@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._dispatch import in_forward_mode
+from .._dispatch import capability_of, in_forward_mode
 from ..overflow import observe
 from . import reference
-from .config import OPERAND_DTYPES, TILE_ROWS
+from .config import OPERAND_DTYPES, config_for
 from .layout import layout_of
 from .shape import MLPParameters, MLPShape
 
@@ -170,7 +170,9 @@ def _fake_forward(*network, save=False):
         return y, []
     call = _call(*network)
     net = layout_of(_concrete(call.shape), precision)
-    models, rows = len(call.x), -(-call.x.shape[1] // TILE_ROWS) * TILE_ROWS
+    models, rows, _ = call.x.shape
+    tile = config_for(precision, capability_of(x.device), rows, models).rows
+    rows = -(-rows // tile) * tile
     dtype = OPERAND_DTYPES[precision]
     saved = [
         x.new_empty((models, rows, net.activation_columns), dtype=dtype),

@@ -217,7 +217,7 @@ def weight_gradients(
             ``loss`` [M, hidden layers + 2, tiles], then its loss and the number of terms in it.
         parts: float32 [M, S, P], with ``loss`` [M, S, P + 2], S from :func:`split_rows`; written.
         net, config: layout and tile sizes.
-        rows: number of rows of the buffers to sum, a multiple of ``TILE_ROWS``; None for all.
+        rows: number of rows of the buffers to sum, a multiple of ``config.rows``; None for all.
         abs_max: float32 [M], by which ``grads`` were scaled; None if they were not.
         factor: multiplies the gradients, but neither the loss nor the number of its terms.
         loss: True if the parts end with the loss and the number of its terms.

@@ -15,7 +15,7 @@ from .._dispatch import capability_of
 from ..cuda import device_of
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, operand, softmax
-from ..mlp.config import TILE_ROWS, chain_config_for
+from ..mlp.config import chain_config_for
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
     backward_hidden,
@@ -258,10 +258,12 @@ def sample_chain(
     inputs = _inputs(x, time_features, condition)
     net = layout_of(denoiser.shape, precision)
     config = chain_config_for(
-        precision, capability_of(x.device), guide is not None, classifier_free
-    )
-    programs = min(triton.cdiv(rows, TILE_ROWS), mlp.slots(models, x.device))
-    flat, weights, acts = _buffers(denoiser, net, programs)
+        precision, capability_of(x.device), rows, models,
+        guided=guide is not None, classifier_free=classifier_free,
+    )  # fmt: skip
+    programs = min(triton.cdiv(rows, config.rows), mlp.slots(models, x.device))
+    slots = programs * config.rows
+    flat, weights, acts = _buffers(denoiser, net, slots)
     with device_of(x):
         chain_kernel[programs, models](
             inputs_ptr=inputs,
@@ -277,12 +279,12 @@ def sample_chain(
             weights_ptr=weights,
             acts_ptr=acts,
             eps_ptr=x.new_empty((1 + classifier_free, *x.shape)),
-            **_guide_arguments(guide, x, features, precision, programs),
+            **_guide_arguments(guide, x, features, precision, slots),
             FEATURES=features,
             CLASSIFIER_FREE=classifier_free,
             NET=net,
             CONFIG=config,
-            ROWS=TILE_ROWS,
+            ROWS=config.rows,
             num_warps=config.warps,
         )
     return inputs[..., :dim].contiguous(), kept
@@ -300,7 +302,7 @@ def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Te
 
 
 def _guide_arguments(
-    guide: Guide | None, x: Tensor, features: int, precision: str, programs: int
+    guide: Guide | None, x: Tensor, features: int, precision: str, slots: int
 ) -> dict[str, Any]:
     """Returns ``labels_ptr`` to ``grad_ptr`` of the chain's kernel, and GUIDE; all None without."""
     if guide is None:
@@ -308,23 +310,23 @@ def _guide_arguments(
                  "grad")  # fmt: skip
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = layout_of(guide.classifier.shape, precision)
-    flat, weights, acts = _buffers(guide.classifier, net, programs)
-    slots = acts.shape[:2]
+    flat, weights, acts = _buffers(guide.classifier, net, slots)
+    room = acts.shape[:2]
     return {
         "GUIDE": net,
         "labels_ptr": guide.labels.contiguous(),
         "guide_flat_ptr": flat,
         "guide_weights_ptr": weights,
         "guide_acts_ptr": acts,
-        "guide_z_ptr": acts.new_empty((*slots, net.z_columns)) if net.keeps_z else None,
-        "guide_grads_ptr": acts.new_empty((*slots, net.gradient_columns)),
+        "guide_z_ptr": acts.new_empty((*room, net.z_columns)) if net.keeps_z else None,
+        "guide_grads_ptr": acts.new_empty((*room, net.gradient_columns)),
         "grad_ptr": x.new_empty((*x.shape[:2], x.shape[2] + features)),
     }
 
 
-def _buffers(network: Network, net: Layout, programs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns flat parameters, operand weights, and room for the activations of each program."""
+def _buffers(network: Network, net: Layout, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns flat parameters, operand weights, and room for the activations of ``slots`` rows."""
     flat = network.parameters.float().contiguous()
     weights = mlp.operand_weights(flat, network.shape, net.precision)
-    acts = weights.new_empty((len(flat), programs * TILE_ROWS, net.activation_columns))
+    acts = weights.new_empty((len(flat), slots, net.activation_columns))
     return flat, weights, acts

@@ -19,7 +19,7 @@ from ..cuda import device_of
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
-from ..mlp.config import OPERAND_DTYPES, TILE_ROWS, config_for
+from ..mlp.config import OPERAND_DTYPES, Config, config_for
 from ..mlp.layout import layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
@@ -177,7 +177,10 @@ def _label_loss(
 
 
 class Buffers(NamedTuple):
-    """Tensors that the launches of a step pass on, for a number of rows; no step needs old ones."""
+    """Tensors that the launches of a step pass on, for a number of rows; no step needs old ones.
+
+    A step of fewer rows than they have room for uses the same configuration.
+    """
 
     inputs: Tensor  # float32 [M, rows, d + F + E]
     eps: Tensor  # float32 [M, rows, d]
@@ -185,6 +188,7 @@ class Buffers(NamedTuple):
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
     gradients: Tensor  # [M, rows, columns], operand dtype
     tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles]
+    config: Config
 
 
 def buffers_of(
@@ -192,9 +196,9 @@ def buffers_of(
 ) -> tuple[Buffers, int]:
     """Returns buffers for steps of up to ``rows`` rows, and the number of parts of a gradient."""
     net = layout_of(shape, precision)
-    config = config_for(precision, capability_of(data.points.device))
-    tiles = max(1, triton.cdiv(rows, TILE_ROWS))
-    rows, new, dtype = tiles * TILE_ROWS, data.points.new_empty, OPERAND_DTYPES[precision]
+    config = config_for(precision, capability_of(data.points.device), rows, models)
+    tiles = max(1, triton.cdiv(rows, config.rows))
+    rows, new, dtype = tiles * config.rows, data.points.new_empty, OPERAND_DTYPES[precision]
     buffers = Buffers(
         inputs=new((models, rows, data.input_width)),
         eps=new((models, rows, data.points.shape[-1])),
@@ -202,6 +206,7 @@ def buffers_of(
         preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
         gradients=new((models, rows, net.gradient_columns), dtype=dtype),
         tile_parts=new((models, net.layers + 1, tiles)),
+        config=config,
     )
     return buffers, mlp.split_rows(net, config, models, rows)[0]
 
@@ -228,8 +233,8 @@ def training_sums(
             sums.zero_()
         return
     net = layout_of(shape, shadow.precision)
-    config = config_for(shadow.precision, capability_of(parameters.device))
-    models, tiles = len(parameters), triton.cdiv(rows, TILE_ROWS)
+    config = buffers.config
+    models, tiles = len(parameters), triton.cdiv(rows, config.rows)
     tile_parts = buffers.tile_parts.flatten()[: models * (net.layers + 1) * tiles]
     tile_parts = tile_parts.view(models, net.layers + 1, tiles)
     with device_of(parameters):
@@ -253,7 +258,7 @@ def training_sums(
             EPOCH=refresh is not None,
             NET=net,
             CONFIG=config,
-            ROWS=TILE_ROWS,
+            ROWS=config.rows,
             num_warps=config.warps,
         )
         mlp.weight_gradients(
@@ -263,7 +268,7 @@ def training_sums(
             sums,
             net,
             config,
-            rows=tiles * TILE_ROWS,
+            rows=tiles * config.rows,
             loss=True,
             add=add,
             factor=(1 if data.classifies else 2) / UNIT_SCALE.value,

@@ -27,8 +27,9 @@ CPU = torch.device("cpu")
 def in_use():
     """Returns the configurations of training and sampling on Hopper."""
     return (
-        mlp.config_for("fp16", (9, 0)), train_step.config_for("fp16", (9, 0)),
-        sample_chain.chain_config_for("fp16", (9, 0), False, False),
+        mlp.config_for("fp16", (9, 0), 2048, 1),
+        train_step.config_for("fp16", (9, 0), 2048, 1),
+        sample_chain.chain_config_for("fp16", (9, 0), 2048, 1, guided=False, classifier_free=False),
     )  # fmt: skip
 
 
