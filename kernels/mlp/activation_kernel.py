@@ -41,7 +41,7 @@ def activate_backward(grad_h, z, slope, NET: tl.constexpr):
     if has_slope(NET.shape):
         grad_h = tl.where(z > 0, grad_h, grad_h * slope)
     elif ACTIVATION == "relu":
-        grad_h = tl.where(z > 0, grad_h, 0.0)
+        grad_h = tl.where(z <= 0, 0.0, grad_h)
     elif ACTIVATION == "silu":
         s = tl.sigmoid(z)
         grad_h = grad_h * s * (1 + z * (1 - s))

@@ -29,10 +29,10 @@ def operand(x, DTYPE: tl.constexpr, NET: tl.constexpr):
 
 @triton.jit
 def linear(
-    a_ptrs, w_ptrs, WIDTH: tl.constexpr, W_STRIDE: tl.constexpr, NET: tl.constexpr,
+    a_ptrs, w_ptrs, acc, WIDTH: tl.constexpr, W_STRIDE: tl.constexpr, NET: tl.constexpr,
     CONFIG: tl.constexpr,
 ):  # fmt: skip
-    """Returns A W of a tile, fp32.
+    """Returns A W + ``acc`` of a tile, fp32.
 
     Both operands go from memory to the tensor cores as they are. Whatever the loop computed between
     load and product would pass through registers, which costs more than the product, and which
@@ -41,11 +41,11 @@ def linear(
     Args:
         a_ptrs: [rows, k], the first columns of A.
         w_ptrs: [k, out], the first rows of W.
+        acc: [rows, out], fp32.
         WIDTH: columns of A, a multiple of k.
         W_STRIDE: elements between the rows of W.
     """
     REDUCE: tl.constexpr = w_ptrs.shape[0]
-    acc = tl.zeros((a_ptrs.shape[0], w_ptrs.shape[1]), tl.float32)
     for k in tl.range(0, WIDTH, REDUCE, num_stages=CONFIG.stages):
         a = tl.load(a_ptrs + k)
         w = tl.load(w_ptrs + k * W_STRIDE)

@@ -129,15 +129,17 @@ def layer_columns(
     k = tl.arange(0, REDUCE)
     source = acts + NET.columns[FIRST] + i * PADDED_IN
     w = weights + NET.weights[FIRST] + i * (PADDED_IN * PADDED_OUT)
-    z = linear(
+    if NET.shape.bias:  # loaded while the first operands are on their way
+        pointers = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
+        bias = tl.load(pointers, mask=column < OUT, other=0.0)
+        acc = tl.broadcast_to(bias[None, :], (ROWS, column.shape[0]))
+    else:
+        acc = tl.zeros((ROWS, column.shape[0]), tl.float32)
+    return linear(
         source + row * NET.activation_columns + k[None, :],
         w + column[None, :] * PADDED_IN + k[:, None],
-        PADDED_IN, 1, NET, CONFIG,
+        acc, PADDED_IN, 1, NET, CONFIG,
     )  # fmt: skip
-    if NET.shape.bias:
-        bias = flat + NET.flat[FIRST] + i * (IN * OUT + OUT) + IN * OUT + column
-        z += tl.load(bias, mask=column < OUT, other=0.0)[None, :]
-    return z
 
 
 @triton.jit
@@ -212,11 +214,13 @@ def _layer_backward(
     part = 0.0
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
+        # Loaded while the first operands are on their way.
+        value = tl.load(source + row * NET.z_columns + column[None, :])
         grad_h = _layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
-        value = tl.load(source + row * NET.z_columns + column[None, :]).to(tl.float32)
+        value = value.to(tl.float32) + grad_h * 0.0
         if NET.shape.activation == "prelu":
-            part += tl.sum(tl.where(value > 0, 0.0, grad_h * value))
+            part += tl.sum(tl.minimum(value, 0.0, propagate_nan=tl.PropagateNan.ALL) * grad_h)
         grad_z = activate_backward(grad_h, value, slope, NET)
         pointers = target + row * NET.gradient_columns + column[None, :]
         tl.store(pointers, operand(grad_z, grads.dtype.element_ty, NET))
@@ -239,7 +243,7 @@ def _layer_columns_backward(
     return linear(
         source + row * NET.gradient_columns + k[None, :],
         w + k[:, None] * PADDED_IN + column[None, :],
-        PADDED_OUT, PADDED_IN, NET, CONFIG,
+        tl.zeros((ROWS, column.shape[0]), tl.float32), PADDED_OUT, PADDED_IN, NET, CONFIG,
     )  # fmt: skip
 
 
