@@ -92,6 +92,14 @@ def normal_pair(seed, STREAM: tl.constexpr, step, element, pair):
 
 
 @triton.jit
+def normal_columns(seed, STREAM: tl.constexpr, step, element, first_pair, PAIRS: tl.constexpr):
+    """Draws PAIRS pairs of normal numbers from ``first_pair`` on, [elements, 2 PAIRS]."""
+    pair = first_pair + tl.arange(0, PAIRS)
+    z_0, z_1 = normal_pair(seed, STREAM, step, element[:, None], pair[None, :])
+    return tl.interleave(z_0, z_1)
+
+
+@triton.jit
 def permute(index, n, seed, epoch):
     """Returns the elements at these positions of a keyed order of [0, n).
 

@@ -268,7 +268,7 @@ def _check_call(
         return
     if workspace.shadow.shape != shape:
         raise ValueError(f"workspace must be of {shape}, got that of {workspace.shadow.shape}")
-    room = workspace.buffers.inputs.shape[1]
+    room = workspace.buffers.eps.shape[1]
     if rows > room:
         raise ValueError(f"rows must be at most {room}, which workspace has room for, got {rows}")
     for name, tensor in (("parameters", parameters), ("seed", seed)):

@@ -20,9 +20,11 @@ from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.config import OPERAND_DTYPES, Config, config_for
+from ..mlp.input_columns import clear_padding, store_inputs
 from ..mlp.layout import layout_of
-from ..mlp.tile import backward_hidden, forward_hidden, layer_columns, store_input
-from ..q_sample.kernel import draw_condition, locate_rows, source_arguments, write_rows
+from ..mlp.tile import backward_hidden, forward_hidden, layer_columns
+from ..philox.kernel import DRAW, normal_columns
+from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
 from ..q_sample.reference import TrainingData
 
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
@@ -39,7 +41,7 @@ def train_kernel(
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, weights_ptr, inputs_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    flat_ptr, weights_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
@@ -59,7 +61,6 @@ def train_kernel(
         first_row, rows: first row of the batch, and number of rows, to do.
         flat_ptr: float32 [M, P], parameters.
         weights_ptr: operand dtype [M, size], weights as the matrix products read them.
-        inputs_ptr: float32 [M, buffer_rows, DIM + TIME + CLASS], scratch: the network's input.
         eps_ptr: float32 [M, buffer_rows, DIM], scratch: the noise.
         acts_ptr: operand dtype [M, buffer_rows, activation columns], output: inputs of all layers.
         z_ptr: operand dtype [M, buffer_rows, z columns], scratch, or None: pre-activations.
@@ -75,7 +76,6 @@ def train_kernel(
         ROWS: rows of a tile.
     """
     LAYERS: tl.constexpr = NET.layers
-    IN: tl.constexpr = NET.shape.widths[0]
     tiles = tl.num_programs(0)
     model = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * ROWS
@@ -97,26 +97,26 @@ def train_kernel(
         p_uncond = tl.load(p_uncond_ptr + model)
         condition = draw_condition(labels, index, p_uncond, classes, seed, step, element)
         class_features += model * class_features_stride + condition * CLASS
-    position = model * buffer_rows + row
-    write_rows(
-        points_ptr + model * points_stride + index * DIM,
-        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
-        features_ptr + model * features_stride + t * TIME, class_features, seed, step, element,
-        inputs_ptr + position * IN, eps_ptr + position * DIM, live,
-        0, (DIM + 1) // 2 + (TIME + CLASS + 1) // 2, DIM, TIME, CLASS,
-    )  # fmt: skip
-    tl.debug_barrier()
     flat = flat_ptr + model * NET.shape.num_parameters
     weights = weights_ptr + model * NET.weights[LAYERS]
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     z = z_ptr + (model * buffer_rows + first) * NET.z_columns if NET.keeps_z else None
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
-    store_input(inputs_ptr + (model * buffer_rows + first) * IN, IN, 1, live, acts, NET, ROWS)
+    eps = eps_ptr + (model * buffer_rows + first) * DIM
+    _noise_points(
+        points_ptr + model * points_stride + index * DIM,
+        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
+        seed, step, element, live, eps, acts, DIM, NET, ROWS,
+    )  # fmt: skip
+    time_features = features_ptr + model * features_stride + t * TIME
+    _store_features(time_features, live, acts, DIM, TIME, NET, ROWS)
+    if CLASS > 0:
+        _store_features(class_features, live, acts, DIM + TIME, CLASS, NET, ROWS)
+    clear_padding(acts, NET, ROWS)
     tl.debug_barrier()
     forward_hidden(acts, z, weights, flat, NET, CONFIG, ROWS)
     terms = tl.sum(live.to(tl.float32), axis=0)
     if labels_ptr is None or CLASS > 0:
-        eps = eps_ptr + (model * buffer_rows + first) * DIM
         loss = _eps_loss(acts, weights, flat, grads, eps, live, NET, CONFIG, ROWS)
         terms *= DIM
     else:
@@ -128,6 +128,54 @@ def train_kernel(
     tl.debug_barrier()
     z = z if NET.keeps_z else acts
     backward_hidden(z, grads, weights, flat, parts, tiles, NET, CONFIG, ROWS)
+
+
+@triton.jit
+def _noise_points(
+    points, alpha_bar, seed, step, element, live, eps, acts, DIM: tl.constexpr, NET: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes eps, and x_t as the first columns of the network's input.
+
+    Args:
+        points: pointers to the point of each row.
+        alpha_bar: fp32 [ROWS].
+        seed, step, element: what each row's noise follows from.
+        live: bool [ROWS], False for rows whose input is 0.
+        eps: pointer to the tile's noise, fp32 [ROWS, DIM].
+    """
+    PAIRS: tl.constexpr = pairs_at_once(DIM)
+    row = tl.arange(0, ROWS)[:, None]
+    for start in tl.range(0, DIM, 2 * PAIRS, num_stages=1):
+        column = start + tl.arange(0, 2 * PAIRS)
+        inside = live[:, None] & (column < DIM)[None, :]
+        # The first two words of a row have made index and t.
+        noise = normal_columns(seed, DRAW, step, element, start // 2 + 1, PAIRS)
+        tl.store(eps + row * DIM + column[None, :], noise, mask=inside)
+        x_0 = tl.load(points[:, None] + column[None, :], mask=inside, other=0.0)
+        x_t = tl.sqrt_rn(alpha_bar)[:, None] * x_0 + tl.sqrt_rn(1 - alpha_bar)[:, None] * noise
+        x_t = tl.where(live[:, None], x_t, 0.0)
+        store_inputs(x_t, column, column < DIM, acts, NET, ROWS)
+
+
+@triton.constexpr_function
+def pairs_at_once(dim):
+    """Returns how many pairs of a point's coordinates are noised at once, a power of two."""
+    return min(16, 1 << max(0, (dim - 1).bit_length() - 1))
+
+
+@triton.jit
+def _store_features(
+    features, live, acts, FIRST: tl.constexpr, WIDTH: tl.constexpr, NET: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes WIDTH features of each row into the columns of the network's input from FIRST on."""
+    CHUNK: tl.constexpr = min(16, triton.next_power_of_2(max(WIDTH, 1)))
+    for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
+        k = start + tl.arange(0, CHUNK)
+        inside = live[:, None] & (k < WIDTH)[None, :]
+        value = tl.load(features[:, None] + k[None, :], mask=inside, other=0.0)
+        store_inputs(value, FIRST + k, k < WIDTH, acts, NET, ROWS)
 
 
 @triton.jit
@@ -182,7 +230,6 @@ class Buffers(NamedTuple):
     A step of fewer rows than they have room for uses the same configuration.
     """
 
-    inputs: Tensor  # float32 [M, rows, d + F + E]
     eps: Tensor  # float32 [M, rows, d]
     activations: Tensor  # [M, rows, columns], operand dtype
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
@@ -200,7 +247,6 @@ def buffers_of(
     tiles = max(1, triton.cdiv(rows, config.rows))
     rows, new, dtype = tiles * config.rows, data.points.new_empty, OPERAND_DTYPES[precision]
     buffers = Buffers(
-        inputs=new((models, rows, data.input_width)),
         eps=new((models, rows, data.points.shape[-1])),
         activations=new((models, rows, net.activation_columns), dtype=dtype),
         preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
@@ -248,7 +294,6 @@ def training_sums(
             rows=rows,
             flat_ptr=parameters,
             weights_ptr=shadow.packed,
-            inputs_ptr=buffers.inputs,
             eps_ptr=buffers.eps,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
