@@ -16,6 +16,7 @@ from torch import Tensor
 from .._dispatch import capability_of, step_arguments
 from ..adamw.reference import Shadow
 from ..cuda import device_of
+from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
@@ -44,7 +45,7 @@ def train_kernel(
     flat_ptr, weights_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
-    NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+    NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Takes one tile of rows through draw, forward pass, loss and backward pass; grid (tiles, M).
 
@@ -74,7 +75,9 @@ def train_kernel(
         NET: layout of the network.
         CONFIG: tile sizes.
         ROWS: rows of a tile.
+        DEPENDENT: True for a dependent launch.
     """
+    wait_for_last_kernel(DEPENDENT)
     LAYERS: tl.constexpr = NET.layers
     tiles = tl.num_programs(0)
     model = tl.program_id(1).to(tl.int64)
@@ -304,6 +307,7 @@ def training_sums(
             NET=net,
             CONFIG=config,
             ROWS=config.rows,
+            **dependent_launch(parameters),
             num_warps=config.warps,
         )
         mlp.weight_gradients(
