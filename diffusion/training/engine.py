@@ -32,8 +32,9 @@ from .on_device import course_of, training_data
 from .task import Task
 
 _GRAPH_STEPS = 50  # steps of a CUDA graph
-# Rows whose activations stay in the cache of a large GPU; an estimate.
-_CHUNK_ROWS = 16_384
+# Rows that go through the networks at once: one program of 128 rows for each multiprocessor of a
+# large GPU. Half of them would fit into its cache, but as programs of 64 rows take more time.
+_CHUNK_ROWS = 128 * 132
 
 
 class Engine:

@@ -1,6 +1,20 @@
-"""Precisions and tile sizes: a small table, so that nothing is tuned at a first call."""
+"""Precisions and tile sizes. Sizes are found beforehand: nothing is tuned at a first call.
 
-from dataclasses import dataclass, replace
+The file ``kernels/configs/sm_90.json`` has the sizes for GPUs of compute capability 9.0, by
+precision and kernel::
+
+    {"half": {"all": {"rows": 64, "out": 256, ...},
+              "mlp": [{"tiles": 133, "rows": 128, "out": 128, "why": "..."}]}}
+
+"half" stands for fp16 and bf16. The sizes under "all" hold for all kernels. Those of a kernel
+replace them in calls of at least so many ``tiles`` of 64 rows, over all models; the last of several
+counts. ``python -m flashpoint.bench tune`` times other sizes.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,10 +31,16 @@ OPERAND_DTYPES = {
 # order of summation is the same on all of them.
 PROGRAMS = 132
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Kernels with sizes of their own; "mlp" is training and the perceptron, forwards and backwards.
+KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain")
+# Rows of the tiles that a call is counted in to choose its sizes.
+_COUNTED = 64
+
 
 @dataclass(frozen=True)
 class Config:
-    """Tile sizes of one precision on one architecture.
+    """Tile sizes of a call.
 
     Attributes:
         rows: rows that a program takes through a network at once; buffers are padded to a multiple.
@@ -44,34 +64,13 @@ class Config:
     grad_warps: int
 
 
-_HOPPER_HALF = Config(
-    rows=64, out=256, reduce=64, stages=3, warps=8,
-    grad_in=128, grad_out=128, grad_rows=64, grad_stages=3, grad_warps=8,
-)  # fmt: skip
-_AMPERE_HALF = Config(
-    rows=64, out=256, reduce=32, stages=3, warps=8,
-    grad_in=128, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
-)  # fmt: skip
-_TF32 = Config(
-    rows=64, out=128, reduce=32, stages=3, warps=8,
-    grad_in=64, grad_out=128, grad_rows=32, grad_stages=3, grad_warps=8,
-)  # fmt: skip
-# Each product is three products of tensor cores. The operands are split in registers, which each
-# group of four warps would repeat: so there is one group. Tensor cores truncate their sums
-# instead of rounding them, but Triton adds up the sums of chunks outside of them: so chunks are
-# short.
-_TF32X3 = Config(
-    rows=64, out=64, reduce=32, stages=3, warps=4,
-    grad_in=64, grad_out=64, grad_rows=32, grad_stages=3, grad_warps=4,
-)  # fmt: skip
-# Products in IEEE fp32 do not run on tensor cores; they are unrolled, so the tiles are small.
-_FP32 = Config(
-    rows=64, out=64, reduce=16, stages=2, warps=8,
-    grad_in=64, grad_out=64, grad_rows=16, grad_stages=2, grad_warps=8,
-)  # fmt: skip
+# The configurations of a kernel, each with the number of tiles from which on it is used.
+Steps = tuple[tuple[int, Config], ...]
 
 
-def config_for(precision: str, capability: tuple[int, int], rows: int, models: int) -> Config:  # noqa: ARG001
+def config_for(
+    precision: str, capability: tuple[int, int], rows: int, models: int, kernel: str = "mlp"
+) -> Config:
     """Returns the configuration of a call.
 
     Args:
@@ -79,15 +78,11 @@ def config_for(precision: str, capability: tuple[int, int], rows: int, models: i
         capability: compute capability of the GPU.
         rows: rows of each model. Rounding them up to whole tiles changes nothing.
         models: number of models.
+        kernel: one of :data:`KERNELS`.
     """
-    if precision == "fp32":
-        return _FP32
-    if precision == "tf32":
-        return _TF32
-    if precision == "tf32x3":
-        return _TF32X3
-    large_shared_memory = capability[0] in (9, 10)
-    return _HOPPER_HALF if large_shared_memory else _AMPERE_HALF
+    tiles = -(-rows // _COUNTED) * models
+    steps = steps_of(precision, capability, kernel)
+    return next(config for least, config in reversed(steps) if least <= tiles)
 
 
 def chain_config_for(
@@ -99,19 +94,34 @@ def chain_config_for(
     guided: bool,
     classifier_free: bool,
 ) -> Config:
-    """Returns :func:`config_for`, with fewer columns at once where guidance would spill registers.
+    """Returns the configuration of a sampling chain."""
+    kernel = "guided chain" if guided else "classifier-free chain" if classifier_free else "chain"
+    return config_for(precision, capability, rows, models, kernel)
 
-    With the pointers of two networks in registers, 64 columns do not spill, and compile in less
-    than five seconds. On Hopper 64 columns are too few: two groups of warps would share them, and
-    ptxas does not overlap products that narrow. 128 columns spill a little there, between layers.
+
+@lru_cache
+def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
+    """Returns the configurations of a kernel, that of the smallest calls first.
+
+    Where a GPU has no file, or its file lacks the precision, that of the next older architecture of
+    its generation has them, or else the oldest file, whose tiles fit every GPU.
     """
-    config = config_for(precision, capability, rows, models)
-    if guided:
-        hopper = config is _HOPPER_HALF and capability[0] == 9
-        return replace(config, out=128 if hopper else min(config.out, 64))
-    if classifier_free and config is _AMPERE_HALF:
-        return replace(config, out=128)
-    return config
+    precision = "half" if precision in ("fp16", "bf16") else precision
+    files = {int(path.stem.removeprefix("sm_")): path for path in CONFIGS.glob("sm_*.json")}
+    here = 10 * capability[0] + capability[1]
+    same = sorted(arch for arch in files if arch // 10 == capability[0] and arch <= here)
+    tables = (json.loads(files[arch].read_text()) for arch in (*reversed(same), min(files)))
+    table = next(table[precision] for table in tables if precision in table)
+    sizes = dict(table["all"])
+    found = {0: _config(sizes)}
+    for change in table.get(kernel, ()):
+        sizes |= change
+        found[change.get("tiles", 0)] = _config(sizes)
+    return tuple(found.items())
+
+
+def _config(sizes: dict) -> Config:
+    return Config(**{name: size for name, size in sizes.items() if name not in ("tiles", "why")})
 
 
 def to_operand(x: Tensor, precision: str) -> Tensor:

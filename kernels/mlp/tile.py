@@ -21,9 +21,9 @@ from .arithmetic import divisor, linear, operand
 def columns_at_once(net, config):
     """Returns how many columns of a hidden layer, or of its gradient, are computed at once.
 
-    With more than 128 columns exponentials spill.
+    With more than 128 columns of 64 rows exponentials spill.
     """
-    return min(config.out, 128) if net.exponential else config.out
+    return min(config.out, 128 * 64 // config.rows) if net.exponential else config.out
 
 
 @triton.jit

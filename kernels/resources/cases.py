@@ -27,6 +27,7 @@ from ..train_step.kernel import buffers_of, training_sums
 _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
 _CLASS_WIDTH = 16  # of the class feature of a conditional denoiser
+_MANY_ROWS = 10_000  # so many that tiles are larger
 
 
 def _deep(width: int, activation: str = "prelu") -> MLPShape:
@@ -44,6 +45,7 @@ def _train(
     refresh: int | None = None,
     class_width: int = 0,
     classify: bool = False,
+    rows: int = 2048,
 ) -> None:
     """Runs a training step, of a conditional denoiser if its class features have a width."""
     shape = replace(shape, widths=(3 + class_width, *shape.widths[1:]))
@@ -58,11 +60,11 @@ def _train(
         class_features=torch.zeros(1, 6, class_width) if class_width else None,
         p_uncond=torch.zeros(1) if class_width else None,
     )
-    buffers, splits = buffers_of(data, shape, 1, 2048, precision)
+    buffers, splits = buffers_of(data, shape, 1, rows, precision)
     training_sums(
         parameters, shape, data, torch.empty(1, splits, shape.num_parameters + 2),
-        shadow_of(parameters, shape, precision), buffers, batch_size=2048,
-        seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=2048,
+        shadow_of(parameters, shape, precision), buffers, batch_size=rows,
+        seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=rows,
         add=False,
     )  # fmt: skip
 
@@ -110,9 +112,11 @@ def _sample(
     )  # fmt: skip
 
 
-def _perceptron(shape: MLPShape, precision: str, dtype: torch.dtype = torch.float32) -> None:
+def _perceptron(
+    shape: MLPShape, precision: str, dtype: torch.dtype = torch.float32, rows: int = 2048
+) -> None:
     """Runs a network forwards and backwards."""
-    x = torch.zeros(1, 2048, shape.widths[0], dtype=dtype)
+    x = torch.zeros(1, rows, shape.widths[0], dtype=dtype)
     y, saved = mlp.forward_flat(x, _network(shape).parameters, shape, precision)
     mlp.backward(y, saved, shape, precision)
 
@@ -158,6 +162,16 @@ CASES: dict[str, Callable[[], None]] = {
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
     "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16),
     "elementwise": _elementwise,
+    **{
+        f"many rows {name}": partial(run, shape, precision, rows=_MANY_ROWS)
+        for name, run, shape, precision in (
+            ("train fp16", _train, _DENOISER, "fp16"),
+            ("train bf16", _train, _DENOISER, "bf16"),
+            ("classifier fp16", partial(_train, classify=True), _CLASSIFIER, "fp16"),
+            ("drop-in fp16", _perceptron, _DENOISER, "fp16"),
+            ("gelu", _perceptron, _deep(256, "gelu"), "fp16"),
+        )
+    },
 }
 # Networks of other widths and activations, on sm_90 alone: there both change the order of the
 # wgmmas and the number of registers.

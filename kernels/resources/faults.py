@@ -2,6 +2,7 @@
 
 import re
 
+from ..mlp.config import Config
 from ..mlp.layout import Layout
 from . import sass
 from .launch import Launch
@@ -59,8 +60,11 @@ def without_tensor_cores(launch: Launch, ttir: str, used: dict[str, int]) -> str
     if launch.arch != 90:
         return None
     layouts = [value for value in launch.constants.values() if isinstance(value, Layout)]
-    warpgroups = launch.options.get("num_warps", 4) // 4
-    # A first or last layer may be narrow itself; the warpgroups share a hidden one.
+    # Warpgroups take 64 rows each; those that are left share the columns.
+    configs = [value for value in launch.constants.values() if isinstance(value, Config)]
+    rows = max((config.rows for config in configs), default=64)
+    warpgroups = max(1, launch.options.get("num_warps", 4) // 4 * 64 // rows)
+    # A first or last layer may be narrow itself.
     ends = {layout.padded[end] // warpgroups for layout in layouts for end in (0, -1)}
     hidden = [width // warpgroups for layout in layouts for width in layout.padded[1:-1]]
     possible = min([64, *hidden])

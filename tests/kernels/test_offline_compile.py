@@ -7,6 +7,7 @@ import pytest
 import triton
 
 from flashpoint.kernels import MLPShape
+from flashpoint.kernels.mlp.config import config_for
 from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.resources import Launch, Resources, faults, record
 from flashpoint.kernels.resources import __main__ as command
@@ -227,3 +228,15 @@ def test_narrow_layers_may_have_narrow_products():
     assert faults.without_tensor_cores(launch, HALF, {"HGMMA.64x32x16": 9}) is None
     fault = faults.without_tensor_cores(launch, HALF, {"HGMMA.64x16x16": 9})
     assert fault == "HGMMA of 16 columns, 32 are possible"
+
+
+def test_groups_of_warps_with_rows_of_their_own_share_no_columns():
+    net, config = layout_of(MLPShape((3, 256, 256, 2)), "fp16"), config_for("fp16", (9, 0), 9000, 1)
+    assert config.rows == 128
+    launch = Launch("", "", 90, {}, {(3,): net, (4,): config}, {}, {"num_warps": 8})
+    last, hidden = {"HGMMA.64x16x16": 16}, {"HGMMA.64x128x16": 17}
+    assert faults.without_tensor_cores(launch, HALF, last | hidden) is None
+    for narrow in (8, 32):
+        used = hidden | {f"HGMMA.64x{narrow}x16": 1}
+        fault = faults.without_tensor_cores(launch, HALF, used)
+        assert fault == f"HGMMA of {narrow} columns, 64 are possible"

@@ -1,0 +1,118 @@
+"""Configurations: their files, the choice by rows, and the kernels with large tiles of rows."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+
+from flashpoint.kernels import MLPShape, train_step, training_sums, workspace_of
+from flashpoint.kernels.mlp import config
+from flashpoint.kernels.mlp.config import (
+    CONFIGS,
+    KERNELS,
+    OPERAND_DTYPES,
+    PROGRAMS,
+    Config,
+    config_for,
+    steps_of,
+)
+from flashpoint.kernels.reduce_grad import mean_of
+
+from .networks import check, make_batch, make_network
+from .training import make_data, relative_difference
+
+CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
+
+
+@pytest.fixture
+def large_tiles(monkeypatch):
+    """The configuration of many rows for any number of them."""
+    largest = config.steps_of("fp16", (9, 0), "mlp")[-1][1]
+    assert largest.rows == 128
+    monkeypatch.setattr(config, "steps_of", lambda *_: ((0, largest),))
+
+
+@pytest.mark.parametrize("path", CONFIGS.glob("*"), ids=lambda path: path.name)
+def test_files_name_precisions_kernels_and_fields_that_exist(path):
+    assert path.name in ("sm_80.json", "sm_90.json", "sm_100.json")
+    sizes = {field.name for field in fields(Config)}
+    for precision, table in json.loads(path.read_text()).items():
+        assert precision in {"half", *OPERAND_DTYPES}
+        assert table.pop("all").keys() - {"why"} == sizes
+        assert table.keys() <= set(KERNELS)
+        for changes in table.values():
+            starts = [change.get("tiles", 0) for change in changes]
+            assert starts == sorted(set(starts))
+            assert all(change.keys() <= {"tiles", "why", *sizes} for change in changes)
+
+
+def test_the_oldest_file_has_every_precision():
+    oldest = json.loads((CONFIGS / "sm_80.json").read_text())
+    assert oldest.keys() == {"half", "tf32", "tf32x3", "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "like"),
+    [((8, 9), (8, 0)), ((9, 1), (9, 0)), ((10, 3), (10, 0)), ((12, 0), (8, 0))],
+)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gpu_without_a_file_has_the_tiles_of_the_nearest_one(capability, like, kernel):
+    for precision in OPERAND_DTYPES:
+        assert steps_of(precision, capability, kernel) == steps_of(precision, like, kernel)
+    assert steps_of("fp16", (9, 0), kernel) != steps_of("fp16", (8, 0), kernel)
+    assert steps_of("tf32", (9, 0), kernel) == steps_of("tf32", (8, 0), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_choice_is_that_of_the_rounded_rows(capability, kernel):
+    for precision in ("fp16", "tf32"):
+        for models, rows in ((1, 8448), (1, 8449), (1, 16_897), (3, 2816), (3, 2817), (200, 1)):
+            chosen = config_for(precision, capability, rows, models, kernel)
+            rounded = -(-rows // chosen.rows) * chosen.rows
+            assert config_for(precision, capability, rounded, models, kernel) == chosen
+
+
+def test_more_programs_than_fill_a_gpu_are_made_fewer():
+    assert config_for("fp16", (9, 0), 64 * PROGRAMS, 1).rows == 64
+    assert config_for("fp16", (9, 0), 64 * PROGRAMS + 1, 1).rows == 128
+    assert config_for("fp16", (9, 0), 1, PROGRAMS + 1).rows == 128
+
+
+@pytest.mark.parametrize("rows", [1, 65, 129])
+@pytest.mark.parametrize("activation", ["prelu", "relu", "gelu"])
+@pytest.mark.usefixtures("poisoned", "large_tiles")
+def test_large_tiles_of_a_perceptron(device, rows, activation):
+    shape = MLPShape((3, 20, 20, 2), activation)
+    flat = make_network(shape, 2, device=device)
+    check(flat, shape, *make_batch(shape, rows, 2, device=device), "fp16")
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_shapes_of_large_tiles_are_foreseen(device):
+    shape = MLPShape((3, 20, 2))
+    weights, biases, slope = shape.unpack(make_network(shape, 2, device=device))
+    x, _ = make_batch(shape, 65, 2, device=device)
+    arguments = (x, weights, biases, slope, "prelu", 0.01, False, "fp16")
+    torch.library.opcheck(
+        torch.ops.flashpoint.mlp.default, arguments, {"save": True}, test_utils="test_faketensor"
+    )
+    acts = torch.ops.flashpoint.mlp(*arguments, save=True)[1][0]
+    assert acts.shape[1] == 128
+
+
+@pytest.mark.parametrize("rows", [129, 64, 20])
+@pytest.mark.usefixtures("poisoned", "large_tiles")
+def test_a_workspace_of_large_tiles_fits_fewer_rows(device, rows):
+    shape, data = MLPShape((3, 20, 20, 2)), make_data(device, "denoiser", 2)
+    flat = make_network(shape, 2, device=device)
+    options = {"batch_size": 129, "rows": rows, "step": 3}
+    seed = torch.arange(2, device=device)
+    workspace = workspace_of(flat, shape, data, 129, precision="fp16", backend="triton")
+    assert workspace.buffers.config.rows == 128
+    sums = training_sums(flat, shape, data, workspace, seed=seed, **options)
+    grad, loss = mean_of(sums)
+    expected_loss, expected = train_step(flat, shape, data, seed=seed, backend="torch", **options)
+    assert relative_difference(loss, expected_loss) <= 2e-3
+    assert relative_difference(grad, expected) <= 2e-2
