@@ -15,6 +15,7 @@ from .mlp import (
     PLAIN_TENSORS,
     Arguments,
     MLPShape,
+    autocast_dtype_of,
     faster_in_pytorch,
     gap_of_arguments,
     gap_of_dtype,
@@ -34,7 +35,7 @@ class Layers(NamedTuple):
 
     weights: list[Tensor]
     biases: list[Tensor] | None
-    slopes: list[Tensor]  # [1] for each activation, PReLU only
+    slopes: list[Tensor]  # [1] for each activation or for all of them, PReLU only
     activation: str
     negative_slope: float
     linear_input: bool  # True if a second Linear layer follows the first
@@ -52,17 +53,14 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
     """Returns the arguments for the kernels, None if the layers themselves have to run."""
     if not _worth_fusing(x) or onlooker() is not None:
         return None
-    gap = faster_in_pytorch(x) if precision is None else None
+    dtype = autocast_dtype_of(x) or x.dtype
+    gap = faster_in_pytorch(dtype) if precision is None else None
     if gap is None:
         network = read_layers(layers)
         if isinstance(network, str):
             return None
-        weights, biases, slopes, activation, negative_slope, linear_input = network
-        slope = _join(slopes)
         try:
-            arguments = read_arguments(
-                x, weights, biases, slope, activation, negative_slope, linear_input
-            )
+            arguments = read_arguments(x, *network)
         except (TypeError, ValueError):
             return None  # the layers raise PyTorch's own error
         gap = problem_of(x.device) or gap_of_arguments(arguments)
@@ -70,14 +68,6 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
             return arguments
     log_once(f"plain PyTorch instead of Triton kernels: {gap}")
     return None
-
-
-def _join(slopes: list[Tensor]) -> Tensor | None:
-    """Returns all slopes as one tensor (None if there are none, or if they are not alike)."""
-    if not slopes or all(slope is slopes[0] for slope in slopes):
-        return slopes[0] if slopes else None
-    alike = len({(slope.dtype, slope.device) for slope in slopes}) == 1
-    return torch.cat(slopes) if alike else None
 
 
 def _worth_fusing(x: Tensor) -> bool:
@@ -113,10 +103,11 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
     if linear_input and not TABLE[activation].piecewise_linear:
         return f"no activation follows the first layer, as it must with {activation}"
+    slopes = [each._parameters["weight"] for each in activations] if activation == "prelu" else []
     return Layers(
         [linear._parameters["weight"] for linear in linears],
         None if without else biases,
-        [each._parameters["weight"] for each in activations] if activation == "prelu" else [],
+        slopes[:1] if all(slope is slopes[0] for slope in slopes) else slopes,
         activation,
         negative_slope,
         linear_input,

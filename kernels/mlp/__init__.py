@@ -16,7 +16,7 @@ from .._validate import (
     check_like,
     check_precision,
 )
-from . import operator, reference
+from . import eager, operator, reference
 from .layout import gap_of
 from .shape import ACTIVATIONS, MLPParameters, MLPShape
 
@@ -76,10 +76,11 @@ def mlp(
     check_backend(backend)
     if precision is not None:
         check_precision(precision)
-    arguments = read_arguments(x, weights, biases, slope, activation, negative_slope, linear_input)
+    slopes = () if slope is None else (slope,)
+    arguments = read_arguments(x, weights, biases, slopes, activation, negative_slope, linear_input)
     gap = onlooker() or _subclass_gap(arguments) or gap_of_arguments(arguments)
     if backend is None and precision is None:
-        gap = gap or faster_in_pytorch(x)
+        gap = gap or faster_in_pytorch(arguments.y_dtype)
     if use_triton(backend, "x", x, gap):
         return run_kernels(arguments, precision)
     return _run_reference(x, arguments.parameters, arguments.shape)
@@ -89,17 +90,27 @@ class Arguments(NamedTuple):
     """Arguments of :func:`mlp` that fit together."""
 
     x: Tensor
-    parameters: MLPParameters
+    layers: tuple[Tensor, ...]  # weights, then biases, then slopes, in one tensor or several
     shape: MLPShape
-    dtype: torch.dtype  # of the parameters
+    dtype: torch.dtype  # of the layers
     autocast_dtype: torch.dtype | None  # what autocast casts to, if it is on where x lies
+
+    @property
+    def y_dtype(self) -> torch.dtype:
+        """Dtype of y."""
+        return self.autocast_dtype or self.x.dtype
+
+    @property
+    def parameters(self) -> MLPParameters:
+        """The layers, with all slopes in one tensor."""
+        return operator.parameters_of(self.layers, self.shape)
 
 
 def read_arguments(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
-    slope: Tensor | None,
+    slopes: Sequence[Tensor],
     activation: str,
     negative_slope: float,
     linear_input: bool,
@@ -108,22 +119,21 @@ def read_arguments(
     check_float("x", x)
     if len(weights) == 0:
         raise ValueError("weights must hold at least one layer, got none")
-    parameters = MLPParameters(
-        tuple(weights),
-        None if biases is None else tuple(biases),
-        slope if activation == "prelu" and len(weights) > 1 else None,
-    )
-    shape = _shape_of(parameters, activation, negative_slope, linear_input)
-    autocast_dtype = _autocast_dtype(x)
+    weights, biases = tuple(weights), None if biases is None else tuple(biases)
+    slopes = tuple(slopes) if activation == "prelu" and len(weights) > 1 else ()
+    shape = _shape_of(weights, biases, slopes, activation, negative_slope, linear_input)
+    autocast_dtype = autocast_dtype_of(x)
     dtype = x.dtype if autocast_dtype is None else weights[0].dtype  # autocast casts x
-    _check_x(x, parameters, shape)
-    _check_tensors(x, parameters, dtype)
-    return Arguments(x, parameters, shape, dtype, autocast_dtype)
+    _check_x(x, weights[0], shape)
+    for name, tensors in (("weights", weights), ("biases", biases or ()), ("slope", slopes)):
+        for layer, tensor in enumerate(tensors):
+            check_like(name if name == "slope" else f"{name}[{layer}]", tensor, x, dtype)
+    return Arguments(x, (*weights, *(biases or ()), *slopes), shape, dtype, autocast_dtype)
 
 
 def gap_of_arguments(arguments: Arguments) -> str | None:
     """Returns why the operator does not cover a call, None if it does."""
-    x, (weights, *_), shape, dtype, autocast_dtype = arguments
+    x, layers, shape, dtype, autocast_dtype = arguments
     gap = gap_of_dtype(dtype) or gap_of(shape, dtype)
     if gap is not None:
         return gap
@@ -131,21 +141,21 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
         if dtype not in (torch.float32, autocast_dtype):
             return f"parameters of {dtype} where autocast casts to {autocast_dtype}"
         gap = gap_of_dtype(x.dtype)
-    for tensor in (x, *weights):
+    for tensor in (x, *layers):
         if tensor.layout is not torch.strided:
             return "sparse tensors"
     return gap
 
 
-def faster_in_pytorch(x: Tensor) -> str | None:
-    """Returns why PyTorch multiplies x faster than the kernels, None if it does not.
+def faster_in_pytorch(dtype: torch.dtype) -> str | None:
+    """Returns why PyTorch multiplies faster than the kernels in a dtype, None if it does not.
 
-    PyTorch was faster on an H200 in float32 at full precision, and in tf32 if gradients may follow,
+    PyTorch was faster on an H100 in float32 at full precision, and in tf32 if gradients may follow,
     with many rows or in a CUDA graph, that is, where Python does not decide the time. Tensor cores
     read both operands of tf32 along the sum alone, and the kernels transpose the operands of a
     backward pass in registers.
     """
-    if (_autocast_dtype(x) or x.dtype) != torch.float32:
+    if dtype != torch.float32:
         return None
     if _float32_precision() != "tf32":
         return "float32 at full precision"
@@ -159,9 +169,12 @@ def gap_of_dtype(dtype: torch.dtype) -> str | None:
 
 def run_kernels(arguments: Arguments, precision: str | None) -> Tensor:
     """Returns y of :func:`mlp`, computed by the kernels, which must cover the call."""
-    x, parameters, shape, dtype, autocast_dtype = arguments
+    x, layers, shape, dtype, autocast_dtype = arguments
     if precision is None:
         precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
+    if not eager.is_watched():
+        return eager.Call(shape, precision, dtype, autocast_dtype or dtype)(x, layers)
+    parameters = arguments.parameters
     if autocast_dtype is None:
         return operator.mlp(x, parameters, shape, precision)
     return operator.mlp(x.to(dtype), parameters, shape, precision).to(autocast_dtype)
@@ -174,14 +187,13 @@ def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Ten
 
 def _subclass_gap(arguments: Arguments) -> str | None:
     """Names a subclass of Tensor among the arguments, which may redefine PyTorch's operations."""
-    weights, biases, slope = arguments.parameters
-    for tensor in (arguments.x, *weights, *(biases or ()), slope):
-        if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+    for tensor in (arguments.x, *arguments.layers):
+        if type(tensor) not in PLAIN_TENSORS:
             return f"tensors of class {type(tensor).__name__}"
     return None
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
     """Returns the dtype that autocast casts to, None if it is off on the device of x."""
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
@@ -196,9 +208,8 @@ def _float32_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
+def _check_x(x: Tensor, first: Tensor, shape: MLPShape) -> None:
     check_last_dim("x", x, shape.widths[0])
-    first = parameters.weights[0]
     if first.dim() == 3 and (x.dim() != 3 or x.shape[0] != first.shape[0]):
         raise ValueError(
             f"x must be [{first.shape[0]}, B, {shape.widths[0]}] for weights with a "
@@ -206,31 +217,23 @@ def _check_x(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> None:
         )
 
 
-def _check_tensors(x: Tensor, parameters: MLPParameters, dtype: torch.dtype) -> None:
-    """Raises unless all parameters lie on the device of x and have one dtype."""
-    weights, biases, slope = parameters
-    device = x.device
-    for name, tensors in (("weights", weights), ("biases", biases or ())):
-        for layer, tensor in enumerate(tensors):
-            if tensor.device != device or tensor.dtype != dtype:
-                check_like(f"{name}[{layer}]", tensor, x, dtype)
-    if slope is not None:
-        check_like("slope", slope, x, dtype)
-
-
 def _shape_of(
-    parameters: MLPParameters, activation: str, negative_slope: float, linear_input: bool
+    weights: tuple[Tensor, ...],
+    biases: tuple[Tensor, ...] | None,
+    slopes: tuple[Tensor, ...],
+    activation: str,
+    negative_slope: float,
+    linear_input: bool,
 ) -> MLPShape:
-    weights, biases, slope = parameters
-    if activation == "prelu" and slope is None and len(weights) > 1:
+    if activation == "prelu" and not slopes and len(weights) > 1:
         raise ValueError("slope must be given for activation 'prelu', got None")
     if biases is not None and len(biases) != len(weights):
         raise ValueError(f"biases must be {len(weights)}, one per layer, got {len(biases)}")
     axis = weights[0].shape[:-2]  # [] or [M]
-    if slope is not None:
+    for slope in slopes:
         check_float("slope", slope)
-    if slope is not None and (slope.dim() == 0 or slope.shape[:-1] != axis):
-        raise ValueError(f"slope must be {[*axis, 'slopes']}, got {list(slope.shape)}")
+        if slope.dim() == 0 or slope.shape[:-1] != axis:
+            raise ValueError(f"slope must be {[*axis, 'slopes']}, got {list(slope.shape)}")
     widths = [weights[0].shape[-1]]
     for layer, weight in enumerate(weights):
         if (
@@ -251,7 +254,7 @@ def _shape_of(
     shape = MLPShape(
         widths=tuple(widths),
         activation=activation,
-        slopes=1 if slope is None else slope.shape[-1],
+        slopes=sum(slope.shape[-1] for slope in slopes) or 1,
         negative_slope=negative_slope,
         bias=biases is not None,
         linear_input=linear_input,

@@ -15,6 +15,7 @@ takes both operands from memory as they are. z is kept as well if the derivative
 of a PReLU may be negative, and then h does not tell the sign of z.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,8 @@ from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
 from .arithmetic import gradient_scale
 from .config import PROGRAMS, config_for
-from .layout import layout_of
-from .operand_weights import operand_weights
+from .layout import Layout, layout_of
+from .operand_weights import operand_weights, operands_of_layers
 from .shape import MLPParameters, MLPShape
 from .tile import (
     backward_hidden,
@@ -166,51 +167,69 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str, *, save: bool = True
+    x: Tensor,
+    layers: Sequence[Tensor],
+    shape: MLPShape,
+    precision: str,
+    *,
+    save: bool = True,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """Returns y = MLP(x), in the dtype of x, and the tensors that :func:`backward` needs.
 
     Args:
-        x: float [M, B, in], any strides.
-        parameters: parameters of M networks.
+        x: float [M, B, in], or [B, in] for one network, any strides.
+        layers: weights, then biases if there are any, then slopes, read where they lie; see
+            :func:`.operand_weights.operands_of_layers`.
         shape: shape of these networks.
         precision: precision of the matrix products, one of :data:`.config.OPERAND_DTYPES`.
         save: False if no backward pass will follow; the buffer then has rows only for the programs
             that run at once.
+        y: receives y, a contiguous float tensor; None allocates it.
 
     Returns:
-        y [M, B, out] and the :class:`Saved` tensors.
+        y [M, B, out] or [B, out], and the :class:`Saved` tensors.
     """
-    return forward_flat(x, shape.pack(parameters), shape, precision, save=save)
+    net = layout_of(shape, precision)
+    models = x.shape[0] if x.dim() == 3 else 1
+    weights, flat = operands_of_layers(layers, net, models)
+    return _launch_forward(x, weights, flat, net, save, y)
 
 
 def forward_flat(
     x: Tensor, flat: Tensor, shape: MLPShape, precision: str, *, save: bool = True
 ) -> tuple[Tensor, Saved]:
     """Does what :func:`forward` does, with flat parameters [M, P]."""
-    net = layout_of(shape, precision)
-    models, rows, _ = x.shape
-    config = config_for(precision, capability_of(x.device), rows, models)
     flat = flat.float().contiguous()
     weights = operand_weights(flat, shape, precision)
-    tiles = triton.cdiv(rows, config.rows)
+    return _launch_forward(x, weights, flat, layout_of(shape, precision), save, None)
+
+
+def _launch_forward(
+    x: Tensor, weights: Tensor, flat: Tensor, net: Layout, save: bool, y: Tensor | None
+) -> tuple[Tensor, Saved]:
+    models, rows, strides = _extent(x)
+    config = config_for(net.precision, capability_of(x.device), rows, models)
+    tiles = -(-rows // config.rows)
     programs = tiles if save else min(tiles, slots(models, x.device))
-    acts = weights.new_empty((models, programs * config.rows, net.activation_columns))
+    buffer_rows = programs * config.rows
+    acts = weights.new_empty((models, buffer_rows, net.activation_columns))
     z = None
     if save and net.keeps_z:
-        z = weights.new_empty((models, programs * config.rows, net.z_columns))
-    y = x.new_empty((models, rows, shape.widths[-1]))
-    if y.numel():
+        z = weights.new_empty((models, buffer_rows, net.z_columns))
+    if y is None:
+        y = x.new_empty((*x.shape[:-1], net.shape.widths[-1]))
+    if rows and models:
         with device_of(x):
             forward_kernel[programs, models](
                 x_ptr=x,
-                x_stride_model=model_stride(x),
-                x_stride_row=x.stride(1),
-                x_stride_column=x.stride(2),
+                x_stride_model=strides[0],
+                x_stride_row=strides[1],
+                x_stride_column=strides[2],
                 flat_ptr=flat,
                 weights_ptr=weights,
                 acts_ptr=acts,
-                acts_rows=acts.shape[1],
+                acts_rows=buffer_rows,
                 z_ptr=z,
                 y_ptr=y,
                 rows=rows,
@@ -221,6 +240,14 @@ def forward_flat(
                 num_warps=config.warps,
             )
     return y, Saved(acts, weights, flat, z)
+
+
+def _extent(x: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    """Returns M, B, and the strides between models, rows and columns, of [M, B, d] or [B, d]."""
+    if x.dim() == 2:
+        return 1, x.shape[0], (0, *x.stride())
+    models, rows, _ = x.shape
+    return models, rows, (model_stride(x), *x.stride()[1:])
 
 
 def backward(
@@ -241,61 +268,83 @@ def backward(
         shape, precision: as in :func:`forward`.
         need_x: False to leave out grad_x.
         need_weights: False to leave out the gradients of the parameters.
-        grad: float32 [M, P], receives the flat gradients of the parameters; None allocates it.
+        grad: float [M, P], receives the flat gradients of the parameters; None allocates it.
 
     Returns:
         grad_x [M, B, in] in the dtype of grad_y, and the float32 gradients of the parameters, views
         of one flat buffer; None in place of a gradient that is left out.
     """
-    net = layout_of(shape, precision)
-    models, rows, _ = grad_y.shape
-    config = config_for(precision, capability_of(grad_y.device), rows, models)
-    flat = saved.flat
-    z = saved.activations if saved.preactivations is None else saved.preactivations
-    tiles = triton.cdiv(rows, config.rows)
-    programs = tiles if need_weights else min(tiles, slots(models, grad_y.device))
-    grads = saved.activations.new_empty((models, programs * config.rows, net.gradient_columns))
-    slope_parts = flat.new_empty((models, net.layers - 1, tiles))
-    grad_x = grad_y.new_empty((models, rows, shape.widths[0])) if need_x else None
+    grad_x = grad_y.new_empty((*grad_y.shape[:-1], shape.widths[0])) if need_x else None
     if not need_weights:
         grad = None
     elif grad is None:
-        grad = torch.empty_like(flat)
-    if rows and models:
-        abs_max = _abs_max(grad_y) if precision == "fp16" else None
-        with device_of(grad_y):
-            backward_kernel[programs, models](
-                grad_y_ptr=grad_y,
-                grad_y_stride_model=model_stride(grad_y),
-                grad_y_stride_row=grad_y.stride(1),
-                grad_y_stride_column=grad_y.stride(2),
-                abs_max_ptr=abs_max,
-                flat_ptr=flat,
-                weights_ptr=saved.weights,
-                z_ptr=z,
-                z_rows=z.shape[1],
-                grads_ptr=grads,
-                grads_rows=grads.shape[1],
-                slope_parts_ptr=slope_parts,
-                grad_x_ptr=grad_x,
-                rows=rows,
-                NET=net,
-                CONFIG=config,
-                ROWS=config.rows,
-                SAVE=need_weights,
-                NEED_X=need_x,
-                num_warps=config.warps,
-            )
-            if grad is not None:
-                splits, _ = split_rows(net, config, models, tiles * config.rows)
-                parts = flat.new_empty((models, splits, shape.num_parameters))
-                weight_gradients(
-                    saved.activations, grads, slope_parts, parts, net, config, abs_max=abs_max
-                )
-                add_up(parts, grad)
-    elif grad is not None:
-        grad.zero_()
+        grad = torch.empty_like(saved.flat)
+    write_gradients(grad_y, saved, shape, precision, grad_x=grad_x, grad=grad)
     return grad_x, None if grad is None else shape.unpack(grad)
+
+
+def write_gradients(
+    grad_y: Tensor,
+    saved: Saved,
+    shape: MLPShape,
+    precision: str,
+    *,
+    grad_x: Tensor | None,
+    grad: Tensor | None,
+) -> None:
+    """Writes the gradients of :func:`backward`.
+
+    Args:
+        grad_y: float [M, B, out], or [B, out] for one network, any strides.
+        saved, shape, precision: as in :func:`backward`.
+        grad_x: contiguous float tensor of M * B * in numbers, receives the gradient of x; None
+            leaves it out.
+        grad: float [M, P], receives the flat gradients of the parameters; None leaves them out.
+    """
+    net = layout_of(shape, precision)
+    models, rows, strides = _extent(grad_y)
+    if not (rows and models):
+        if grad is not None:
+            grad.zero_()
+        return
+    config = config_for(precision, capability_of(grad_y.device), rows, models)
+    z = saved.activations if saved.preactivations is None else saved.preactivations
+    tiles = -(-rows // config.rows)
+    programs = tiles if grad is not None else min(tiles, slots(models, grad_y.device))
+    buffer_rows = programs * config.rows
+    grads = saved.activations.new_empty((models, buffer_rows, net.gradient_columns))
+    slope_parts = saved.flat.new_empty((models, net.layers - 1, tiles))
+    abs_max = _abs_max(grad_y, models) if precision == "fp16" else None
+    with device_of(grad_y):
+        backward_kernel[programs, models](
+            grad_y_ptr=grad_y,
+            grad_y_stride_model=strides[0],
+            grad_y_stride_row=strides[1],
+            grad_y_stride_column=strides[2],
+            abs_max_ptr=abs_max,
+            flat_ptr=saved.flat,
+            weights_ptr=saved.weights,
+            z_ptr=z,
+            z_rows=z.shape[1],
+            grads_ptr=grads,
+            grads_rows=buffer_rows,
+            slope_parts_ptr=slope_parts,
+            grad_x_ptr=grad_x,
+            rows=rows,
+            NET=net,
+            CONFIG=config,
+            ROWS=config.rows,
+            SAVE=grad is not None,
+            NEED_X=grad_x is not None,
+            num_warps=config.warps,
+        )
+        if grad is not None:
+            splits, _ = split_rows(net, config, models, buffer_rows)
+            parts = saved.flat.new_empty((models, splits, shape.num_parameters))
+            weight_gradients(
+                saved.activations, grads, slope_parts, parts, net, config, abs_max=abs_max
+            )
+            add_up(parts, grad)
 
 
 def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str) -> Tensor:
@@ -316,6 +365,7 @@ def slots(models: int, device: torch.device) -> int:
     return max(1, programs // models)
 
 
-def _abs_max(grad_y: Tensor) -> Tensor:
-    """Returns the largest magnitude of each model's gradient, float32 [M]; NaN stays NaN."""
-    return torch.linalg.vector_norm(grad_y, torch.inf, dim=(1, 2), dtype=torch.float32)
+def _abs_max(grad_y: Tensor, models: int) -> Tensor:
+    """Returns the largest magnitude of each model's gradient, M float32; NaN stays NaN."""
+    dims = None if models == 1 else (1, 2)  # given dimensions cost time on the host
+    return torch.linalg.vector_norm(grad_y, torch.inf, dim=dims, dtype=torch.float32)

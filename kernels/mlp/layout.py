@@ -13,7 +13,7 @@ so it is zero in the activations and the gradients, and no result depends on it.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -61,6 +61,11 @@ class Layout:
     def layers(self) -> int:
         """Number of Linear layers."""
         return len(self.padded) - 1
+
+    @cached_property
+    def largest_layer(self) -> int:
+        """Number of operand weights of the largest layer."""
+        return max(i * o for i, o in pairwise(self.padded))
 
     @property
     def activation_columns(self) -> int:

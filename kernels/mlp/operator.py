@@ -17,6 +17,7 @@ biases, slope, activation, negative_slope, linear_input and precision. With a pr
 reference runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -54,11 +55,28 @@ _mlp_input_gradient = _operators.mlp_input_gradient.default
 
 def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None) -> Tensor:
     """Returns y [..., out] in the dtype of x."""
+    return _mlp(*network_of(x, parameters, shape, precision))[0]
+
+
+def network_of(
+    x: Tensor, parameters: MLPParameters, shape: MLPShape, precision: str | None
+) -> tuple:
+    """Returns the arguments that stand for a network."""
     weights, biases, slope = parameters
-    return _mlp(
+    return (
         x, weights, biases or (), slope,
         shape.activation, shape.negative_slope, shape.linear_input, precision,
-    )[0]  # fmt: skip
+    )  # fmt: skip
+
+
+def parameters_of(layers: Sequence[Tensor], shape: MLPShape) -> MLPParameters:
+    """Returns weights, then biases, then slopes in one tensor or several, as parameters."""
+    count = len(shape.widths) - 1
+    stop = 2 * count if shape.bias else count
+    slopes = tuple(layers[stop:])
+    slope = torch.cat(slopes, dim=-1) if len(slopes) > 1 else (*slopes, None)[0]
+    biases = tuple(layers[count:stop]) if shape.bias else None
+    return MLPParameters(tuple(layers[:count]), biases, slope)
 
 
 def with_model_axis(x: Tensor, parameters: MLPParameters) -> tuple[Tensor, MLPParameters]:
@@ -80,6 +98,12 @@ class _Call(NamedTuple):
     parameters: MLPParameters
     shape: MLPShape
     precision: str | None
+
+    @property
+    def layers(self) -> tuple[Tensor, ...]:
+        """Weights, then biases, then slopes, as the kernels read them."""
+        weights, biases, slope = self.parameters
+        return *weights, *(biases or ()), *(() if slope is None else (slope,))
 
     def rows_of(self, grad_y: Tensor) -> Tensor:
         """Returns grad_y as [M, B, out]."""
@@ -108,7 +132,7 @@ def _forward(*network, save=False):
         with _no_autocast(call.x):
             y, kept = reference.mlp(call.x, call.parameters, call.shape), []
     else:
-        y, saved = _kernel().forward(*call, save=save)
+        y, saved = kernels().forward(call.x, call.layers, call.shape, call.precision, save=save)
         kept = [tensor for tensor in saved if tensor is not None] if save else []
     observe("mlp", call.precision, [call.x, *network[1]], [y])
     return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), kept
@@ -117,21 +141,20 @@ def _forward(*network, save=False):
 def _backward(grad_y, saved, needs_x, *network):
     call = _call(*network)
     grad_y, shape = call.rows_of(grad_y), call.shape
-    dtype = call.x.dtype if call.precision is None else torch.float32
-    grad = call.x.new_empty((len(call.x), shape.num_parameters), dtype=dtype)
+    grad = call.x.new_empty((len(call.x), shape.num_parameters))
     if call.precision is None:
         with _no_autocast(call.x):
             _, inputs, z = reference.forward(call.x, call.parameters, shape)
             reference.backward(grad_y, inputs, z, call.parameters, shape, shape.unpack(grad))
             grad_x = reference.input_gradient(grad_y, z, call.parameters, shape)
     else:
-        kernel = _kernel()
-        grad_x, _ = kernel.backward(
-            grad_y, kernel.Saved(*saved), shape, call.precision, need_x=needs_x, grad=grad
+        grad_x = call.x.new_empty(call.x.shape) if needs_x else None
+        kernels().write_gradients(
+            grad_y, kernels().Saved(*saved), shape, call.precision, grad_x=grad_x, grad=grad
         )
     grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
     observe("mlp_backward", call.precision, [grad_y, call.x, *network[1]], [grad_x, grad])
-    return grad_x, grad.to(call.x.dtype)
+    return grad_x, grad
 
 
 def _input_gradient(grad_y, saved, *network):
@@ -142,8 +165,8 @@ def _input_gradient(grad_y, saved, *network):
             _, _, z = reference.forward(call.x, call.parameters, call.shape)
             grad_x = reference.input_gradient(grad_y, z, call.parameters, call.shape)
     else:
-        kernel = _kernel()
-        grad_x = kernel.input_gradient(grad_y, kernel.Saved(*saved), call.shape, call.precision)
+        saved = kernels().Saved(*saved)
+        grad_x = kernels().input_gradient(grad_y, saved, call.shape, call.precision)
     observe("mlp_input_gradient", call.precision, [grad_y, call.x, *network[1]], [grad_x])
     return grad_x.reshape(network[0].shape)
 
@@ -153,7 +176,7 @@ def _no_autocast(x: Tensor):
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _kernel():
+def kernels():
     """Returns the kernels, imported when they first run because they need triton."""
     from . import kernel
 
@@ -206,15 +229,19 @@ def _fake_input_gradient(grad_y, saved, x, *network):  # noqa: ARG001
 class _Flat(NamedTuple):
     """The rest of a flattened network, from which its tensors make it whole again."""
 
-    layers: int
+    weights: int
+    biases: int
     options: tuple[str, float, bool, str | None]
 
-    def network(self, x: Tensor, slope: Tensor | None, *layers: Tensor) -> tuple:
-        return (x, layers[: self.layers], layers[self.layers :], slope, *self.options)
+    def network(self, x: Tensor, *layers: Tensor) -> tuple:
+        stop = self.weights + self.biases
+        slope = layers[stop] if len(layers) > stop else None
+        return (x, layers[: self.weights], layers[self.weights : stop], slope, *self.options)
 
 
 def _flatten(x, weights, biases, slope, *options):
-    return _Flat(len(weights), options), (x, slope, *weights, *biases)
+    slopes = () if slope is None else (slope,)
+    return _Flat(len(weights), len(biases), options), (x, *weights, *biases, *slopes)
 
 
 class _Forward(torch.autograd.Function):
@@ -233,34 +260,56 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, grad_y, *_):
         if grad_y is None:
             return None, None, *(None for _ in range(ctx.tensors))
-        kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
-        tensors, saved = kept[: ctx.tensors], kept[ctx.tensors :]
-        network = ctx.flat.network(*tensors)
-        _, _, needs_x, *needs_parameters = ctx.needs_input_grad
-        if not any(needs_parameters):
-            grad_x = _mlp_input_gradient(grad_y, saved, *network)
-            return None, None, grad_x, *(None for _ in needs_parameters)
-        grad_x, grad = _mlp_backward(grad_y, saved, needs_x, *network)
-        return None, None, grad_x if needs_x else None, *_unpack(grad, *network[1:4])
+        # Read once: each read unpacks or recomputes all of them.
+        kept = ctx.saved_tensors
+        (x, *layers), saved = kept[: ctx.tensors], kept[ctx.tensors :]
+        _, _, needs_x, *needs = ctx.needs_input_grad
+        network = ctx.flat.network(x, *layers)
+        grad_x, grads = gradients(grad_y, saved, network, layers, needs_x, any(needs))
+        return None, None, grad_x, *(grads or (None for _ in layers))
 
 
-def _unpack(grad, weights, biases, slope):
-    """Returns the gradients of slope, weights and biases, in their shapes, from the flat [M, P]."""
-    if biases:
-        order = [tensor for layer in zip(weights, biases, strict=True) for tensor in layer]
-    else:
-        order = list(weights)
-    if slope is not None:
-        order.append(slope)
-    sizes = [tensor.numel() // grad.shape[0] for tensor in order]
-    parts = [
-        part.view(tensor.shape)
-        for part, tensor in zip(grad.split_with_sizes(sizes, dim=1), order, strict=True)
+def gradients(
+    grad_y: Tensor, saved: Sequence[Tensor], network: tuple, layers: Sequence[Tensor],
+    needs_x: bool, needs_layers: bool,
+) -> tuple[Tensor | None, Sequence[Tensor] | None]:  # fmt: skip
+    """Returns the gradients of x and of the layers, by an operator; None where not needed.
+
+    Args:
+        grad_y: gradient of y.
+        saved: the tensors that the forward pass saved.
+        network: the arguments that stand for the network.
+        layers: its weights, biases and slopes, the latter in one tensor or several.
+        needs_x, needs_layers: which gradients are needed.
+    """
+    if not needs_layers:
+        return _mlp_input_gradient(grad_y, saved, *network), None
+    grad_x, grad = _mlp_backward(grad_y, saved, needs_x, *network)
+    _, weights, biases, *_ = network
+    flat = grad if weights[0].dim() == 3 else grad[0]
+    return grad_x if needs_x else None, unpack(flat, layers, len(weights), bool(biases))
+
+
+def unpack(grad: Tensor, layers: Sequence[Tensor], count: int, bias: bool) -> list[Tensor]:
+    """Returns the gradients of layers in their order and shapes, views of a flat one.
+
+    Args:
+        grad: flat gradient, [P], or [M, P] if the layers have a model axis.
+        layers: ``count`` weights, then as many biases if ``bias``, then slopes.
+    """
+    stride = 2 if bias else 1  # in the flat order the bias of a layer follows its weight
+    stop = stride * count
+    order = list(layers)
+    order[:stop:stride] = layers[:count]
+    if bias:
+        order[1:stop:2] = layers[count:stop]
+    models = grad.shape[0] if grad.dim() == 2 else 1
+    parts = grad.split_with_sizes([layer.numel() // models for layer in order], dim=-1)
+    weights = [
+        part.view(weight.shape)
+        for part, weight in zip(parts[:stop:stride], layers[:count], strict=True)
     ]
-    grad_slope = None if slope is None else parts.pop()
-    if biases:
-        return grad_slope, *parts[0::2], *parts[1::2]
-    return grad_slope, *parts
+    return [*weights, *(parts[1:stop:2] if bias else ()), *parts[stop:]]
 
 
 class _Gradient(torch.autograd.Function):
@@ -279,19 +328,17 @@ class _Gradient(torch.autograd.Function):
             return None, None, *(None for _ in ctx.needs_input_grad[2:])
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaves = [None if t is None else _differentiable(t) for t in ctx.saved_tensors]
+            leaves = [_differentiable(tensor) for tensor in ctx.saved_tensors]
             outputs = _reference_gradient(leaves[0], ctx.flat.network(*leaves[1:]))
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=False) if g is not None]
-            found = iter(
-                torch.autograd.grad(
-                    [output for output, _ in pairs],
-                    [leaf for leaf in leaves if leaf is not None],
-                    [grad for _, grad in pairs],
-                    create_graph=create_graph,
-                    allow_unused=True,
-                )
+            found = torch.autograd.grad(
+                [output for output, _ in pairs],
+                leaves,
+                [grad for _, grad in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
             )
-        return None, None, *(None if leaf is None else next(found) for leaf in leaves)
+        return None, None, *found
 
 
 def _differentiable(tensor: Tensor) -> Tensor:
@@ -372,7 +419,7 @@ def _record_gradient(run, grad_y, network):
         return _carry_tangent(run, grad_y) if in_forward_mode() else run(grad_y)
     flat, tensors = _flatten(*network)
     if in_forward_mode():
-        grad_y, *tensors = (None if t is None else _differentiable(t) for t in (grad_y, *tensors))
+        grad_y, *tensors = (_differentiable(tensor) for tensor in (grad_y, *tensors))
         return _reference_gradient(grad_y, flat.network(*tensors))
     return _Gradient.apply(run, flat, grad_y, *tensors)
 

@@ -1,0 +1,115 @@
+"""The perceptron in eager PyTorch: one autograd Function around the kernels.
+
+A network this small takes less time on a GPU than a call through PyTorch's dispatcher takes in
+Python. So a call that nothing watches goes from here to the kernels, which read the layers where
+they lie and write y, and the gradient of each parameter, in its final dtype. Whatever must see an
+operator takes those of :mod:`.operator`: compilers, dispatch modes, and second derivatives.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._dispatch import onlooker
+from ..overflow import observe
+from . import operator
+from .shape import MLPShape
+
+
+class Call(NamedTuple):
+    """A call but for its tensors; ``layers`` are weights, then biases, then slopes of a network."""
+
+    shape: MLPShape
+    precision: str
+    dtype: torch.dtype  # of the parameters
+    y_dtype: torch.dtype
+
+    def __call__(self, x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        """Returns y [..., out] of x [..., in], or with a model axis [M, B, out] of [M, B, in]."""
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(layer.requires_grad for layer in layers)
+        ):
+            return _Perceptron.apply(self, x, *layers)
+        return self.forward(x, layers, save=False)[0]
+
+    def forward(self, x: Tensor, layers: Sequence[Tensor], save: bool) -> tuple:
+        """Returns y and the tensors that :meth:`backward` needs."""
+        shape = self.shape
+        y = torch.empty((*x.shape[:-1], shape.widths[-1]), dtype=self.y_dtype, device=x.device)
+        _, saved = operator.kernels().forward(
+            _rows(x, layers), layers, shape, self.precision, save=save, y=y
+        )
+        observe("mlp", self.precision, [x, *layers[: len(shape.widths) - 1]], [y])
+        return y, saved
+
+    def backward(
+        self, grad_y: Tensor, x: Tensor, layers: Sequence[Tensor], saved: Sequence[Tensor],
+        needs_x: bool, needs_layers: bool,
+    ) -> tuple:  # fmt: skip
+        """Returns the gradient of x and those of the layers, None if they are not needed."""
+        shape, kernels = self.shape, operator.kernels()
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_x else None
+        grad = flat = None
+        if needs_layers:
+            axis = layers[0].shape[:-2]  # [] or [M]
+            grad = torch.empty((*axis, shape.num_parameters), dtype=self.dtype, device=x.device)
+            flat = grad if axis else grad.view(1, -1)
+        kernels.write_gradients(
+            _rows(grad_y, layers), kernels.Saved(*saved), shape, self.precision,
+            grad_x=grad_x, grad=flat,
+        )  # fmt: skip
+        gradients = [each for each in (grad_x, grad) if each is not None]
+        name = "mlp_backward" if needs_layers else "mlp_input_gradient"
+        observe(name, self.precision, [grad_y, x, *layers[: len(shape.widths) - 1]], gradients)
+        if grad is None:
+            return grad_x, None
+        return grad_x, operator.unpack(grad, layers, len(shape.widths) - 1, shape.bias)
+
+    def backward_by_operators(
+        self, grad_y: Tensor, x: Tensor, layers: Sequence[Tensor], saved: Sequence[Tensor],
+        needs_x: bool, needs_layers: bool,
+    ) -> tuple:  # fmt: skip
+        """Returns what :meth:`backward` does, in differentiable steps that may be watched."""
+        parameters = operator.parameters_of(layers, self.shape)
+        network = operator.network_of(x.to(self.dtype), parameters, self.shape, self.precision)
+        grad_x, gradients = operator.gradients(
+            grad_y.to(self.dtype), saved, network, layers, needs_x, needs_layers
+        )
+        return None if grad_x is None else grad_x.to(x.dtype), gradients
+
+
+def _rows(x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """Returns [..., d] as [B, d], unless there is a model axis."""
+    return x if x.dim() == 2 or layers[0].dim() == 3 else x.reshape(-1, x.shape[-1])
+
+
+def is_watched() -> bool:
+    """Returns True if a compiler or a dispatch mode has to see the operators."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+class _Perceptron(torch.autograd.Function):
+    """A :class:`Call`; tensors that are given are guarded against changes, as by any operator."""
+
+    @staticmethod
+    def forward(ctx, call, x, *layers):
+        y, saved = call.forward(x, layers, save=True)
+        ctx.call, ctx.layers = call, len(layers)
+        ctx.save_for_backward(x, *layers, *saved)
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        nothing = (None,) * ctx.layers
+        if grad_y is None:
+            return None, None, *nothing
+        x, *kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
+        layers, saved = kept[: ctx.layers], kept[ctx.layers :]
+        _, needs_x, *needs = ctx.needs_input_grad
+        seen = torch.is_grad_enabled() or is_watched() or onlooker() is not None
+        run = ctx.call.backward_by_operators if seen else ctx.call.backward
+        grad_x, gradients = run(grad_y, x, layers, saved, needs_x, any(needs))
+        return None, grad_x, *(nothing if gradients is None else gradients)
