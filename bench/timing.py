@@ -12,6 +12,7 @@ from scipy.stats import binomtest, bootstrap
 from ..kernels.cuda import capture, side_stream
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 # Works in one graph, and the least time of a round, so large that neither the launch of a graph nor
 # the resolution of an event matters.
@@ -86,7 +87,9 @@ def from_graph(work: Work, works: int = GRAPH_WORKS) -> Runner:
     return Runner(capture(lambda: repeated(works)).replay, works)
 
 
-def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
+def seconds(
+    runner: Runner, repeats: int, device: torch.device, clock: Clock = time.perf_counter
+) -> float:
     """Returns the seconds of one work, the mean over ``repeats`` runs."""
     works = repeats * runner.works
     if device.type == "cuda" and runner.wait is None:
@@ -97,20 +100,20 @@ def seconds(runner: Runner, repeats: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1000 / works
-    began = time.perf_counter()
+    began = clock()
     for _ in range(repeats):
         runner.run()
     if runner.wait is not None:
         runner.wait()
-    return (time.perf_counter() - began) / works
+    return (clock() - began) / works
 
 
-def warm_up(runner: Runner, device: torch.device) -> float:
+def warm_up(runner: Runner, device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Runs until warm and returns the seconds of one run."""
-    seconds(runner, 1, device)
-    once = seconds(runner, 1, device) * runner.works
+    seconds(runner, 1, device, clock)
+    once = seconds(runner, 1, device, clock) * runner.works
     if once < LONG_RUN:  # short enough to warm up more, and to measure better
-        once = seconds(runner, 3, device) * runner.works
+        once = seconds(runner, 3, device, clock) * runner.works
     return once
 
 
@@ -120,6 +123,7 @@ def paired(
     rounds: int,
     device: torch.device,
     budget: float = float("inf"),
+    clock: Clock = time.perf_counter,
 ) -> Timing:
     """Times two runners in turn, A B B A: ours first in even rounds and last in odd ones.
 
@@ -128,9 +132,10 @@ def paired(
         rounds: number of times that each is timed.
         device: device on which they run.
         budget: seconds. If all rounds would take longer, there are fewer, but at least three.
+        clock: clock in seconds, for works on the CPU.
     """
     runners = (ours, peer)
-    once = [warm_up(runner, device) for runner in runners]
+    once = [warm_up(runner, device, clock) for runner in runners]
     # Both work about equally long in a round, so that neither adds more noise to the ratio.
     target = max(ROUND_SECONDS, min(LONG_RUN, max(once)))
     repeats = [max(1, round(target / cost)) for cost in once]
@@ -139,7 +144,7 @@ def paired(
     times = np.empty((rounds, 2))  # columns: ours, the peer
     for number in range(rounds):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
-            times[number, which] = seconds(runners[which], repeats[which], device)
+            times[number, which] = seconds(runners[which], repeats[which], device, clock)
     speedup = median_interval(times[:, 1] / times[:, 0])
     ours_us, peer_us = (np.median(times, axis=0) * 1e6).tolist()
     return Timing(ours_us, peer_us, *speedup, rounds)

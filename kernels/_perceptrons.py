@@ -1,10 +1,13 @@
 """Reads a multi-layer perceptron out of an ``nn.Sequential`` and runs it fused.
 
-An ``nn.Sequential`` can change at any time: layers are replaced, hooked, parametrised. So it is
-read at every call, which costs less than calling its layers one by one.
+An ``nn.Sequential`` can change at any time: layers are replaced, hooked, parametrised. So every
+call looks at all that the reading depends on, and reads anew if something is not as it was. The
+tensors themselves are never remembered: each call takes those that the layers hold now.
 """
 
+from operator import attrgetter
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -53,21 +56,128 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
     """Returns the arguments for the kernels, None if the layers themselves have to run."""
     if not _worth_fusing(x) or onlooker() is not None:
         return None
-    dtype = autocast_dtype_of(x) or x.dtype
-    gap = faster_in_pytorch(dtype) if precision is None else None
+    autocast_dtype = autocast_dtype_of(x)
+    gap = faster_in_pytorch(autocast_dtype or x.dtype) if precision is None else None
     if gap is None:
-        network = read_layers(layers)
-        if isinstance(network, str):
-            return None
-        try:
-            arguments = read_arguments(x, *network)
-        except (TypeError, ValueError):
-            return None  # the layers raise PyTorch's own error
-        gap = problem_of(x.device) or gap_of_arguments(arguments)
-        if gap is None:
-            return arguments
-    log_once(f"plain PyTorch instead of Triton kernels: {gap}")
+        if torch.compiler.is_compiling():  # compiled code has guards of its own
+            read = _read(layers, x)
+        else:
+            read = _remembered(layers, x, autocast_dtype)
+        if not isinstance(read, str):
+            return read
+        gap = read
+    if gap:
+        log_once(f"plain PyTorch instead of Triton kernels: {gap}")
     return None
+
+
+def _read(layers: nn.Sequential, x: Tensor) -> Arguments | str:
+    """Returns the arguments for the kernels, or the reason why the layers have to run.
+
+    The reason is empty if a user knows it: he changed the layers, or PyTorch will raise an error.
+    """
+    network = read_layers(layers)
+    if isinstance(network, str):
+        return ""
+    try:
+        arguments = read_arguments(x, *network)
+    except (TypeError, ValueError):
+        return ""
+    return problem_of(x.device) or gap_of_arguments(arguments) or arguments
+
+
+# Remembered readings. They hold no tensor and no module, so they keep none of them alive.
+
+_SETTINGS = attrgetter(
+    "__class__", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
+_TENSOR = attrgetter("__class__", "dtype", "device", "shape", "layout")
+
+
+class _Reading(NamedTuple):
+    """A perceptron that the kernels cover, and everything that this depends on."""
+
+    call: tuple  # dtype, device, width and layout of x, and what autocast casts to
+    settings: list[tuple]  # class and hooks of each layer; there are none
+    activation: tuple[str, float] | None
+    first: int  # position of the first activation
+    tensors: list[tuple]  # class, dtype, device, shape and layout of each tensor
+    arguments: tuple  # all of Arguments but the tensors
+
+
+_readings: WeakKeyDictionary[nn.Sequential, _Reading] = WeakKeyDictionary()
+
+
+def _remembered(
+    layers: nn.Sequential, x: Tensor, autocast_dtype: torch.dtype | None
+) -> Arguments | str:
+    """Returns what :func:`_read` does, without reading again what has not changed."""
+    call = (x.dtype, x.device, x.shape[-1:], x.layout, autocast_dtype)
+    reading = _readings.get(layers)
+    if reading is not None and reading.call == call:
+        tensors = _unchanged_tensors(layers, reading)
+        if tensors is not None:
+            return Arguments(x, tensors, *reading.arguments)
+    read = _read(layers, x)
+    if not isinstance(read, str):
+        _readings[layers] = _reading_of(layers, call, read)
+    return read
+
+
+def _reading_of(layers: nn.Sequential, call: tuple, arguments: Arguments) -> _Reading:
+    """Returns the reading of layers that were just read successfully."""
+    children = list(layers._modules.values())
+    first = 2 if arguments.shape.linear_input else 1
+    activations = children[first::2]
+    return _Reading(
+        call,
+        [(type(child), {}, {}, {}, {}) for child in children],
+        _kind(activations[0]) if activations else None,
+        first,
+        [_TENSOR(tensor) for tensor in arguments.layers],
+        arguments[2:],
+    )
+
+
+def _unchanged_tensors(layers: nn.Sequential, reading: _Reading) -> tuple[Tensor, ...] | None:
+    """Returns the tensors of layers that are as they were when they were read, else None."""
+    children = list(layers._modules.values())
+    if (
+        [*map(_SETTINGS, children)] != reading.settings
+        or any(["forward" in child.__dict__ for child in children])  # noqa: C419
+        or torch.nn.modules.module._has_any_global_hook()
+    ):
+        return None
+    linears, activations = _by_kind(children, reading.first)
+    for activation in dict.fromkeys(activations):
+        if not _is_kind(activation, reading.activation):
+            return None
+    try:
+        weights, biases, slopes = _tensors_of(linears, activations)
+    except KeyError:
+        return None
+    tensors = (*weights, *[bias for bias in biases if bias is not None], *slopes)
+    return tensors if [*map(_TENSOR, tensors)] == reading.tensors else None
+
+
+def _by_kind(children: list, first: int) -> tuple[list, list]:
+    """Returns the Linear layers and the activations, the first of which has a position."""
+    return children[:first] + children[first + 1 :: 2], children[first::2]
+
+
+def _tensors_of(linears: list, activations: list) -> tuple[list, list, list]:
+    """Returns weights, biases, and the slopes of PReLU, in one tensor if they are one."""
+    # Parameters are read as nn.Module keeps them: asking the module takes ten times as long.
+    slopes = []
+    if activations and type(activations[0]) is nn.PReLU:
+        slopes = [each._parameters["weight"] for each in activations]
+        if all([slope is slopes[0] for slope in slopes]):  # noqa: C419
+            slopes = slopes[:1]
+    return (
+        [linear._parameters["weight"] for linear in linears],
+        [linear._parameters["bias"] for linear in linears],
+        slopes,
+    )
 
 
 def _worth_fusing(x: Tensor) -> bool:
@@ -80,7 +190,7 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     children: list[Any] = list(layers._modules.values())
     linear_input = len(children) > 3 and all(type(child) is nn.Linear for child in children[:2])
     first = 2 if linear_input else 1  # position of the first activation
-    linears, activations = children[:first] + children[first + 1 :: 2], children[first::2]
+    linears, activations = _by_kind(children, first)
     distinct = list(dict.fromkeys(activations))
     for position, child in enumerate(children):
         linear = position < first or (position - first) % 2 == 1
@@ -91,26 +201,19 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
             return f"layer {position} ({type(child).__name__}) {problem}"
     if (len(children) - first) % 2 == 1:
         return "the last layer is no Linear layer" if children else "there are no layers"
-    # Parameters are read as nn.Module keeps them: asking the module takes ten times as long.
-    biases = [linear._parameters["bias"] for linear in linears]
+    if len({_kind(activation) for activation in distinct}) > 1:
+        return "the activations differ"
+    weights, biases, slopes = _tensors_of(linears, activations)
     without = sum(bias is None for bias in biases)
     if without not in (0, len(biases)):
         return "some layers have a bias and some have none"
-    if len({_kind(activation) for activation in distinct}) > 1:
-        return "the activations differ"
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
     if linear_input and not TABLE[activation].piecewise_linear:
         return f"no activation follows the first layer, as it must with {activation}"
-    slopes = [each._parameters["weight"] for each in activations] if activation == "prelu" else []
     return Layers(
-        [linear._parameters["weight"] for linear in linears],
-        None if without else biases,
-        slopes[:1] if all(slope is slopes[0] for slope in slopes) else slopes,
-        activation,
-        negative_slope,
-        linear_input,
+        weights, None if without else biases, slopes, activation, negative_slope, linear_input
     )
 
 
@@ -176,6 +279,11 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
         if parameter is not None and type(parameter) not in PLAIN_TENSORS:
             return "has parameters of a tensor subclass"
     return None if linear else TABLE[_ACTIVATION_NAMES[kind]].difference(layer)
+
+
+def _is_kind(activation: nn.Module, kind: tuple[str, float] | None) -> bool:
+    """Returns True if an activation, of a class that can be fused, is of a kind."""
+    return _kind(activation) == kind and TABLE[kind[0]].difference(activation) is None
 
 
 def _kind(activation: nn.Module) -> tuple[str, float]:

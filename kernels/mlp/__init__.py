@@ -172,12 +172,12 @@ def run_kernels(arguments: Arguments, precision: str | None) -> Tensor:
     x, layers, shape, dtype, autocast_dtype = arguments
     if precision is None:
         precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
-    if not eager.is_watched():
+    if dtype != torch.float32 and x.dtype != dtype:
+        x = x.to(dtype)
+    if not eager.is_watched(x, *layers):
         return eager.Call(shape, precision, dtype, autocast_dtype or dtype)(x, layers)
-    parameters = arguments.parameters
-    if autocast_dtype is None:
-        return operator.mlp(x, parameters, shape, precision)
-    return operator.mlp(x.to(dtype), parameters, shape, precision).to(autocast_dtype)
+    y = operator.mlp(x.to(dtype), arguments.parameters, shape, precision)
+    return y.to(autocast_dtype or dtype)
 
 
 def _run_reference(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:

@@ -6,7 +6,6 @@ they lie and write y, and the gradient of each parameter, in its final dtype. Wh
 operator takes those of :mod:`.operator`: compilers, dispatch modes, and second derivatives.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,15 +25,15 @@ class Call(NamedTuple):
     dtype: torch.dtype  # of the parameters
     y_dtype: torch.dtype
 
-    def __call__(self, x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
         """Returns y [..., out] of x [..., in], or with a model axis [M, B, out] of [M, B, in]."""
         if torch.is_grad_enabled() and (
             x.requires_grad or any(layer.requires_grad for layer in layers)
         ):
-            return _Perceptron.apply(self, x, *layers)
+            return _apply(self, x, *layers)
         return self.forward(x, layers, save=False)[0]
 
-    def forward(self, x: Tensor, layers: Sequence[Tensor], save: bool) -> tuple:
+    def forward(self, x: Tensor, layers: tuple[Tensor, ...], save: bool) -> tuple:
         """Returns y and the tensors that :meth:`backward` needs."""
         shape = self.shape
         y = torch.empty((*x.shape[:-1], shape.widths[-1]), dtype=self.y_dtype, device=x.device)
@@ -45,7 +44,7 @@ class Call(NamedTuple):
         return y, saved
 
     def backward(
-        self, grad_y: Tensor, x: Tensor, layers: Sequence[Tensor], saved: Sequence[Tensor],
+        self, grad_y: Tensor, x: Tensor, layers: tuple[Tensor, ...], saved: tuple[Tensor, ...],
         needs_x: bool, needs_layers: bool,
     ) -> tuple:  # fmt: skip
         """Returns the gradient of x and those of the layers, None if they are not needed."""
@@ -68,7 +67,7 @@ class Call(NamedTuple):
         return grad_x, operator.unpack(grad, layers, len(shape.widths) - 1, shape.bias)
 
     def backward_by_operators(
-        self, grad_y: Tensor, x: Tensor, layers: Sequence[Tensor], saved: Sequence[Tensor],
+        self, grad_y: Tensor, x: Tensor, layers: tuple[Tensor, ...], saved: tuple[Tensor, ...],
         needs_x: bool, needs_layers: bool,
     ) -> tuple:  # fmt: skip
         """Returns what :meth:`backward` does, in differentiable steps that may be watched."""
@@ -80,14 +79,23 @@ class Call(NamedTuple):
         return None if grad_x is None else grad_x.to(x.dtype), gradients
 
 
-def _rows(x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+def _rows(x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
     """Returns [..., d] as [B, d], unless there is a model axis."""
     return x if x.dim() == 2 or layers[0].dim() == 3 else x.reshape(-1, x.shape[-1])
 
 
-def is_watched() -> bool:
-    """Returns True if a compiler or a dispatch mode has to see the operators."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+def is_watched(*tensors: Tensor) -> bool:
+    """Returns True if a compiler, a dispatch mode or a transform has to see the operators.
+
+    Tensors without memory of their own need PyTorch's dispatcher, too: those that a transform left
+    over when it ended, and the batches of ``is_grads_batched``.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or onlooker() is not None
+        or not all(map(torch._C._has_storage, tensors))
+    )
 
 
 class _Perceptron(torch.autograd.Function):
@@ -106,10 +114,15 @@ class _Perceptron(torch.autograd.Function):
         nothing = (None,) * ctx.layers
         if grad_y is None:
             return None, None, *nothing
-        x, *kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
-        layers, saved = kept[: ctx.layers], kept[ctx.layers :]
+        kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
+        x, layers, saved = kept[0], kept[1 : 1 + ctx.layers], kept[1 + ctx.layers :]
         _, needs_x, *needs = ctx.needs_input_grad
-        seen = torch.is_grad_enabled() or is_watched() or onlooker() is not None
+        seen = torch.is_grad_enabled() or is_watched(grad_y)
         run = ctx.call.backward_by_operators if seen else ctx.call.backward
         grad_x, gradients = run(grad_y, x, layers, saved, needs_x, any(needs))
         return None, grad_x, *(nothing if gradients is None else gradients)
+
+
+# Function.apply first unwraps what transforms have left over, of which there is none here: that
+# takes a third of its time.
+_apply = super(torch.autograd.Function, _Perceptron).apply

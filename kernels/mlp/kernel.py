@@ -15,7 +15,6 @@ takes both operands from memory as they are. z is kept as well if the derivative
 of a PReLU may be negative, and then h does not tell the sign of z.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -168,7 +167,7 @@ class Saved(NamedTuple):
 
 def forward(
     x: Tensor,
-    layers: Sequence[Tensor],
+    layers: tuple[Tensor, ...],
     shape: MLPShape,
     precision: str,
     *,

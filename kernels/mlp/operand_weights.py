@@ -1,7 +1,5 @@
 """The weights as operands of the matrix products: rounded to their precision and padded."""
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -109,7 +107,9 @@ def operand_weights(flat: Tensor, shape: MLPShape, precision: str) -> Tensor:
     return _launch(None, flat, layout_of(shape, precision))
 
 
-def operands_of_layers(layers: Sequence[Tensor], net: Layout, models: int) -> tuple[Tensor, Tensor]:
+def operands_of_layers(
+    layers: tuple[Tensor, ...], net: Layout, models: int
+) -> tuple[Tensor, Tensor]:
     """Returns the operand weights of layers, read where they lie, and their flat copy [M, P].
 
     Args:
@@ -118,7 +118,8 @@ def operands_of_layers(layers: Sequence[Tensor], net: Layout, models: int) -> tu
         net: layout of the networks.
         models: M.
     """
-    layers = tuple(each if each.is_contiguous() else each.contiguous() for each in layers)
+    if not all(map(Tensor.is_contiguous, layers)):
+        layers = tuple(map(Tensor.contiguous, layers))
     flat = torch.empty(
         (models, net.shape.num_parameters), dtype=torch.float32, device=layers[0].device
     )

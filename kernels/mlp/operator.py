@@ -19,6 +19,7 @@ reference runs.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -176,6 +177,7 @@ def _no_autocast(x: Tensor):
     return torch.autocast(x.device.type, enabled=False)
 
 
+@cache
 def kernels():
     """Returns the kernels, imported when they first run because they need triton."""
     from . import kernel
@@ -300,9 +302,8 @@ def unpack(grad: Tensor, layers: Sequence[Tensor], count: int, bias: bool) -> li
     stride = 2 if bias else 1  # in the flat order the bias of a layer follows its weight
     stop = stride * count
     order = list(layers)
-    order[:stop:stride] = layers[:count]
     if bias:
-        order[1:stop:2] = layers[count:stop]
+        order[:stop:2], order[1:stop:2] = layers[:count], layers[count:stop]
     models = grad.shape[0] if grad.dim() == 2 else 1
     parts = grad.split_with_sizes([layer.numel() // models for layer in order], dim=-1)
     weights = [

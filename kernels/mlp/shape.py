@@ -1,6 +1,7 @@
 """The shape of a multi-layer perceptron and how its parameters lie in one flat buffer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class MLPShape:
         """Number of hidden layers that an activation follows: the last ones."""
         return self.hidden_layers - self.linear_input
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Length P of the flat buffer of one network."""
         # Widths may be symbolic, and some versions of PyTorch multiply those by no bool.

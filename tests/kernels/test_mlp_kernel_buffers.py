@@ -126,7 +126,7 @@ def test_separate_parameters(device):
     shape = MLPShape(SMALL)
     parameters = shape.unpack(make_network(shape, device=device))
     x, grad_y = make_batch(shape, 20, device=device)
-    y, saved = mlp.forward(x, tensors_of(parameters), shape, "fp32")
+    y, saved = mlp.forward(x, tuple(tensors_of(parameters)), shape, "fp32")
     grad_x, grad = mlp.backward(grad_y, saved, shape, "fp32")
     assert grad_x.shape == x.shape
     assert [g.shape for g in tensors_of(grad)] == [p.shape for p in tensors_of(parameters)]

@@ -1,0 +1,186 @@
+"""Times what an eager call of the drop-in costs on the host, beside nn.Sequential.
+
+    python -m flashpoint.bench host [--device cpu] [--rounds 30] [--record FOLDER]
+
+Small networks in eager PyTorch wait for Python, on a GPU too. So on a CPU this measures Python and
+dispatch alone: nothing takes the place of each launch of a kernel, and of the question whether the
+device has one. Layers are 16 wide, because the time of a call does not depend on widths. Ours runs
+on one row; without rows it would launch nothing. nn.Sequential runs without rows, so that its own
+arithmetic takes no time: the comparison flatters it. What a launch itself costs is left out of
+both. The clock counts the time of the calling thread alone, which other processes do not lengthen.
+
+On a GPU nothing is replaced: both run eagerly on 2,048 rows of the denoiser.
+
+Each work is done in turn, A B B A. The result is the median of the paired ratios with its bootstrap
+95% interval.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import click
+import torch
+from torch import Tensor, nn
+
+from ..kernels import FusedMLP, _perceptrons, accelerate
+from ..kernels.modules import perceptron_layers
+from .machine import free_device
+from .operations import TOLERANCE, relative_error
+from .record import Record, record_option
+from .timing import Runner, Timing, paired
+
+_WIDTH, _ROWS = {"cpu": 16, "cuda": 256}, {"cpu": 1, "cuda": 2048}
+_PEER_ROWS = {"cpu": 0, "cuda": 2048}
+
+
+def accelerated(plain: nn.Sequential) -> nn.Module:
+    """Returns a copy that :func:`flashpoint.kernels.accelerate` has changed."""
+    model = deepcopy(plain)
+    accelerate(model, strict=True)
+    return model
+
+
+def fused(plain: nn.Sequential) -> nn.Module:
+    """Returns a :class:`flashpoint.kernels.FusedMLP` with a copy of the layers."""
+    return FusedMLP.from_module(deepcopy(plain))
+
+
+DROP_INS = {"accelerate": accelerated, "FusedMLP": fused}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the products are computed in: under autocast, or with parameters of that dtype."""
+
+    name: str
+    dtype: torch.dtype
+    autocast: bool
+
+    @property
+    def precision(self) -> str:
+        """Its name in ``TOLERANCE``."""
+        return {torch.float16: "fp16", torch.bfloat16: "bf16"}[self.dtype]
+
+    def context(self, device: torch.device):
+        """Returns the context of a forward pass."""
+        return torch.autocast(device.type, self.dtype) if self.autocast else nullcontext()
+
+
+SETTINGS = (
+    Setting("autocast fp16", torch.float16, autocast=True),
+    Setting("fp16 parameters", torch.float16, autocast=False),
+    Setting("bf16 parameters", torch.bfloat16, autocast=False),
+)
+
+
+def inference(module: nn.Module, x: Tensor, setting: Setting) -> Tensor:
+    """Returns y, with no gradient to follow."""
+    with torch.no_grad(), setting.context(x.device):
+        return module(x)
+
+
+def forward(module: nn.Module, x: Tensor, setting: Setting) -> Tensor:
+    """Returns y, ready for a backward pass."""
+    with setting.context(x.device):
+        return module(x)
+
+
+def forward_and_backward(module: nn.Module, x: Tensor, setting: Setting) -> tuple[Tensor, ...]:
+    """Returns the gradients of all parameters of the sum of y, left in ``grad`` as in training."""
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        parameter.grad = None
+    forward(module, x, setting).sum().backward()
+    return tuple(parameter.grad for parameter in parameters)
+
+
+WORKS: dict[str, Callable] = {
+    "inference": inference,
+    "forward": forward,
+    "forward and backward": forward_and_backward,
+}
+
+
+@dataclass
+class Result:
+    """Times of a work; ``peer`` is nn.Sequential."""
+
+    work: str
+    setting: str
+    drop_in: str
+    timing: Timing
+
+    @property
+    def line(self) -> str:
+        one, name = self.timing, f"{self.work}, {self.setting}, {self.drop_in}"
+        return (
+            f"{name:52} {one.ours_us:7.1f} us, nn.Sequential {one.peer_us:7.1f} us: "
+            f"{one.speedup:.2f} times as fast, 95% {one.low:.2f} to {one.high:.2f}"
+        )
+
+
+@contextmanager
+def without_launches() -> Iterator[None]:
+    """Makes drop-ins on a CPU take the path to the kernels, whose launches then do nothing."""
+    from ..kernels.mlp.kernel import forward_kernel
+
+    def covered(x: Tensor) -> bool:
+        return type(x) in _perceptrons.PLAIN_TENSORS
+
+    with ExitStack() as stack:
+        for target, name, replacement in (
+            (_perceptrons, "_worth_fusing", covered),
+            (_perceptrons, "problem_of", lambda _: None),
+            (type(forward_kernel), "run", lambda *_, **__: None),
+        ):
+            stack.enter_context(mock.patch.object(target, name, replacement))
+        yield
+
+
+def measure(device: torch.device, rounds: int) -> Iterator[Result]:
+    """Yields the times of all works in all settings."""
+    widths = (3, *[_WIDTH[device.type]] * 4, 2)
+    network = perceptron_layers(widths, nn.PReLU()).to(device)
+    for setting in SETTINGS:
+        plain = deepcopy(network) if setting.autocast else deepcopy(network).to(setting.dtype)
+        x = torch.randn(_ROWS[device.type], 3, device=device)
+        x = x if setting.autocast else x.to(setting.dtype)
+        for name, make in DROP_INS.items():
+            model = make(plain)
+            if device.type == "cuda":
+                check(model, plain, x, setting)
+            for work, run in WORKS.items():
+                ours = Runner(partial(run, model, x, setting))
+                peer = Runner(partial(run, plain, x[: _PEER_ROWS[device.type]], setting))
+                timing = paired(ours, peer, rounds, device, clock=time.thread_time)
+                yield Result(work, setting.name, name, timing)
+
+
+def check(model: nn.Module, plain: nn.Module, x: Tensor, setting: Setting) -> None:
+    """Raises unless a drop-in agrees with the float64 network, before it is timed."""
+    expected = deepcopy(plain).double()(x.double())
+    error = relative_error(inference(model, x, setting), expected)
+    if not error <= TOLERANCE[setting.precision]:
+        raise SystemExit(f"wrong in {setting.name}: error {error:.1e}")
+
+
+@click.command()
+@click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
+@click.option("--rounds", default=30, show_default=True, help="Paired rounds.")
+@click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
+@record_option
+def main(device: str | None, rounds: int, busy: bool, folder: Path | None) -> None:
+    """Time eager calls of the drop-in on the host, beside nn.Sequential."""
+    device, record, results = free_device(device, busy), Record(folder), []
+    torch.manual_seed(0)
+    with nullcontext() if device.type == "cuda" else without_launches():
+        for result in measure(device, rounds):
+            results.append(result)
+            click.echo(result.line)
+            record.put("host", results=[asdict(one) for one in results])
