@@ -57,41 +57,71 @@ def reverse_kernel(
     model = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
-    offset = (model * rows + row) * DIM
-    grad = None if grad_ptr is None else grad_ptr + offset
-    uncond = None if uncond_ptr is None else uncond_ptr + offset
-    z = None if z_ptr is None else z_ptr + offset
+    offset = (model * rows + row) * DIM + column
     coefficients = coefficients_ptr + model * coefficients_stride
-    drawn_0, drawn_1 = 0.0, 0.0
-    if seed_ptr is not None:
+    z_0, z_1 = None, None
+    if z_ptr is None and seed_ptr is not None:
         seed = tl.load(seed_ptr + model)
         if step_ptr is not None:
             step = tl.load(step_ptr)
         element = first_row + row.to(tl.int64)
-        drawn_0, drawn_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
-    x, eps, out = x_ptr + offset, eps_ptr + offset, out_ptr + offset
-    x_prev = updated(x, eps, grad, uncond, z, drawn_0, coefficients, live, column)
-    tl.store(out + column, x_prev.to(out.dtype.element_ty), mask=live)
+        z_0, z_1 = normal_pair(seed, NOISE, step, element, tl.program_id(1))
+    _store_column(
+        x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, z_0, coefficients, out_ptr, offset, live
+    )
     if column + 1 < DIM:
-        x_prev = updated(x, eps, grad, uncond, z, drawn_1, coefficients, live, column + 1)
-        tl.store(out + column + 1, x_prev.to(out.dtype.element_ty), mask=live)
+        _store_column(
+            x_ptr,
+            eps_ptr,
+            grad_ptr,
+            uncond_ptr,
+            z_ptr,
+            z_1,
+            coefficients,
+            out_ptr,
+            offset + 1,
+            live,
+        )
 
 
 @triton.jit
-def updated(x, eps, grad, uncond, z, drawn, coefficients, live, column):
-    """Returns one coordinate of x_{t-1} of a tile; its noise is z, or ``drawn`` without z."""
-    eps_hat = tl.load(eps + column, mask=live, other=0.0).to(tl.float32)
+def _store_column(x, eps, grad, uncond, z, drawn, coefficients, out, offset, live):
+    """Writes one column of x_{t-1}; its noise is z, or ``drawn`` without z."""
+    z = drawn if z is None else _column(z, offset, live)
+    c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
+    x_prev = updated(
+        _column(x, offset, live), _column(eps, offset, live), _column(grad, offset, live),
+        _column(uncond, offset, live), z, c_x, c_eps, c_noise, c_guide,
+    )  # fmt: skip
+    tl.store(out + offset, x_prev.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _column(pointer, offset, live):
+    """Returns a column of a tile, fp32; None without a pointer."""
+    return (
+        None if pointer is None else tl.load(pointer + offset, mask=live, other=0.0).to(tl.float32)
+    )
+
+
+@triton.jit
+def load_coefficients(coefficients):
+    """Returns c_x, c_eps, c_noise and c_guide of a step."""
+    c_x, c_eps = tl.load(coefficients + _X), tl.load(coefficients + _EPS)
+    return c_x, c_eps, tl.load(coefficients + _NOISE), tl.load(coefficients + _GUIDE)
+
+
+@triton.jit
+def updated(x, eps, grad, uncond, z, c_x, c_eps, c_noise, c_guide):
+    """Returns x_{t-1} of values in fp32; without a gradient, ``uncond`` or noise these are None."""
     if grad is not None:
-        guidance = tl.load(grad + column, mask=live, other=0.0).to(tl.float32)
-        eps_hat -= tl.load(coefficients + _GUIDE) * guidance
+        eps -= c_guide * grad
     if uncond is not None:
-        guidance = eps_hat - tl.load(uncond + column, mask=live, other=0.0).to(tl.float32)
-        eps_hat += tl.load(coefficients + _GUIDE) * guidance
+        eps += c_guide * (eps - uncond)
+    x_prev = c_x * x + c_eps * eps
     if z is not None:
-        drawn = tl.load(z + column, mask=live, other=0.0).to(tl.float32)
-    x_t = tl.load(x + column, mask=live, other=0.0).to(tl.float32)
-    x_prev = tl.load(coefficients + _X) * x_t + tl.load(coefficients + _EPS) * eps_hat
-    return x_prev + tl.load(coefficients + _NOISE) * drawn
+        x_prev += c_noise * z
+    return x_prev
 
 
 def reverse_step(

@@ -1,7 +1,7 @@
 """The whole reverse process in one launch; same contract as :mod:`.reference`.
 
-A program takes 64 rows through all steps. Rows share nothing but the weights, and the state of a
-program between two steps stays in cache.
+A program takes a tile of rows through all steps. Rows share nothing but the weights. Their points
+stay in registers from step to step, or in cache where they are wide.
 """
 
 from typing import Any
@@ -14,28 +14,38 @@ from torch import Tensor
 from .._dispatch import capability_of
 from ..cuda import device_of
 from ..mlp import kernel as mlp
-from ..mlp.arithmetic import UNIT_SCALE, operand, softmax
+from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.config import chain_config_for
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
+    _layer_columns_backward,
     backward_hidden,
     forward_hidden,
     last_layer,
     layer_columns,
-    store_grad_x,
-    store_input,
 )
-from ..philox.kernel import NOISE, PRIOR, normal_pair
-from ..q_sample.reference import gather_points
-from ..reverse_step.kernel import updated
+from ..philox.kernel import PRIOR, normal_pair
+from ..reverse_step.kernel import load_coefficients, updated
 from .reference import Condition, Guide, Network
+from .tile import (
+    clear_padding,
+    load_points,
+    noise,
+    store_features,
+    store_points,
+    store_step,
+)
 
 _ROWS = 256  # rows of a program that only draws
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
 # a multiple of 16,
-_VARYING = ["first_row", "rows", "steps", "keep_every"]
+_VARYING = ["first_row", "rows", "steps", "keep_every", "classes"]
 # and for a tensor of the caller's that starts at a multiple of 16 bytes.
-_UNALIGNED = ["table_ptr", "features_ptr", "seed_ptr", "labels_ptr"]
+_UNALIGNED = [
+    "table_ptr", "features_ptr", "seed_ptr", "class_features_ptr", "class_labels_ptr", "labels_ptr",
+]  # fmt: skip
+# Points with more columns do not fit into registers beside the accumulators.
+_WIDEST = tl.constexpr(128)
 
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["seed_ptr", "x_ptr"])
@@ -63,22 +73,19 @@ def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.c
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def chain_kernel(
-    inputs_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
-    flat_ptr, weights_ptr, acts_ptr, eps_ptr,
-    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr,
-    guide_grads_ptr, grad_ptr,
-    FEATURES: tl.constexpr, CLASSIFIER_FREE: tl.constexpr,
-    NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+    x_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
+    flat_ptr, weights_ptr, acts_ptr,
+    class_features_ptr, class_labels_ptr, classes, uncond_ptr,
+    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr, guide_grads_ptr,
+    FEATURES: tl.constexpr, NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Takes x from x_T to x_0, in place; grid (programs, M).
 
-    The buffers have ROWS rows for each program of each model. With GUIDE a classifier guides;
-    without, its pointers are None.
+    The buffers have ROWS rows for each program of each model.
 
     Args:
-        inputs_ptr: float32 [M, rows, d + F], holds x_T and the feature of the first t, and x_0 in
-            the end. A conditional denoiser has [M, rows, d + F + E], with the features of each
-            row's class; with CLASSIFIER_FREE, [M, rows, d + F + 2 E], then those of no class too.
+        x_ptr: float32 [M, rows, d].
         table_ptr: float32 [M, steps, 4], coefficients of the steps.
         features_ptr: float32 [M, steps, FEATURES], features of the timesteps.
         seed_ptr: int64 [M].
@@ -91,24 +98,29 @@ def chain_kernel(
         weights_ptr: operand dtype [M, size], its weights as the matrix products read them.
         acts_ptr: operand dtype [M, programs * ROWS, activation columns], scratch: inputs of its
             layers.
-        eps_ptr: float32 [1 + CLASSIFIER_FREE, M, rows, d], scratch: noise predictions.
-        labels_ptr: int64 [M, rows], classes to guide to.
-        guide_flat_ptr, guide_weights_ptr, guide_acts_ptr: the same of the classifier.
+        class_features_ptr, class_labels_ptr: float32 [M, classes, E] and int64 [M, rows], the
+            features of the classes and the class of each row, or None.
+        classes: number of classes; the last one stands for no class.
+        uncond_ptr: float32 [M, rows, d], scratch for classifier-free guidance, or None: noise
+            predictions without a class.
+        labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.
+        guide_flat_ptr, guide_weights_ptr, guide_acts_ptr: the classifier's parameters, weights and
+            scratch.
         guide_z_ptr: operand dtype [M, programs * ROWS, z columns], scratch, or None:
             pre-activations of the classifier.
         guide_grads_ptr: operand dtype [M, programs * ROWS, gradient columns], scratch: gradients of
             its pre-activations.
-        grad_ptr: float32 [M, rows, d + F], scratch: gradient of log p(label | x).
         FEATURES: width of a timestep feature, F.
-        CLASSIFIER_FREE: True for classifier-free guidance.
-        NET, GUIDE: layouts of the denoiser and of the classifier, or None.
+        NET, GUIDE: layouts of the denoiser and of the classifier.
         CONFIG: tile sizes.
         ROWS: rows of a tile.
     """
     LAYERS: tl.constexpr = NET.layers
     DIM: tl.constexpr = NET.shape.widths[LAYERS]
     CLASS: tl.constexpr = NET.shape.widths[0] - DIM - FEATURES
-    IN: tl.constexpr = DIM + FEATURES + CLASS * (1 + CLASSIFIER_FREE)
+    CLASSIFIER_FREE: tl.constexpr = uncond_ptr is not None
+    COLUMNS: tl.constexpr = divisor(NET.padded[LAYERS], _WIDEST)
+    RESIDENT: tl.constexpr = NET.padded[LAYERS] == COLUMNS
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     slot = (model * tl.num_programs(0) + program) * ROWS
@@ -116,89 +128,105 @@ def chain_kernel(
     flat = flat_ptr + model * NET.shape.num_parameters
     weights = weights_ptr + model * NET.weights[LAYERS]
     seed = tl.load(seed_ptr + model)
+    clear_padding(acts, NET, ROWS)
+    g_acts, g_flat, g_weights, g_z, g_grads = None, None, None, None, None
+    if GUIDE is not None:
+        g_acts = guide_acts_ptr + slot * GUIDE.activation_columns
+        g_flat = guide_flat_ptr + model * GUIDE.shape.num_parameters
+        g_weights = guide_weights_ptr + model * GUIDE.weights[GUIDE.layers]
+        g_z = guide_z_ptr + slot * GUIDE.z_columns if GUIDE.keeps_z else None
+        g_grads = guide_grads_ptr + slot * GUIDE.gradient_columns
+        clear_padding(g_acts, GUIDE, ROWS)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=1):
         row = tile * ROWS + tl.arange(0, ROWS)
         live = row < rows
         first = model * rows + tile * ROWS
-        inputs = inputs_ptr + first * IN
-        eps = eps_ptr + first * DIM
-        to_uncond = tl.num_programs(1).to(tl.int64) * rows * DIM  # from eps to eps without class
+        points = x_ptr + first * DIM
+        uncond = uncond_ptr + first * DIM if CLASSIFIER_FREE else None
+        x = load_points(points, 0, live, COLUMNS, DIM, ROWS) if RESIDENT else None
+        if CLASS > 0:
+            label = tl.load(class_labels_ptr + model * rows + row, mask=live, other=0)[:, None]
+            class_features = class_features_ptr + model * classes * CLASS
+            if not CLASSIFIER_FREE:
+                chosen = class_features + label * CLASS
+                store_features(chosen, DIM + FEATURES, CLASS, acts, NET, ROWS)
         # No code is hoisted out of the loop over time: it would only be spilled.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
-            for no_class in tl.range(0, 1 + CLASSIFIER_FREE, num_stages=1, disable_licm=True):
-                SKIP_FROM: tl.constexpr = DIM + FEATURES if CLASSIFIER_FREE else None
-                store_input(inputs, IN, 1, live, acts, NET, ROWS, SKIP_FROM, no_class * CLASS)
+            features = features_ptr + (model * steps + step) * FEATURES
+            store_step(x, points, features, live, acts, FEATURES, COLUMNS, DIM, NET, ROWS)
+            if GUIDE is not None:
+                store_step(x, points, features, live, g_acts, FEATURES, COLUMNS, DIM, GUIDE, ROWS)
+            for evaluation in tl.range(0, 1 + CLASSIFIER_FREE, num_stages=1, disable_licm=True):
+                if CLASSIFIER_FREE:  # first without a class, then with it
+                    chosen = tl.where(evaluation == 0, classes - 1, label)
+                    chosen = class_features + chosen * CLASS
+                    store_features(chosen, DIM + FEATURES, CLASS, acts, NET, ROWS)
                 tl.debug_barrier()
                 forward_hidden(acts, None, weights, flat, NET, CONFIG, ROWS)
-                last_layer(acts, weights, flat, eps + no_class * to_uncond, live, NET, CONFIG, ROWS)
-                if CLASSIFIER_FREE:
+                if CLASSIFIER_FREE and evaluation == 0:
+                    last_layer(acts, weights, flat, uncond, live, NET, CONFIG, ROWS)
                     tl.debug_barrier()
             if GUIDE is not None:
-                _guidance(
-                    inputs, IN, grad_ptr + first * (DIM + FEATURES), labels_ptr + first, live,
-                    model, slot, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr,
-                    guide_grads_ptr, GUIDE, CONFIG, ROWS,
+                wanted = tl.load(labels_ptr + model * rows + row, mask=live, other=0)
+                _guide_hidden(wanted, g_acts, g_flat, g_weights, g_z, g_grads, GUIDE, CONFIG, ROWS)
+            for start in tl.range(0, DIM, COLUMNS, num_stages=1):
+                now = x if RESIDENT else load_points(points, start, live, COLUMNS, DIM, ROWS)
+                after = _advanced(
+                    now, start, table_ptr + (model * steps + step) * 4, seed, step, first_row + row,
+                    uncond, live, acts, flat, weights, g_grads, g_weights, NET, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
-            tl.debug_barrier()
-            coefficients = table_ptr + (model * steps + step) * 4
-            x = inputs + tl.arange(0, ROWS) * IN
-            place = tl.arange(0, ROWS) * DIM
-            grad = None
-            if GUIDE is not None:
-                grad = grad_ptr + (first + tl.arange(0, ROWS)) * (DIM + FEATURES)
-            uncond = eps + place + to_uncond if CLASSIFIER_FREE else None
-            _advance(
-                x, eps + place, grad, uncond, coefficients, seed, step, first_row + row, live, DIM,
-            )  # fmt: skip
-            next_step = tl.minimum(step + 1, steps - 1)
-            features = features_ptr + (model * steps + next_step) * FEATURES
-            for column in range(FEATURES):
-                feature = tl.where(live, tl.load(features + column), 0.0)
-                tl.store(x + DIM + column, feature, mask=live)
-            tl.debug_barrier()
-            if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
-                number = tl.cdiv(step + 1, keep_every).to(tl.int64) * tl.num_programs(1)
-                kept = kept_ptr + (number * rows + first + tl.arange(0, ROWS)) * DIM
-                for column in range(DIM):
-                    tl.store(kept + column, tl.load(x + column, mask=live), mask=live)
+                if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
+                    number = tl.cdiv(step + 1, keep_every).to(tl.int64) * tl.num_programs(1)
+                    kept = kept_ptr + (number * rows + first) * DIM
+                    store_points(kept, after, start, live, DIM, ROWS)
+                if RESIDENT:
+                    x = after
+                else:
+                    tl.debug_barrier()  # all warps have read x before one of them overwrites it
+                    store_points(points, after, start, live, DIM, ROWS)
+            if not RESIDENT or LAYERS == 1:
+                tl.debug_barrier()  # the last layer has read the input, and x is written
+        if RESIDENT:
+            store_points(points, x, 0, live, DIM, ROWS)
 
 
 @triton.jit
-def _advance(x, eps, grad, uncond, coefficients, seed, step, row, live, DIM: tl.constexpr):
-    """Takes a tile through one reverse step, in place."""
-    for pair in range((DIM + 1) // 2):
-        z_0, z_1 = normal_pair(seed, NOISE, step, row, pair)
-        first = updated(x, eps, grad, uncond, None, z_0, coefficients, live, pair * 2)
-        second = first
-        if pair * 2 + 1 < DIM:
-            second = updated(x, eps, grad, uncond, None, z_1, coefficients, live, pair * 2 + 1)
-        tl.debug_barrier()  # all warps have read x before one of them overwrites it
-        tl.store(x + pair * 2, first, mask=live)
-        if pair * 2 + 1 < DIM:
-            tl.store(x + pair * 2 + 1, second, mask=live)
-
-
-@triton.jit
-def _guidance(
-    inputs, stride, grad, labels, live, model, slot, flat_ptr, weights_ptr, acts_ptr, z_ptr,
-    grads_ptr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+def _advanced(
+    x, start, coefficients, seed, step, row, uncond, live, acts, flat, weights, guide_grads,
+    guide_weights,
+    NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of log p(label | inputs) with respect to the inputs of a tile."""
-    LAYERS: tl.constexpr = GUIDE.layers
-    flat = flat_ptr + model * GUIDE.shape.num_parameters
-    weights = weights_ptr + model * GUIDE.weights[LAYERS]
-    acts = acts_ptr + slot * GUIDE.activation_columns
-    z = z_ptr + slot * GUIDE.z_columns if GUIDE.keeps_z else None
-    grads = grads_ptr + slot * GUIDE.gradient_columns
-    store_input(inputs, stride, 1, live, acts, GUIDE, ROWS)
-    tl.debug_barrier()
+    """Returns columns of x_{t-1} from ``start`` on, after all hidden layers."""
+    LAST: tl.constexpr = NET.layers - 1
+    COLUMNS: tl.constexpr = x.shape[1]
+    column = start + tl.arange(0, COLUMNS)
+    c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
+    eps = layer_columns(acts, weights, flat, 0, column, LAST, NET, CONFIG, ROWS)
+    grad = None
+    if GUIDE is not None:
+        grad = _layer_columns_backward(
+            guide_grads, guide_weights, 0, column, 0, GUIDE, CONFIG, ROWS
+        )
+        grad *= 1 / UNIT_SCALE
+    if uncond is not None:
+        uncond = load_points(uncond, start, live, COLUMNS, NET.shape.widths[NET.layers], ROWS)
+    z = tl.zeros_like(x)
+    if c_noise != 0:
+        z = noise(seed, step, row, start, COLUMNS, NET.shape.widths[LAST + 1])
+    return updated(x, eps, grad, uncond, z, c_x, c_eps, c_noise, c_guide)
+
+
+@triton.jit
+def _guide_hidden(
+    label, acts, flat, weights, z, grads, GUIDE: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients of log p(label | inputs) with respect to all pre-activations."""
     forward_hidden(acts, z, weights, flat, GUIDE, CONFIG, ROWS)
-    label = tl.load(labels + tl.arange(0, ROWS), mask=live, other=0)
     _label_gradient(acts, weights, flat, grads, label, GUIDE, CONFIG, ROWS)
     tl.debug_barrier()
     z = z if GUIDE.keeps_z else acts
     backward_hidden(z, grads, weights, flat, None, 0, GUIDE, CONFIG, ROWS)
-    store_grad_x(grads, weights, grad, live, 1 / UNIT_SCALE, GUIDE, CONFIG, ROWS)
 
 
 @triton.jit
@@ -246,17 +274,16 @@ def sample_chain(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
-    models, rows, dim = x.shape
+    models, rows, _ = x.shape
     steps = table.shape[1]
     kept = x.new_empty((1 + triton.cdiv(steps, keep_every) if keep_every else 0, *x.shape))
     if keep_every:
         kept[0] = x
     if not (x.numel() and steps):
         return x.clone(), kept
-    features = time_features.shape[2]
-    classifier_free = condition is not None and condition.free
-    inputs = _inputs(x, time_features, condition)
+    x = x.clone(memory_format=torch.contiguous_format)
     net = layout_of(denoiser.shape, precision)
+    classifier_free = condition is not None and condition.free
     config = chain_config_for(
         precision, capability_of(x.device), rows, models,
         guided=guide is not None, classifier_free=classifier_free,
@@ -266,7 +293,7 @@ def sample_chain(
     flat, weights, acts = _buffers(denoiser, net, slots)
     with device_of(x):
         chain_kernel[programs, models](
-            inputs_ptr=inputs,
+            x_ptr=x,
             table_ptr=table.contiguous(),
             features_ptr=time_features.contiguous(),
             seed_ptr=seed.contiguous(),
@@ -278,36 +305,34 @@ def sample_chain(
             flat_ptr=flat,
             weights_ptr=weights,
             acts_ptr=acts,
-            eps_ptr=x.new_empty((1 + classifier_free, *x.shape)),
-            **_guide_arguments(guide, x, features, precision, slots),
-            FEATURES=features,
-            CLASSIFIER_FREE=classifier_free,
+            **_condition_arguments(condition, x),
+            **_guide_arguments(guide, precision, slots),
+            FEATURES=time_features.shape[2],
             NET=net,
             CONFIG=config,
             ROWS=config.rows,
             num_warps=config.warps,
         )
-    return inputs[..., :dim].contiguous(), kept
+    return x, kept
 
 
-def _inputs(x: Tensor, time_features: Tensor, condition: Condition | None) -> Tensor:
-    """Returns the kernel's inputs: x_T, the first feature of t, and the features of the classes."""
-    parts = [x, time_features[:, :1].expand(*x.shape[:2], -1)]
-    if condition is not None:
-        class_features, labels, classifier_free = condition
-        parts.append(gather_points(class_features, labels))
-        if classifier_free:
-            parts.append(class_features[:, -1:].expand(*x.shape[:2], -1))
-    return torch.cat(parts, dim=-1)
+def _condition_arguments(condition: Condition | None, x: Tensor) -> dict[str, Any]:
+    """Returns ``class_features_ptr`` to ``uncond_ptr`` of the chain's kernel."""
+    if condition is None:
+        return {"class_features_ptr": None, "class_labels_ptr": None, "classes": 0,
+                "uncond_ptr": None}  # fmt: skip
+    return {
+        "class_features_ptr": condition.class_features.contiguous(),
+        "class_labels_ptr": condition.labels.contiguous(),
+        "classes": condition.class_features.shape[1],
+        "uncond_ptr": torch.empty_like(x) if condition.free else None,
+    }
 
 
-def _guide_arguments(
-    guide: Guide | None, x: Tensor, features: int, precision: str, slots: int
-) -> dict[str, Any]:
-    """Returns ``labels_ptr`` to ``grad_ptr`` of the chain's kernel, and GUIDE; all None without."""
+def _guide_arguments(guide: Guide | None, precision: str, slots: int) -> dict[str, Any]:
+    """Returns ``labels_ptr`` to ``guide_grads_ptr``, and GUIDE; all None without a guide."""
     if guide is None:
-        names = ("labels", "guide_flat", "guide_weights", "guide_acts", "guide_z", "guide_grads",
-                 "grad")  # fmt: skip
+        names = ("labels", "guide_flat", "guide_weights", "guide_acts", "guide_z", "guide_grads")
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = layout_of(guide.classifier.shape, precision)
     flat, weights, acts = _buffers(guide.classifier, net, slots)
@@ -320,7 +345,6 @@ def _guide_arguments(
         "guide_acts_ptr": acts,
         "guide_z_ptr": acts.new_empty((*room, net.z_columns)) if net.keeps_z else None,
         "guide_grads_ptr": acts.new_empty((*room, net.gradient_columns)),
-        "grad_ptr": x.new_empty((*x.shape[:2], x.shape[2] + features)),
     }
 
 
