@@ -8,7 +8,8 @@ random data, between two CUDA events. The result is the median of the paired rat
 bootstrap 95% interval.
 
 Ours runs from a CUDA graph. The peers are ``eager``, ordinary PyTorch, launch by launch; ``graph``,
-the same captured in a CUDA graph; and ``compiled``, ``torch.compile`` in a CUDA graph.
+the same captured in a CUDA graph; and ``compiled``, ``torch.compile`` in a CUDA graph. In the line
+``both eager`` ours runs launch by launch as well.
 
 On a CPU the reference runs in place of the kernels, and the numbers only show that the benchmark
 works.
@@ -282,19 +283,20 @@ def measure(comparison: Comparison, rounds: int, device: torch.device) -> Result
         result.unavailable["ours"] = one_line(reason)
     if not (result.correct and rounds):
         return result
-    on_gpu = device.type == "cuda"
-    ours = Runner(comparison.ours, 1)
+    ours = eager = Runner(comparison.ours, 1)
     peers = {name: partial(Runner, work, 1) for name, work in comparison.peers.items()}
-    if on_gpu:
+    if device.type == "cuda":
         try:
             ours, result.from_graph = from_graph(comparison.ours), True
         except RuntimeError as reason:
             result.unavailable["ours from a graph"] = one_line(reason)
+        peers["both eager"] = peers["eager"]
         peers["graph"] = partial(from_graph, comparison.peers["eager"])
         peers["compiled"] = partial(from_graph, comparison.peers["compiled"])
     for name, prepare in peers.items():
         try:
-            result.timings[name] = paired(ours, prepare(), rounds, device)
+            mine = eager if name == "both eager" else ours
+            result.timings[name] = paired(mine, prepare(), rounds, device)
         except Exception as reason:  # compilers and captures raise various errors
             result.unavailable[name] = one_line(reason)
     return result
@@ -314,7 +316,7 @@ def lines(result: Result) -> Iterator[str]:
         yield head
     for name, timing in result.timings.items():
         yield (
-            f"    {name:9} {timing.peer_us:10.1f} us, ours {timing.ours_us:10.1f} us: "
+            f"    {name:10} {timing.peer_us:10.1f} us, ours {timing.ours_us:10.1f} us: "
             f"{timing.speedup:.2f} times as fast, 95% {timing.low:.2f} to {timing.high:.2f}"
         )
     for name, reason in result.unavailable.items():

@@ -130,9 +130,12 @@ imitated_capability = ContextVar("imitated_capability", default=(9, 0))
 
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Returns the compute capability of a CUDA device, or the imitated one on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)
-    return imitated_capability.get()
+    return _capability(device) if device.type == "cuda" else imitated_capability.get()
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def model_stride(tensor: Tensor) -> int:

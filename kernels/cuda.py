@@ -10,10 +10,12 @@ from torch import Tensor
 def device_of(tensor: Tensor) -> AbstractContextManager:
     """Returns a context in which the current device is that of a CUDA tensor.
 
-    Launches, streams and events are those of the current device. For a tensor that is elsewhere the
-    context does nothing.
+    Launches, streams and events are those of the current device. For a tensor that is elsewhere, or
+    on the current device, the context does nothing.
     """
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 @contextmanager

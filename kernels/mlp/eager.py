@@ -36,7 +36,7 @@ class Call(NamedTuple):
     def forward(self, x: Tensor, layers: tuple[Tensor, ...], save: bool) -> tuple:
         """Returns y and the tensors that :meth:`backward` needs."""
         shape = self.shape
-        y = torch.empty((*x.shape[:-1], shape.widths[-1]), dtype=self.y_dtype, device=x.device)
+        y = x.new_empty((*x.shape[:-1], shape.widths[-1]), dtype=self.y_dtype)
         _, saved = operator.kernels().forward(
             _rows(x, layers), layers, shape, self.precision, save=save, y=y
         )
@@ -49,11 +49,11 @@ class Call(NamedTuple):
     ) -> tuple:  # fmt: skip
         """Returns the gradient of x and those of the layers, None if they are not needed."""
         shape, kernels = self.shape, operator.kernels()
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_x else None
+        grad_x = x.new_empty(x.shape) if needs_x else None
         grad = flat = None
         if needs_layers:
             axis = layers[0].shape[:-2]  # [] or [M]
-            grad = torch.empty((*axis, shape.num_parameters), dtype=self.dtype, device=x.device)
+            grad = layers[0].new_empty((*axis, shape.num_parameters))
             flat = grad if axis else grad.view(1, -1)
         kernels.write_gradients(
             _rows(grad_y, layers), kernels.Saved(*saved), shape, self.precision,

@@ -120,17 +120,13 @@ def operands_of_layers(
     """
     if not all(map(Tensor.is_contiguous, layers)):
         layers = tuple(map(Tensor.contiguous, layers))
-    flat = torch.empty(
-        (models, net.shape.num_parameters), dtype=torch.float32, device=layers[0].device
-    )
+    flat = layers[0].new_empty((models, net.shape.num_parameters), dtype=torch.float32)
     return _launch(layers, flat, net), flat
 
 
 def _launch(layers: tuple[Tensor, ...] | None, flat: Tensor, net: Layout) -> Tensor:
     models = flat.shape[0]
-    weights = torch.empty(
-        (models, net.weights[-1]), dtype=OPERAND_DTYPES[net.precision], device=flat.device
-    )
+    weights = flat.new_empty((models, net.weights[-1]), dtype=OPERAND_DTYPES[net.precision])
     if models:
         blocks = -(-net.largest_layer // _BLOCK)
         with device_of(flat):

@@ -306,10 +306,7 @@ def unpack(grad: Tensor, layers: Sequence[Tensor], count: int, bias: bool) -> li
         order[:stop:2], order[1:stop:2] = layers[:count], layers[count:stop]
     models = grad.shape[0] if grad.dim() == 2 else 1
     parts = grad.split_with_sizes([layer.numel() // models for layer in order], dim=-1)
-    weights = [
-        part.view(weight.shape)
-        for part, weight in zip(parts[:stop:stride], layers[:count], strict=True)
-    ]
+    weights = map(Tensor.view_as, parts[:stop:stride], layers)  # faster than with a shape
     return [*weights, *(parts[1:stop:2] if bias else ()), *parts[stop:]]
 
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from flashpoint.bench import operations
 from flashpoint.bench.operations import Comparison, lines, measure
+from flashpoint.bench.timing import GRAPH_WORKS, Runner, Timing
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,25 @@ def test_a_peer_that_fails_is_named_and_the_others_are_timed():
     result = measure(comparison(0.0, {"compiled": broken, "eager": lambda: None}), 2, CPU)
     assert result.unavailable == {"compiled": "ValueError: no compiler"}
     assert list(result.timings) == ["eager"]
+
+
+def test_on_a_gpu_ours_runs_from_a_graph_and_eagerly_beside_eager_pytorch(monkeypatch):
+    pairs = []
+
+    def paired(ours, peer, rounds, device):  # noqa: ARG001
+        pairs.append((ours.works, peer.works))
+        return Timing(1.0, 2.0, 2.0, 2.0, 2.0, rounds)
+
+    monkeypatch.setattr(operations, "from_graph", lambda work: Runner(work, GRAPH_WORKS))
+    monkeypatch.setattr(operations, "paired", paired)
+    peers = {"eager": lambda: None, "compiled": lambda: None}
+    result = measure(comparison(0.0, peers), 5, torch.device("cuda"))
+    assert dict(zip(result.timings, pairs, strict=True)) == {
+        "eager": (GRAPH_WORKS, 1),
+        "both eager": (1, 1),
+        "graph": (GRAPH_WORKS, GRAPH_WORKS),
+        "compiled": (GRAPH_WORKS, GRAPH_WORKS),
+    }
 
 
 def test_every_operation_is_correct_at_small_size(tmp_path):
