@@ -1,131 +1,64 @@
-"""Times other tile sizes beside the shipped ones on this GPU.
+"""Looks for faster tile sizes on this GPU, and writes them as the file that the kernels read.
 
     python -m flashpoint.bench tune [--device cuda] [--record FOLDER]
+    python -m flashpoint.bench tune --dry      without a GPU: which candidates are worth a time
 
-Each candidate differs in a few fields from the configuration that ``kernels/mlp/config.py`` ships
-for this GPU. First all are compiled, each in a process of its own. Then each is checked against
-float64; a wrong candidate, or one that needs more memory than the GPU has, is not timed. Then the
-candidate and the shipped configuration work in turn, A B B A, at a training step and at the chain,
-in half precision. The command changes no file: to ship a faster candidate, write it into the table.
+Candidates (:mod:`.candidates`) are compiled in as many processes as there are processors, and left
+out if their code is bad. Each that is ready is checked against float64. Then it and the shipped
+configuration do a whole training step or chain in turn, A B B A, in a CUDA graph and in half
+precision. First one kernel at a time changes; then the best two of each kernel are crossed.
+
+The best ones are written as ``tiles-<GPU>-triton-<version>.json``. To ship them, copy this file to
+``kernels/configs/`` under the name of the architecture, and update the record of resources.
 """
 
+import json
 import os
-import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from unittest import mock
 
 import click
 import torch
 
+from ..diffusion import Recipe, UserError
+from ..diffusion.files import save_json
 from ..kernels.mlp import config as table
 from ..kernels.mlp.config import Config
-from .machine import free_device
+from .candidates import (
+    TUNED,
+    WORKS,
+    Candidate,
+    Compiler,
+    TunedWork,
+    chunks,
+    in_use,
+    queue,
+)
+from .machine import free_device, short_name
 from .operations import one_line, training_step
 from .peers.ours import Ours
 from .problem import states_problem
 from .race import TOLERANCE, Referee
 from .record import Record, record_option
-from .stages import Stage, run_together
-from .tables import duration
-from .timing import Runner, Timing, paired, seconds
+from .timing import Runner, from_graph, paired, seconds
 
-Changes = dict[str, int]
-# Fields of Config that a candidate changes. Fields of the weight gradients are not tried at the
-# chain, which has none.
-CANDIDATES: tuple[Changes, ...] = (
-    {"out": 128},
-    {"stages": 2},
-    {"stages": 4},
-    {"reduce": 32, "stages": 4},
-    {"reduce": 128, "stages": 2},
-    {"warps": 4},
-    {"out": 128, "warps": 4},
-    {"grad_stages": 4},
-    {"grad_rows": 32, "grad_stages": 4},
-    {"grad_rows": 128, "grad_stages": 2},
-    {"grad_in": 64},
-    {"grad_in": 64, "grad_out": 256},
-    {"grad_warps": 4},
-)
-TRAINING, CHAIN = "training step", "chain"
-_CHAIN_STEPS = {"cuda": 500, "cpu": 4}
 _SECONDS = 0.5  # seconds of a comparison
-_COMPILING = 0.5  # share of the budget for compilation
+# Shares of the budget until which candidates are waited for, and timed before the crossed ones.
+_COMPILING, _ALONE = 0.5, 0.75
+_CROSSED = 2  # candidates of each kernel that are crossed
+_CHAIN_STEPS = {"cuda": 500, "cpu": 4}
 
 
-@dataclass(frozen=True)
-class TunedWork:
-    """A work whose tile sizes are tuned, on ``rows`` points at once."""
+class _Chunked(Ours):
+    """Ours, with a number of rows that go through the network at once."""
 
-    name: str
-    rows: int
+    chunk_rows: int | None = None
 
-    @property
-    def title(self) -> str:
-        return f"{self.name}, {self.rows:,} rows"
-
-    def shipped(self, device: torch.device) -> Config:
-        """Returns the configuration of half precision on this device; on a CPU that of Hopper."""
-        on_gpu = device.type == "cuda"
-        capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
-        if self.name == TRAINING:
-            return table.config_for("fp16", capability, self.rows, 1)
-        return table.chain_config_for(
-            "fp16", capability, self.rows, 1, guided=False, classifier_free=False
-        )
-
-    def candidates(self, device: torch.device) -> list[Changes]:
-        """Returns the candidates that change this work."""
-        config = self.shipped(device)
-        return [
-            changes for changes in CANDIDATES
-            if replace(config, **changes) != config
-            and (self.name == TRAINING or not all(name.startswith("grad_") for name in changes))
-        ]  # fmt: skip
-
-
-WORKS = (TunedWork(TRAINING, 10_000), TunedWork(CHAIN, 5000), TunedWork(TRAINING, 2048))
-
-
-def written(fields: Changes) -> str:
-    """Returns the fields of a configuration in a line."""
-    return ", ".join(f"{field}={value}" for field, value in fields.items())
-
-
-@dataclass
-class Candidate:
-    """The outcome of a candidate at a work, without a timing if it is wrong or does not run."""
-
-    work: str
-    changes: Changes
-    error: float | None = None
-    timing: Timing | None = None  # ``peer`` is the shipped configuration
-    unavailable: str | None = None
-
-    @property
-    def line(self) -> str:
-        name = written(self.changes)
-        if self.timing is None:
-            return f"    {name:28} no time, {self.unavailable}"
-        one = self.timing
-        return (
-            f"    {name:28} {duration(one.ours_us)}, shipped {duration(one.peer_us)}: "
-            f"{one.speedup:.3f} times as fast (95% {one.low:.3f} to {one.high:.3f})"
-        )
-
-
-@contextmanager
-def in_place_of(config: Config, changes: Changes) -> Iterator[None]:
-    """Launches kernels with a changed configuration wherever this one is in use."""
-    (name,) = (name for name, value in vars(table).items() if value is config)
-    with mock.patch.object(table, name, replace(config, **changes)):
-        yield
+    def recipe(self, rows: int, classify: bool) -> Recipe:
+        return replace(super().recipe(rows, classify), chunk_rows=self.chunk_rows)
 
 
 class TuneBench:
@@ -136,43 +69,52 @@ class TuneBench:
         self.precision = {"cuda": "half", "cpu": "fp32"}[device.type]
         self.operand = {"cuda": "fp16", "cpu": "fp32"}[device.type]
         self.referee = Referee(self.problem, device)
+        self.peers: dict[TunedWork, Runner] = {}
 
-    def as_changed(self, work: TunedWork, changes: Changes) -> AbstractContextManager:
-        """Returns a context in which a candidate is in use; without changes the shipped one."""
-        return in_place_of(work.shipped(self.device), changes) if changes else nullcontext()
-
-    def runner(self, work: TunedWork, changes: Changes) -> Runner:
+    def runner(self, work: TunedWork, config: Config | None, chunk: int | None = None) -> Runner:
         """Prepares a work and does it once."""
-        ours = Ours(self.problem, self.device, self.precision)
-        with self.as_changed(work, changes):
-            if work.name == TRAINING:
+        ours = _Chunked(self.problem, self.device, self.precision)
+        ours.chunk_rows = chunk
+        with in_use(work.kernel, config):
+            if work.kernel == "mlp":
                 made = ours.training(work.rows)
             else:
                 chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided=False)
-                made = Runner(ours.chain_work(chain, work.rows, None))
+                once = ours.chain_work(chain, work.rows, None)
+                made = from_graph(once, 1) if self.device.type == "cuda" else Runner(once)
             seconds(made, 2, self.device)
 
         def run() -> None:
-            with self.as_changed(work, changes):  # a training that ends begins anew
+            with in_use(work.kernel, config):  # a training that ends begins anew
                 made.run()
 
         return made._replace(run=run)
 
-    def error(self, work: TunedWork, changes: Changes) -> tuple[float, float]:
+    def error(self, work: TunedWork, config: Config | None) -> tuple[float, float]:
         """Returns the relative error of a candidate against float64, and its tolerance."""
-        with self.as_changed(work, changes):
-            if work.name == TRAINING:
+        with in_use(work.kernel, config):
+            if work.kernel == "mlp":
                 gradients = training_step(self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance
             self.referee.error.cache_clear()  # the error of another candidate
             return self.referee.error("ours", self.precision, "sampling"), TOLERANCE[self.precision]
 
-    def measure(self, one: Candidate, work: TunedWork, rounds: int, peer: Runner) -> None:
+    def peer(self, work: TunedWork) -> Runner:
+        """Returns the work with the shipped configuration, which was found right."""
+        if work not in self.peers:
+            error, tolerance = self.error(work, None)
+            if not error <= tolerance:
+                raise UserError(f"{work.title}: the shipped sizes are wrong, error {error:.1e}")
+            self.peers[work] = self.runner(work, None)
+        return self.peers[work]
+
+    def measure(self, one: Candidate, rounds: int) -> None:
         """Checks a candidate and, if it is right, times it beside the shipped configuration."""
+        peer = self.peer(one.work)
         try:
-            one.error, tolerance = self.error(work, one.changes)
+            one.error, tolerance = self.error(one.work, one.config)
             if one.error <= tolerance:
-                ours = self.runner(work, one.changes)
+                ours = self.runner(one.work, one.config, one.changes.get("chunk_rows"))
                 one.timing = paired(ours, peer, rounds, self.device, _SECONDS)
             else:
                 one.unavailable = f"wrong: error {one.error:.1e}, allowed {tolerance:g}"
@@ -180,63 +122,160 @@ class TuneBench:
             one.unavailable = one_line(reason)
 
 
-def compile_one(device: torch.device, work: TunedWork, changes: Changes) -> None:
-    """Does and checks a work once, so that its kernels are in Triton's cache."""
-    bench = TuneBench(device)
-    with suppress(Exception):  # it will be raised and reported again
-        bench.runner(work, changes)
-        bench.error(work, changes)
+def crossed(found: Sequence[Candidate], works: Sequence[TunedWork]) -> list[Candidate]:
+    """Returns the combinations of the fastest candidates of all kernels of each work."""
+    made = []
+    for work in works:
+        best = [_fastest(found, work, name)[:_CROSSED] for name in work.kernels]
+        if len(best) > 1:
+            for parts in product(*best):
+                changes = {name: size for one in parts for name, size in one.changes.items()}
+                config = replace(parts[0].config, **changes)
+                made.append(Candidate(work, "crossed", changes, config))
+    return made
 
 
-def compile_all(device: torch.device, number: int, small: bool, within: float) -> None:
-    """Compiles in as many processes as there are processors, for at most ``within`` seconds."""
-    command = (sys.executable, "-m", "flashpoint.bench", "tune", "--device", str(device), "--busy")
-    command += ("--small",) if small else ()
-    stages = [
-        Stage(f"compile {one}", (*command, "--compile", str(one)), within) for one in range(number)
-    ]
-    processors, end = len(os.sched_getaffinity(0)), time.monotonic() + within
-    with tempfile.TemporaryDirectory() as scratch:
-        deque(run_together(stages, processors, end, dict(os.environ), Path(scratch)), maxlen=0)
+def _fastest(
+    found: Sequence[Candidate], work: TunedWork, kernel: str | None = None
+) -> list[Candidate]:
+    """Returns the candidates of a work that are faster than the shipped one, the fastest first."""
+    faster = [
+        one for one in found
+        if one.work == work and kernel in (None, one.kernel) and one.faster
+    ]  # fmt: skip
+    return sorted(faster, key=lambda one: -one.timing.speedup)
+
+
+def tuned_file(found: Sequence[Candidate], capability: tuple[int, int], source: str) -> dict:
+    """Returns the file of an architecture, with the fastest candidates in it.
+
+    Args:
+        found: candidates with their timings.
+        capability: compute capability of the GPU.
+        source: where the timings are from.
+    """
+    half = table.table_of("half", capability)
+    for kernel in dict.fromkeys(work.kernel for work in WORKS):
+        before, changes = asdict(table.config_of(half["all"])), []
+        for work in (work for work in WORKS if work.kernel == kernel):
+            best = _fastest(found, work)
+            sizes = asdict(best[0].config if best else work.shipped(capability))
+            if sizes != before:
+                why = f"{best[0].timing.speedup:.2f} times as fast" if best else "nothing is faster"
+                new = {name: size for name, size in sizes.items() if size != before[name]}
+                changes.append({"tiles": work.tiles, **new, "why": f"{why}: {source}"})
+            before = sizes
+        half[kernel] = changes
+    path = table.CONFIGS / f"sm_{capability[0]}{capability[1]}.json"
+    others = json.loads(path.read_text()) if path.exists() else {}
+    return others | {"half": {kernel: sizes for kernel, sizes in half.items() if sizes}}
+
+
+@dataclass
+class Search:
+    """A search; what it finds is written at once.
+
+    Attributes:
+        capability: compute capability to tune for.
+        record: record of the results.
+        rounds: paired rounds of a comparison.
+        bench: times the candidates; None times nothing.
+        found: candidates that have an outcome.
+    """
+
+    capability: tuple[int, int]
+    record: Record
+    rounds: int
+    bench: TuneBench | None
+    found: list[Candidate] = field(default_factory=list)
+
+    def run(self, coming: Iterable[Candidate], end: float) -> None:
+        """Times candidates as they come, at the latest at the time ``end``."""
+        for one in coming:
+            if one.unavailable is None and self.bench is not None:
+                if time.monotonic() > end:
+                    one.unavailable = "no time was left for it"
+                else:
+                    self.bench.measure(one, self.rounds)
+            self.found.append(one)
+            if one.timing is not None:
+                click.echo(f"{one.work.title}, {one.kernel}\n{one.line}")
+                self.save()
+        self.save()
+
+    def save(self) -> None:
+        """Writes the results, and the file of the fastest sizes if there are any."""
+        self.record.put("tune", results=[one.to_dict() for one in self.found])
+        if self.path is not None and any(one.faster for one in self.found):
+            machine = self.record.content["machine"]
+            source = f"{machine['gpu']}, triton {machine['triton']}"
+            save_json(self.path, tuned_file(self.found, self.capability, source))
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the fastest sizes; None without a record."""
+        if self.record.path is None or self.bench is None:
+            return None
+        triton = self.record.content["machine"]["triton"]
+        return self.record.path.with_name(
+            f"tiles-{short_name(self.bench.device)}-triton-{triton}.json"
+        )
+
+    def summary(self) -> Iterator[str]:
+        """Yields how many candidates of each kernel are left, and why the others fell out."""
+        for work, name in dict.fromkeys((one.work, one.kernel) for one in self.found):
+            here = [one for one in self.found if (one.work, one.kernel) == (work, name)]
+            out = [one for one in here if one.unavailable is not None]
+            yield f"{work.title}, {name}: {len(here) - len(out)} of {len(here)} candidates are left"
+            yield from (one.line for one in out)
+
+    def winners(self) -> Iterator[str]:
+        """Yields the fastest candidate of each work, and how to ship them."""
+        for work in dict.fromkeys(one.work for one in self.found):
+            best = _fastest(self.found, work)
+            yield f"{work.title}: {'the fastest is' if best else 'nothing is faster'}"
+            yield from (one.line for one in best[:1])
+        if self.path is not None and self.path.exists():
+            name = f"kernels/configs/sm_{self.capability[0]}{self.capability[1]}.json"
+            yield f"to ship: cp {self.path} {name}"
+            yield "         python -m flashpoint.kernels.resources --update"
 
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
-@click.option("--small", is_flag=True, help="One work and one candidate, to test the command.")
+@click.option("--rounds", default=15, show_default=True, help="Paired rounds of a comparison.")
+@click.option("--small", is_flag=True, help="One work and two candidates, to test the command.")
+@click.option("--dry", is_flag=True, help="Compile for sm_90 and time nothing; needs no GPU.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(TUNED)), help="Kernels; may be repeated."
+)
+@click.option("--most", type=int, default=None, help="Candidates of each kernel. Default: all.")
 @click.option(
     "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
 )
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
-@click.option("--compile", "only", type=int, default=None, hidden=True, help="Compile one alone.")
 @record_option
-def main(device, rounds, small, budget, busy, only, folder) -> None:
-    """Time other tile sizes beside the shipped ones, at a training step and at the chain."""
-    end, device, record = time.monotonic() + budget, free_device(device, busy), Record(folder)
+def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
+    """Look for faster tile sizes of a training step and of the chain."""
+    start, processors = time.monotonic(), len(os.sched_getaffinity(0))
+    device = torch.device("cpu") if dry else free_device(device, busy)
+    on_gpu = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
+    record = Record(folder)
     torch.manual_seed(0)
-    tried = {work: work.candidates(device) for work in WORKS}
-    if small:
-        tried = {WORKS[-1]: tried[WORKS[-1]][:1]}
-    # Works with other numbers of rows run the same kernels.
-    kinds = {work.name: work for work in tried}.values()
-    todo = [(work, one) for work in kinds for one in ({}, *tried[work])]
-    if only is not None:
-        compile_one(device, *todo[only])
-        return
-    compile_all(device, len(todo), small, _COMPILING * budget)
-    bench, found = TuneBench(device), []
-    for work, candidates in tried.items():
-        error, tolerance = bench.error(work, {})
-        if not error <= tolerance:
-            click.echo(f"{work.title}: the shipped one is wrong, error {error:.1e}; nothing timed")
-            raise SystemExit(1)
-        click.echo(f"{work.title}, shipped: {written(asdict(work.shipped(device)))}")
-        peer = bench.runner(work, {})
-        for changes in candidates:
-            if time.monotonic() > end:
-                click.echo(f"the budget of {budget:g} s is spent; the rest is not measured")
-                return
-            found.append(Candidate(work.title, changes))
-            bench.measure(found[-1], work, rounds, peer)
-            click.echo(found[-1].line)
-            record.put("tune", results=[asdict(one) for one in found])
+    works, most = (WORKS[:1], 1) if small else (WORKS, most)
+    waiting = queue(works, capability, only or tuple(TUNED), most)
+    # One processor is left for the process that measures.
+    with Compiler(capability, processors if dry else max(1, processors - 1)) as compiler:
+        compiler.submit(waiting)
+        search = Search(capability, record, rounds, None if dry else TuneBench(device))
+        shares = (1, 1) if dry else (_COMPILING, _ALONE)
+        until, end = (start + share * budget for share in shares)
+        search.run(compiler.ready(waiting, until), end)
+        if on_gpu:
+            search.run(chunks(capability), end)
+        combined = crossed(search.found, works)
+        compiler.submit(combined)
+        search.run(compiler.ready(combined, start + budget), start + budget)
+    for line in search.summary() if dry else search.winners():
+        click.echo(line)

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,26 +102,31 @@ def chain_config_for(
 
 @lru_cache
 def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
-    """Returns the configurations of a kernel, that of the smallest calls first.
+    """Returns the configurations of a kernel, that of the smallest calls first."""
+    table = table_of("half" if precision in ("fp16", "bf16") else precision, capability)
+    sizes = table["all"]
+    found = {0: config_of(sizes)}
+    for change in table.get(kernel, ()):
+        sizes |= change
+        found[change.get("tiles", 0)] = config_of(sizes)
+    return tuple(found.items())
+
+
+def table_of(precision: str, capability: tuple[int, int]) -> dict[str, Any]:
+    """Returns the sizes of all kernels of a precision, from the file of a GPU.
 
     Where a GPU has no file, or its file lacks the precision, that of the next older architecture of
     its generation has them, or else the oldest file, whose tiles fit every GPU.
     """
-    precision = "half" if precision in ("fp16", "bf16") else precision
     files = {int(path.stem.removeprefix("sm_")): path for path in CONFIGS.glob("sm_*.json")}
     here = 10 * capability[0] + capability[1]
     same = sorted(arch for arch in files if arch // 10 == capability[0] and arch <= here)
     tables = (json.loads(files[arch].read_text()) for arch in (*reversed(same), min(files)))
-    table = next(table[precision] for table in tables if precision in table)
-    sizes = dict(table["all"])
-    found = {0: _config(sizes)}
-    for change in table.get(kernel, ()):
-        sizes |= change
-        found[change.get("tiles", 0)] = _config(sizes)
-    return tuple(found.items())
+    return next(table[precision] for table in tables if precision in table)
 
 
-def _config(sizes: dict) -> Config:
+def config_of(sizes: dict[str, Any]) -> Config:
+    """Returns the configuration that an entry of a file describes completely."""
     return Config(**{name: size for name, size in sizes.items() if name not in ("tiles", "why")})
 
 

@@ -167,7 +167,6 @@ CASES: dict[str, Callable[[], None]] = {
         for name, run, shape, precision in (
             ("train fp16", _train, _DENOISER, "fp16"),
             ("train bf16", _train, _DENOISER, "bf16"),
-            ("classifier fp16", partial(_train, classify=True), _CLASSIFIER, "fp16"),
             ("drop-in fp16", _perceptron, _DENOISER, "fp16"),
             ("gelu", _perceptron, _deep(256, "gelu"), "fp16"),
         )

@@ -37,11 +37,16 @@ class Resources:
     seconds: float  # processor time of a cold compilation; other processes do not count
 
 
-def compile_offline(launch: Launch) -> Resources:
-    """Compiles a kernel and returns its resources."""
+def compile_offline(launch: Launch, *, keep: bool = False) -> Resources:
+    """Compiles a kernel and returns its resources.
+
+    Args:
+        launch: launch of the kernel.
+        keep: True leaves the compiled kernel in Triton's cache, where launches on a GPU find it.
+    """
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
-    compiled, log, seconds = _compile_cold(source, launch)
+    compiled, log, seconds = _compile_cold(source, launch, keep)
     code = sass.parse(sass.disassembled(compiled.asm["cubin"]))
     return Resources(
         registers=_number(r"Used (\d+) registers", log),
@@ -55,29 +60,29 @@ def compile_offline(launch: Launch) -> Resources:
     )
 
 
-def _compile_cold(source: ASTSource, launch: Launch) -> tuple[Any, str, float]:
+def _compile_cold(source: ASTSource, launch: Launch, keep: bool) -> tuple[Any, str, float]:
     """Returns the compiled kernel, the messages of ptxas, and the processor time in seconds.
 
     Other processes on the machine can only make it longer, so a slow compilation is repeated up to
-    twice and the shortest time counts.
+    twice and the shortest time counts, unless the kernel is only to be kept.
     """
     shortest = math.inf
     for _ in range(3):
-        with _cold_and_verbose(), redirect_stdout(io.StringIO()) as log:
+        with _cold_and_verbose(keep), redirect_stdout(io.StringIO()) as log:
             start = _processor_time()
             compiled = triton.compile(source, target=_target(launch.arch), options=launch.options)
             shortest = min(shortest, _processor_time() - start)
-        if shortest <= PATIENCE:
+        if keep or shortest <= PATIENCE:
             break
     return compiled, log.getvalue(), shortest
 
 
 @contextmanager
-def _cold_and_verbose() -> Iterator[None]:
-    """Gives Triton an empty cache, and makes it print the messages of ptxas."""
+def _cold_and_verbose(keep: bool) -> Iterator[None]:
+    """Makes Triton compile anew, to an empty cache unless ``keep``, and print what ptxas says."""
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"TRITON_CACHE_DIR": folder, "TRITON_DUMP_PTXAS_LOG": "1"}
-        with mock.patch.dict(os.environ, changes):
+        changes = {"TRITON_ALWAYS_COMPILE": "1"} if keep else {"TRITON_CACHE_DIR": folder}
+        with mock.patch.dict(os.environ, changes | {"TRITON_DUMP_PTXAS_LOG": "1"}):
             yield
 
 

@@ -1,90 +1,309 @@
-"""Candidates for the tile sizes."""
+"""Candidates for the tile sizes, and the search for faster ones."""
 
-from dataclasses import replace
+import json
+import time
+from concurrent.futures import Future
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from flashpoint.bench import tune
-from flashpoint.bench.timing import Runner
-from flashpoint.bench.tune import (
-    CANDIDATES,
-    CHAIN,
-    TRAINING,
+from flashpoint.bench.candidates import (
+    TUNED,
     WORKS,
     Candidate,
-    TunedWork,
-    in_place_of,
+    Compiler,
+    candidates,
+    chunks,
+    in_use,
+    queue,
+    too_large,
 )
+from flashpoint.bench.record import Record
+from flashpoint.bench.timing import Runner, Timing
+from flashpoint.bench.tune import Search, TuneBench, crossed, tuned_file
+from flashpoint.diffusion import UserError
 from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.sample_chain import kernel as sample_chain
 from flashpoint.kernels.train_step import kernel as train_step
 
-CPU = torch.device("cpu")
+from ..kernels.processes import run_compiled
+
+CPU, HOPPER = torch.device("cpu"), (9, 0)
+STEP, MANY, MOST, CHAIN = WORKS
 
 
-def in_use():
-    """Returns the configurations of training and sampling on Hopper."""
+def in_launches():
+    """Returns the configurations of training, the perceptron and sampling on Hopper."""
     return (
-        mlp.config_for("fp16", (9, 0), 2048, 1),
-        train_step.config_for("fp16", (9, 0), 2048, 1),
-        sample_chain.chain_config_for("fp16", (9, 0), 2048, 1, guided=False, classifier_free=False),
-    )  # fmt: skip
+        train_step.config_for("fp16", HOPPER, 2048, 1),
+        mlp.config_for("fp16", HOPPER, 2048, 1),
+        sample_chain.chain_config_for("fp16", HOPPER, 2048, 1, guided=False, classifier_free=False),
+    )
 
 
 @pytest.mark.parametrize("work", WORKS)
 def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
-    before, shipped = in_use(), work.shipped(CPU)
-    with in_place_of(shipped, {"stages": 7}):
-        changed = in_use()
-    assert changed[2 if work.name == CHAIN else 1] == replace(shipped, stages=7)
-    assert in_use() == before
+    before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
+    with in_use(work.kernel, candidate):
+        changed_ones = in_launches()
+    expected = (*before[:2], candidate) if work is CHAIN else (candidate, candidate, before[2])
+    assert changed_ones == expected
+    assert in_launches() == before
 
 
-def test_candidates_differ_from_what_is_shipped(monkeypatch):
-    assert TunedWork(TRAINING, 10).candidates(CPU) == list(CANDIDATES)
-    chain = TunedWork(CHAIN, 10).candidates(CPU)
-    assert chain
-    assert not any("grad_in" in changes or "grad_warps" in changes for changes in chain)
-    shipped = replace(TunedWork(TRAINING, 10).shipped(CPU), **CANDIDATES[0])
-    monkeypatch.setattr(config, "config_for", lambda *_: shipped)
-    assert CANDIDATES[0] not in TunedWork(TRAINING, 10).candidates(CPU)
+@pytest.mark.parametrize("tuned", TUNED.values(), ids=TUNED)
+def test_candidates_are_all_other_sizes_and_small_changes_come_first(tuned):
+    shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
+    found = [replace(shipped, **changes) for changes in candidates(tuned, shipped)]
+    number = torch.tensor([len(values) for values in tuned.sizes.values()]).prod()
+    assert len(set(found)) == len(found) == number - 1
+    assert shipped not in found
+    possible = [
+        one for one in candidates(tuned, shipped) if not too_large(tuned, replace(shipped, **one))
+    ]
+    assert possible == candidates(tuned, shipped)[: len(possible)]
+    assert [len(one) for one in possible] == sorted(len(one) for one in possible)
+
+
+def test_what_is_shipped_is_a_value_that_is_tried():
+    for work in WORKS:
+        sizes = asdict(work.shipped(HOPPER))
+        for name in work.kernels:
+            assert all(sizes[size] in values for size, values in TUNED[name].sizes.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"rows": 128}, "128 accumulators in each thread"),
+        ({"reduce": 128, "stages": 4}, "320 KiB of shared memory"),
+    ],
+)
+def test_sizes_that_cannot_be_fast(changes, why):
+    assert too_large(TUNED["training"], replace(STEP.shipped(HOPPER), **changes)) == why
+
+
+def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
+    waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
+    first = [(one.work, one.kernel) for one in waiting[:7]]
+    assert first == [(work, name) for work in WORKS for name in work.kernels]
+    few = queue(WORKS, HOPPER, ("chain",), 2)
+    assert [one.kernel for one in few] == ["chain"] * 2
+    assert all(one.config == replace(one.work.shipped(HOPPER), **one.changes) for one in waiting)
+
+
+NARROW = """
+from dataclasses import replace
+from flashpoint.bench.candidates import TUNED, WORKS, compile_candidate
+shipped = WORKS[-1].shipped((9, 0))
+print(compile_candidate(90, TUNED["chain"], replace(shipped, out=64)))
+"""
+
+
+def test_bad_code_is_found_without_a_gpu():
+    done = run_compiled("-c", NARROW)
+    assert "chain_kernel" in done.stdout, done.stderr
+    assert "tensor cores" in done.stdout or "serialised" in done.stdout
+
+
+def test_a_dry_search_says_what_is_left_and_leaves_it_compiled(tmp_path):
+    done = run_compiled(
+        "-m", "flashpoint.bench", "tune", "--dry", "--only", "chain", "--most", "1",
+        TRITON_CACHE_DIR=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["chain, 5,000 rows, chain: 1 of 1 candidates are left"]
+    assert list(tmp_path.glob("*/chain_kernel.cubin"))  # where launches find it
+
+
+def test_interpreted_kernels_are_not_tuned(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(UserError, match="TRITON_INTERPRET must not be 1"):
+        Compiler(HOPPER, 1)
+
+
+TRAINER = """
+from flashpoint.bench.peers.ours import Ours
+from flashpoint.bench.problem import states_problem
+from flashpoint.kernels.resources import MAIN, launches
+from flashpoint.kernels.train_step.kernel import buffers_of, training_sums
+from flashpoint.kernels.adamw import shadow_of
+import torch
+
+engine = Ours(states_problem(), torch.device("cpu"), "half").trainer(2048, False).engine
+
+def step():
+    buffers, splits = buffers_of(engine.data, engine.shape, 1, 2048, "fp16")
+    sums = torch.empty(1, splits, engine.shape.num_parameters + 2)
+    shadow = shadow_of(engine.parameters, engine.shape, "fp16")
+    training_sums(engine.parameters, engine.shape, engine.data, sums, shadow, buffers,
+                  batch_size=2048, seed=engine.seeds, step=engine._step_numbers[0],
+                  refresh=None, first_row=0, rows=2048, add=False)
+
+kept = launches(90, {"": MAIN["train fp16"]})
+for name, launch in launches(90, {"": step}).items():
+    if name in (": train_kernel", ": weight_gradient_kernel"):
+        print(launch == kept[name])
+"""
+
+
+def test_what_is_compiled_beforehand_is_what_training_launches():
+    done = run_compiled("-c", TRAINER)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def made(work, kernel, changes, speedup=None):
+    one = Candidate(work, kernel, changes, replace(work.shipped(HOPPER), **changes))
+    if speedup is not None:
+        one.timing = Timing(1.0, speedup, speedup, speedup - 0.1, speedup + 0.1, 15)
+    return one
+
+
+class Ready(Compiler):
+    """A compiler that finds nothing wrong and never finishes ``out=64``."""
+
+    def __init__(self):
+        self.futures = {}
+
+    def submit(self, waiting):
+        for one in waiting:
+            future = self.futures[one.tuned.case, one.config] = Future()
+            if one.changes != {"out": 64}:
+                future.set_result("spills" if one.changes == {"stages": 2} else None)
+
+
+def test_what_is_compiled_comes_first_and_what_comes_too_late_falls_out():
+    waiting = [
+        made(STEP, "training", changes) for changes in ({"out": 64}, {"stages": 2}, {"stages": 4})
+    ]
+    compiler = Ready()
+    compiler.submit(waiting)
+    found = [
+        (one.changes, one.unavailable) for one in compiler.ready(waiting, time.monotonic() + 0.1)
+    ]
+    assert found == [
+        ({"stages": 2}, "spills"), ({"stages": 4}, None), ({"out": 64}, "not compiled in time"),
+    ]  # fmt: skip
+
+
+def test_the_best_two_of_each_kernel_are_crossed():
+    found = [
+        made(STEP, "training", {"stages": 4}, 1.3),
+        made(STEP, "training", {"stages": 2}, 1.5),
+        made(STEP, "training", {"out": 128}, 1.2),
+        made(STEP, "weight gradients", {"grad_rows": 32}, 1.2),
+        made(STEP, "weight gradients", {"grad_rows": 128}, 1.05),  # not surely faster
+        made(MANY, "training", {"stages": 2}, 1.5),
+        made(CHAIN, "chain", {"stages": 2}, 1.5),
+    ]
+    assert [one.changes for one in crossed(found, WORKS)] == [
+        {"stages": 2, "grad_rows": 32}, {"stages": 4, "grad_rows": 32},
+    ]  # fmt: skip
+
+
+def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
+    found = [
+        made(STEP, "training", {"stages": 4}, 1.3),
+        made(STEP, "crossed", {"stages": 2, "grad_rows": 32}, 1.4),
+        made(MOST, "training", {"rows": 64}, 1.5),
+        made(CHAIN, "chain", {"stages": 2}, 1.05),  # not surely faster
+        made(CHAIN, "chain", {"stages": 4}),
+    ]
+    before = {work: work.shipped(HOPPER) for work in WORKS}
+    (tmp_path / "sm_90.json").write_text(json.dumps(tuned_file(found, HOPPER, "a GPU")))
+    oldest = (config.CONFIGS / "sm_80.json").read_text()
+    (tmp_path / "sm_80.json").write_text(oldest)
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    config.steps_of.cache_clear()
+    try:
+        after = {work: work.shipped(HOPPER) for work in WORKS}
+        guided = config.config_for("fp16", HOPPER, 25_000, 1, "guided chain")
+        assert config.config_for("fp16", HOPPER, 2**20, 1).rows == 64
+    finally:
+        config.steps_of.cache_clear()
+    assert after[STEP] == replace(before[STEP], stages=2, grad_rows=32)
+    assert after[MANY] == before[MANY]
+    assert after[MOST] == replace(before[MOST], rows=64)
+    assert after[CHAIN] == before[CHAIN]
+    monkeypatch.undo()
+    assert guided == config.config_for("fp16", HOPPER, 25_000, 1, "guided chain")
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return tune.TuneBench(CPU)
+    return TuneBench(CPU)
 
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_a_wrong_candidate_has_no_time(bench, monkeypatch, error):
     monkeypatch.setattr(bench, "error", lambda *_: (error, 0.1))
-    one = Candidate("work", {"out": 128})
-    bench.measure(one, WORKS[0], 3, Runner(lambda: None))
+    monkeypatch.setattr(bench, "peer", lambda _: Runner(lambda: None))
+    one = made(STEP, "training", {"out": 128})
+    bench.measure(one, 3)
     assert one.timing is None
-    assert one.line.split() == f"out=128 no time, wrong: error {error:.1e}, allowed 0.1".split()
+    assert one.line.split() == f"out=128 wrong: error {error:.1e}, allowed 0.1".split()
+
+
+def test_a_wrong_shipped_configuration_ends_the_search(bench, monkeypatch):
+    monkeypatch.setattr(bench, "error", lambda *_: (0.5, 0.1))
+    with pytest.raises(UserError, match="training step, 2,048 rows: the shipped sizes are wrong"):
+        bench.measure(made(STEP, "training", {"out": 128}), 3)
 
 
 def test_a_candidate_without_room_is_named(bench, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of resource: shared memory\nmore")
 
+    monkeypatch.setattr(bench, "peer", lambda _: Runner(lambda: None))
     monkeypatch.setattr(bench, "error", fail)
-    one = Candidate("work", {"stages": 9})
-    bench.measure(one, WORKS[0], 3, Runner(lambda: None))
-    assert one.line.endswith("no time, RuntimeError: out of resource: shared memory")
+    one = made(STEP, "training", {"stages": 9})
+    bench.measure(one, 3)
+    assert one.line.endswith("RuntimeError: out of resource: shared memory")
 
 
 def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
     monkeypatch.setattr(bench, "error", lambda *_: (0.0, 0.1))
+    monkeypatch.setattr(bench, "peer", lambda _: Runner(lambda: sum(range(10_000))))
     monkeypatch.setattr(bench, "runner", lambda *_: Runner(lambda: sum(range(100))))
-    one = Candidate("work", {"out": 128})
-    bench.measure(one, WORKS[0], 5, Runner(lambda: sum(range(10_000))))
+    one = made(STEP, "training", {"out": 128})
+    bench.measure(one, 5)
     assert one.timing.speedup > 5
+    assert one.faster
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (TunedWork(TRAINING, 200), TunedWork(CHAIN, 200)):
-        error, tolerance = bench.error(work, {"out": 128})
+    for work in (replace(STEP, rows=200), replace(CHAIN, rows=200)):
+        error, tolerance = bench.error(work, replace(work.shipped(HOPPER), out=128))
         assert error < 1e-4 <= tolerance
+
+
+def test_chunks_are_those_of_the_candidate(bench):
+    one = chunks(HOPPER)[0]
+    assert one.changes["chunk_rows"] == 8448
+    ours = tune._Chunked(bench.problem, CPU, "fp32")
+    ours.chunk_rows = one.changes["chunk_rows"]
+    parts = ours.trainer(20_000, False).engine._chunks
+    assert [rows for _, rows in parts] == [8448, 8448, 3104]
+
+
+def test_results_are_written_as_they_come(bench, tmp_path, monkeypatch):
+    speedups = iter((1.5, 1.05))
+
+    def measure(one, _):
+        one.timing = made(STEP, "training", {}, next(speedups)).timing
+
+    monkeypatch.setattr(bench, "measure", measure)
+    search = Search(HOPPER, Record(tmp_path), 3, bench)
+    one, another = (made(STEP, "training", {"stages": n}) for n in (4, 2))
+    search.run([one], time.monotonic() + 60)
+    assert json.loads(search.path.read_text())["half"]["mlp"][0]["stages"] == 4
+    search.run([another], time.monotonic() - 1)
+    assert another.unavailable == "no time was left for it"
+    results = json.loads((tmp_path / "record.json").read_text())["stages"]["tune"]["results"]
+    assert [result["changes"] for result in results] == [{"stages": 4}, {"stages": 2}]
+    assert next(search.winners()) == "training step, 2,048 rows: the fastest is"
+    assert f"to ship: cp {search.path} kernels/configs/sm_90.json" in search.winners()

@@ -1,0 +1,313 @@
+"""Other tile sizes for a kernel, and what their compiled code says about them, without a GPU.
+
+The candidates of a kernel are all combinations of the values in :data:`TUNED`. Those that differ in
+the fewest sizes from the shipped configuration are tried first.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product, zip_longest
+from multiprocessing import get_context
+from unittest import mock
+
+from ..diffusion import UserError
+from ..kernels.mlp import config as table
+from ..kernels.mlp.config import Config
+from .operations import one_line
+from .tables import duration
+from .timing import Timing
+
+Changes = dict[str, int]
+
+_SHARED = 227 * 1024  # bytes of shared memory that a program may have
+_SPILLED = 64  # bytes that a kernel may spill
+# Accumulators of a thread, beside which a kernel has too few registers for all else.
+_ACCUMULATORS = 128
+_OPERAND_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A kernel whose tile sizes are tuned.
+
+    Attributes:
+        kernel: the configuration that it uses, one of :data:`~..kernels.mlp.config.KERNELS`.
+        case: the call of :data:`~..kernels.resources.MAIN` that launches it.
+        sizes: values of each size that is tuned.
+        tile: rows and columns of its products, and length and stages of their sums, by size.
+        warps: the size that is the number of its warps.
+    """
+
+    kernel: str
+    case: str
+    sizes: dict[str, tuple[int, ...]]
+    tile: tuple[str, str, str, str]
+    warps: str
+
+
+_TILES = {
+    "rows": (64, 128),
+    "out": (256, 128, 64),
+    "reduce": (64, 32, 128),
+    "stages": (3, 4, 2),
+    "warps": (8, 4),
+}
+_TILE = ("rows", "out", "reduce", "stages")
+TUNED = {
+    "training": Tuned("mlp", "train fp16", _TILES, _TILE, "warps"),
+    "weight gradients": Tuned(
+        "mlp",
+        "train fp16",
+        {
+            "grad_in": (128, 64, 256),
+            "grad_out": (128, 64, 256),
+            "grad_rows": (64, 32, 128),
+            "grad_stages": (3, 4, 2),
+            "grad_warps": (8, 4),
+        },
+        ("grad_in", "grad_out", "grad_rows", "grad_stages"),
+        "grad_warps",
+    ),
+    "chain": Tuned("chain", "sample fp16", _TILES, _TILE, "warps"),
+}
+
+
+def candidates(tuned: Tuned, shipped: Config) -> list[Changes]:
+    """Returns the changes that make each candidate of the shipped configuration.
+
+    Those that cannot be fast come last.
+    """
+    found = []
+    for values in product(*tuned.sizes.values()):
+        sizes = dict(zip(tuned.sizes, values, strict=True))
+        found.append({n: size for n, size in sizes.items() if size != getattr(shipped, n)})
+    return sorted(
+        filter(None, found),
+        key=lambda changes: (
+            too_large(tuned, replace(shipped, **changes)) is not None,
+            len(changes),
+        ),
+    )
+
+
+def too_large(tuned: Tuned, config: Config) -> str | None:
+    """Returns why a candidate cannot be fast, as far as its sizes tell, or None."""
+    sizes = asdict(config)
+    rows, columns, length, stages = (sizes[name] for name in tuned.tile)
+    accumulators = rows * columns // (32 * sizes[tuned.warps])
+    if accumulators >= _ACCUMULATORS:
+        return f"{accumulators} accumulators in each thread"
+    shared = stages * (rows + columns) * length * _OPERAND_BYTES
+    if shared > _SHARED:
+        return f"{shared // 1024} KiB of shared memory"
+    return None
+
+
+@contextmanager
+def in_use(kernel: str, config: Config | None) -> Iterator[None]:
+    """Makes calls of a kernel of any size use a configuration, the shipped one if that is None."""
+    shipped = table.steps_of
+
+    def steps_of(precision: str, capability: tuple[int, int], wanted: str) -> table.Steps:
+        return ((0, config),) if wanted == kernel else shipped(precision, capability, wanted)
+
+    with mock.patch.object(table, "steps_of", shipped if config is None else steps_of):
+        yield
+
+
+def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
+    """Compiles a candidate into Triton's cache; returns why it is not worth a time, or None."""
+    # Only this function needs triton.
+    from ..kernels.resources import MAIN, compile_offline, launches
+
+    with in_use(tuned.kernel, config):
+        found = launches(arch, {tuned.case: MAIN[tuned.case]})
+    for launch in found.values():
+        if config in launch.constants.values():
+            resources = compile_offline(launch, keep=True)
+            spilled = max(resources.spill_stores, resources.spill_loads)
+            if spilled > _SPILLED:
+                return f"{launch.kernel} spills {spilled} bytes"
+            if resources.shared > _SHARED:
+                return f"{launch.kernel} takes {resources.shared // 1024} KiB of shared memory"
+            for kind, fault in resources.faults.items():
+                return f"{launch.kernel}, {kind}: {fault}"
+    return None
+
+
+def written(fields: Changes) -> str:
+    """Returns the sizes of a configuration in a line."""
+    return ", ".join(f"{field}={value}" for field, value in fields.items())
+
+
+@dataclass(frozen=True)
+class TunedWork:
+    """A work whose tile sizes are tuned, on ``rows`` points at once.
+
+    Attributes:
+        kernel: the configuration that it uses.
+        rows: number of points.
+        kernels: names in :data:`TUNED`.
+        tiles: number of tiles from which on a faster configuration is used.
+    """
+
+    kernel: str
+    rows: int
+    kernels: tuple[str, ...]
+    tiles: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{'chain' if self.kernel == 'chain' else 'training step'}, {self.rows:,} rows"
+
+    def shipped(self, capability: tuple[int, int]) -> Config:
+        """Returns the configuration of half precision."""
+        return table.config_for("fp16", capability, self.rows, 1, self.kernel)
+
+
+_STEP = ("training", "weight gradients")
+WORKS = (
+    TunedWork("mlp", 2048, _STEP),
+    TunedWork("mlp", 10_000, _STEP, 133),
+    TunedWork("mlp", 16_896, _STEP, 197),
+    TunedWork("chain", 5000, ("chain",)),
+)
+# Chunks of the rows, of which the shipped one is 16,896.
+CHUNKED, CHUNK_ROWS = TunedWork("mlp", 131_072, ()), (8448, 33_792)
+
+
+@dataclass
+class Candidate:
+    """A candidate at a work, and its outcome; without a timing it fell out.
+
+    Attributes:
+        kernel: name in :data:`TUNED`, ``crossed``, or ``chunks``.
+        timing: ``peer`` is the shipped configuration.
+    """
+
+    work: TunedWork
+    kernel: str
+    changes: Changes
+    config: Config
+    error: float | None = None
+    timing: Timing | None = None
+    unavailable: str | None = None
+
+    @property
+    def tuned(self) -> Tuned:
+        """The kernel that it changes, of several the first."""
+        return TUNED.get(self.kernel, TUNED[self.work.kernels[0]])
+
+    @property
+    def line(self) -> str:
+        name = written(self.changes)
+        if self.timing is None:
+            return f"    {name:40} {self.unavailable}"
+        one = self.timing
+        return (
+            f"    {name:40} {duration(one.ours_us)}, shipped {duration(one.peer_us)}: "
+            f"{one.speedup:.3f} times as fast (95% {one.low:.3f} to {one.high:.3f})"
+        )
+
+    @property
+    def faster(self) -> bool:
+        """True if it is faster than the shipped configuration, with 95% confidence."""
+        return self.timing is not None and self.timing.low > 1
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"work": self.work.title}
+
+
+def queue(
+    works: Sequence[TunedWork],
+    capability: tuple[int, int],
+    kernels: Sequence[str],
+    most: int | None,
+) -> list[Candidate]:
+    """Returns the candidates of some kernels: first the most promising one of each work and kernel.
+
+    At most ``most`` of each are returned.
+    """
+    columns = [
+        [
+            Candidate(work, name, changes, replace(shipped, **changes))
+            for changes in candidates(TUNED[name], shipped)[:most]
+        ]
+        for work in works
+        for shipped in (work.shipped(capability),)
+        for name in work.kernels
+        if name in kernels
+    ]
+    return [one for row in zip_longest(*columns) for one in row if one is not None]
+
+
+def chunks(capability: tuple[int, int]) -> list[Candidate]:
+    """Returns candidates for the number of rows that go through a network at once."""
+    shipped = CHUNKED.shipped(capability)
+    return [Candidate(CHUNKED, "chunks", {"chunk_rows": rows}, shipped) for rows in CHUNK_ROWS]
+
+
+class Compiler:
+    """Compiles candidates in other processes, each configuration once.
+
+    Args:
+        capability: compute capability to compile for.
+        processes: number of processes.
+    """
+
+    def __init__(self, capability: tuple[int, int], processes: int):
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            raise UserError("TRITON_INTERPRET must not be 1: interpreted kernels are not compiled")
+        self.arch = 10 * capability[0] + capability[1]
+        # Spawned, because a fork of a process with threads, such as those of torch, may hang.
+        self.pool = ProcessPoolExecutor(processes, get_context("spawn"))
+        self.futures: dict[tuple[str, Config], Future[str | None]] = {}
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in list((self.pool._processes or {}).values()):
+            process.terminate()  # what is still being compiled came too late
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, waiting: Sequence[Candidate]) -> None:
+        """Starts to compile candidates; too large ones fall out at once."""
+        for one in waiting:
+            one.unavailable = too_large(one.tuned, one.config)
+            key = one.tuned.case, one.config
+            if one.unavailable is None and key not in self.futures:
+                arguments = self.arch, one.tuned, one.config
+                self.futures[key] = self.pool.submit(compile_candidate, *arguments)
+
+    def ready(self, waiting: Sequence[Candidate], until: float) -> Iterator[Candidate]:
+        """Yields the candidates that fell out or are compiled, the most promising of them first.
+
+        Those that are not compiled at the time ``until`` fall out.
+        """
+        coming = {id(one): self.futures.get((one.tuned.case, one.config)) for one in waiting}
+        waiting = list(waiting)
+        while waiting:
+            late = time.monotonic() > until
+            one = next(
+                (one for one in waiting if one.unavailable or coming[id(one)].done()),
+                waiting[0] if late else None,
+            )
+            if one is None:
+                wait([coming[id(one)] for one in waiting], 0.5, FIRST_COMPLETED)
+                continue
+            waiting.remove(one)
+            one.unavailable = one.unavailable or _outcome(coming[id(one)])
+            yield one
+
+
+def _outcome(verdict: Future[str | None]) -> str | None:
+    """Returns why a candidate falls out, or None."""
+    if not verdict.done():
+        return "not compiled in time"
+    error = verdict.exception()  # the compiler raises various ones
+    return verdict.result() if error is None else one_line(error)
