@@ -7,6 +7,8 @@ from ..mlp.layout import Layout
 from . import sass
 from .launch import Launch
 
+# Instructions that access memory which kernels share.
+_MEMORY = {"LDG", "STG", "LDGSTS", "ATOMG", "RED", "UBLKCP"}
 # The instruction of each architecture's tensor cores.
 TENSOR_CORE = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA"}
 
@@ -24,6 +26,7 @@ def faults_of(launch: Launch, ttir: str, code: list[sass.Instruction], log: str)
         "serialised": why_serialised(log),
         "in flight": touched_in_flight(code),
         "tensor cores": without_tensor_cores(launch, ttir, sass.tensor_core(code)),
+        "dependent launch": too_early(launch, code),
     }
     return {kind: fault for kind, fault in faults.items() if fault is not None}
 
@@ -38,6 +41,21 @@ def touched_in_flight(code: list[sass.Instruction]) -> str | None:
     """Returns the first access to a register of an HGMMA in flight, and their number, or None."""
     found = sass.clashes(code)
     return f"{found[0]} in flight; {len(found)} such pairs" if found else None
+
+
+def too_early(launch: Launch, code: list[sass.Instruction]) -> str | None:
+    """Returns how a kernel in a dependent launch reads what may not be there yet, or None.
+
+    Its first access to memory has to come after ACQBULK, which waits for the kernel before.
+    """
+    if not launch.options.get("launch_pdl"):
+        return None
+    for instruction in code:
+        if instruction.name == "ACQBULK":
+            return None
+        if instruction.name in _MEMORY:
+            return f"{instruction} before the kernel before has ended"
+    return "never waits for the kernel before"
 
 
 def without_tensor_cores(launch: Launch, ttir: str, used: dict[str, int]) -> str | None:

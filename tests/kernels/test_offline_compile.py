@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import triton
@@ -9,7 +10,7 @@ import triton
 from flashpoint.kernels import MLPShape
 from flashpoint.kernels.mlp.config import config_for
 from flashpoint.kernels.mlp.layout import layout_of
-from flashpoint.kernels.resources import Launch, Resources, faults, record
+from flashpoint.kernels.resources import Launch, Resources, faults, record, sass
 from flashpoint.kernels.resources import __main__ as command
 
 from .processes import run_compiled
@@ -50,6 +51,16 @@ def test_networks_of_other_sizes_on_hopper():
 def test_every_kernel_on_every_chip():
     done = compile_offline()
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_dependent_launch_that_does_not_wait_is_a_fault():
+    launch = Launch("", "", 90, {}, {}, {}, {"launch_pdl": True})
+    load = sass.parse("/*0010*/ LDG.E R4, desc[UR12][R4.64] ;\n")
+    wait = sass.parse("/*0000*/ ACQBULK ;\n")
+    assert faults.too_early(launch, wait + load) is None
+    assert faults.too_early(launch, load + wait) is not None
+    assert faults.too_early(launch, []) is not None
+    assert faults.too_early(replace(launch, options={}), load) is None
 
 
 STEP_COUNTERS = """
