@@ -110,14 +110,16 @@ class TuneBench:
 
     def measure(self, one: Candidate, rounds: int) -> None:
         """Checks a candidate and, if it is right, times it beside the shipped configuration."""
-        peer = self.peer(one.work)
         try:
+            peer = self.peer(one.work)
             one.error, tolerance = self.error(one.work, one.config)
             if one.error <= tolerance:
                 ours = self.runner(one.work, one.config, one.changes.get("chunk_rows"))
                 one.timing = paired(ours, peer, rounds, self.device, _SECONDS)
             else:
                 one.unavailable = f"wrong: error {one.error:.1e}, allowed {tolerance:g}"
+        except UserError:
+            raise
         except Exception as reason:  # the compiler and the driver raise various errors
             one.unavailable = one_line(reason)
 

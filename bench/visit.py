@@ -7,6 +7,7 @@ that is set, else to ``bench/records/<date>-<gpu>/``:
 
 * ``record.json`` and ``log.txt``, to which each stage is added when it ends;
 * figures;
+* ``tiles-<GPU>-triton-<version>.json``, if ``tune`` found faster tile sizes;
 * the gate's baseline, which belongs into ``bench/records/baselines/``;
 * ``compiled.tar.gz``, the kernels that Triton compiled. The next visit uses the file if it is in
   the same folder or in ``bench/``, and does not compile these kernels again.

@@ -8,6 +8,7 @@ import torch
 
 from flashpoint.kernels import MLPShape, train_step, training_sums, workspace_of
 from flashpoint.kernels.mlp import config
+from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.mlp.config import (
     CONFIGS,
     KERNELS,
@@ -19,7 +20,7 @@ from flashpoint.kernels.mlp.config import (
 )
 from flashpoint.kernels.reduce_grad import mean_of
 
-from .networks import check, make_batch, make_network
+from .networks import check, make_batch, make_network, run
 from .training import make_data, relative_difference
 
 CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
@@ -87,6 +88,17 @@ def test_large_tiles_of_a_perceptron(device, rows, activation):
     shape = MLPShape((3, 20, 20, 2), activation)
     flat = make_network(shape, 2, device=device)
     check(flat, shape, *make_batch(shape, rows, 2, device=device), "fp16")
+
+
+@pytest.mark.usefixtures("poisoned", "large_tiles")
+def test_large_tiles_without_weight_gradients(device):
+    shape = MLPShape((3, 20, 20, 2))
+    flat = make_network(shape, 2, device=device)
+    x, grad_y = make_batch(shape, 129, 2, device=device)
+    y, grad_x, _ = run(flat, shape, x, grad_y, "fp16")
+    saved = mlp.forward_flat(x, flat, shape, "fp16")[1]
+    assert torch.equal(mlp.forward_flat(x, flat, shape, "fp16", save=False)[0], y)
+    assert torch.equal(mlp.input_gradient(grad_y, saved, shape, "fp16"), grad_x)
 
 
 @pytest.mark.usefixtures("large_tiles")
