@@ -36,7 +36,7 @@ class Tuned:
 
     Attributes:
         kernel: the configuration that it uses, one of :data:`~..kernels.mlp.config.KERNELS`.
-        case: the call of :data:`~..kernels.resources.MAIN` that launches it.
+        case: the call of :data:`~..kernels.resources.CASES` that launches it.
         sizes: values of each size that is tuned.
         tile: rows and columns of its products, and length and stages of their sums, by size.
         warps: the size that is the number of its warps.
@@ -73,6 +73,7 @@ TUNED = {
         "grad_warps",
     ),
     "chain": Tuned("chain", "sample fp16", _TILES, _TILE, "warps"),
+    "guided chain": Tuned("guided chain", "guided fp16", _TILES, _TILE, "warps"),
 }
 
 
@@ -122,10 +123,10 @@ def in_use(kernel: str, config: Config | None) -> Iterator[None]:
 def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
     """Compiles a candidate into Triton's cache; returns why it is not worth a time, or None."""
     # Only this function needs triton.
-    from ..kernels.resources import MAIN, compile_offline, launches
+    from ..kernels.resources import CASES, compile_offline, launches
 
     with in_use(tuned.kernel, config):
-        found = launches(arch, {tuned.case: MAIN[tuned.case]})
+        found = launches(arch, {tuned.case: CASES[tuned.case]})
     for launch in found.values():
         if config in launch.constants.values():
             resources = compile_offline(launch, keep=True)
@@ -162,7 +163,7 @@ class TunedWork:
 
     @property
     def title(self) -> str:
-        return f"{'chain' if self.kernel == 'chain' else 'training step'}, {self.rows:,} rows"
+        return f"{'training step' if self.kernel == 'mlp' else self.kernel}, {self.rows:,} rows"
 
     def shipped(self, capability: tuple[int, int]) -> Config:
         """Returns the configuration of half precision."""
@@ -175,6 +176,7 @@ WORKS = (
     TunedWork("mlp", 10_000, _STEP, 133),
     TunedWork("mlp", 16_896, _STEP, 197),
     TunedWork("chain", 5000, ("chain",)),
+    TunedWork("guided chain", 25_000, ("guided chain",)),
 )
 # Chunks of the rows, of which the shipped one is 16,896.
 CHUNKED, CHUNK_ROWS = TunedWork("mlp", 131_072, ()), (8448, 33_792)

@@ -44,6 +44,7 @@ from .problem import states_problem
 from .race import TOLERANCE, Referee
 from .record import Record, record_option
 from .timing import Runner, from_graph, paired, seconds
+from .workloads import CLASSES
 
 _SECONDS = 0.5  # seconds of a comparison
 # Shares of the budget until which candidates are waited for, and timed before the crossed ones.
@@ -79,8 +80,10 @@ class TuneBench:
             if work.kernel == "mlp":
                 made = ours.training(work.rows)
             else:
-                chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided=False)
-                once = ours.chain_work(chain, work.rows, None)
+                guided = work.kernel == "guided chain"
+                labels = torch.arange(work.rows) % CLASSES if guided else None
+                chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided)
+                once = ours.chain_work(chain, work.rows, labels)
                 made = from_graph(once, 1) if self.device.type == "cuda" else Runner(once)
             seconds(made, 2, self.device)
 
@@ -97,7 +100,8 @@ class TuneBench:
                 gradients = training_step(self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance
             self.referee.error.cache_clear()  # the error of another candidate
-            return self.referee.error("ours", self.precision, "sampling"), TOLERANCE[self.precision]
+            check = "guided" if work.kernel == "guided chain" else "sampling"
+            return self.referee.error("ours", self.precision, check), TOLERANCE[self.precision]
 
     def peer(self, work: TunedWork) -> Runner:
         """Returns the work with the shipped configuration, which was found right."""
@@ -258,7 +262,7 @@ class Search:
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
-    """Look for faster tile sizes of a training step and of the chain."""
+    """Look for faster tile sizes of a training step and of chains."""
     start, processors = time.monotonic(), len(os.sched_getaffinity(0))
     device = torch.device("cpu") if dry else free_device(device, busy)
     on_gpu = device.type == "cuda"

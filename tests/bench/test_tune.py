@@ -4,6 +4,7 @@ import json
 import time
 from concurrent.futures import Future
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -32,15 +33,17 @@ from flashpoint.kernels.train_step import kernel as train_step
 from ..kernels.processes import run_compiled
 
 CPU, HOPPER = torch.device("cpu"), (9, 0)
-STEP, MANY, MOST, CHAIN = WORKS
+STEP, MANY, MOST, CHAIN, GUIDED = WORKS
 
 
 def in_launches():
-    """Returns the configurations of training, the perceptron and sampling on Hopper."""
+    """Returns the configurations of training, the perceptron and two chains on Hopper."""
+    chain = partial(sample_chain.chain_config_for, "fp16", HOPPER, 2048, 1, classifier_free=False)
     return (
         train_step.config_for("fp16", HOPPER, 2048, 1),
         mlp.config_for("fp16", HOPPER, 2048, 1),
-        sample_chain.chain_config_for("fp16", HOPPER, 2048, 1, guided=False, classifier_free=False),
+        chain(guided=False),
+        chain(guided=True),
     )
 
 
@@ -49,8 +52,11 @@ def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
     before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
     with in_use(work.kernel, candidate):
         changed_ones = in_launches()
-    expected = (*before[:2], candidate) if work is CHAIN else (candidate, candidate, before[2])
-    assert changed_ones == expected
+    uses = ("mlp", "mlp", "chain", "guided chain")
+    expected = [
+        candidate if used == work.kernel else old for used, old in zip(uses, before, strict=True)
+    ]
+    assert list(changed_ones) == expected
     assert in_launches() == before
 
 
@@ -89,7 +95,7 @@ def test_sizes_that_cannot_be_fast(changes, why):
 
 def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
     waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
-    first = [(one.work, one.kernel) for one in waiting[:7]]
+    first = [(one.work, one.kernel) for one in waiting[:8]]
     assert first == [(work, name) for work in WORKS for name in work.kernels]
     few = queue(WORKS, HOPPER, ("chain",), 2)
     assert [one.kernel for one in few] == ["chain"] * 2
@@ -99,7 +105,7 @@ def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
 NARROW = """
 from dataclasses import replace
 from flashpoint.bench.candidates import TUNED, WORKS, compile_candidate
-shipped = WORKS[-1].shipped((9, 0))
+shipped = WORKS[3].shipped((9, 0))
 print(compile_candidate(90, TUNED["chain"], replace(shipped, out=64)))
 """
 
@@ -221,7 +227,7 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     config.steps_of.cache_clear()
     try:
         after = {work: work.shipped(HOPPER) for work in WORKS}
-        guided = config.config_for("fp16", HOPPER, 25_000, 1, "guided chain")
+        free = config.config_for("fp16", HOPPER, 25_000, 1, "classifier-free chain")
         assert config.config_for("fp16", HOPPER, 2**20, 1).rows == 64
     finally:
         config.steps_of.cache_clear()
@@ -229,8 +235,9 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     assert after[MANY] == before[MANY]
     assert after[MOST] == replace(before[MOST], rows=64)
     assert after[CHAIN] == before[CHAIN]
+    assert after[GUIDED] == before[GUIDED]
     monkeypatch.undo()
-    assert guided == config.config_for("fp16", HOPPER, 25_000, 1, "guided chain")
+    assert free == config.config_for("fp16", HOPPER, 25_000, 1, "classifier-free chain")
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +283,7 @@ def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (replace(STEP, rows=200), replace(CHAIN, rows=200)):
+    for work in (replace(one, rows=200) for one in (STEP, CHAIN, GUIDED)):
         error, tolerance = bench.error(work, replace(work.shipped(HOPPER), out=128))
         assert error < 1e-4 <= tolerance
 
