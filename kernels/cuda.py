@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+_NOTHING = nullcontext()
+
 
 def device_of(tensor: Tensor) -> AbstractContextManager:
     """Returns a context in which the current device is that of a CUDA tensor.
@@ -14,7 +16,7 @@ def device_of(tensor: Tensor) -> AbstractContextManager:
     on the current device, the context does nothing.
     """
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return nullcontext()
+        return _NOTHING
     return torch.cuda.device(tensor.device)
 
 

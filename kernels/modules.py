@@ -127,9 +127,8 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns y [..., output_dim] of x [..., input_dim]."""
-        if has_hooks(self.model):
-            return self.model(x)
-        return run_layers(self.model, x, self.precision)
+        layers = self.model
+        return layers(x) if has_hooks(layers) else run_layers(layers, x, self.precision)
 
 
 def _inner_layers(module: nn.Module) -> nn.Sequential:

@@ -113,12 +113,20 @@ def _sample(
 
 
 def _perceptron(
-    shape: MLPShape, precision: str, dtype: torch.dtype = torch.float32, rows: int = 2048
+    shape: MLPShape,
+    precision: str,
+    dtype: torch.dtype = torch.float32,
+    y_dtype: torch.dtype = torch.float32,
+    rows: int = 2048,
 ) -> None:
-    """Runs a network forwards and backwards."""
+    """Runs a network forwards and backwards, as layers do whose parameters and x have a dtype."""
+    weights, biases, slope = shape.unpack(_network(shape).parameters.to(dtype))
+    layers = *weights, *(biases or ()), *(() if slope is None else (slope,))
     x = torch.zeros(1, rows, shape.widths[0], dtype=dtype)
-    y, saved = mlp.forward_flat(x, _network(shape).parameters, shape, precision)
-    mlp.backward(y, saved, shape, precision)
+    y = torch.zeros(1, rows, shape.widths[-1], dtype=y_dtype)
+    _, saved = mlp.forward(x, layers, shape, precision, y=y)
+    grad = torch.empty(1, shape.num_parameters, dtype=dtype)
+    mlp.backward(y, saved, shape, precision, grad=grad)
 
 
 def _everything(shape: MLPShape, precision: str) -> None:
@@ -160,7 +168,8 @@ CASES: dict[str, Callable[[], None]] = {
     "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
-    "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16),
+    "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16, torch.float16),
+    "autocast fp16": partial(_perceptron, _DENOISER, "fp16", y_dtype=torch.float16),
     "elementwise": _elementwise,
     **{
         f"many rows {name}": partial(run, shape, precision, rows=_MANY_ROWS)

@@ -40,7 +40,7 @@ def test_every_work_takes_the_path_to_the_kernels(name, setting, monkeypatch):
     model, x = drop_in(name, setting)
     with host.without_launches():
         for work in host.WORKS.values():
-            work(model, x, setting)
+            work(host.job(model, x, setting))
     assert len(calls) == len(host.WORKS)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -48,7 +48,7 @@ def test_every_work_takes_the_path_to_the_kernels(name, setting, monkeypatch):
 def test_launches_are_replaced_and_come_back(launches):
     model, x = drop_in()
     with host.without_launches():
-        host.forward_and_backward(model, x, host.SETTINGS[0])
+        host.forward_and_backward(host.job(model, x, host.SETTINGS[0]))
     assert not launches
     forward_kernel[1,]()
     assert launches == ["forward_kernel"]
