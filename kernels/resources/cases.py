@@ -97,16 +97,20 @@ def _draw() -> None:
 
 
 def _sample(
-    shape: MLPShape, precision: str, guided: bool = False, classifier_free: bool = False
+    shape: MLPShape,
+    precision: str,
+    guided: bool = False,
+    classifier_free: bool = False,
+    rows: int = 5000,
 ) -> None:
     """Runs a sampling chain, guided by a classifier or by the denoiser itself if asked."""
-    labels = torch.zeros(1, 5000, dtype=torch.int64)
+    labels = torch.zeros(1, rows, dtype=torch.int64)
     condition = None
     if classifier_free:
         shape = replace(shape, widths=(3 + _CLASS_WIDTH, *shape.widths[1:]))
         condition = Condition(torch.zeros(1, 6, _CLASS_WIDTH), labels, free=True)
     sample_chain(
-        _network(shape), torch.zeros(1, 5000, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
+        _network(shape), torch.zeros(1, rows, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
         torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, condition,
         0, 0, precision,
     )  # fmt: skip
@@ -177,6 +181,7 @@ CASES: dict[str, Callable[[], None]] = {
             ("train fp16", _train, _DENOISER, "fp16"),
             ("train bf16", _train, _DENOISER, "bf16"),
             ("drop-in fp16", _perceptron, _DENOISER, "fp16"),
+            ("guided fp16", partial(_sample, guided=True), _DENOISER, "fp16"),
             ("gelu", _perceptron, _deep(256, "gelu"), "fp16"),
         )
     },

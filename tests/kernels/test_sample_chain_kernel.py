@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import Condition, Guide, MLPShape, Network, draw_prior, sample_chain
+from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
 
 from .training import make_parameters, relative_difference
@@ -80,6 +81,16 @@ def test_dimensions(device, monkeypatch, dim, rows):
 def test_guidance_of_wide_points(device, monkeypatch, dim, guidance):
     monkeypatch.setattr(mlp, "slots", lambda *_: 1)
     check(*problem(device, dim, 65, guidance), "fp16", keep_every=2)
+
+
+@pytest.mark.parametrize("rows", [1, 129])
+@pytest.mark.usefixtures("poisoned")
+def test_large_tiles_of_a_guided_chain(device, monkeypatch, rows):
+    largest = config.steps_of("fp16", (9, 0), "guided chain")[-1][1]
+    assert largest.rows == 128
+    monkeypatch.setattr(config, "steps_of", lambda *_: ((0, largest),))
+    monkeypatch.setattr(mlp, "slots", lambda *_: 1)
+    check(*problem(device, 2, rows, "classifier"), "fp16", keep_every=2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32"])
