@@ -103,13 +103,11 @@ def sample_with_reward(
     )  # fmt: skip
     parts, size = [], max(1, batch_size // candidates)
     for start in range(0, n, size):
-        rows = torch.arange(start, min(start + size, n), device=device)
-        x = draw_prior(
-            len(rows), dim, seed=child_seed(seed, _PRIOR), first_row=start, device=device
-        )[0]
-        parts.append(chain.run(x, rows))
+        rows = min(size, n - start)
+        x = draw_prior(rows, dim, seed=child_seed(seed, _PRIOR), first_row=start, device=device)[0]
+        parts.append(chain.run(x, start))
         if progress is not None:
-            progress(start + len(rows))
+            progress(start + rows)
     x = torch.cat(parts)
     return Samples(x, x.new_empty((0, *x.shape)))
 
@@ -127,24 +125,27 @@ class _RewardChain:
     posterior_draws: int
     seed: int
 
-    def run(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Runs the chain from x_T [n, d] of these global rows [n]; returns the samples."""
+    def run(self, x: Tensor, first_row: int) -> Tensor:
+        """Runs the chain from x_T [n, d], whose rows are numbered from this one on."""
         table = reverse_table(self.schedule, self.steps).float().to(x.device)
         each, last = torch.arange(len(x), device=x.device), len(self.steps) - 1
+        rows = first_row + each
         eps = self.noise(x, 0)
         for step in range(last):
-            z = self.normals(_NOISE, step, rows, self.candidates, x.shape[1])
             x, eps = (a.repeat_interleave(self.candidates, dim=0) for a in (x, eps))
-            x = reverse_step(x, eps, table[step], z=z.flatten(0, 1))  # [n * M, d]
+            x = reverse_step(
+                x, eps, table[step], seed=child_seed(self.seed, _NOISE), step=step,
+                first_row=first_row * self.candidates,
+            )  # [n * M, d]  # fmt: skip
             eps = self.noise(x, step + 1)
-            x, eps = (a.view_as(z) for a in (x, eps))  # [n, M, d]
+            x, eps = (a.unflatten(0, (len(rows), self.candidates)) for a in (x, eps))  # [n, M, d]
             chosen = self.choose(self.value(x, eps, rows, step), rows, step)
             x, eps = x[each, chosen], eps[each, chosen]
         return reverse_step(x, eps, table[last])
 
-    def normals(self, part: int, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
+    def posterior_normals(self, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
         """Returns standard normal vectors [n, count, d] of each row at a step."""
-        seed, numbers = child_seed(self.seed, part), _numbers(rows, count)
+        seed, numbers = child_seed(self.seed, _POSTERIOR), _numbers(rows, count)
         return normal_rows(seed, Stream.NOISE, step, numbers.flatten(), dim).view(-1, count, dim)
 
     def noise(self, x: Tensor, step: int) -> Tensor:
@@ -158,7 +159,7 @@ class _RewardChain:
         if not self.posterior_draws:
             return self.rewards(x_0)
         # All candidates of a sample share their draws, so that their values differ in nothing else.
-        h = self.normals(_POSTERIOR, step, rows, self.posterior_draws // 2, x.shape[2])
+        h = self.posterior_normals(step, rows, self.posterior_draws // 2, x.shape[2])
         h = torch.cat((h, -h), dim=1) @ posterior_root(x, x_0, alpha_bar)  # [n, K, d]
         reward = self.rewards(x_0[:, :, None] + h[:, None])  # [n, M, K]
         if self.temperature == 0:
