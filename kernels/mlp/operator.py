@@ -149,10 +149,11 @@ def _backward(grad_y, saved, needs_x, *network):
             reference.backward(grad_y, inputs, z, call.parameters, shape, shape.unpack(grad))
             grad_x = reference.input_gradient(grad_y, z, call.parameters, shape)
     else:
-        grad_x = call.x.new_empty(call.x.shape) if needs_x else None
+        grad_x = call.x.new_empty(call.x.shape if needs_x else 0)
         kernels().write_gradients(
-            grad_y, kernels().Saved(*saved), shape, call.precision, grad_x=grad_x, grad=grad
-        )
+            grad_y, kernels().Saved(*saved), shape, call.precision,
+            grad_x=grad_x if needs_x else None, grad=grad,
+        )  # fmt: skip
     grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
     observe("mlp_backward", call.precision, [grad_y, call.x, *network[1]], [grad_x, grad])
     return grad_x, grad
