@@ -17,19 +17,18 @@ with its bootstrap 95% interval.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import click
 import torch
 from torch import Tensor, nn
 
-from ..kernels import FusedMLP, _perceptrons, accelerate
+from ..kernels import FusedMLP, accelerate
 from ..kernels.modules import perceptron_layers
 from .machine import free_device
 from .operations import TOLERANCE, relative_error
@@ -134,28 +133,20 @@ class Result:
 
 
 @contextmanager
-def without_launches() -> Iterator[None]:
-    """Makes drop-ins on a CPU take the path to the kernels, whose launches then do nothing.
+def host_alone() -> Iterator[None]:
+    """Makes drop-ins on a CPU take the path to the kernels, but launch nothing, on one thread.
 
-    There is one thread: waking a second one would take longer than all else.
+    Waking a second thread would take longer than all else.
     """
-    from ..kernels.mlp.kernel import forward_kernel
+    from ..kernels.resources import without_launches
 
     threads = torch.get_num_threads()
-
-    def covered(x: Tensor) -> bool:
-        return type(x) in _perceptrons.PLAIN_TENSORS
-
-    with ExitStack() as stack:
-        for target, name, replacement in (
-            (_perceptrons, "_worth_fusing", covered),
-            (_perceptrons, "problem_of", lambda _: None),
-            (type(forward_kernel), "run", lambda *_, **__: None),
-        ):
-            stack.enter_context(mock.patch.object(target, name, replacement))
-        stack.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(1)
-        yield
+    torch.set_num_threads(1)
+    try:
+        with without_launches():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure(device: torch.device, rounds: int) -> Iterator[Result]:
@@ -209,7 +200,7 @@ def main(device: str | None, rounds: int, busy: bool, folder: Path | None) -> No
     """Time eager calls of the drop-in on the host, beside nn.Sequential."""
     device, record, results = free_device(device, busy), Record(folder), []
     torch.manual_seed(0)
-    with nullcontext() if device.type == "cuda" else without_launches():
+    with nullcontext() if device.type == "cuda" else host_alone():
         for result in measure(device, rounds):
             results.append(result)
             click.echo(result.line)

@@ -37,6 +37,9 @@ With another version of triton, in an environment of its own::
 # The private names are for tools that compile other cases.
 from .cases import CASES, MAIN, VARIETY, _network, _perceptron  # noqa: F401
 from .compilation import Resources, compile_offline
-from .launch import Launch, _target, launches  # noqa: F401
+from .launch import Launch, _target, launches, without_launches  # noqa: F401
 
-__all__ = ["CASES", "MAIN", "VARIETY", "Launch", "Resources", "compile_offline", "launches"]
+__all__ = [
+    "CASES", "MAIN", "VARIETY", "Launch", "Resources", "compile_offline", "launches",
+    "without_launches",
+]  # fmt: skip

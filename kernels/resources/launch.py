@@ -1,7 +1,7 @@
 """Launches of kernels on CPU tensors, intercepted and described instead of made."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
@@ -9,7 +9,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from .. import _perceptrons
 from .._dispatch import imitated_capability
+from ..mlp.kernel import forward_kernel
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,23 @@ def _intercepted_launches() -> Iterator[list]:
 
     with mock.patch.object(JITFunction, "run", run):
         yield intercepted
+
+
+@contextmanager
+def without_launches() -> Iterator[None]:
+    """Makes drop-ins on a CPU take the path to their kernels, whose launches do nothing.
+
+    What is left of a call is the work of the host; its results are meaningless.
+    """
+    changes: tuple[tuple[object, str, Callable], ...] = (
+        (_perceptrons, "_worth_fusing", lambda x: type(x) in _perceptrons.PLAIN_TENSORS),
+        (_perceptrons, "problem_of", lambda _: None),
+        (type(forward_kernel), "run", lambda *_, **__: None),  # compiled or interpreted kernels
+    )
+    with ExitStack() as stack:
+        for owner, name, replacement in changes:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 from flashpoint.bench import host
 from flashpoint.kernels import _perceptrons
 from flashpoint.kernels.mlp.kernel import forward_kernel
+from flashpoint.kernels.resources import without_launches
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def test_every_work_takes_the_path_to_the_kernels(name, setting, monkeypatch):
     calls, run = [], _perceptrons.run_kernels
     monkeypatch.setattr(_perceptrons, "run_kernels", lambda *call: calls.append(call) or run(*call))
     model, x = drop_in(name, setting)
-    with host.without_launches():
+    with without_launches():
         for work in host.WORKS.values():
             work(host.job(model, x, setting))
     assert len(calls) == len(host.WORKS)
@@ -47,7 +48,7 @@ def test_every_work_takes_the_path_to_the_kernels(name, setting, monkeypatch):
 
 def test_launches_are_replaced_and_come_back(launches):
     model, x = drop_in()
-    with host.without_launches():
+    with without_launches():
         host.forward_and_backward(host.job(model, x, host.SETTINGS[0]))
     assert not launches
     forward_kernel[1,]()

@@ -52,10 +52,11 @@ def compiled(call, layouts, sizes):
 
 PERCEPTRON = """
 shape = MLPShape((3, 32, 32, 2))
-flat = torch.zeros(1, shape.num_parameters)
+weights, biases, slope = shape.unpack(torch.zeros(1, shape.num_parameters))
+layers = (*weights, *biases, slope)
 
 def call(layout, rows):
-    y, saved = mlp.forward_flat(layout(rows, 3), flat, shape, "fp16")
+    y, saved = mlp.forward(layout(rows, 3), layers, shape, "fp16")
     mlp.backward(layout(rows, 2), saved, shape, "fp16")
 """
 
