@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..kernels import Condition, Guide, Network, draw_prior, sample_chain
+from ..kernels.reverse_step.reference import GUIDE, X
 from .device import choose_device
 from .errors import UserError, check_at_least, check_choice
 from .models import Perceptron
 from .reverse_steps import STEPS, GuidanceScale, reverse_table, timesteps
 from .schedules import Schedule
-from .solvers import SOLVERS, solver_chain, solver_timesteps
+from .solvers import SOLVERS, solver_timesteps
 
 # The methods of sampling, each with its title in figures and reports.
 METHODS = {name: entry.title for name, entry in (STEPS | SOLVERS).items()}
@@ -122,8 +123,8 @@ def sample_many(
     """Draws n points from each of many models, those of one shape in the same launches.
 
     Each gets the samples that :func:`sample` would draw from it alone. A chain that is shorter than
-    others that run with it rests at its end, in steps that change nothing. Solvers run together if
-    their timesteps are the same.
+    others that run with it rests at its end, in steps that change nothing. Methods run together if
+    they evaluate the denoiser equally often in a step, and all or none of them are solvers.
 
     Args:
         configs: models, schedules, seeds and options, which may all differ.
@@ -162,20 +163,21 @@ class _Chain(NamedTuple):
     """The arguments of :func:`sample_chain` for one model, on the device and checked."""
 
     denoiser: Network
-    table: Tensor  # float32 [S, 4]
-    features: Tensor  # float32 [S, F]
+    table: Tensor  # float32 [R, 4 or 7], with a row for each evaluation of the denoiser
+    features: Tensor  # float32 [R, F]
     guide: Guide | None
     condition: Condition | None
     seed: int
     x_T: Tensor | None  # float32 [n, d]
-    solver: tuple[str, Schedule, int | None] | None  # its name, schedule and number of steps
+    rows_per_step: int  # of the table
 
     @property
     def kind(self) -> tuple:
         """Equal for chains that can run in the same launch."""
         guide, condition = self.guide, self.condition
         return (
-            self.solver,
+            self.rows_per_step,
+            self.table.shape[-1],
             self.denoiser.shape,
             self.features.shape[-1],
             guide and guide.classifier.shape,
@@ -186,10 +188,8 @@ class _Chain(NamedTuple):
 def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
     """Checks the options of one model and puts its tensors on the device."""
     check_choice("method", config.method, METHODS)
-    schedule, solver, visited = config.schedule, None, timesteps
-    if config.method in SOLVERS:
-        solver, visited = (config.method, schedule, config.num_steps), solver_timesteps
-    steps = visited(schedule, config.num_steps)
+    schedule, solver = config.schedule, SOLVERS.get(config.method)
+    steps = (solver_timesteps if solver else timesteps)(schedule, config.num_steps)
     scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
     table = reverse_table(
         schedule,
@@ -200,6 +200,9 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
         scale=scale,
         classifier_free=config.classifier is None,
     )
+    if solver:
+        table, place = solver.table(schedule, steps, table[:, GUIDE])
+        steps = steps[place]
     guide, condition = _guide(config, n, device), _condition(config, n, device, scale)
     denoiser = _network(config.model, device)
     width = denoiser.shape.widths[-1] + schedule.time_features.shape[-1]
@@ -220,7 +223,7 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
         condition,
         config.seed,
         x_T,
-        solver,
+        solver.rows_per_step if solver else 1,
     )
 
 
@@ -293,8 +296,7 @@ def _run(
         )
     device = denoiser.parameters.device
     longest = max(len(chain.table) for chain in chains)
-    run = _solver(*chains[0].solver) if chains[0].solver else sample_chain
-    return run(
+    return sample_chain(
         denoiser,
         torch.cat([_start(chain, rows, first_row, device) for chain in chains]),
         torch.stack([_rest_at_end(chain.table, longest) for chain in chains]),
@@ -303,12 +305,8 @@ def _run(
         guide=guide,
         condition=condition,
         first_row=first_row + rows.start,
-        keep_every=keep_every,
+        keep_every=keep_every * chains[0].rows_per_step,
     )
-
-
-def _solver(method: str, schedule: Schedule, num_steps: int | None) -> Callable:
-    return solver_chain(method, schedule, solver_timesteps(schedule, num_steps))
 
 
 def _start(chain: _Chain, rows: slice, first_row: int, device: torch.device) -> Tensor:
@@ -325,9 +323,10 @@ def _start(chain: _Chain, rows: slice, first_row: int, device: torch.device) -> 
 
 
 def _rest_at_end(table: Tensor, length: int) -> Tensor:
-    """Returns the table [S, 4] with further steps that leave x as it is, [length, 4]."""
-    identity = table.new_tensor([1.0, 0.0, 0.0, 0.0])
-    return torch.cat((table, identity.expand(length - len(table), -1)))
+    """Returns the table with further rows, up to a length, that leave x as it is."""
+    rest = table.new_zeros(length - len(table), table.shape[1])
+    rest[:, X] = 1
+    return torch.cat((table, rest))
 
 
 def _repeat_last(features: Tensor, length: int) -> Tensor:
@@ -342,7 +341,7 @@ def _samples_of(
     trajectory = torch.cat([kept for _, kept in parts], dim=2)
     found = []
     for model, chain in enumerate(chains):
-        kept = 1 + -(-len(chain.table) // keep_every) if keep_every else 0
+        kept = 1 + -(-len(chain.table) // (keep_every * chain.rows_per_step)) if keep_every else 0
         found.append(Samples(x[model], trajectory[:kept, model]))
     return found
 

@@ -1,8 +1,13 @@
 """Fewer reverse steps: second-order solvers of the probability-flow ODE (Song et al. 2021).
 
-They are deterministic and need 10 to 50 steps where DDPM needs all T. Each takes a function
-``noise(x, i)``, which returns the noise eps_hat predicted at the i-th timestep visited, guided or
-not, and yields x after every step. The forward process is x_t = alpha x_0 + sigma eps, with
+They are deterministic and need 10 to 50 steps where DDPM needs all T. All are linear in x, in the
+noise eps_hat predicted at x, guided or not, and in a combination m of both that is remembered. So
+each is a table with a row for every evaluation of the denoiser, and all steps run in one launch::
+
+    x_prev = x * x_t + eps * eps_hat + memory * m
+    m      = memory_x * x_t + memory_eps * eps_hat
+
+The forward process is x_t = alpha x_0 + sigma eps, with
 alpha = sqrt(alpha_bar_t) and sigma = sqrt(1 - alpha_bar_t).
 """
 
@@ -13,8 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels import sample_chain
-from ..kernels.reverse_step.reference import EPS, NOISE, X
 from .schedules import Schedule
 
 NoiseFunction = Callable[[Tensor, int], Tensor]
@@ -41,59 +44,72 @@ def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
     return torch.minimum(distinct, total - count + place).flip(0)
 
 
-def dpm_solver_2m(
-    noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor
-) -> Iterator[Tensor]:
-    """Solves the ODE by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): S evaluations for S steps.
+class Row(NamedTuple):
+    """One evaluation of the denoiser, and what becomes of it."""
+
+    place: int  # of the timestep among those visited
+    x: float
+    eps: float
+    memory: float = 0.0
+    memory_x: float = 0.0
+    memory_eps: float = 0.0
+
+
+def dpm_solver_2m(schedule: Schedule, steps: Tensor) -> list[Row]:
+    """Returns the rows of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), one for each step.
+
+    With x_0 = (x_t - sigma eps_hat) / alpha, which each row remembers, a step of h in half the
+    logarithm of the signal-to-noise ratio, after a step of r h, is::
+
+        x_prev = sigma_prev / sigma x_t + alpha_prev (1 - e^-h) (x_0 + (x_0 - m) / (2 r))
+
+    The first and the last step are of first order, without the difference.
 
     Args:
-        noise: returns eps_hat of x at the i-th of the steps.
         schedule: the forward process.
         steps: decreasing timesteps, int64 [S]; after the last come alpha = 1 and sigma = 0.
-        x: x_T, any shape.
-
-    Yields:
-        x after each step. The first and the last step are of first order.
     """
     alpha, sigma = _levels(schedule, steps)
     half_log_snr = [math.log(a / s) if s else math.inf for a, s in zip(alpha, sigma, strict=True)]
-    before = x
-    for i, last in enumerate(_last_flags(steps)):
-        x_0 = (x - sigma[i] * noise(x, i)) / alpha[i]
-        h = half_log_snr[i + 1] - half_log_snr[i]
-        corrected = x_0
-        if i and not last:
-            r = (half_log_snr[i] - half_log_snr[i - 1]) / h
-            corrected = x_0 + (x_0 - before) / (2 * r)
-        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * corrected
-        before = x_0
-        yield x
+    rows = []
+    for i in range(len(steps)):
+        h, share = half_log_snr[i + 1] - half_log_snr[i], 0.0
+        if 0 < i < len(steps) - 1:
+            share = h / (2 * (half_log_snr[i] - half_log_snr[i - 1]))  # 1 / (2 r)
+        new = -alpha[i + 1] * math.expm1(-h)
+        x, eps = 1 / alpha[i], -sigma[i] / alpha[i]
+        row = Row(
+            i,
+            x=sigma[i + 1] / sigma[i] + new * (1 + share) * x,
+            eps=new * (1 + share) * eps,
+            memory=-new * share,
+            memory_x=x,
+            memory_eps=eps,
+        )
+        rows.append(row)
+    return rows
 
 
-def heun(noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor) -> Iterator[Tensor]:
-    """Solves the ODE by Heun's method (Karras et al. 2022, algorithm 1): 2 S - 1 evaluations.
+def heun(schedule: Schedule, steps: Tensor) -> list[Row]:
+    """Returns the rows of Heun's method (Karras et al. 2022, algorithm 1): 2 S - 1 for S steps.
 
-    In y = x / alpha and the noise level sigma / alpha the ODE is dy = eps_hat d(sigma / alpha).
+    In y = x / alpha and the noise level sigma / alpha the ODE is dy = eps_hat d(sigma / alpha). The
+    first row of a step is Euler's and remembers its slope eps_hat; the second replaces the slope by
+    the mean of both ends. The last step is Euler's alone.
 
     Args:
-        noise: returns eps_hat of x at the i-th of the steps.
         schedule: the forward process.
         steps: decreasing timesteps, int64 [S]; after the last come alpha = 1 and sigma = 0.
-        x: x_T, any shape.
-
-    Yields:
-        x after each step. The last step is Euler's.
     """
     alpha, sigma = _levels(schedule, steps)
     level = [s / a for a, s in zip(alpha, sigma, strict=True)]
-    for i, last in enumerate(_last_flags(steps)):
-        slope = noise(x, i)
-        y, width = x / alpha[i], level[i + 1] - level[i]
-        if not last:
-            ahead = noise(alpha[i + 1] * (y + width * slope), i + 1)
-            slope = (slope + ahead) / 2
-        x = alpha[i + 1] * (y + width * slope)
-        yield x
+    rows = []
+    for i in range(len(steps)):
+        width = alpha[i + 1] * (level[i + 1] - level[i])
+        rows.append(Row(i, x=alpha[i + 1] / alpha[i], eps=width, memory_eps=1.0))
+        if i + 1 < len(steps):
+            rows.append(Row(i + 1, x=1.0, eps=width / 2, memory=-width / 2))
+    return rows
 
 
 class Solver(NamedTuple):
@@ -101,52 +117,46 @@ class Solver(NamedTuple):
 
     title: str  # in figures and reports
     order: int  # the error falls with this power of the number of steps
-    solve: Callable[[NoiseFunction, Schedule, Tensor, Tensor], Iterator[Tensor]]
-    evaluations: Callable[[int], int]  # number of evaluations of the denoiser in S steps
+    rows: Callable[[Schedule, Tensor], list[Row]]
+    rows_per_step: int  # the last step may have fewer
+
+    def evaluations(self, steps: int) -> int:
+        """Returns the number of evaluations of the denoiser in S steps."""
+        return self.rows_per_step * (steps - 1) + 1
+
+    def table(self, schedule: Schedule, steps: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the table of :func:`sample_chain`, and the place of each row's timestep.
+
+        Args:
+            schedule: the forward process.
+            steps: decreasing timesteps, int64 [S].
+            guide: guidance scale at each of them, float64 [S].
+        """
+        rows = torch.tensor(self.rows(schedule, steps), dtype=torch.float64)  # [R, 6]
+        place = rows[:, 0].long()
+        x, eps, *memory = rows[:, 1:].unbind(dim=1)
+        return torch.stack((x, eps, torch.zeros_like(x), guide[place], *memory), dim=1), place
+
+    def solve(
+        self, noise: NoiseFunction, schedule: Schedule, steps: Tensor, x: Tensor
+    ) -> Iterator[Tensor]:
+        """Yields x after each step from x_T on, of any shape; ``noise`` predicts eps_hat."""
+        memory, rows = torch.zeros_like(x), self.rows(schedule, steps)
+        for done, row in enumerate(rows, 1):
+            eps = noise(x, row.place)
+            now, x = x, row.x * x + row.eps * eps + row.memory * memory
+            memory = row.memory_x * now + row.memory_eps * eps
+            if done % self.rows_per_step == 0 or done == len(rows):
+                yield x
 
 
 SOLVERS = {
-    "dpm++2m": Solver("DPM-Solver++(2M)", 2, dpm_solver_2m, lambda steps: steps),
-    "heun": Solver("Heun", 2, heun, lambda steps: 2 * steps - 1),
+    "dpm++2m": Solver("DPM-Solver++(2M)", 2, dpm_solver_2m, rows_per_step=1),
+    "heun": Solver("Heun", 2, heun, rows_per_step=2),
 }
-
-
-def solver_chain(method: str, schedule: Schedule, steps: Tensor) -> Callable:
-    """Returns :func:`sample_chain` with a solver in place of the reverse steps.
-
-    Args:
-        method: one of ``SOLVERS``.
-        schedule: the forward process.
-        steps: timesteps, int64 [S], see :func:`solver_timesteps`.
-
-    Returns:
-        A function with the arguments and results of :func:`sample_chain`. It uses only the guidance
-        of its table.
-    """
-
-    def chain(denoiser, x_T, table, time_features, *, keep_every=0, **options):
-        # A step with these coefficients returns the guided noise prediction itself.
-        table = table.clone()
-        table[..., [X, EPS, NOISE]] = table.new_tensor([0.0, 1.0, 0.0])
-
-        def noise(x: Tensor, i: int) -> Tensor:
-            one = slice(i, i + 1)
-            return sample_chain(denoiser, x, table[:, one], time_features[:, one], **options)[0]
-
-        kept, x = [x_T], x_T
-        for done, x in enumerate(SOLVERS[method].solve(noise, schedule, steps, x_T), 1):
-            if keep_every and (done % keep_every == 0 or done == len(steps)):
-                kept.append(x)
-        return x, torch.stack(kept) if keep_every else x.new_empty((0, *x.shape))
-
-    return chain
 
 
 def _levels(schedule: Schedule, steps: Tensor) -> tuple[list[float], list[float]]:
     """Returns alpha and sigma, S + 1 numbers each: of the steps, and of the data."""
     alpha_bar = schedule.alpha_bar[steps]
     return [*alpha_bar.sqrt().tolist(), 1.0], [*(1 - alpha_bar).sqrt().tolist(), 0.0]
-
-
-def _last_flags(steps: Tensor) -> list[bool]:
-    return [False] * (len(steps) - 1) + [True]

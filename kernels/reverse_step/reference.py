@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Columns of a coefficient table.
 X, EPS, NOISE, GUIDE = range(4)
+# Further columns of a chain with memory, see :func:`memory_coefficients`.
+MEMORY, MEMORY_X, MEMORY_EPS = range(4, 7)
 
 
 def reverse_step(
@@ -30,3 +32,14 @@ def reverse_step(
         eps = eps + coefficients[:, GUIDE] * (eps - eps_uncond)
     x_prev = coefficients[:, X] * x_t + coefficients[:, EPS] * eps
     return x_prev if z is None else x_prev + coefficients[:, NOISE] * z
+
+
+def memory_coefficients(coefficients: Tensor) -> Tensor:
+    """Returns the coefficients [M, 4] of the memory that a step leaves, given [M, 7].
+
+    A linear multistep method also remembers m = MEMORY_X x_t + MEMORY_EPS eps_hat at each step, and
+    adds MEMORY times what the step before remembered to x_prev.
+    """
+    kept = coefficients[:, [MEMORY_X, MEMORY_EPS, NOISE, GUIDE]]
+    kept[:, NOISE] = 0
+    return kept

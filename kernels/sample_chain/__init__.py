@@ -78,7 +78,9 @@ def sample_chain(
         denoiser: M networks that predict the noise; input width d plus the widths of the features.
         x_T: float32 [M, B, d], the start of the chain.
         table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order of the
-            steps.
+            steps; or [M, S, 7] for a linear multistep method. There a step also remembers
+            m = c_5 x_t + c_6 eps_hat, and the next one adds its c_4 times m to x_{t-1}; at first m
+            is 0.
         time_features: float32 [M, S, F], the networks' input for the t of each step.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row).
         guide: classifier of (x, feature of t), and labels int64 [M, B].
@@ -145,7 +147,7 @@ def _check(
     """Raises ValueError if the arguments of a chain do not fit together."""
     check_shape("x_T", x_T, ("M", "B", "d"))
     models, _, dim = x_T.shape
-    check_shape("table", table, (models, "S", 4))
+    check_shape("table", table, (models, "S", 7 if table.shape[-1:] == (7,) else 4))
     check_shape("time_features", time_features, (models, table.shape[1], "F"))
     check_same_device(x_T=x_T, table=table, time_features=time_features)
     if x_T.dtype != torch.float64:  # the reference also takes float64

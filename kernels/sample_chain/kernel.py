@@ -25,6 +25,7 @@ from ..mlp.tile import (
     layer_columns,
 )
 from ..philox.kernel import PRIOR, normal_pair
+from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
 from .reference import Condition, Guide, Network
 from .tile import (
@@ -46,6 +47,9 @@ _UNALIGNED = [
 ]  # fmt: skip
 # Points with more columns do not fit into registers beside the accumulators.
 _WIDEST = tl.constexpr(128)
+_MEMORY = tl.constexpr(reference.MEMORY)
+_MEMORY_X = tl.constexpr(reference.MEMORY_X)
+_MEMORY_EPS = tl.constexpr(reference.MEMORY_EPS)
 
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=["seed_ptr", "x_ptr"])
@@ -75,10 +79,10 @@ def prior_kernel(seed_ptr, first_row, rows, x_ptr, DIM: tl.constexpr, ROWS: tl.c
 def chain_kernel(
     x_ptr, table_ptr, features_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
     flat_ptr, weights_ptr, acts_ptr,
-    class_features_ptr, class_labels_ptr, classes, uncond_ptr,
+    class_features_ptr, class_labels_ptr, classes, uncond_ptr, memory_ptr,
     labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_acts_ptr, guide_z_ptr, guide_grads_ptr,
-    FEATURES: tl.constexpr, NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
+    FEATURES: tl.constexpr, COEFFICIENTS: tl.constexpr, NET: tl.constexpr, GUIDE: tl.constexpr,
+    CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Takes x from x_T to x_0, in place; grid (programs, M).
 
@@ -86,7 +90,7 @@ def chain_kernel(
 
     Args:
         x_ptr: float32 [M, rows, d].
-        table_ptr: float32 [M, steps, 4], coefficients of the steps.
+        table_ptr: float32 [M, steps, COEFFICIENTS], coefficients of the steps.
         features_ptr: float32 [M, steps, FEATURES], features of the timesteps.
         seed_ptr: int64 [M].
         first_row, rows: global number of the first row, and rows of a model.
@@ -103,6 +107,8 @@ def chain_kernel(
         classes: number of classes; the last one stands for no class.
         uncond_ptr: float32 [M, rows, d], scratch for classifier-free guidance, or None: noise
             predictions without a class.
+        memory_ptr: float32 [M, rows, d], zeros, for what wide points remember from step to step,
+            or None.
         labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.
         guide_flat_ptr, guide_weights_ptr, guide_acts_ptr: the classifier's parameters, weights and
             scratch.
@@ -111,6 +117,7 @@ def chain_kernel(
         guide_grads_ptr: operand dtype [M, programs * ROWS, gradient columns], scratch: gradients of
             its pre-activations.
         FEATURES: width of a timestep feature, F.
+        COEFFICIENTS: 4, or 7 for a linear multistep method.
         NET, GUIDE: layouts of the denoiser and of the classifier.
         CONFIG: tile sizes.
         ROWS: rows of a tile.
@@ -120,6 +127,7 @@ def chain_kernel(
     CLASS: tl.constexpr = NET.shape.widths[0] - DIM - FEATURES
     CLASSIFIER_FREE: tl.constexpr = uncond_ptr is not None
     COLUMNS: tl.constexpr = divisor(NET.padded[LAYERS], _WIDEST)
+    REMEMBERS: tl.constexpr = COEFFICIENTS > _MEMORY
     RESIDENT: tl.constexpr = NET.padded[LAYERS] == COLUMNS
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
@@ -143,7 +151,9 @@ def chain_kernel(
         first = model * rows + tile * ROWS
         points = x_ptr + first * DIM
         uncond = uncond_ptr + first * DIM if CLASSIFIER_FREE else None
+        memories = None if memory_ptr is None else memory_ptr + first * DIM
         x = load_points(points, 0, live, COLUMNS, DIM, ROWS) if RESIDENT else None
+        memory = tl.zeros((ROWS, COLUMNS), tl.float32)
         if CLASS > 0:
             label = tl.load(class_labels_ptr + model * rows + row, mask=live, other=0)[:, None]
             class_features = class_features_ptr + model * classes * CLASS
@@ -171,19 +181,25 @@ def chain_kernel(
                 _guide_hidden(wanted, g_acts, g_flat, g_weights, g_z, g_grads, GUIDE, CONFIG, ROWS)
             for start in tl.range(0, DIM, COLUMNS, num_stages=1):
                 now = x if RESIDENT else load_points(points, start, live, COLUMNS, DIM, ROWS)
-                after = _advanced(
-                    now, start, table_ptr + (model * steps + step) * 4, seed, step, first_row + row,
-                    uncond, live, acts, flat, weights, g_grads, g_weights, NET, GUIDE, CONFIG, ROWS,
+                before = memory
+                if REMEMBERS and not RESIDENT:
+                    before = load_points(memories, start, live, COLUMNS, DIM, ROWS)
+                coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
+                after, remembered = _advanced(
+                    now, before, start, coefficients, seed, step, first_row + row, uncond, live,
+                    acts, flat, weights, g_grads, g_weights, REMEMBERS, NET, GUIDE, CONFIG, ROWS,
                 )  # fmt: skip
                 if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
                     number = tl.cdiv(step + 1, keep_every).to(tl.int64) * tl.num_programs(1)
                     kept = kept_ptr + (number * rows + first) * DIM
                     store_points(kept, after, start, live, DIM, ROWS)
                 if RESIDENT:
-                    x = after
+                    x, memory = after, remembered
                 else:
                     tl.debug_barrier()  # all warps have read x before one of them overwrites it
                     store_points(points, after, start, live, DIM, ROWS)
+                    if REMEMBERS:
+                        store_points(memories, remembered, start, live, DIM, ROWS)
             if not RESIDENT or LAYERS == 1:
                 tl.debug_barrier()  # the last layer has read the input, and x is written
         if RESIDENT:
@@ -192,11 +208,12 @@ def chain_kernel(
 
 @triton.jit
 def _advanced(
-    x, start, coefficients, seed, step, row, uncond, live, acts, flat, weights, guide_grads,
+    x, memory, start, coefficients, seed, step, row, uncond, live, acts, flat, weights, guide_grads,
     guide_weights,
-    NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
+    REMEMBERS: tl.constexpr, NET: tl.constexpr, GUIDE: tl.constexpr, CONFIG: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Returns columns of x_{t-1} from ``start`` on, after all hidden layers."""
+    """Returns columns of x_{t-1} from ``start`` on and their memory, after the hidden layers."""
     LAST: tl.constexpr = NET.layers - 1
     COLUMNS: tl.constexpr = x.shape[1]
     column = start + tl.arange(0, COLUMNS)
@@ -213,7 +230,13 @@ def _advanced(
     z = tl.zeros_like(x)
     if c_noise != 0:
         z = noise(seed, step, row, start, COLUMNS, NET.shape.widths[LAST + 1])
-    return updated(x, eps, grad, uncond, z, c_x, c_eps, c_noise, c_guide)
+    x_prev = updated(x, eps, grad, uncond, z, c_x, c_eps, c_noise, c_guide)
+    remembered = memory
+    if REMEMBERS:
+        x_prev += tl.load(coefficients + _MEMORY) * memory
+        m_x, m_eps = tl.load(coefficients + _MEMORY_X), tl.load(coefficients + _MEMORY_EPS)
+        remembered = updated(x, eps, grad, uncond, None, m_x, m_eps, 0.0, c_guide)
+    return x_prev, remembered
 
 
 @triton.jit
@@ -290,6 +313,7 @@ def sample_chain(
     )  # fmt: skip
     programs = min(triton.cdiv(rows, config.rows), mlp.slots(models, x.device))
     slots = programs * config.rows
+    remembers = table.shape[2] > reference.MEMORY and net.padded[-1] > _WIDEST.value
     flat, weights, acts = _buffers(denoiser, net, slots)
     with device_of(x):
         chain_kernel[programs, models](
@@ -305,9 +329,11 @@ def sample_chain(
             flat_ptr=flat,
             weights_ptr=weights,
             acts_ptr=acts,
+            memory_ptr=torch.zeros_like(x) if remembers else None,
             **_condition_arguments(condition, x),
             **_guide_arguments(guide, precision, slots),
             FEATURES=time_features.shape[2],
+            COEFFICIENTS=table.shape[2],
             NET=net,
             CONFIG=config,
             ROWS=config.rows,

@@ -8,6 +8,9 @@ Algorithm 2 of Ho et al. 2020::
         grad   = d/dx log softmax(classifier(x, feature))[label]      guided by a classifier
         uncond = MLP(x, feature, no class)                            or classifier-free
         x      = reverse_step(x, eps, coefficients, z, grad, uncond)
+
+A table of seven columns is that of a linear multistep method; its steps also remember a combination
+of x and eps for the next one, see :func:`~..reverse_step.reference.memory_coefficients`.
 """
 
 from typing import NamedTuple
@@ -19,7 +22,7 @@ from ..mlp import MLPShape
 from ..mlp import reference as mlp
 from ..philox import Stream, normal_rows
 from ..q_sample.reference import gather_points
-from ..reverse_step.reference import NOISE, reverse_step
+from ..reverse_step.reference import MEMORY, NOISE, memory_coefficients, reverse_step
 
 # Rows at once: on a CPU so few that a layer's activations stay in a core's cache, on a GPU so many
 # that launches are cheap. Noise is drawn for many steps at once, to spread the cost of the call.
@@ -94,6 +97,7 @@ def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row,
     rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
     noisy = bool((table[..., NOISE] != 0).any())
     kept = [x] if keep_every else []
+    memory = torch.zeros_like(x)
     for step in range(table.shape[1]):
         if noisy and step % _NOISE_STEPS == 0:
             steps = torch.arange(step, min(step + _NOISE_STEPS, table.shape[1]), device=x.device)
@@ -103,7 +107,11 @@ def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row,
         eps, uncond = _predictions(denoiser, inputs, condition)
         grad = None if guide is None else grad_log_p(guide, inputs)[..., : x.shape[2]]
         z = noise[step % _NOISE_STEPS] if noisy else None
-        x = reverse_step(x, eps, table[:, step], z, grad, uncond)
+        now, x = x, reverse_step(x, eps, table[:, step], z, grad, uncond)
+        if table.shape[2] > MEMORY:
+            x = x + table[:, step, MEMORY, None, None] * memory
+            to_remember = memory_coefficients(table[:, step])
+            memory = reverse_step(now, eps, to_remember, None, grad, uncond)
         if keep_every and ((step + 1) % keep_every == 0 or step + 1 == table.shape[1]):
             kept.append(x)
     return x, torch.stack(kept) if kept else x.new_empty((0, *x.shape))

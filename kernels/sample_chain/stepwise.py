@@ -14,6 +14,7 @@ from ..cuda import capture, device_of, side_stream
 from ..mlp import MLPShape, operator
 from ..mlp.layout import gap_of
 from ..reverse_step import reverse_step
+from ..reverse_step.reference import MEMORY, memory_coefficients
 from .reference import Condition, Guide, Network, conditional_inputs
 
 
@@ -32,6 +33,8 @@ def sample_chain(
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     x = x.clone()
     number = torch.zeros(1, dtype=torch.int64, device=x.device)  # counts the steps
+    memory = torch.zeros_like(x) if table.shape[2] > MEMORY else None
+    changed = (x, number) if memory is None else (x, number, memory)
 
     def step() -> None:
         features = time_features.index_select(1, number).expand(*x.shape[:2], -1)
@@ -41,18 +44,21 @@ def sample_chain(
         if guide is not None:
             grad = _grad_log_p(guide, inputs, precision)[..., : x.shape[2]].contiguous()
         coefficients = table.index_select(1, number)[:, 0]
-        x.copy_(
-            reverse_step(
-                x, eps, coefficients, grad_log_p=grad, eps_uncond=uncond,
-                seed=seed, step=number, first_row=first_row, backend="triton",
-            )
+        guidance = {"grad_log_p": grad, "eps_uncond": uncond, "backend": "triton"}
+        x_prev = reverse_step(
+            x, eps, coefficients[:, :MEMORY], seed=seed, step=number, first_row=first_row,
+            **guidance,
         )  # fmt: skip
+        if memory is not None:
+            x_prev += coefficients[:, MEMORY, None, None] * memory
+            memory.copy_(reverse_step(x, eps, memory_coefficients(coefficients), **guidance))
+        x.copy_(x_prev)
         number.add_(1)
 
     steps = table.shape[1]
     kept = [x.clone()] if keep_every else []
     with device_of(x):
-        run = _captured(step, (x, number)) if x.is_cuda and x.numel() and steps else step
+        run = _captured(step, changed) if x.is_cuda and x.numel() and steps else step
         for done in range(1, steps + 1):
             run()
             if keep_every and (done % keep_every == 0 or done == steps):

@@ -4,7 +4,17 @@ import diffusers
 import pytest
 import torch
 
-from flashpoint.diffusion import MLP, GaussianMixture, Schedule, UserError, plots, sample
+from flashpoint.diffusion import (
+    MLP,
+    GaussianMixture,
+    SampleConfig,
+    Schedule,
+    UserError,
+    plots,
+    sample,
+    sample_many,
+    sampling,
+)
 from flashpoint.diffusion.metrics import sliced_wasserstein
 from flashpoint.diffusion.solvers import SOLVERS, solver_timesteps
 from flashpoint.diffusion.studies import few_steps
@@ -172,6 +182,24 @@ def test_sampling_with_a_network(method, guided):
     )
     again = sample(denoiser, schedule, 9, seed=7, **arguments, **options).x
     torch.testing.assert_close(again, got.x)  # no noise but x_T
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_all_steps_of_many_models_are_one_chain(method, monkeypatch):
+    """Shorter chains rest at their end, whatever timesteps the others visit."""
+    calls, run = [], sampling.sample_chain
+    monkeypatch.setattr(sampling, "sample_chain", lambda *a, **k: calls.append(1) or run(*a, **k))
+    configs = [
+        SampleConfig(model(), Schedule(60), method=method, num_steps=6, seed=1),
+        SampleConfig(model(), Schedule(50, "cosine"), method=method, num_steps=9, seed=2),
+    ]
+    together = sample_many(configs, 7, keep_every=2, device="cpu")
+    assert len(calls) == 1
+    for config, got in zip(configs, together, strict=True):
+        options = {"method": method, "num_steps": config.num_steps, "seed": config.seed}
+        alone = sample(config.model, config.schedule, 7, keep_every=2, device="cpu", **options)
+        torch.testing.assert_close(got.x, alone.x)
+        torch.testing.assert_close(got.trajectory, alone.trajectory)
 
 
 def test_a_wrong_number_of_steps_is_named():

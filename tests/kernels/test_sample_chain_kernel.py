@@ -38,6 +38,14 @@ def problem(device, dim, rows, guidance="none", features=1, hidden=(16, 16), **o
     return (denoiser, x_T, table, ramp.expand(MODELS, -1, -1)), options
 
 
+def with_memory(arguments):
+    """The same chain with a table of a linear multistep method."""
+    denoiser, x_T, table, features = arguments
+    generator = torch.Generator().manual_seed(4)
+    more = torch.randn(MODELS, STEPS, 3, generator=generator).to(table)
+    return denoiser, x_T, torch.cat((table, more), dim=2), features
+
+
 def in_float64(arguments, options):
     """The results of the reference in float64; its noise is that of float32."""
     (parameters, shape), *tensors = arguments
@@ -107,6 +115,21 @@ def test_precisions(device, precision, guidance):
 def test_features_and_depths(device, monkeypatch, features, hidden, guidance):
     monkeypatch.setattr(mlp, "slots", lambda *_: 1)
     check(*problem(device, 2, 65, guidance, features, hidden), "fp32")
+
+
+@pytest.mark.parametrize("guidance", ["none", "classifier", "free"])
+@pytest.mark.parametrize("dim", [2, 150])
+@pytest.mark.usefixtures("poisoned")
+def test_steps_that_remember(device, monkeypatch, dim, guidance):
+    monkeypatch.setattr(mlp, "slots", lambda *_: 1)
+    arguments, options = problem(device, dim, 65, guidance)
+    check(with_memory(arguments), options, "fp32", keep_every=2)
+
+
+@pytest.mark.parametrize("guidance", ["none", "classifier", "free"])
+def test_steps_that_remember_in_networks_too_large_for_one_launch(device, guidance):
+    arguments, options = problem(device, 2, 5, guidance, hidden=(520,))
+    check(with_memory(arguments), options, "fp32", keep_every=2)
 
 
 @pytest.mark.parametrize("guidance", ["none", "free"])
