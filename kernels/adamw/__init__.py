@@ -79,7 +79,8 @@ def adamw_(
 
     Args:
         parameters: float32 [M, P], updated in place.
-        grad: float32 [M, P], or the sums [M, S, P + 2] that a training step leaves.
+        grad: float32 [M, P], or the sums [M, S, P + 2] that a training step leaves; the kernel
+            reads 16 bytes at once if their strides are multiples of 16 elements.
         state: moments and average, updated in place.
         lr: learning rate, a number or float32 [M]; or a :class:`Course` that gives it. The loss is
             then recorded there, as NaN if the gradient is not finite.
@@ -134,8 +135,7 @@ def adamw_(
         of_each("weight_decay", weight_decay), decoupled, of_each("ema_decay", ema_decay),
         of_each("clip_norm", clip_norm), squares, shadow,
     )  # fmt: skip
-    buffers = [parameters, grad, *state, *([] if squares is None else [squares])]
-    if use_triton(backend, "parameters", parameters, _gap(buffers)):
+    if use_triton(backend, "parameters", parameters, _gap(parameters, grad, state, squares)):
         from . import kernel
 
         kernel.adamw_(*arguments)
@@ -168,10 +168,13 @@ def _check_course(course: Course, parameters: Tensor) -> None:
             raise ValueError(f"{name} must be contiguous, got strides {part.stride()}")
 
 
-def _gap(buffers: list[Tensor]) -> str | None:
+def _gap(parameters: Tensor, grad: Tensor, state: AdamWState, squares: Tensor | None) -> str | None:
     """Returns why the kernel does not cover a call, None if it does."""
-    if any(buffer.dtype != torch.float32 for buffer in buffers):
+    dense = [parameters, *state, *([] if squares is None else [squares])]
+    if grad.dim() == 2:
+        dense.append(grad)
+    if any(buffer.dtype != torch.float32 for buffer in (grad, *dense)):
         return "an optimiser of other than float32"
-    if not all(buffer.is_contiguous() for buffer in buffers):
+    if not all(buffer.is_contiguous() for buffer in dense) or grad.stride(-1) != 1:
         return "an optimiser of scattered parameters"
     return None

@@ -12,27 +12,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._dispatch import model_stride
 from ..cuda import device_of
 from ..mlp.arithmetic import operand, sum_of
 from ..mlp.layout import layout_of
+from ..reduce_grad.kernel import strides_of, sum_of_column, sum_of_parts
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 
-_BLOCK = 1024
+_BLOCK = 512
+_WARPS = _BLOCK // (32 * 4)  # each thread has four elements, which are 16 bytes
+_MOST = tl.constexpr(2**31 - 1)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _CLIP_MARGIN = tl.constexpr(_CLIP_EPS)
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16, nor
 # for a step counter that is not at a multiple of 16 bytes, because a graph may be under capture.
-_VARYING = ["splits", "blocks", "step_ptr", "step", "entries", "places"]
+_VARYING = ["blocks", "step_ptr", "step", "entries", "places"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def adamw_kernel(
-    parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr, weights_ptr,
-    grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, step_ptr, step, lr_ptr, lr,
-    rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places, means_ptr,
-    weight_decay_ptr, weight_decay, ema_weight_ptr, ema_weight, eps, size,
+    parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr, stride_model, weights_ptr,
+    grad_ptr, grad_stride_model, grad_stride, squares_ptr, blocks, clip_norm_ptr, clip_norm,
+    step_ptr, step, lr_ptr, lr, rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places,
+    means_ptr, weight_decay_ptr, weight_decay, ema_weight_ptr, ema_weight, eps, size,
     LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr, beta2, weight1, weight2,
-    DECOUPLED: tl.constexpr, SUMS: tl.constexpr, NET: tl.constexpr, BLOCK: tl.constexpr,
+    DECOUPLED: tl.constexpr, SPLITS: tl.constexpr, NET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Makes one update of the parameters of M models; grid (blocks, M).
 
@@ -42,10 +46,11 @@ def adamw_kernel(
     Args:
         parameters_ptr, exp_avg_ptr, exp_avg_sq_ptr, ema_ptr: float32 [M, size], parameters, moments
             and averaged parameters; updated in place.
+        stride_model: elements of each of these between models.
         weights_ptr: [M, columns], operand weights, operand dtype; written. None if NET is None.
-        grad_ptr: float32 [M, size], mean gradient; with SUMS [M, splits, size + 2], the sums that a
-            training step leaves: gradient, loss, number of terms.
-        splits: parts of the sums, ignored without SUMS.
+        grad_ptr: float32 [M, size], mean gradient; with SPLITS [M, SPLITS, size + 2], the sums that
+            a training step leaves: gradient, loss, number of terms.
+        grad_stride_model, grad_stride: elements of it between models, and between parts.
         squares_ptr: float32 [M, blocks], parts of the squared norm of the gradient; None if it was
             not measured.
         blocks: parts of the squared norm.
@@ -69,12 +74,12 @@ def adamw_kernel(
         LOG_BETA1, LOG_BETA2: natural logarithms of both betas.
         beta2, weight1, weight2: beta2, 1 - beta1 and 1 - beta2.
         DECOUPLED: True for AdamW; False adds the weight decay to the gradient, as Adam does.
-        SUMS: True if the gradient comes as sums.
+        SPLITS: parts of the sums, constant so that all are loaded at once; 0 for a mean gradient.
         NET: :class:`~..mlp.layout.Layout` of the operand weights; None to leave them alone.
         BLOCK: parameters of a program.
     """
     model = tl.program_id(1).to(tl.int64)
-    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) * BLOCK
     if step_ptr is not None:
         step = tl.load(step_ptr)
     if lr_ptr is not None:
@@ -83,56 +88,73 @@ def adamw_kernel(
         weight_decay = tl.load(weight_decay_ptr + model)
     if ema_weight_ptr is not None:
         ema_weight = tl.load(ema_weight_ptr + model)
-    g, loss = _gradient(
-        grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, model, element, size,
-        SUMS, BLOCK,
-    )  # fmt: skip
-    keep = tl.abs(loss) <= _LARGEST
-    if rates_ptr is not None:
-        lr, taken = _follow_course(
-            loss, step, model, rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places,
-            means_ptr,
-        )  # fmt: skip
-        keep = keep & taken
-    live = element < tl.where(keep, size, 0)
-    offset = model * size + element
-    p = tl.load(parameters_ptr + offset, mask=live, other=0.0)
-    m = tl.load(exp_avg_ptr + offset, mask=live, other=0.0)
-    v = tl.load(exp_avg_sq_ptr + offset, mask=live, other=0.0)
-    ema = tl.load(ema_ptr + offset, mask=live, other=0.0)
-    correction1 = _correction(step, LOG_BETA1)
-    correction2 = _correction(step, LOG_BETA2)
-    if not DECOUPLED:
-        g += weight_decay * p
-    m += weight1 * (g - m)
-    v = beta2 * v + weight2 * g * g
-    if DECOUPLED:
-        p *= 1 - lr * weight_decay
-    p -= m / (tl.sqrt_rn(v / correction2) + eps) * (lr / correction1)
-    ema += ema_weight * (p - ema)
-    tl.store(parameters_ptr + offset, p, mask=live)
-    tl.store(exp_avg_ptr + offset, m, mask=live)
-    tl.store(exp_avg_sq_ptr + offset, v, mask=live)
-    tl.store(ema_ptr + offset, ema, mask=live)
-    if NET is not None:
-        _store_shadow(weights_ptr + model * NET.weights[NET.layers], element, p, live, NET)
+    for PARTIAL in tl.static_range(2):
+        # All elements of most programs exist. Without a mask, which may end anywhere, accesses are
+        # of 16 bytes. Nothing waits for the loss but the stores.
+        if (first + BLOCK > size) == PARTIAL:
+            element = first + tl.arange(0, BLOCK)
+            live = element < size if PARTIAL else None
+            offset = model * stride_model + element
+            p = _load(parameters_ptr + offset, live)
+            m = _load(exp_avg_ptr + offset, live)
+            v = _load(exp_avg_sq_ptr + offset, live)
+            ema = _load(ema_ptr + offset, live)
+            keep = True
+            if rates_ptr is not None:
+                lr, keep = _rate(step, model, rates_ptr, entries, every_ptr, total_ptr)
+            g, loss = _gradient(
+                grad_ptr + model * grad_stride_model, grad_stride, squares_ptr, blocks,
+                clip_norm_ptr, clip_norm, model, element, live, size, SPLITS, BLOCK,
+            )  # fmt: skip
+            if rates_ptr is not None:
+                _record_loss(
+                    loss, step, model, keep & (first == 0), entries, every_ptr, total_ptr,
+                    losses_ptr, places, means_ptr,
+                )  # fmt: skip
+            keep = keep & (tl.abs(loss) <= _LARGEST)
+            if not DECOUPLED:
+                g += weight_decay * p
+            m += weight1 * (g - m)
+            v = beta2 * v + weight2 * g * g
+            if DECOUPLED:
+                p *= 1 - lr * weight_decay
+            root = tl.sqrt(v * (1 / _correction(step, LOG_BETA2))) + eps
+            p -= m / root * (lr / _correction(step, LOG_BETA1))
+            ema += ema_weight * (p - ema)
+            stored = tl.zeros_like(element) < tl.where(keep, 1, 0)  # one value: all or none
+            if PARTIAL:
+                stored &= live
+            tl.store(parameters_ptr + offset, p, mask=stored)
+            tl.store(exp_avg_ptr + offset, m, mask=stored)
+            tl.store(exp_avg_sq_ptr + offset, v, mask=stored)
+            tl.store(ema_ptr + offset, ema, mask=stored)
+            if NET is not None:
+                weights = weights_ptr + model * NET.weights[NET.layers]
+                _store_shadow(weights, first, element, p, stored, NET, BLOCK)
+
+
+@triton.jit
+def _load(pointers, live):
+    """Returns some elements, and 0 where ``live`` is not None and false."""
+    return tl.load(pointers) if live is None else tl.load(pointers, mask=live, other=0.0)
 
 
 @triton.jit
 def _gradient(
-    grad_ptr, splits, squares_ptr, blocks, clip_norm_ptr, clip_norm, model, element, size,
-    SUMS: tl.constexpr, BLOCK: tl.constexpr,
+    grad, stride, squares_ptr, blocks, clip_norm_ptr, clip_norm, model, element, live, size,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Returns the clipped mean gradient of some elements, and the mean loss.
 
-    The loss is 0 without SUMS, and not finite if the gradient was measured and is not.
+    The loss is 0 without SPLITS, and not finite if the gradient was measured and is not.
     """
-    live = element < size
     loss = tl.full((), 0.0, tl.float32)
-    if SUMS:
-        g, loss = _mean(grad_ptr + model * splits * (size + 2), splits, element, live, size)
+    if SPLITS:
+        inverse = 1 / sum_of_column(grad + size + 1, stride, SPLITS)
+        loss = sum_of_column(grad + size, stride, SPLITS) * inverse
+        g = sum_of_parts(grad, stride, SPLITS, element, live) * inverse
     else:
-        g = tl.load(grad_ptr + model * size + element, mask=live, other=0.0)
+        g = _load(grad + element, live)
     if squares_ptr is not None:
         norm = tl.sqrt_rn(sum_of(squares_ptr + model * blocks, blocks, BLOCK))
         loss += norm * 0
@@ -144,62 +166,73 @@ def _gradient(
 
 
 @triton.jit
-def _follow_course(
-    loss, step, model, rates_ptr, entries, every_ptr, total_ptr, losses_ptr, places, means_ptr
-):
-    """Records the loss; returns the learning rate, and true if the model takes this update."""
+def _rate(step, model, rates_ptr, entries, every_ptr, total_ptr):
+    """Returns the learning rate of an update, and true if the model takes it."""
     every, total = tl.load(every_ptr + model), tl.load(total_ptr + model)
-    entry = tl.minimum((step - 1) // every, entries - 1)
-    lr = tl.load(rates_ptr + model * entries + entry)
     taken = step <= total
-    first = taken & (tl.program_id(0) == 0)
-    place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
-    # A loss that is not finite is kept, also if several updates share a place.
-    written = loss + 0 * tl.load(place, mask=first, other=0.0)
-    mean = 0.0
-    if means_ptr is not None:
-        means_ptr += model * entries + entry
-        mean = tl.load(means_ptr) + loss / every
-    tl.debug_barrier()  # all warps have read before one of them writes
-    tl.store(place, written, mask=first)
-    if means_ptr is not None:
-        tl.store(means_ptr, mean, mask=first)
-    return lr, taken
+    # Numbers of updates fit 32 bits, and a division of 64 takes many more instructions.
+    last = tl.minimum(tl.minimum(step, total) - 1, _MOST).to(tl.int32)
+    entry = tl.minimum(last // tl.minimum(every, _MOST).to(tl.int32), entries - 1)
+    return tl.load(rates_ptr + model * entries + entry), taken
 
 
 @triton.jit
-def _mean(parts, splits, element, live, size):
-    """Returns the mean gradient of some elements and the mean loss, of parts [splits, size + 2]."""
-    g = tl.zeros(element.shape, tl.float32)
-    loss, count = 0.0, 0.0
-    for _ in range(splits):
-        g += tl.load(parts + element, mask=live, other=0.0)
-        loss += tl.load(parts + size)
-        count += tl.load(parts + size + 1)
-        parts += size + 2
-    return g / count, loss / count
+def _record_loss(
+    loss, step, model, recorded, entries, every_ptr, total_ptr, losses_ptr, places, means_ptr
+):
+    """Writes down the loss of an update, in the one program in which ``recorded`` is true."""
+    if recorded:
+        every, total = tl.load(every_ptr + model), tl.load(total_ptr + model)
+        place = losses_ptr + model * places + ((step - 1) * tl.minimum(total, places)) // total
+        # A loss that is not finite is kept, also if several updates share a place.
+        written = loss + 0 * tl.load(place)
+        mean = 0.0
+        if means_ptr is not None:
+            means_ptr += model * entries + tl.minimum((step - 1) // every, entries - 1)
+            mean = tl.load(means_ptr) + loss / every
+        tl.debug_barrier()  # all warps have read before one of them writes
+        tl.store(place, written)
+        if means_ptr is not None:
+            tl.store(means_ptr, mean)
 
 
 @triton.jit
 def _correction(step, LOG_BETA: tl.constexpr):
-    """Returns 1 - beta^step, computed in fp64 because fp32 would lose the difference."""
-    return (1 - tl.exp(step.to(tl.float64) * LOG_BETA)).to(tl.float32)
+    """Returns 1 - beta^step, to the accuracy of fp32."""
+    x = step.to(tl.float32) * LOG_BETA
+    # A difference of nearly equal numbers would lose digits, a Taylor series does not.
+    small, series = tl.maximum(x, -0.5), 1.0
+    for i in tl.static_range(9, 1, -1):
+        series = 1 + small * series * (1 / i)
+    return tl.where(x > -0.5, -small * series, 1 - tl.exp(x))
 
 
 @triton.jit
-def _store_shadow(weights, element, p, live, NET: tl.constexpr):
+def _store_shadow(weights, first, element, p, stored, NET: tl.constexpr, BLOCK: tl.constexpr):
     """Writes some parameters into the operand weights, rounded."""
     LAYERS: tl.constexpr = NET.layers
     for layer in tl.static_range(LAYERS):
-        _store_layer(weights + NET.weights[layer], element - NET.flat[layer], p, live, NET, layer)
+        # Few programs have parameters of two layers, so each skips most of the code.
+        if (first < _end_of(NET, layer)) & (first + BLOCK > NET.flat[layer]):
+            _store_layer(
+                weights + NET.weights[layer], element - NET.flat[layer], p, stored, NET, layer
+            )
+
+
+@triton.constexpr_function
+def _end_of(net, layer):
+    """Returns the end of a layer's weight in the flat parameters."""
+    return net.flat[layer] + net.shape.widths[layer] * net.shape.widths[layer + 1]
 
 
 @triton.jit
-def _store_layer(weights, element, p, live, NET: tl.constexpr, LAYER: tl.constexpr):
+def _store_layer(weights, element, p, stored, NET: tl.constexpr, LAYER: tl.constexpr):
+    """Writes the weights among some parameters, counted from the first one of their layer."""
     IN: tl.constexpr = NET.shape.widths[LAYER]
     OUT: tl.constexpr = NET.shape.widths[LAYER + 1]
-    inside = live & (element >= 0) & (element < IN * OUT)
-    target = weights + (element // IN) * NET.padded[LAYER] + element % IN
+    PADDED: tl.constexpr = NET.padded[LAYER]
+    inside = stored & (element >= 0) & (element < IN * OUT)
+    target = weights + (element if IN == PADDED else element // IN * PADDED + element % IN)
     weight = operand(p, weights.dtype.element_ty, NET)
     tl.store(target, weight, mask=inside)
     if LAYER == 0 and NET.split:  # the rest of an input meets the weight of its rounded part
@@ -221,22 +254,30 @@ def adamw_(
     squares: Tensor | None,
     shadow: Shadow | None,
 ) -> None:
-    """Updates in place, as :func:`.reference.adamw_` does; all tensors are contiguous."""
+    """Updates in place, as :func:`.reference.adamw_` does.
+
+    All tensors are contiguous, but parts of sums may lie apart.
+    """
     models, size = parameters.shape
     if not parameters.numel():
         return
     beta1, beta2 = betas
     course, rate = (lr, 0.0) if isinstance(lr, Course) else (None, lr)
     net = None if shadow is None else layout_of(shadow.shape, shadow.precision)
+    splits, (stride_model, stride) = 0, (model_stride(grad), 0)
+    if grad.dim() == 3:
+        splits, (stride_model, stride) = grad.shape[1], strides_of(grad)
     with device_of(parameters):
-        adamw_kernel[triton.cdiv(size, _BLOCK), models](
+        adamw_kernel[-(-size // _BLOCK), models](
             parameters_ptr=parameters,
             exp_avg_ptr=state.exp_avg,
             exp_avg_sq_ptr=state.exp_avg_sq,
             ema_ptr=state.ema,
+            stride_model=model_stride(parameters),
             weights_ptr=None if shadow is None else shadow.packed,
             grad_ptr=grad,
-            splits=grad.shape[1],
+            grad_stride_model=stride_model,
+            grad_stride=stride,
             squares_ptr=squares,
             blocks=0 if squares is None else squares.shape[1],
             **_pair("clip_norm", 0.0 if clip_norm is None else clip_norm),
@@ -253,9 +294,10 @@ def adamw_(
             weight1=1 - beta1,
             weight2=1 - beta2,
             DECOUPLED=decoupled,
-            SUMS=grad.dim() == 3,
+            SPLITS=splits,
             NET=net,
             BLOCK=_BLOCK,
+            num_warps=_WARPS,
         )
 
 
@@ -285,4 +327,4 @@ def _pair(name: str, number: float | Tensor) -> dict[str, Any]:
 
 
 def _log(beta: float) -> float:
-    return math.log(beta) if beta > 0 else -1e300
+    return math.log(beta) if beta > 0 else -1e30

@@ -41,7 +41,7 @@ def reduce_grad(
     check_shape("out.sums", out.sums, (models, 1, size))
     check_shape("out.squares", out.squares, (models, -(-size // BLOCK)))
     check_same_device(sums=sums, out=out.sums)
-    gap = None if sums.is_contiguous() else "a gradient of scattered parts"
+    gap = None if sums.stride(2) == 1 else "a gradient of scattered parts"
     if use_triton(backend, "sums", sums, gap):
         from . import kernel
 

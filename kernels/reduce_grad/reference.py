@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # elements in one part of a squared norm
+_LINE = 32  # floats in a line of the cache, 128 bytes
 
 
 class ReducedGradient(NamedTuple):
@@ -28,6 +29,15 @@ class ReducedGradient(NamedTuple):
     def finite(self) -> Tensor:
         """True for each model whose gradient has only finite numbers, bool [M]."""
         return self.squared_norm.isfinite()
+
+
+def empty_parts(like: Tensor, models: int, splits: int, size: int) -> Tensor:
+    """Returns parts [M, S, size], not yet written, in the dtype and on the device of a tensor.
+
+    Each starts on a cache line of its own, so that kernels read 16 bytes at once.
+    """
+    stride = -(-size // _LINE) * _LINE
+    return like.new_empty((models, splits, stride))[..., :size]
 
 
 def mean_of(sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from flashpoint.kernels import adamw_, adamw_state
+from flashpoint.kernels import AdamWState, MLPShape, adamw_, adamw_state, shadow_of
+from flashpoint.kernels.reduce_grad.reference import empty_parts
 
 
 def run(parameters, grads, backend, **options):
@@ -33,6 +34,55 @@ def test_updates(device, models, size, decoupled, per_model):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def exact_update(parameters, state, grad, step, lr, weight_decay, ema_decay, decoupled):
+    """Returns parameters and state after one update, in float64."""
+    p, m, v, ema = (tensor.double() for tensor in (parameters, *state))
+    if not decoupled:
+        grad = grad + weight_decay * p
+    m = 0.9 * m + 0.1 * grad
+    v = 0.999 * v + 0.001 * grad.square()
+    if decoupled:
+        p = p * (1 - lr * weight_decay)
+    p = p - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    return p, m, v, ema_decay * ema + (1 - ema_decay) * p
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 10, 300, 700, 5000, 10**6])
+@pytest.mark.parametrize(("models", "size", "splits"), [(1, 1029, 8), (3, 515, 2)])
+def test_an_update_in_float64(device, step, decoupled, models, size, splits):
+    """Numbers agree to 1e-6, also where 1 - beta^step is a small difference."""
+    parameters = torch.randn(models, size, device=device)
+    sums = empty_parts(parameters, models, splits, size + 2).normal_()
+    sums[..., -1] = 3.0
+    mean = sums[..., :-2].double().sum(dim=1) / (3 * splits)
+    state = AdamWState(mean.float(), mean.square().float() + 0.1, parameters.clone())
+    options = {"lr": 0.5, "weight_decay": 0.1, "ema_decay": 0.9, "decoupled": decoupled}
+    expected = exact_update(parameters, state, mean, step, **options)
+    adamw_(parameters, sums, state, step=torch.tensor(step, device=device), backend="triton",
+           **options)  # fmt: skip
+    for actual, wanted in zip((parameters, *state), expected, strict=True):
+        error = (actual.double() - wanted).abs()
+        assert (error <= 1e-6 * wanted.abs().clamp(min=0.5)).all()
+
+
+@pytest.mark.parametrize("splits", [1, 2, 7, 33])
+@pytest.mark.parametrize("size", [511, 512, 1025])
+def test_strides_of_the_sums_change_no_bit(device, splits, size):
+    parameters = torch.randn(3, size, device=device)
+    dense = torch.randn(1, 3, splits, size + 2, device=device)
+    dense[..., -1] = 2.0
+    apart = empty_parts(parameters, 3, splits, size + 2)
+    apart.fill_(torch.nan)
+    apart.copy_(dense[0])
+    for actual, expected in zip(
+        run(parameters, [apart], "triton", lr=1e-2),
+        run(parameters, dense, "triton", lr=1e-2),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
 
 
 def test_models_share_a_learning_rate(device):
@@ -80,3 +130,15 @@ def test_only_a_gradient_longer_than_the_norm_is_clipped(device, backend):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("precision", ["fp16", "tf32", "fp32"])
+@pytest.mark.parametrize("widths", [(3, 256, 40, 2), (70, 17, 33, 1), (1, 1)])
+def test_shadow_of_every_layer(device, widths, precision, models):
+    shape = MLPShape(widths)
+    parameters = torch.randn(models, shape.num_parameters, device=device)
+    shadow = shadow_of(parameters, shape, precision)
+    adamw_(parameters, torch.randn_like(parameters), adamw_state(parameters), lr=0.1, step=1,
+           shadow=shadow, backend="triton")  # fmt: skip
+    assert torch.equal(shadow.packed, shadow_of(parameters, shape, precision).packed)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import ReducedGradient, reduce_grad
+from flashpoint.kernels.reduce_grad.reference import empty_parts
 
 BACKENDS = ("torch", "triton")
 
@@ -53,6 +54,23 @@ def test_the_same_parts_give_the_same_bits_and_both_backends_the_same_numbers(de
     assert torch.equal(first.squares, second.squares)
     reference = reduce_grad(sums, backend="torch")
     torch.testing.assert_close(first.sums, reference.sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 7, 8, 9, 33])
+@pytest.mark.parametrize("size", [1024, 1025, 2050])
+@pytest.mark.usefixtures("poisoned")
+def test_parts_on_cache_lines_of_their_own(device, splits, size):
+    """Neither the strides nor the gaps between parts change a bit of the result."""
+    dense = make_sums(device, 3, splits, size)
+    apart = empty_parts(dense, 3, splits, size)
+    apart.copy_(dense)
+    assert apart.stride(1) % 32 == 0
+    actual, expected = (reduce_grad(sums, backend="triton") for sums in (apart, dense))
+    assert torch.equal(actual.sums, expected.sums)
+    assert torch.equal(actual.squares, expected.squares)
+    torch.testing.assert_close(
+        actual.sums[:, 0].double(), dense.double().sum(dim=1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_scattered_parts_go_to_the_reference(device):
