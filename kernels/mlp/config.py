@@ -37,6 +37,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain")
 # Rows of the tiles that a call is counted in to choose its sizes.
 _COUNTED = 64
+# Rows of the largest tile.
+_LARGEST = 128
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,15 @@ def chain_config_for(
     """Returns the configuration of a sampling chain."""
     kernel = "guided chain" if guided else "classifier-free chain" if classifier_free else "chain"
     return config_for(precision, capability, rows, models, kernel)
+
+
+def saved_rows(rows: int) -> int:
+    """Returns the rows of the tensors that a forward pass leaves to a backward pass.
+
+    They have room for whole tiles of all sizes. The number may be symbolic: it depends on no
+    configuration, which would make compiled code depend on the number of rows.
+    """
+    return -(-rows // _LARGEST) * _LARGEST
 
 
 @lru_cache

@@ -25,8 +25,9 @@ from torch import Tensor
 from .._dispatch import capability_of, model_stride
 from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
+from ..reduce_grad.reference import empty_parts
 from .arithmetic import gradient_scale
-from .config import PROGRAMS, config_for
+from .config import PROGRAMS, config_for, saved_rows
 from .layout import Layout, layout_of
 from .operand_weights import operand_weights, operands_of_layers
 from .shape import MLPParameters, MLPShape
@@ -211,7 +212,7 @@ def _launch_forward(
     config = config_for(net.precision, capability_of(x.device), rows, models)
     tiles = -(-rows // config.rows)
     programs = tiles if save else min(tiles, slots(models, x.device))
-    buffer_rows = programs * config.rows
+    buffer_rows = saved_rows(rows) if save else programs * config.rows
     acts = weights.new_empty((models, buffer_rows, net.activation_columns))
     z = None
     if save and net.keeps_z:
@@ -309,8 +310,11 @@ def write_gradients(
     config = config_for(precision, capability_of(grad_y.device), rows, models)
     z = saved.activations if saved.preactivations is None else saved.preactivations
     tiles = -(-rows // config.rows)
-    programs = tiles if grad is not None else min(tiles, slots(models, grad_y.device))
-    buffer_rows = programs * config.rows
+    if grad is None:
+        programs = min(tiles, slots(models, grad_y.device))
+        buffer_rows = programs * config.rows
+    else:
+        programs, buffer_rows = tiles, saved.activations.shape[1]
     grads = saved.activations.new_empty((models, buffer_rows, net.gradient_columns))
     slope_parts = saved.flat.new_empty((models, net.layers - 1, tiles))
     abs_max = _abs_max(grad_y, models) if precision == "fp16" else None
@@ -339,10 +343,11 @@ def write_gradients(
         )
         if grad is not None:
             splits, _ = split_rows(net, config, models, buffer_rows)
-            parts = saved.flat.new_empty((models, splits, shape.num_parameters))
+            parts = empty_parts(saved.flat, models, splits, shape.num_parameters)
             weight_gradients(
-                saved.activations, grads, slope_parts, parts, net, config, abs_max=abs_max
-            )
+                saved.activations, grads, slope_parts, parts, net, config,
+                rows=tiles * config.rows, abs_max=abs_max,
+            )  # fmt: skip
             add_up(parts, grad)
 
 

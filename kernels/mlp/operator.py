@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._dispatch import capability_of, in_forward_mode
+from .._dispatch import in_forward_mode
 from ..overflow import observe
 from . import reference
-from .config import OPERAND_DTYPES, config_for
+from .config import OPERAND_DTYPES, saved_rows
 from .layout import layout_of
 from .shape import MLPParameters, MLPShape
 
@@ -197,8 +197,7 @@ def _fake_forward(*network, save=False):
     call = _call(*network)
     net = layout_of(_concrete(call.shape), precision)
     models, rows, _ = call.x.shape
-    tile = config_for(precision, capability_of(x.device), rows, models).rows
-    rows = -(-rows // tile) * tile
+    rows = saved_rows(rows)
     dtype = OPERAND_DTYPES[precision]
     saved = [
         x.new_empty((models, rows, net.activation_columns), dtype=dtype),

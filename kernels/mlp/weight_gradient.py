@@ -1,55 +1,98 @@
 """Weight gradients of the fused multi-layer perceptron in Triton, the rows split over programs."""
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reduce_grad.kernel import strides_of
 from .arithmetic import gradient_scale, sum_of
 from .config import PROGRAMS, Config
 from .layout import Layout
 
 _BLOCK = 1024  # elements that are summed at once
+# A program costs as much again as this many steps of its loop: it starts, and its result is written
+# and read.
+_OVERHEAD = 8
+_FEW = 32  # inputs or outputs, with which a layer counts as narrow
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = ["rows", "chunk", "tiles"]
 
 
 @triton.constexpr_function
-def weight_tiles(net, config, layer):
-    """Returns the number of tiles of the weight gradients of all layers before ``layer``."""
+def kind_of(net, layer):
+    """Returns the kind of a layer; each has its own tiles of weight gradients.
+
+    The first and the last layer are often too narrow for the tiles of the others.
+    """
+    if net.padded[layer + 1] <= _FEW:
+        return "few outputs"
+    return "few inputs" if net.padded[layer] <= _FEW else "wide"
+
+
+@triton.constexpr_function
+def tile_of(net, config, kind):
+    """Returns the numbers of inputs and outputs of a tile of a kind of layer.
+
+    A narrow tile is twice as long as a wide one, because it then takes as long to read. Others are
+    no larger than the layers, but have 64 outputs for each four warps, which tensor cores want.
+    """
+    layers = [layer for layer in range(net.layers) if kind_of(net, layer) == kind]
+    inputs = max([1, *(net.padded[layer] for layer in layers)])
+    outputs = max([1, *(net.padded[layer + 1] for layer in layers)])
+    if kind == "few inputs":
+        return inputs, 2 * config.grad_out
+    if kind == "few outputs":
+        return 2 * config.grad_in, outputs
+    return min(config.grad_in, inputs), min(config.grad_out, max(16 * config.grad_warps, outputs))
+
+
+@triton.constexpr_function
+def tiles_before(net, config, kind, layer):
+    """Returns the number of tiles of all layers of a kind that come before ``layer``."""
+    tile_in, tile_out = tile_of(net, config, kind)
+    widths = net.shape.widths
     return sum(
-        -(-i // config.grad_in) * -(-o // config.grad_out)
-        for i, o in zip(net.shape.widths[:layer], net.shape.widths[1 : layer + 1], strict=True)
+        -(-widths[each] // tile_in) * -(-widths[each + 1] // tile_out)
+        for each in range(layer)
+        if kind_of(net, each) == kind
     )
 
 
 @triton.constexpr_function
-def bias_tiles(net, config, layer):
-    """Returns the number of tiles of the bias gradients of all layers before ``layer``."""
-    widths = net.shape.widths[1 : layer + 1] if net.shape.bias else ()
-    return sum(-(-o // config.grad_out) for o in widths)
+def common_divisor(net, kind, numbers):
+    """Returns the largest power of two, up to 16, that divides a number of each layer of a kind."""
+    found = 16
+    for layer in range(net.layers):
+        while kind_of(net, layer) == kind and numbers[layer] % found:
+            found //= 2
+    return found
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def weight_gradient_kernel(
-    acts_ptr, grads_ptr, buffer_rows, rows, tile_parts_ptr, tiles, parts_ptr, chunk,
-    abs_max_ptr, factor,
+    acts_ptr, grads_ptr, buffer_rows, rows, tile_parts_ptr, tiles,
+    parts_ptr, parts_stride_model, parts_stride, chunk, abs_max_ptr, factor,
     NET: tl.constexpr, CONFIG: tl.constexpr, LOSS: tl.constexpr, ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Writes parts of the gradients of all parameters, summed over ``chunk`` rows each.
 
-    The grid is (tasks, splits, M). The first tasks are tiles of the weights, the next ones tiles of
-    the biases; the last one sums the slope gradients, and with LOSS the loss, over tiles of rows.
+    The grid is (splits, tasks, M). A task is a tile of a layer's weights, and of its biases if the
+    tile has the first inputs; those that take longest come first. The last task sums the slope
+    gradients, and with LOSS the loss, over tiles of rows.
 
     Args:
         acts_ptr: [M, buffer_rows, columns], activations, operand dtype.
         grads_ptr: [M, buffer_rows, columns], gradients of all z_l and of y, operand dtype.
         buffer_rows: rows of both buffers for each model.
-        rows: rows to sum, a multiple of the rows of a tile.
+        rows: rows to sum, a multiple of the rows of a tile; each split has some.
         tile_parts_ptr: float32 [M, hidden layers, tiles], slope gradients of each tile of rows;
             with LOSS [M, hidden layers + 2, tiles], then the loss and the number of its terms.
         tiles: number of tiles of rows.
         parts_ptr: float32 [M, splits, P], with LOSS [M, splits, P + 2]; written.
+        parts_stride_model, parts_stride: elements of ``parts`` between models, and between parts.
         chunk: rows of a part, a multiple of CONFIG.grad_rows.
         abs_max_ptr: float32 [M], by which the gradients were scaled; None if they were not.
         factor: multiplies all gradients, but neither the loss nor the number of its terms.
@@ -60,23 +103,26 @@ def weight_gradient_kernel(
         BLOCK: tiles of rows that are summed at once.
     """
     LAYERS: tl.constexpr = NET.layers
-    TILES: tl.constexpr = weight_tiles(NET, CONFIG, LAYERS)
-    BIASES: tl.constexpr = bias_tiles(NET, CONFIG, LAYERS)
-    SIZE: tl.constexpr = NET.shape.num_parameters + (2 if LOSS else 0)
+    WIDE: tl.constexpr = tiles_before(NET, CONFIG, "wide", LAYERS)
+    FEW_INPUTS: tl.constexpr = WIDE + tiles_before(NET, CONFIG, "few inputs", LAYERS)
+    FEW_OUTPUTS: tl.constexpr = FEW_INPUTS + tiles_before(NET, CONFIG, "few outputs", LAYERS)
     SUMS: tl.constexpr = LAYERS - 1 + (2 if LOSS else 0)
-    task = tl.program_id(0)
-    split = tl.program_id(1)
+    split = tl.program_id(0)
+    task = tl.program_id(1)
     model = tl.program_id(2).to(tl.int64)
-    parts = parts_ptr + (model * tl.num_programs(1) + split) * SIZE
+    parts = parts_ptr + model * parts_stride_model + split.to(tl.int64) * parts_stride
     first = split * chunk
     count = tl.minimum(chunk, rows - first)
+    tl.assume(count > 0)  # else ptxas may let no two products of a loop overlap
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
     factor *= gradient_scale(abs_max_ptr, model, NET)[1]
-    if task < TILES:
-        _weight_gradient(acts, grads, count, parts, task, factor, NET, CONFIG, ADD)
-    elif task < TILES + BIASES:
-        _bias_gradient(grads, count, parts, task - TILES, factor, NET, CONFIG, ADD)
+    if task < WIDE:
+        _tile(acts, grads, count, parts, task, factor, "wide", NET, CONFIG, ADD)
+    elif task < FEW_INPUTS:
+        _tile(acts, grads, count, parts, task - WIDE, factor, "few inputs", NET, CONFIG, ADD)
+    elif task < FEW_OUTPUTS:
+        _tile(acts, grads, count, parts, task - FEW_INPUTS, factor, "few outputs", NET, CONFIG, ADD)
     else:
         # The first split sums all tiles of rows: there are few numbers in each.
         tile_parts = tile_parts_ptr + model * SUMS * tiles
@@ -85,83 +131,116 @@ def weight_gradient_kernel(
 
 
 @triton.jit
-def _weight_gradient(
-    acts, grads, count, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ADD: tl.constexpr,
+def _tile(
+    acts, grads, count, parts, task, factor, KIND: tl.constexpr, NET: tl.constexpr,
+    CONFIG: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Writes one tile of dW = dz^T h, summed over ``count`` rows."""
+    """Writes a tile of dW = dz^T h, and of db, the sum of dz, summed over ``count`` rows."""
     LAYERS: tl.constexpr = NET.layers
-    IN: tl.constexpr = CONFIG.grad_in
-    OUT: tl.constexpr = CONFIG.grad_out
+    IN: tl.constexpr = tile_of(NET, CONFIG, KIND)[0]
+    OUT: tl.constexpr = tile_of(NET, CONFIG, KIND)[1]
     tile, inputs, outputs, source, target = task, 0, 0, 0, 0
-    padded_in, padded_out, flat_start = 0, 0, 0
-    for candidate in tl.static_range(LAYERS):
-        chosen = task >= weight_tiles(NET, CONFIG, candidate)
-        tile = tl.where(chosen, task - weight_tiles(NET, CONFIG, candidate), tile)
-        inputs = tl.where(chosen, NET.shape.widths[candidate], inputs)
-        outputs = tl.where(chosen, NET.shape.widths[candidate + 1], outputs)
-        padded_in = tl.where(chosen, NET.padded[candidate], padded_in)
-        padded_out = tl.where(chosen, NET.padded[candidate + 1], padded_out)
-        source = tl.where(chosen, NET.columns[candidate], source)
-        target = tl.where(chosen, NET.columns[candidate + 1] - NET.columns[1], target)
-        flat_start = tl.where(chosen, NET.flat[candidate], flat_start)
+    padded_in, padded_out, start = 0, 0, 0
+    for layer in tl.static_range(LAYERS):
+        if kind_of(NET, layer) == KIND:
+            chosen = task >= tiles_before(NET, CONFIG, KIND, layer)
+            tile = tl.where(chosen, task - tiles_before(NET, CONFIG, KIND, layer), tile)
+            inputs = tl.where(chosen, NET.shape.widths[layer], inputs)
+            outputs = tl.where(chosen, NET.shape.widths[layer + 1], outputs)
+            padded_in = tl.where(chosen, NET.padded[layer], padded_in)
+            padded_out = tl.where(chosen, NET.padded[layer + 1], padded_out)
+            source = tl.where(chosen, NET.columns[layer], source)
+            target = tl.where(chosen, NET.columns[layer + 1] - NET.columns[1], target)
+            start = tl.where(chosen, NET.flat[layer], start)
+    inputs = tl.multiple_of(inputs, common_divisor(NET, KIND, NET.shape.widths))
+    start = tl.multiple_of(start, common_divisor(NET, KIND, NET.flat))
     tiles_in = tl.cdiv(inputs, IN)
     column_in = (tile % tiles_in) * IN + tl.arange(0, IN)
     column_out = (tile // tiles_in) * OUT + tl.arange(0, OUT)
-    acc = _outer_product(
-        acts + tl.multiple_of(source, 16), grads + tl.multiple_of(target, 16), count,
-        column_in, column_out, tl.multiple_of(padded_in, 16), tl.multiple_of(padded_out, 16),
-        NET, CONFIG,
-    )  # fmt: skip
-    pointers = parts + flat_start + column_out[None, :] * inputs + column_in[:, None]
-    inside = (column_out < outputs)[None, :] & (column_in < inputs)[:, None]
-    _store_part(pointers, acc * factor, inside, ADD)
+    acts += tl.multiple_of(source, 16)
+    grads += tl.multiple_of(target, 16)
+    padded_in = tl.multiple_of(padded_in, 16)
+    padded_out = tl.multiple_of(padded_out, 16)
+    parts += start
+    if KIND == "few outputs":
+        weight, bias = _products_of_few_outputs(
+            acts, grads, count, column_in, column_out, padded_in, padded_out, NET, CONFIG
+        )
+        inside = (column_in < inputs)[:, None] & (column_out < outputs)[None, :]
+        pointers = parts + column_in[:, None] + column_out[None, :] * inputs
+    else:
+        weight, bias = _products(
+            acts, grads, count, column_in, column_out, padded_in, padded_out, NET, CONFIG
+        )
+        inside = (column_out < outputs)[:, None] & (column_in < inputs)[None, :]
+        pointers = parts + column_out[:, None] * inputs + column_in[None, :]
+    _store_part(pointers, weight * factor, inside, ADD)
+    if NET.shape.bias:
+        column_out = tl.where(tile % tiles_in == 0, column_out, outputs)
+        pointers = parts + inputs * outputs + column_out
+        _store_part(pointers, bias * factor, column_out < outputs, ADD)
 
 
 @triton.jit
-def _outer_product(
+def _products(
     source, target, count, column_in, column_out, padded_in, padded_out,
     NET: tl.constexpr, CONFIG: tl.constexpr,
 ):  # fmt: skip
-    """Returns h^T dz, summed over ``count`` rows, fp32 [columns in, columns out]."""
+    """Returns dz^T h [outputs, inputs] and the sum of dz [outputs] over ``count`` rows, in fp32."""
+    ROWS: tl.constexpr = CONFIG.grad_rows
+    IN: tl.constexpr = column_in.shape[0]
+    OUT: tl.constexpr = column_out.shape[0]
+    # Tensor cores sum dz as well: they multiply it by ones, as it lies in shared memory. Products
+    # of fp32 would take longer than a sum in registers.
+    ONES: tl.constexpr = NET.precision != "fp32" and NET.precision != "tf32x3"
+    row = tl.arange(0, ROWS)[:, None]
+    h_ptrs = source + row * NET.activation_columns + column_in[None, :]
+    grad_ptrs = target + row * NET.gradient_columns + column_out[None, :]
+    weight = tl.zeros((OUT, IN), tl.float32)
+    bias = tl.zeros((OUT, 16) if ONES else (ROWS, OUT), tl.float32)
+    one = (tl.arange(0, 16) == 0)[None, :].broadcast_to(ROWS, 16).to(source.dtype.element_ty)
+    for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
+        h = tl.load(h_ptrs, mask=(column_in < padded_in)[None, :], other=0.0)
+        grad_z = tl.load(grad_ptrs, mask=(column_out < padded_out)[None, :], other=0.0)
+        if NET.shape.bias and ONES:
+            bias = tl.dot(tl.trans(grad_z), one, bias, input_precision=NET.input_precision)
+        elif NET.shape.bias:
+            bias += grad_z
+        weight = tl.dot(tl.trans(grad_z), h, weight, input_precision=NET.input_precision)
+        h_ptrs += ROWS * NET.activation_columns
+        grad_ptrs += ROWS * NET.gradient_columns
+    return weight, tl.sum(bias, axis=1 if ONES else 0)
+
+
+@triton.jit
+def _products_of_few_outputs(
+    source, target, count, column_in, column_out, padded_in, padded_out,
+    NET: tl.constexpr, CONFIG: tl.constexpr,
+):  # fmt: skip
+    """Returns h^T dz [inputs, outputs] and the sum of dz [outputs] over ``count`` rows, in fp32.
+
+    Tensor cores want many rows, so it is the transpose of :func:`_products`.
+    """
     ROWS: tl.constexpr = CONFIG.grad_rows
     row = tl.arange(0, ROWS)[:, None]
     h_ptrs = source + row * NET.activation_columns + column_in[None, :]
     grad_ptrs = target + row * NET.gradient_columns + column_out[None, :]
-    acc = tl.zeros((column_in.shape[0], column_out.shape[0]), tl.float32)
+    # So few numbers are loaded once more for their sum: if registers read them where the product
+    # does, triton 3.6 overwrites them in shared memory before the product has done so.
+    sum_ptrs = target + tl.arange(0, ROWS)[None, :] * NET.gradient_columns + column_out[:, None]
+    weight = tl.zeros((column_in.shape[0], column_out.shape[0]), tl.float32)
+    bias = tl.zeros((column_out.shape[0], ROWS), tl.float32)
+    inside = column_out < padded_out
     for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
         h = tl.load(h_ptrs, mask=(column_in < padded_in)[None, :], other=0.0)
-        grad_z = tl.load(grad_ptrs, mask=(column_out < padded_out)[None, :], other=0.0)
-        acc = tl.dot(tl.trans(h), grad_z, acc, input_precision=NET.input_precision)
+        grad_z = tl.load(grad_ptrs, mask=inside[None, :], other=0.0)
+        weight = tl.dot(tl.trans(h), grad_z, weight, input_precision=NET.input_precision)
+        if NET.shape.bias:
+            bias += tl.load(sum_ptrs, mask=inside[:, None], other=0.0)
         h_ptrs += ROWS * NET.activation_columns
         grad_ptrs += ROWS * NET.gradient_columns
-    return acc
-
-
-@triton.jit
-def _bias_gradient(
-    grads, count, parts, task, factor, NET: tl.constexpr, CONFIG: tl.constexpr, ADD: tl.constexpr
-):
-    """Writes one tile of db, the sum of dz over ``count`` rows."""
-    ROWS: tl.constexpr = CONFIG.grad_rows
-    OUT: tl.constexpr = CONFIG.grad_out
-    LAYERS: tl.constexpr = NET.layers
-    tile, outputs, target, flat_start = task, 0, 0, 0
-    for candidate in tl.static_range(LAYERS):
-        chosen = task >= bias_tiles(NET, CONFIG, candidate)
-        tile = tl.where(chosen, task - bias_tiles(NET, CONFIG, candidate), tile)
-        outputs = tl.where(chosen, NET.shape.widths[candidate + 1], outputs)
-        target = tl.where(chosen, NET.columns[candidate + 1] - NET.columns[1], target)
-        start = NET.flat[candidate] + NET.shape.widths[candidate] * NET.shape.widths[candidate + 1]
-        flat_start = tl.where(chosen, start, flat_start)
-    column = tile * OUT + tl.arange(0, OUT)
-    pointers = grads + target + tl.arange(0, ROWS)[:, None] * NET.gradient_columns + column[None, :]
-    acc = tl.zeros((ROWS, OUT), tl.float32)
-    for _ in tl.range(0, count, ROWS, num_stages=CONFIG.grad_stages):
-        acc += tl.load(pointers, mask=(column < outputs)[None, :], other=0.0).to(tl.float32)
-        pointers += ROWS * NET.gradient_columns
-    total = tl.sum(acc, axis=0) * factor
-    _store_part(parts + flat_start + column, total, column < outputs, ADD)
+        sum_ptrs += ROWS * NET.gradient_columns
+    return weight, tl.sum(bias, axis=1)
 
 
 @triton.jit
@@ -218,17 +297,21 @@ def weight_gradients(
         parts: float32 [M, S, P], with ``loss`` [M, S, P + 2], S from :func:`split_rows`; written.
         net, config: layout and tile sizes.
         rows: number of rows of the buffers to sum, a multiple of ``config.rows``; None for all.
+            Parts without rows are zero.
         abs_max: float32 [M], by which ``grads`` were scaled; None if they were not.
         factor: multiplies the gradients, but neither the loss nor the number of its terms.
         loss: True if the parts end with the loss and the number of its terms.
         add: True to add to the numbers in ``parts``, instead of overwriting them.
     """
     models, buffer_rows, _ = grads.shape
-    splits, chunk = split_rows(net, config, models, buffer_rows)
     rows = buffer_rows if rows is None else rows
-    tasks = weight_tiles(net, config, net.layers) + bias_tiles(net, config, net.layers)
-    tasks += loss or net.shape.activation == "prelu"
-    weight_gradient_kernel[tasks, splits, models](
+    splits, chunk = split_rows(net, config, models, buffer_rows)
+    filled = -(-rows // chunk)
+    if filled < splits and not add:
+        parts[:, filled:].zero_()
+    stride_model, stride = strides_of(parts)
+    tasks = tasks_of(net, config) + (loss or net.shape.activation == "prelu")
+    weight_gradient_kernel[filled, tasks, models](
         acts_ptr=activations,
         grads_ptr=grads,
         buffer_rows=buffer_rows,
@@ -236,6 +319,8 @@ def weight_gradients(
         tile_parts_ptr=tile_parts,
         tiles=tile_parts.shape[2],
         parts_ptr=parts,
+        parts_stride_model=stride_model,
+        parts_stride=stride,
         chunk=chunk,
         abs_max_ptr=abs_max,
         factor=factor,
@@ -248,9 +333,28 @@ def weight_gradients(
     )
 
 
+@lru_cache(maxsize=1024)
 def split_rows(net: Layout, config: Config, models: int, rows: int) -> tuple[int, int]:
-    """Returns the number of parts that a sum over rows is split into, and the rows of each."""
-    tiles = weight_tiles(net, config, net.layers) * models
-    splits = max(1, min(PROGRAMS // tiles, rows // (4 * config.grad_rows)))
-    chunk = triton.cdiv(triton.cdiv(rows, splits), config.grad_rows) * config.grad_rows
-    return triton.cdiv(rows, chunk), chunk
+    """Returns the number of parts that a sum over rows is split into, and the rows of each.
+
+    It makes waves of programs and the rows of each few.
+    """
+    tasks = tasks_of(net, config) * models
+
+    def chunk(splits: int) -> int:
+        return -(-rows // (splits * config.grad_rows)) * config.grad_rows
+
+    def cost(splits: int) -> int:
+        waves = -(-tasks * splits // PROGRAMS)
+        return waves * (chunk(splits) + _OVERHEAD * config.grad_rows)
+
+    most = max(1, min(PROGRAMS, rows // (4 * config.grad_rows)))
+    best = chunk(min(range(1, most + 1), key=cost))
+    return -(-rows // best), best
+
+
+@lru_cache(maxsize=1024)
+def tasks_of(net: Layout, config: Config) -> int:
+    """Returns the number of tiles of all weight gradients."""
+    kinds = ("wide", "few inputs", "few outputs")
+    return sum(tiles_before(net, config, kind, net.layers) for kind in kinds)

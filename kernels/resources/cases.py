@@ -18,7 +18,7 @@ from ..mlp.activation import TABLE
 from ..q_sample import kernel as q_sample
 from ..q_sample.reference import TrainingData
 from ..reduce_grad import kernel as reduce_grad
-from ..reduce_grad.reference import ReducedGradient
+from ..reduce_grad.reference import ReducedGradient, empty_parts
 from ..reverse_step import kernel as reverse_step
 from ..sample_chain.kernel import draw_prior, sample_chain
 from ..sample_chain.reference import Condition, Guide, Network
@@ -62,7 +62,7 @@ def _train(
     )
     buffers, splits = buffers_of(data, shape, 1, rows, precision)
     training_sums(
-        parameters, shape, data, torch.empty(1, splits, shape.num_parameters + 2),
+        parameters, shape, data, empty_parts(parameters, 1, splits, shape.num_parameters + 2),
         shadow_of(parameters, shape, precision), buffers, batch_size=rows,
         seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=rows,
         add=False,
@@ -75,7 +75,8 @@ def _update_weights() -> None:
     state, size = adamw_state(parameters), shape.num_parameters + 2
     one = torch.ones(1, dtype=torch.int64)
     course = Course(torch.ones(1, 9), one, one, torch.ones(1, 9))
-    sums, squares = torch.ones(1, 8, size), torch.ones(1, triton.cdiv(size, reduce_grad.BLOCK))
+    sums = empty_parts(parameters, 1, 8, size)
+    squares = torch.ones(1, triton.cdiv(size, reduce_grad.BLOCK))
     shadow = shadow_of(parameters, shape, "fp16")
     rest = (0.998, None, None, None)
     common = (state, 1e-3, 1, (0.9, 0.999), 1e-8, 0.01)

@@ -84,6 +84,10 @@ def without_tensor_cores(launch: Launch, ttir: str, used: dict[str, int]) -> str
     warpgroups = max(1, launch.options.get("num_warps", 4) // 4 * 64 // rows)
     # A first or last layer may be narrow itself.
     ends = {layout.padded[end] // warpgroups for layout in layouts for end in (0, -1)}
+    if launch.kernel == "weight_gradient_kernel":
+        # Here they share the rows of a product, and leave it the columns of a narrow layer. A bias
+        # has 16 columns, the fewest that there are.
+        ends |= {16, *(layout.padded[end] for layout in layouts for end in (0, -1))}
     hidden = [width // warpgroups for layout in layouts for width in layout.padded[1:-1]]
     possible = min([64, *hidden])
     columns = {int(shape.split("x")[1]) for shape in used if shape.startswith("HGMMA")}

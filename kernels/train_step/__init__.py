@@ -24,6 +24,7 @@ from ..overflow import observe
 from ..philox import seed_of_each
 from ..q_sample.reference import TrainingData, batch_draw
 from ..reduce_grad import mean_of, reduce_grad
+from ..reduce_grad.reference import empty_parts
 from . import reference
 
 __all__ = ["TrainingData", "Workspace", "train_step", "training_sums", "workspace_of"]
@@ -71,7 +72,7 @@ def workspace_of(
     from . import kernel
 
     buffers, splits = kernel.buffers_of(data, shape, models, rows, precision)
-    sums = parameters.new_empty(models, splits, size + 2)
+    sums = empty_parts(parameters, models, splits, size + 2)
     return Workspace(sums, shadow_of(parameters, shape, precision), buffers)
 
 

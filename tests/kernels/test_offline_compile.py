@@ -251,3 +251,12 @@ def test_groups_of_warps_with_rows_of_their_own_share_no_columns():
         used = hidden | {f"HGMMA.64x{narrow}x16": 1}
         fault = faults.without_tensor_cores(launch, HALF, used)
         assert fault == f"HGMMA of {narrow} columns, 64 are possible"
+
+
+def test_products_of_weight_gradients_may_have_the_columns_of_a_narrow_layer():
+    net = layout_of(MLPShape((9, 256, 256, 2)), "fp16")  # 32 columns, in two parts, and 16
+    launch = Launch("", "weight_gradient_kernel", 90, {}, {(3,): net}, {}, {"num_warps": 8})
+    used = dict.fromkeys(("HGMMA.64x128x16", "HGMMA.64x32x16", "HGMMA.64x16x16"), 1)
+    assert faults.without_tensor_cores(launch, HALF, used) is None
+    fault = faults.without_tensor_cores(launch, HALF, {"HGMMA.64x8x16": 9, "HGMMA.64x24x16": 9})
+    assert fault == "HGMMA of 24 columns, 64 are possible"
