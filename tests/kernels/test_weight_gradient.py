@@ -7,7 +7,6 @@ from flashpoint.kernels.mlp import MLPShape
 from flashpoint.kernels.mlp.config import (
     OPERAND_DTYPES,
     PROGRAMS,
-    TILE_ROWS,
     config_for,
     to_operand,
 )
@@ -57,10 +56,10 @@ def expected_gradient(net, acts, grads):
 
 def check(device, widths, precision, *, models=1, rows=192, bias=True, **options):
     net = layout_of(MLPShape(widths, "relu", bias=bias), precision)
-    config = config_for(precision, (9, 0))
+    config = config_for(precision, (9, 0), rows, models)
     acts = columns_of(net, models, rows, 0, precision, device)
     grads = columns_of(net, models, rows, 1, precision, device)
-    tile_parts = torch.ones(models, net.layers + 1, rows // TILE_ROWS, device=device)
+    tile_parts = torch.ones(models, net.layers + 1, rows // config.rows, device=device)
     splits, _ = split_rows(net, config, models, rows)
     results = []
     for _ in range(2):
@@ -108,10 +107,8 @@ def test_several_models_and_parts(device):
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_gradients_of_a_further_chunk_are_added(device, precision):
-    net, config = (
-        layout_of(MLPShape((3, 20, 17, 2), "relu"), precision),
-        config_for(precision, (9, 0)),
-    )
+    net = layout_of(MLPShape((3, 20, 17, 2), "relu"), precision)
+    config = config_for(precision, (9, 0), 128, 1)
     rows, tile_parts = 128, torch.tensor([2.0, 5.0], device=device).expand(1, net.layers + 1, 2)
     acts = columns_of(net, 1, rows, 0, precision, device)
     grads = columns_of(net, 1, rows, 1, precision, device)
@@ -132,16 +129,19 @@ def test_gradients_of_a_further_chunk_are_added(device, precision):
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_every_part_has_rows_and_all_rows_are_in_one(rows, models, precision):
     for widths in WIDTHS:
-        net, config = layout_of(MLPShape(widths), precision), config_for(precision, (9, 0))
+        net, config = (
+            layout_of(MLPShape(widths), precision),
+            config_for(precision, (9, 0), rows, models),
+        )
         splits, chunk = split_rows(net, config, models, rows)
         assert chunk % config.grad_rows == 0
         assert (splits - 1) * chunk < rows <= splits * chunk
 
 
-@pytest.mark.parametrize("rows", [10_048, 16_896])
+@pytest.mark.parametrize("rows", [10_112, 16_896])
 def test_long_tasks_fill_the_multiprocessors_once(rows):
     net = layout_of(MLPShape((3, 256, 256, 256, 256, 2)), "fp16")
-    config = config_for("fp16", (9, 0))
+    config = config_for("fp16", (9, 0), rows, 1)
     splits, _ = split_rows(net, config, 1, rows)
     assert 0.9 * PROGRAMS <= splits * tasks_of(net, config) <= PROGRAMS
 
@@ -149,10 +149,13 @@ def test_long_tasks_fill_the_multiprocessors_once(rows):
 @pytest.mark.parametrize("rows", [64, 192, 512])
 @pytest.mark.usefixtures("poisoned")
 def test_fewer_rows_than_the_buffers_have(device, rows):
-    net, config = layout_of(MLPShape((3, 20, 2), "relu"), "fp16"), config_for("fp16", (9, 0))
+    net, config = (
+        layout_of(MLPShape((3, 20, 2), "relu"), "fp16"),
+        config_for("fp16", (9, 0), 512, 2),
+    )
     acts = columns_of(net, 2, 512, 0, "fp16", device)
     grads = columns_of(net, 2, 512, 1, "fp16", device)
-    tile_parts = torch.ones(2, net.layers + 1, rows // TILE_ROWS, device=device)
+    tile_parts = torch.ones(2, net.layers + 1, rows // config.rows, device=device)
     splits, _ = split_rows(net, config, 2, 512)
     assert splits == 2
     parts = empty_parts(tile_parts, 2, splits, net.shape.num_parameters)
