@@ -6,6 +6,7 @@ therefore captured as a graph and replayed, and the GPU does not wait for Python
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,14 +45,13 @@ def sample_chain(
         if guide is not None:
             grad = _grad_log_p(guide, inputs, precision)[..., : x.shape[2]].contiguous()
         coefficients = table.index_select(1, number)[:, 0]
-        guidance = {"grad_log_p": grad, "eps_uncond": uncond, "backend": "triton"}
-        x_prev = reverse_step(
-            x, eps, coefficients[:, :MEMORY], seed=seed, step=number, first_row=first_row,
-            **guidance,
-        )  # fmt: skip
+        combine = partial(
+            reverse_step, x, eps, grad_log_p=grad, eps_uncond=uncond, backend="triton"
+        )
+        x_prev = combine(coefficients[:, :MEMORY], seed=seed, step=number, first_row=first_row)
         if memory is not None:
             x_prev += coefficients[:, MEMORY, None, None] * memory
-            memory.copy_(reverse_step(x, eps, memory_coefficients(coefficients), **guidance))
+            memory.copy_(combine(memory_coefficients(coefficients)))
         x.copy_(x_prev)
         number.add_(1)
 
