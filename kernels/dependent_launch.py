@@ -6,6 +6,7 @@ programmatic dependent launch and synchronization). On an H200 two small kernels
 that depend on each other were 0.8 microseconds apart instead of 1.2.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -31,5 +32,10 @@ def dependent_launch(tensor: Tensor) -> dict[str, Any]:
     The kernel has a constant DEPENDENT, with which it calls :func:`wait_for_last_kernel`. The
     interpreter, which runs kernels one after the other, does not.
     """
-    able = capability_of(tensor.device) >= _MIN_CAPABILITY and not triton.knobs.runtime.interpret
+    return _arguments(capability_of(tensor.device))
+
+
+@lru_cache
+def _arguments(capability: tuple[int, int]) -> dict[str, Any]:
+    able = capability >= _MIN_CAPABILITY and not triton.knobs.runtime.interpret
     return {"DEPENDENT": True, "launch_pdl": True} if able else {"DEPENDENT": False}

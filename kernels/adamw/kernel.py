@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._dispatch import model_stride
 from ..cuda import device_of
+from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp.arithmetic import operand, sum_of
 from ..mlp.layout import layout_of
 from ..reduce_grad.kernel import strides_of, sum_of_column, sum_of_parts
@@ -37,6 +38,7 @@ def adamw_kernel(
     means_ptr, weight_decay_ptr, weight_decay, ema_weight_ptr, ema_weight, eps, size,
     LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr, beta2, weight1, weight2,
     DECOUPLED: tl.constexpr, SPLITS: tl.constexpr, NET: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Makes one update of the parameters of M models; grid (blocks, M).
 
@@ -77,7 +79,9 @@ def adamw_kernel(
         SPLITS: parts of the sums, constant so that all are loaded at once; 0 for a mean gradient.
         NET: :class:`~..mlp.layout.Layout` of the operand weights; None to leave them alone.
         BLOCK: parameters of a program.
+        DEPENDENT: True for a dependent launch.
     """
+    wait_for_last_kernel(DEPENDENT)
     model = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
     if step_ptr is not None:
@@ -298,6 +302,7 @@ def adamw_(
             NET=net,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
+            **dependent_launch(parameters),
         )
 
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..reduce_grad.kernel import strides_of
 from .arithmetic import gradient_scale, sum_of
 from .config import PROGRAMS, Config
@@ -75,7 +76,7 @@ def weight_gradient_kernel(
     acts_ptr, grads_ptr, buffer_rows, rows, tile_parts_ptr, tiles,
     parts_ptr, parts_stride_model, parts_stride, chunk, abs_max_ptr, factor,
     NET: tl.constexpr, CONFIG: tl.constexpr, LOSS: tl.constexpr, ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Writes parts of the gradients of all parameters, summed over ``chunk`` rows each.
 
@@ -101,7 +102,9 @@ def weight_gradient_kernel(
         LOSS: True if the parts end with the loss and the number of its terms.
         ADD: True to add to the numbers in ``parts``, instead of overwriting them.
         BLOCK: tiles of rows that are summed at once.
+        DEPENDENT: True for a dependent launch.
     """
+    wait_for_last_kernel(DEPENDENT)
     LAYERS: tl.constexpr = NET.layers
     WIDE: tl.constexpr = tiles_before(NET, CONFIG, "wide", LAYERS)
     FEW_INPUTS: tl.constexpr = WIDE + tiles_before(NET, CONFIG, "few inputs", LAYERS)
@@ -330,6 +333,7 @@ def weight_gradients(
         ADD=add,
         BLOCK=_BLOCK,
         num_warps=config.grad_warps,
+        **dependent_launch(grads),
     )
 
 

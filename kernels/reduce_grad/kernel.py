@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .._dispatch import model_stride
 from ..cuda import device_of
+from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from .reference import BLOCK, ReducedGradient
 
 _WARPS = BLOCK // (32 * 4)  # each thread has four elements, which are 16 bytes
@@ -15,7 +16,7 @@ _WARPS = BLOCK // (32 * 4)  # each thread has four elements, which are 16 bytes
 def reduce_kernel(
     parts_ptr, parts_stride_model, parts_stride, splits, size,
     out_ptr, out_stride_model, out_stride, squares_ptr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Writes the sums of parts, and the squares of the mean gradient; grid (blocks, M).
 
@@ -30,7 +31,9 @@ def reduce_kernel(
         out_stride_model, out_stride: elements of ``out`` between models, and between elements.
         squares_ptr: float32 [M, blocks], output, or None.
         BLOCK: elements of a program.
+        DEPENDENT: True for a dependent launch.
     """
+    wait_for_last_kernel(DEPENDENT)
     block = tl.program_id(0)
     model = tl.program_id(1).to(tl.int64)
     parts = parts_ptr + model * parts_stride_model
@@ -95,6 +98,7 @@ def add_up(parts: Tensor, out: Tensor, squares: Tensor | None = None) -> None:
             squares_ptr=squares,
             BLOCK=BLOCK,
             num_warps=_WARPS,
+            **dependent_launch(parts),
         )
 
 
