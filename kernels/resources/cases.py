@@ -102,18 +102,22 @@ def _sample(
     precision: str,
     guided: bool = False,
     classifier_free: bool = False,
+    coefficients: int = 4,
     rows: int = 5000,
 ) -> None:
-    """Runs a sampling chain, guided by a classifier or by the denoiser itself if asked."""
+    """Runs a sampling chain, guided by a classifier or by the denoiser itself if asked.
+
+    With 7 coefficients it is that of a linear multistep method.
+    """
     labels = torch.zeros(1, rows, dtype=torch.int64)
     condition = None
     if classifier_free:
         shape = replace(shape, widths=(3 + _CLASS_WIDTH, *shape.widths[1:]))
         condition = Condition(torch.zeros(1, 6, _CLASS_WIDTH), labels, free=True)
     sample_chain(
-        _network(shape), torch.zeros(1, rows, 2), torch.zeros(1, 1, 4), torch.zeros(1, 1, 1),
-        torch.tensor([0]), Guide(_network(_CLASSIFIER), labels) if guided else None, condition,
-        0, 0, precision,
+        _network(shape), torch.zeros(1, rows, 2), torch.zeros(1, 1, coefficients),
+        torch.zeros(1, 1, 1), torch.tensor([0]),
+        Guide(_network(_CLASSIFIER), labels) if guided else None, condition, 0, 0, precision,
     )  # fmt: skip
 
 
@@ -158,6 +162,7 @@ CASES: dict[str, Callable[[], None]] = {
     "guided fp16": partial(_sample, _DENOISER, "fp16", guided=True),
     "guided bf16": partial(_sample, _DENOISER, "bf16", guided=True),
     "classifier-free fp16": partial(_sample, _DENOISER, "fp16", classifier_free=True),
+    "solver fp16": partial(_sample, _DENOISER, "fp16", coefficients=7),
     "epoch fp16": partial(_train, _DENOISER, "fp16", refresh=25),
     "conditional fp16": partial(_train, _DENOISER, "fp16", class_width=6),
     "classifier fp16": partial(_train, _CLASSIFIER, "fp16", classify=True),
