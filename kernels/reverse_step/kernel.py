@@ -59,7 +59,7 @@ def reverse_kernel(
     live = row < rows
     offset = (model * rows + row) * DIM + column
     coefficients = coefficients_ptr + model * coefficients_stride
-    z_0, z_1 = None, None
+    z_0, z_1 = 0.0, 0.0
     if z_ptr is None and seed_ptr is not None:
         seed = tl.load(seed_ptr + model)
         if step_ptr is not None:
@@ -70,38 +70,30 @@ def reverse_kernel(
         x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, z_0, coefficients, out_ptr, offset, live
     )
     if column + 1 < DIM:
+        offset += 1
         _store_column(
-            x_ptr,
-            eps_ptr,
-            grad_ptr,
-            uncond_ptr,
-            z_ptr,
-            z_1,
-            coefficients,
-            out_ptr,
-            offset + 1,
-            live,
+            x_ptr, eps_ptr, grad_ptr, uncond_ptr, z_ptr, z_1, coefficients, out_ptr, offset, live
         )
 
 
 @triton.jit
 def _store_column(x, eps, grad, uncond, z, drawn, coefficients, out, offset, live):
     """Writes one column of x_{t-1}; its noise is z, or ``drawn`` without z."""
-    z = drawn if z is None else _column(z, offset, live)
+    x_t, eps_hat = _load(x, offset, live), _load(eps, offset, live)
+    if grad is not None:
+        grad = _load(grad, offset, live)
+    if uncond is not None:
+        uncond = _load(uncond, offset, live)
+    if z is not None:
+        drawn = _load(z, offset, live)
     c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
-    x_prev = updated(
-        _column(x, offset, live), _column(eps, offset, live), _column(grad, offset, live),
-        _column(uncond, offset, live), z, c_x, c_eps, c_noise, c_guide,
-    )  # fmt: skip
+    x_prev = updated(x_t, eps_hat, grad, uncond, drawn, c_x, c_eps, c_noise, c_guide)
     tl.store(out + offset, x_prev.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
-def _column(pointer, offset, live):
-    """Returns a column of a tile, fp32; None without a pointer."""
-    return (
-        None if pointer is None else tl.load(pointer + offset, mask=live, other=0.0).to(tl.float32)
-    )
+def _load(pointer, offset, live):
+    return tl.load(pointer + offset, mask=live, other=0.0).to(tl.float32)
 
 
 @triton.jit
