@@ -110,9 +110,9 @@ def perceptron(sets, layouts):
             "FEW + MANY",
             {
                 "prior_kernel": 1,
-                "operand_kernel": 2,
-                "chain_kernel": 1,
-            },  # two networks
+                "operand_kernel": 2,  # two networks
+                "chain_kernel": 2,  # tiles of 64 rows, and of 128 for many
+            },
         ),
         (
             ELEMENTWISE,
