@@ -16,6 +16,12 @@ def divisor(width, limit):
     return min(width & -width, limit)
 
 
+@triton.constexpr_function
+def power_of_two(number):
+    """Returns the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
+
+
 @triton.jit
 def operand(x, DTYPE: tl.constexpr, NET: tl.constexpr):
     """Rounds x in fp32 to nearest, as matrix products read it; see :func:`.to_operand`."""

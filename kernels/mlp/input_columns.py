@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import divisor, operand
+from .arithmetic import divisor, operand, power_of_two
 
 
 @triton.jit
@@ -21,6 +21,27 @@ def store_inputs(value, place, exists, acts, NET: tl.constexpr, ROWS: tl.constex
     if NET.split:
         rest = operand(value - high.to(tl.float32), acts.dtype.element_ty, NET)
         tl.store(pointers + NET.shape.widths[0], rest, mask=exists[None, :])
+
+
+@triton.jit
+def store_features(
+    features, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, acts, NET: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Writes features into WIDTH columns of the input from FIRST on.
+
+    Args:
+        features: pointers to the first feature of each row [ROWS, 1], or of all rows [1, 1].
+        live: bool [ROWS, 1], False for rows whose features are 0; None if there are none.
+    """
+    CHUNK: tl.constexpr = min(power_of_two(max(WIDTH, 1)), 64)
+    for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
+        k = start + tl.arange(0, CHUNK)
+        exists = (k < WIDTH)[None, :]
+        if live is not None:
+            exists &= live
+        value = tl.load(features + k[None, :], mask=exists, other=0.0)
+        store_inputs(value, FIRST + k, k < WIDTH, acts, NET, ROWS)
 
 
 @triton.jit

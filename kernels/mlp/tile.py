@@ -216,7 +216,7 @@ def _layer_backward(
         column = start + tl.arange(0, CHUNK)
         # Loaded while the first operands are on their way.
         value = tl.load(source + row * NET.z_columns + column[None, :])
-        grad_h = _layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
+        grad_h = layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
         value = value.to(tl.float32) + grad_h * 0.0
         if NET.shape.activation == "prelu":
@@ -228,7 +228,7 @@ def _layer_backward(
 
 
 @triton.jit
-def _layer_columns_backward(
+def layer_columns_backward(
     grads, weights, i, column, FIRST: tl.constexpr, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -264,7 +264,7 @@ def store_grad_x(
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        value = _layer_columns_backward(grads, weights, 0, column, 0, NET, CONFIG, ROWS) * inverse
+        value = layer_columns_backward(grads, weights, 0, column, 0, NET, CONFIG, ROWS) * inverse
         tl.store(
             grad_x + row * WIDTH + column[None, :],
             value.to(grad_x.dtype.element_ty),

@@ -16,23 +16,22 @@ from ..cuda import device_of
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
 from ..mlp.config import chain_config_for
+from ..mlp.input_columns import clear_padding, store_features
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import (
-    _layer_columns_backward,
     backward_hidden,
     forward_hidden,
     last_layer,
     layer_columns,
+    layer_columns_backward,
 )
 from ..philox.kernel import PRIOR, normal_pair
 from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
 from .reference import Condition, Guide, Network
 from .tile import (
-    clear_padding,
     load_points,
     noise,
-    store_features,
     store_points,
     store_step,
 )
@@ -159,7 +158,7 @@ def chain_kernel(
             class_features = class_features_ptr + model * classes * CLASS
             if not CLASSIFIER_FREE:
                 chosen = class_features + label * CLASS
-                store_features(chosen, DIM + FEATURES, CLASS, acts, NET, ROWS)
+                store_features(chosen, None, DIM + FEATURES, CLASS, acts, NET, ROWS)
         # No code is hoisted out of the loop over time: it would only be spilled.
         for step in tl.range(0, steps, num_stages=1, disable_licm=True):
             features = features_ptr + (model * steps + step) * FEATURES
@@ -170,7 +169,7 @@ def chain_kernel(
                 if CLASSIFIER_FREE:  # first without a class, then with it
                     chosen = tl.where(evaluation == 0, classes - 1, label)
                     chosen = class_features + chosen * CLASS
-                    store_features(chosen, DIM + FEATURES, CLASS, acts, NET, ROWS)
+                    store_features(chosen, None, DIM + FEATURES, CLASS, acts, NET, ROWS)
                 tl.debug_barrier()
                 forward_hidden(acts, None, weights, flat, NET, CONFIG, ROWS)
                 if CLASSIFIER_FREE and evaluation == 0:
@@ -221,9 +220,7 @@ def _advanced(
     eps = layer_columns(acts, weights, flat, 0, column, LAST, NET, CONFIG, ROWS)
     grad = None
     if GUIDE is not None:
-        grad = _layer_columns_backward(
-            guide_grads, guide_weights, 0, column, 0, GUIDE, CONFIG, ROWS
-        )
+        grad = layer_columns_backward(guide_grads, guide_weights, 0, column, 0, GUIDE, CONFIG, ROWS)
         grad *= 1 / UNIT_SCALE
     if uncond is not None:
         uncond = load_points(uncond, start, live, COLUMNS, NET.shape.widths[NET.layers], ROWS)

@@ -19,9 +19,9 @@ from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
-from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, softmax
+from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, power_of_two, softmax
 from ..mlp.config import OPERAND_DTYPES, Config, config_for
-from ..mlp.input_columns import clear_padding, store_inputs
+from ..mlp.input_columns import clear_padding, store_features, store_inputs
 from ..mlp.layout import layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns
 from ..philox.kernel import DRAW, normal_columns
@@ -111,10 +111,10 @@ def train_kernel(
         tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
         seed, step, element, live, eps, acts, DIM, NET, ROWS,
     )  # fmt: skip
-    time_features = features_ptr + model * features_stride + t * TIME
-    _store_features(time_features, live, acts, DIM, TIME, NET, ROWS)
+    alive, time_features = live[:, None], features_ptr + model * features_stride + t * TIME
+    store_features(time_features[:, None], alive, DIM, TIME, acts, NET, ROWS)
     if CLASS > 0:
-        _store_features(class_features, live, acts, DIM + TIME, CLASS, NET, ROWS)
+        store_features(class_features[:, None], alive, DIM + TIME, CLASS, acts, NET, ROWS)
     clear_padding(acts, NET, ROWS)
     tl.debug_barrier()
     forward_hidden(acts, z, weights, flat, NET, CONFIG, ROWS)
@@ -147,7 +147,7 @@ def _noise_points(
         live: bool [ROWS], False for rows whose input is 0.
         eps: pointer to the tile's noise, fp32 [ROWS, DIM].
     """
-    PAIRS: tl.constexpr = pairs_at_once(DIM)
+    PAIRS: tl.constexpr = min(16, power_of_two(max(DIM, 2)) // 2)  # at once
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, DIM, 2 * PAIRS, num_stages=1):
         column = start + tl.arange(0, 2 * PAIRS)
@@ -159,26 +159,6 @@ def _noise_points(
         x_t = tl.sqrt_rn(alpha_bar)[:, None] * x_0 + tl.sqrt_rn(1 - alpha_bar)[:, None] * noise
         x_t = tl.where(live[:, None], x_t, 0.0)
         store_inputs(x_t, column, column < DIM, acts, NET, ROWS)
-
-
-@triton.constexpr_function
-def pairs_at_once(dim):
-    """Returns how many pairs of a point's coordinates are noised at once, a power of two."""
-    return min(16, 1 << max(0, (dim - 1).bit_length() - 1))
-
-
-@triton.jit
-def _store_features(
-    features, live, acts, FIRST: tl.constexpr, WIDTH: tl.constexpr, NET: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Writes WIDTH features of each row into the columns of the network's input from FIRST on."""
-    CHUNK: tl.constexpr = min(16, triton.next_power_of_2(max(WIDTH, 1)))
-    for start in tl.range(0, WIDTH, CHUNK, num_stages=1):
-        k = start + tl.arange(0, CHUNK)
-        inside = live[:, None] & (k < WIDTH)[None, :]
-        value = tl.load(features[:, None] + k[None, :], mask=inside, other=0.0)
-        store_inputs(value, FIRST + k, k < WIDTH, acts, NET, ROWS)
 
 
 @triton.jit
