@@ -85,8 +85,8 @@ def _hidden_layer(
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)
-        value = layer_columns(acts, weights, flat, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i, NET)
+        value = layer_columns(acts, weights, flat, i, column, FIRST, NET, CONFIG, ROWS)
         if z is not None:
             pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
             tl.store(pointers, value.to(z.dtype.element_ty))
@@ -216,8 +216,8 @@ def _layer_backward(
         column = start + tl.arange(0, CHUNK)
         # Loaded while the first operands are on their way.
         value = tl.load(source + row * NET.z_columns + column[None, :])
-        grad_h = layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
+        grad_h = layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
         value = value.to(tl.float32) + grad_h * 0.0
         if NET.shape.activation == "prelu":
             part += tl.sum(tl.minimum(value, 0.0, propagate_nan=tl.PropagateNan.ALL) * grad_h)

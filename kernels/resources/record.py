@@ -33,7 +33,7 @@ def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]
         problems.append(
             f"needs {found.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
         )
-    if found.seconds > PATIENCE:
+    if found.seconds > PATIENCE and not accepted.get("compilation"):
         problems.append(f"took {found.seconds} s to compile, {PATIENCE} s are allowed")
     if recorded is None:
         return problems
@@ -79,7 +79,10 @@ def update(record: dict, found: Found, keep_others: bool) -> None:
         now = {name: asdict(resources) for name, resources in kernels.items()}
         for name, resources in now.items():
             reasons = before.get(name, {}).get("accepted", {})
-            kept = {kind: why for kind, why in reasons.items() if kind in resources["faults"]}
+            still = {*resources["faults"]} | (
+                {"compilation"} if resources["seconds"] > PATIENCE else set()
+            )
+            kept = {kind: why for kind, why in reasons.items() if kind in still}
             if kept:
                 resources["accepted"] = kept
         ours[f"sm_{arch}"] = (before if keep_others else {}) | now
