@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
@@ -19,7 +20,7 @@ _MIN_CAPABILITY = (9, 0)
 
 
 @triton.jit
-def wait_for_last_kernel(DEPENDENT: triton.language.constexpr):
+def wait_for_last_kernel(DEPENDENT: tl.constexpr):
     """Waits for the kernel before, and lets the next one be put in place; the first thing done."""
     if DEPENDENT:
         gdc_wait()
