@@ -99,6 +99,8 @@ def too_large(tuned: Tuned, config: Config) -> str | None:
     """Returns why a candidate cannot be fast, as far as its sizes tell, or None."""
     sizes = asdict(config)
     rows, columns, length, stages = (sizes[name] for name in tuned.tile)
+    if config.rows % config.grad_rows:
+        return f"tiles of {config.rows} rows are not multiples of grad_rows={config.grad_rows}"
     accumulators = rows * columns // (32 * sizes[tuned.warps])
     if accumulators >= _ACCUMULATORS:
         return f"{accumulators} accumulators in each thread"

@@ -51,7 +51,7 @@ class Config:
         reduce: columns of a layer's input that are multiplied at once.
         stages, warps: pipeline stages and warps of the forward and backward kernels.
         grad_in, grad_out: tile of a weight gradient.
-        grad_rows: rows that are multiplied at once for it.
+        grad_rows: rows that are multiplied at once for it, a divisor of ``rows``.
         grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
     """
 

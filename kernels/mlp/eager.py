@@ -87,14 +87,17 @@ def _rows(x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
 def is_watched(*tensors: Tensor) -> bool:
     """Returns True if a compiler, a dispatch mode or a transform has to see the operators.
 
-    Tensors without memory of their own need PyTorch's dispatcher, too: those that a transform left
-    over when it ended, and the batches of ``is_grads_batched``.
+    Tensors whose memory does not hold their numbers need PyTorch's dispatcher, too: those that a
+    transform left over when it ended, the batches of ``is_grads_batched``, and those that are still
+    to be negated or stand for zeros.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or onlooker() is not None
         or not all(map(torch._C._has_storage, tensors))
+        or any(map(Tensor.is_neg, tensors))
+        or any(map(Tensor._is_zerotensor, tensors))
     )
 
 
@@ -105,7 +108,7 @@ class _Perceptron(torch.autograd.Function):
     def forward(ctx, call, x, *layers):
         y, saved = call.forward(x, layers, save=True)
         ctx.call, ctx.layers = call, len(layers)
-        ctx.save_for_backward(x, *layers, *saved)
+        ctx.save_for_backward(x, *layers, *[each for each in saved if each is not None])
         ctx.set_materialize_grads(False)
         return y
 

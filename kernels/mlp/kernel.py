@@ -208,7 +208,7 @@ def forward_flat(
 def _launch_forward(
     x: Tensor, weights: Tensor, flat: Tensor, net: Layout, save: bool, y: Tensor | None
 ) -> tuple[Tensor, Saved]:
-    models, rows, strides = _extent(x)
+    x, models, rows, strides = _extent(x)
     config = config_for(net.precision, capability_of(x.device), rows, models)
     tiles = -(-rows // config.rows)
     programs = tiles if save else min(tiles, slots(models, x.device))
@@ -242,12 +242,17 @@ def _launch_forward(
     return y, Saved(acts, weights, flat, z)
 
 
-def _extent(x: Tensor) -> tuple[int, int, tuple[int, ...]]:
-    """Returns M, B, and the strides between models, rows and columns, of [M, B, d] or [B, d]."""
+def _extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
+    """Returns x [M, B, d] or [B, d], M, B, and the strides between models, rows and columns.
+
+    It is a copy of x if 32 bits do not count the elements between the rows of a tile.
+    """
+    if saved_rows(1) * x.stride(-2) >= 2**31:
+        x = x.contiguous()
     if x.dim() == 2:
-        return 1, x.shape[0], (0, *x.stride())
+        return x, 1, x.shape[0], (0, *x.stride())
     models, rows, _ = x.shape
-    return models, rows, (model_stride(x), *x.stride()[1:])
+    return x, models, rows, (model_stride(x), *x.stride()[1:])
 
 
 def backward(
@@ -302,7 +307,7 @@ def write_gradients(
         grad: float [M, P], receives the flat gradients of the parameters; None leaves them out.
     """
     net = layout_of(shape, precision)
-    models, rows, strides = _extent(grad_y)
+    grad_y, models, rows, strides = _extent(grad_y)
     if not (rows and models):
         if grad is not None:
             grad.zero_()

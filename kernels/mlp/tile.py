@@ -27,14 +27,8 @@ def columns_at_once(net, config):
 
 
 @triton.jit
-def store_input(
-    x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr,
-    SKIP_FROM: tl.constexpr = None, skip=0,
-):  # fmt: skip
-    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros.
-
-    Columns from SKIP_FROM on are read from ``skip`` columns further right.
-    """
+def store_input(x, stride_row, stride_column, live, acts, NET: tl.constexpr, ROWS: tl.constexpr):
+    """Writes a tile of x as an operand: the rounded values, the rest of each, and zeros."""
     WIDTH: tl.constexpr = NET.shape.widths[0]
     PADDED: tl.constexpr = NET.padded[0]
     CHUNK: tl.constexpr = divisor(PADDED, 64)
@@ -42,11 +36,7 @@ def store_input(
     for start in tl.range(0, PADDED, CHUNK, num_stages=1):
         column = start + tl.arange(0, CHUNK)[None, :]
         source = tl.where(NET.split & (column >= WIDTH), column - WIDTH, column)
-        if SKIP_FROM is not None:
-            place = tl.where(source < SKIP_FROM, source, source + skip)
-        else:
-            place = source
-        pointers = x + row * stride_row + place.to(tl.int64) * stride_column
+        pointers = x + row * stride_row + source.to(tl.int64) * stride_column
         value = tl.load(pointers, mask=live[:, None] & (source < WIDTH), other=0.0).to(tl.float32)
         if NET.split:
             high = operand(value, acts.dtype.element_ty, NET).to(tl.float32)

@@ -8,6 +8,7 @@ and a guidance scale, which the caller computes in float64 from the schedule::
     x_prev   = x * x_t + eps * eps_hat + noise * z
 """
 
+import torch
 from torch import Tensor
 
 # Columns of a coefficient table.
@@ -40,6 +41,7 @@ def memory_coefficients(coefficients: Tensor) -> Tensor:
     A linear multistep method also remembers m = MEMORY_X x_t + MEMORY_EPS eps_hat at each step, and
     adds MEMORY times what the step before remembered to x_prev.
     """
-    kept = coefficients[:, [MEMORY_X, MEMORY_EPS, NOISE, GUIDE]]
+    # In slices: a list of columns would be copied to the device, which no CUDA graph can capture.
+    kept = torch.cat((coefficients[:, MEMORY_X:], coefficients[:, NOISE:MEMORY]), dim=1)
     kept[:, NOISE] = 0
     return kept

@@ -34,7 +34,16 @@ def large_tiles(monkeypatch):
     monkeypatch.setattr(config, "steps_of", lambda *_: ((0, largest),))
 
 
-@pytest.mark.parametrize("path", CONFIGS.glob("*"), ids=lambda path: path.name)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_tiles_fit_each_other(capability):
+    for precision in OPERAND_DTYPES:
+        for kernel in KERNELS:
+            for _, one in steps_of(precision, capability, kernel):
+                assert one.rows % one.grad_rows == 0
+                assert config.saved_rows(1) % one.rows == 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*")), ids=lambda path: path.name)
 def test_files_name_precisions_kernels_and_fields_that_exist(path):
     assert path.name in ("sm_80.json", "sm_90.json", "sm_100.json")
     sizes = {field.name for field in fields(Config)}

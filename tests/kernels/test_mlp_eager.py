@@ -120,6 +120,40 @@ def test_second_derivatives_with_slopes_in_tensors_of_their_own(device, autocast
         assert (actual - wanted).float().norm() <= tolerance * wanted.float().norm() + 1e-4
 
 
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_second_derivatives_whether_or_not_z_is_kept(device, activation):
+    case = Case(device, activation=activation, precision="fp32")
+    reference = mlp(case.x, case.weights, case.biases, activation=activation, backend="torch")
+    second = []
+    for y in (case.run(), reference):
+        (first,) = torch.autograd.grad(y, case.x, case.grad_y, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), case.weights))
+    for actual, wanted in zip(*second, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "prelu"])
+def test_a_dispatch_mode_sees_the_backward_pass(device, activation):
+    case = Case(device, activation=activation)
+    expected, y = case.results()[1:], case.run()
+    with Recorder() as recorder:
+        gradients = torch.autograd.grad(y, case.leaves, case.grad_y)
+    assert "flashpoint::mlp_backward" in recorder.names
+    assert all(map(torch.equal, gradients, expected))
+
+
+def test_numbers_that_are_still_to_be_negated(device):
+    case = Case(device)
+    expected = case.results()
+    lazily = torch.complex(torch.zeros_like(case.x), -case.x).detach().conj().imag
+    assert lazily.is_neg()
+    case.x = lazily.requires_grad_()
+    case.leaves = (case.x, *case.leaves[1:])
+    assert all(map(torch.equal, case.results(), expected))
+    case.grad_y = torch.complex(case.grad_y * 0, -case.grad_y).conj().imag
+    assert all(map(torch.equal, case.results(), expected))
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_only_what_is_needed_is_computed(device, frozen, monkeypatch):
     case, calls = Case(device), []
@@ -172,3 +206,14 @@ def test_who_is_watching():
     with Recorder():
         assert eager.is_watched(torch.ones(1))
     assert torch.vmap(lambda x: x + int(eager.is_watched(x)))(torch.zeros(2)).sum() == 2
+
+
+def test_rows_that_are_far_apart(device):
+    """Their distance times the rows of a tile takes more than 32 bits."""
+    case = Case(device, lead=(40,), dtype=torch.float16)
+    expected = case.results()
+    far = torch.empty(40 * 60_000_000, dtype=torch.float16, device=device)
+    far = far.as_strided(case.x.shape, (60_000_000, 1))
+    case.x = far.copy_(case.x.detach()).requires_grad_()
+    case.leaves = (case.x, *case.leaves[1:])
+    assert all(map(torch.equal, case.results(), expected))

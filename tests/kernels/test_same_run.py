@@ -190,9 +190,14 @@ def test_networks_too_large_for_one_launch_go_step_by_step(device, caplog, large
     torch.testing.assert_close(trajectory, expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_both_ways_of_the_kernels_give_the_same_chain(device):
+@pytest.mark.parametrize("remembers", [False, True])
+def test_both_ways_of_the_kernels_give_the_same_chain(device, remembers):
     shape = MLPShape((3, 16, 16, 2))
     arguments, seed = chain_arguments(device, shape), torch.tensor([3, 4], device=device)
+    if remembers:  # a linear multistep method
+        denoiser, x, table, features = arguments
+        memory = torch.tensor([0.1, 0.5, -0.2], device=device).expand(*table.shape[:2], 3)
+        arguments = denoiser, x, torch.cat((table, memory), dim=2), features
     at_once, _ = sample_chain(*arguments, seed=seed, backend="triton", precision="fp32")
     with torch.no_grad():
         by_step, _ = stepwise.sample_chain(*arguments, seed, None, None, 0, 0, "fp32")
