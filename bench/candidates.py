@@ -178,7 +178,7 @@ WORKS = (
     TunedWork("mlp", 10_000, _STEP, 133),
     TunedWork("mlp", 16_896, _STEP, 197),
     TunedWork("chain", 5000, ("chain",)),
-    TunedWork("guided chain", 25_000, ("guided chain",)),
+    TunedWork("guided chain", 25_000, ("guided chain",), 133),
 )
 # Chunks of the rows, of which the shipped one is 16,896.
 CHUNKED, CHUNK_ROWS = TunedWork("mlp", 131_072, ()), (8448, 33_792)

@@ -162,19 +162,33 @@ def tuned_file(found: Sequence[Candidate], capability: tuple[int, int], source: 
     """
     half = table.table_of("half", capability)
     for kernel in dict.fromkeys(work.kernel for work in WORKS):
-        before, changes = asdict(table.config_of(half["all"])), []
-        for work in (work for work in WORKS if work.kernel == kernel):
-            best = _fastest(found, work)
-            sizes = asdict(best[0].config if best else work.shipped(capability))
-            if sizes != before:
-                why = f"{best[0].timing.speedup:.2f} times as fast" if best else "nothing is faster"
-                new = {name: size for name, size in sizes.items() if size != before[name]}
-                changes.append({"tiles": work.tiles, **new, "why": f"{why}: {source}"})
-            before = sizes
-        half[kernel] = changes
+        half[kernel] = _entries(found, half, kernel, capability, source)
     path = table.CONFIGS / f"sm_{capability[0]}{capability[1]}.json"
     others = json.loads(path.read_text()) if path.exists() else {}
     return others | {"half": {kernel: sizes for kernel, sizes in half.items() if sizes}}
+
+
+def _entries(
+    found: Sequence[Candidate], half: dict, kernel: str, capability: tuple[int, int], source: str
+) -> list[dict]:
+    """Returns what the file says of a kernel: shipped sizes, or faster ones where there are."""
+    works = {work.tiles: work for work in WORKS if work.kernel == kernel}
+    shipped = dict(table.steps_of("fp16", capability, kernel))
+    reasons = {entry.get("tiles", 0): entry.get("why") for entry in half.get(kernel, ())}
+    config = table.config_of(half["all"])
+    before, entries = asdict(config), []
+    for tiles in sorted(works.keys() | shipped.keys()):
+        config = shipped.get(tiles, config)
+        best = _fastest(found, works[tiles])[:1] if tiles in works else []
+        sizes = asdict(best[0].config if best else config)
+        why = reasons.get(tiles) or f"nothing is faster: {source}"
+        if best:
+            why = f"{best[0].timing.speedup:.2f} times as fast: {source}"
+        new = {name: size for name, size in sizes.items() if size != before[name]}
+        if new:
+            entries.append({"tiles": tiles, **new, "why": why})
+        before = sizes
+    return entries
 
 
 @dataclass
@@ -249,13 +263,19 @@ class Search:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--rounds", default=15, show_default=True, help="Paired rounds of a comparison.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=2),
+    default=15,
+    show_default=True,
+    help="Paired rounds of a comparison.",
+)
 @click.option("--small", is_flag=True, help="One work and two candidates, to test the command.")
 @click.option("--dry", is_flag=True, help="Compile for sm_90 and time nothing; needs no GPU.")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(TUNED)), help="Kernels; may be repeated."
 )
-@click.option("--most", type=int, default=None, help="Candidates of each kernel. Default: all.")
+@click.option("--most", type=click.IntRange(min=1), help="Candidates of each kernel. Default: all.")
 @click.option(
     "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
 )
@@ -266,11 +286,15 @@ def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
     start, processors = time.monotonic(), len(os.sched_getaffinity(0))
     device = torch.device("cpu") if dry else free_device(device, busy)
     on_gpu = device.type == "cuda"
+    if not (on_gpu or dry or small):
+        raise UserError("device must be a CUDA device to time kernels; --dry needs none")
     capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
     record = Record(folder)
     torch.manual_seed(0)
     works, most = (WORKS[:1], 1) if small else (WORKS, most)
     waiting = queue(works, capability, only or tuple(TUNED), most)
+    if not waiting:
+        raise UserError(f"only must name a kernel of {works[0].title}, got {', '.join(only)}")
     # One processor is left for the process that measures.
     with Compiler(capability, processors if dry else max(1, processors - 1)) as compiler:
         compiler.submit(waiting)

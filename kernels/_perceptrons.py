@@ -31,6 +31,7 @@ from .mlp.layout import gap_of
 _ACTIVATION_NAMES = {
     activation.module: name for name, activation in TABLE.items() if activation.module is not None
 }
+_PARAMETERS = {nn.Linear: ("weight", "bias"), nn.PReLU: ("weight",)}
 
 
 class Layers(NamedTuple):
@@ -59,7 +60,8 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
     autocast_dtype = autocast_dtype_of(x)
     gap = faster_in_pytorch(autocast_dtype or x.dtype) if precision is None else None
     if gap is None:
-        if torch.compiler.is_compiling():  # compiled code has guards of its own
+        # Compiled code has guards of its own, and a class with an equality may have no hash.
+        if torch.compiler.is_compiling() or type(layers).__hash__ is None:
             read = _read(layers, x)
         else:
             read = _remembered(layers, x, autocast_dtype)
@@ -156,7 +158,10 @@ def _unchanged_tensors(layers: nn.Sequential, reading: _Reading) -> tuple[Tensor
         weights, biases, slopes = _tensors_of(linears, activations)
     except KeyError:
         return None
-    tensors = (*weights, *[bias for bias in biases if bias is not None], *slopes)
+    biases = [bias for bias in biases if bias is not None]
+    if len(biases) not in (0, len(weights)):
+        return None
+    tensors = (*weights, *biases, *slopes)
     return tensors if [*map(_TENSOR, tensors)] == reading.tensors else None
 
 
@@ -273,8 +278,9 @@ def _problem(layer: nn.Module, linear: bool) -> str | None:
         return "has hooks"
     if "forward" in layer.__dict__:
         return "has a forward of its own"
-    if kind in (nn.Linear, nn.PReLU) and "weight" not in layer._parameters:
-        return "has its weight elsewhere"  # as in replicas of nn.DataParallel
+    for name in _PARAMETERS.get(kind, ()):
+        if name not in layer._parameters:
+            return f"has its {name} elsewhere"  # as in replicas of nn.DataParallel
     for parameter in layer._parameters.values():
         if parameter is not None and type(parameter) not in PLAIN_TENSORS:
             return "has parameters of a tensor subclass"

@@ -63,8 +63,9 @@ def accelerate(
     A perceptron is an ``nn.Sequential`` of two or more Linear layers with one kind of activation
     between them and no hidden layer wider than the kernels cover. It keeps its layers, Parameters,
     ``state_dict``, mode, device and the ability to take hooks; only its class changes, to a
-    subclass of ``nn.Sequential`` that calls one operator. Matrix products have the precision that
-    PyTorch itself would use: autocast's, else ``torch.get_float32_matmul_precision()``.
+    subclass of ``nn.Sequential`` that calls the kernels, in compiled code through one operator.
+    Matrix products have the precision that PyTorch itself would use: autocast's, else
+    ``torch.get_float32_matmul_precision()``.
 
     The layers run one by one, as before,
 

@@ -3,7 +3,8 @@
 A network this small takes less time on a GPU than a call through PyTorch's dispatcher takes in
 Python. So a call that nothing watches goes from here to the kernels, which read the layers where
 they lie and write y, and the gradient of each parameter, in its final dtype. Whatever must see an
-operator takes those of :mod:`.operator`: compilers, dispatch modes, and second derivatives.
+operator takes those of :mod:`.operator`: compilers, dispatch modes, and second derivatives. Modes
+that watch functions (``TorchFunctionMode``) see none.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 
 The contract is that of :mod:`.reference`. A forward and backward pass takes five launches:
 
-1. :mod:`.operand_weights` rounds and pads the weights.
+1. :mod:`.operand_weights` rounds and pads the weights, and gathers biases and slopes.
 2. :func:`forward_kernel`: a program takes a tile of rows through all layers. Activations of a layer
    go through a buffer that stays in cache, pre-activations to a buffer for the backward pass.
 3. :func:`backward_kernel`: the same backwards, down to the gradients of every pre-activation, of

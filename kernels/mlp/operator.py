@@ -9,7 +9,8 @@ The last two are differentiated through the reference, so that double backward w
 In forward mode (``torch.autograd.forward_ad``) the reference runs, whose steps carry tangents.
 
 The derivatives are registered by hand, because at these sizes dispatch dominates the time of a
-call: ``torch.library.register_autograd`` takes three times as long.
+call: ``torch.library.register_autograd`` takes three times as long. Eager calls that nothing
+watches do not come here, see :mod:`.eager`.
 
 In this module x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in]; all
 tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,

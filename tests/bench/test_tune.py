@@ -211,6 +211,19 @@ def test_the_best_two_of_each_kernel_are_crossed():
     ]  # fmt: skip
 
 
+def test_without_faster_candidates_the_file_says_what_ships(tmp_path, monkeypatch):
+    shipped = {kernel: config.steps_of("fp16", HOPPER, kernel) for kernel in config.KERNELS}
+    made = tuned_file([], HOPPER, "a GPU")
+    assert "a GPU" not in json.dumps(made)
+    (tmp_path / "sm_90.json").write_text(json.dumps(made))
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    config.steps_of.cache_clear()
+    try:
+        assert {kernel: config.steps_of("fp16", HOPPER, kernel) for kernel in shipped} == shipped
+    finally:
+        config.steps_of.cache_clear()
+
+
 def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     found = [
         made(STEP, "training", {"stages": 4}, 1.3),

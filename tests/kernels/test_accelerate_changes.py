@@ -149,6 +149,12 @@ def one_bias_less(model):
     model[2].bias = None
 
 
+def bias_in_a_buffer(model):
+    bias = model[2].bias.detach()
+    del model[2].bias
+    model[2].register_buffer("bias", bias)
+
+
 def another_class_of_parameter(model):
     model[2].weight = Tagged(model[2].weight.detach())
 
@@ -165,8 +171,8 @@ def sparse_weight(model):
 REFUSED = (
     first_layer_doubled, input_doubled, gradient_doubled, incoming_gradient_doubled,
     forward_of_its_own, class_of_its_own, one_other_activation, dropout_in_between, parametrized,
-    weight_of_the_old_norm, one_bias_less, another_class_of_parameter, one_double_weight,
-    sparse_weight,
+    weight_of_the_old_norm, one_bias_less, bias_in_a_buffer, another_class_of_parameter,
+    one_double_weight, sparse_weight,
 )  # fmt: skip
 
 
@@ -212,6 +218,18 @@ def test_a_change_that_cannot_be_fused_is_seen(change, kind, fused_calls):
     change(model)
     fused_calls.clear()
     assert_as_the_layers(run, model)
+    assert not fused_calls
+
+
+def test_a_slope_is_not_taken_for_a_bias(fused_calls):
+    """One bias less and one slope more are as many tensors of the same shapes."""
+    shared = nn.PReLU()
+    model = nn.Sequential(nn.Linear(3, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 1))
+    accelerate(model)
+    model(torch.randn(6, 3))
+    model[4].bias, model[3] = None, nn.PReLU()
+    fused_calls.clear()
+    assert_as_the_layers(model, model)
     assert not fused_calls
 
 
