@@ -95,7 +95,8 @@ def resources(arch: str) -> str:
             f"| {use['spill_stores'] + use['spill_loads']} | {instructions} |"
         )
         for kind, reason in use.get("accepted", {}).items():
-            reasons.append(f"- {kernel}, {kind}: {use['faults'][kind]}. {reason}")
+            fault = use["faults"].get(kind, f"{use['seconds']} s of processor time")
+            reasons.append(f"- {kernel}, {kind}: {fault}. {reason}")
     return "\n".join([*lines, "", *reasons])
 
 
