@@ -208,6 +208,8 @@ def _layer_backward(
         value = tl.load(source + row * NET.z_columns + column[None, :])
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
         grad_h = layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
+        # The zero puts z into the layout of grad_h before anything else is done with it. Triton 3.6
+        # would compare z in the layout of its load, and move the results through shared memory.
         value = value.to(tl.float32) + grad_h * 0.0
         if NET.shape.activation == "prelu":
             part += tl.sum(tl.minimum(value, 0.0, propagate_nan=tl.PropagateNan.ALL) * grad_h)
