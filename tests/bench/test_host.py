@@ -62,7 +62,8 @@ def test_a_line_of_each_work_and_a_record(monkeypatch, tmp_path):
         host.main, ["--device", "cpu", "--rounds", "3", "--record", str(tmp_path)]
     )
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    what_is_left_out, *lines = done.output.splitlines()
+    assert "launch" in what_is_left_out
     assert len(lines) == len(host.WORKS) * len(host.DROP_INS)
     for line in lines:
         assert re.search(r"[\d.]+ us, nn.Sequential +[\d.]+ us: [\d.]+ times as fast", line)
