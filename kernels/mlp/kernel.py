@@ -242,6 +242,16 @@ def _launch_forward(
     return y, Saved(acts, weights, flat, z)
 
 
+def zero_unwritten(saved: Saved, rows: int, precision: str) -> None:
+    """Writes zeros into the rows of saved tensors that no tile covers: two runs give equal bits."""
+    models = saved.activations.shape[0]
+    config = config_for(precision, capability_of(saved.activations.device), rows, models)
+    written = -(-rows // config.rows) * config.rows
+    for tensor in (saved.activations, saved.preactivations):
+        if tensor is not None and written < tensor.shape[1]:
+            tensor[:, written:].zero_()
+
+
 def _extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
     """Returns x [M, B, d] or [B, d], M, B, and the strides between models, rows and columns.
 

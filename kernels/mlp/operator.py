@@ -135,7 +135,10 @@ def _forward(*network, save=False):
             y, kept = reference.mlp(call.x, call.parameters, call.shape), []
     else:
         y, saved = kernels().forward(call.x, call.layers, call.shape, call.precision, save=save)
-        kept = [tensor for tensor in saved if tensor is not None] if save else []
+        kept = []
+        if save:
+            kernels().zero_unwritten(saved, call.x.shape[1], call.precision)
+            kept = [tensor for tensor in saved if tensor is not None]
     observe("mlp", call.precision, [call.x, *network[1]], [y])
     return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), kept
 
