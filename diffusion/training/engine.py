@@ -33,7 +33,7 @@ from .task import Task
 
 _GRAPH_STEPS = 50  # steps of a CUDA graph
 # Rows that go through the networks at once: one program of 128 rows for each multiprocessor of a
-# large GPU. Half of them would fit into its cache, but as programs of 64 rows take more time.
+# large GPU. Half of them would fit into its cache, but as programs of 64 rows read more weights.
 _CHUNK_ROWS = 128 * 132
 
 
