@@ -175,7 +175,7 @@ def _rate(step, model, rates_ptr, entries, every_ptr, total_ptr):
     every, total = tl.load(every_ptr + model), tl.load(total_ptr + model)
     taken = step <= total
     # Numbers of updates fit 32 bits, and a division of 64 takes many more instructions.
-    last = tl.minimum(tl.minimum(step, total) - 1, _MOST).to(tl.int32)
+    last = tl.minimum(tl.maximum(tl.minimum(step, total), 1) - 1, _MOST).to(tl.int32)
     entry = tl.minimum(last // tl.minimum(every, _MOST).to(tl.int32), entries - 1)
     return tl.load(rates_ptr + model * entries + entry), taken
 
