@@ -101,7 +101,7 @@ def draw_kernel(
         tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
         features_ptr + model * features_stride + t * TIME, class_features, seed, step, element,
         inputs_ptr + position * (DIM + TIME + CLASS), eps_ptr + position * DIM, present,
-        pair, pair + 1, DIM, TIME, CLASS,
+        pair, DIM, TIME, CLASS,
     )  # fmt: skip
 
 
@@ -148,22 +148,22 @@ def draw_condition(labels, index, p_uncond, classes, seed, step, element):
 @triton.jit
 def write_rows(
     x_0, alpha_bar, time_features, class_features, seed, step, element, inputs, eps, live,
-    first, last, DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr,
+    pair, DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr,
 ):  # fmt: skip
-    """Writes pairs first ... last - 1 of the columns of eps and of the network's input.
+    """Writes a pair of the columns of eps and of the network's input.
 
     The pairs of coordinates come first, then those of features. The pointers are those of each row;
     rows that are not live are not written.
     """
     PAIRS: tl.constexpr = (DIM + 1) // 2
-    for pair in tl.range(first, tl.minimum(last, PAIRS), num_stages=1):
+    if pair < PAIRS:
         # The first two words of a row have made index and t.
         eps_0, eps_1 = normal_pair(seed, DRAW, step, element, pair + 1)
         _noise(x_0, eps, inputs, pair * 2, eps_0, alpha_bar, live)
         if pair * 2 + 1 < DIM:
             _noise(x_0, eps, inputs, pair * 2 + 1, eps_1, alpha_bar, live)
-    begin = tl.maximum(first - PAIRS, 0) * 2
-    end = tl.minimum((last - PAIRS) * 2, TIME + CLASS)
+    begin = tl.maximum(pair - PAIRS, 0) * 2
+    end = tl.minimum((pair + 1 - PAIRS) * 2, TIME + CLASS)
     for column in tl.range(begin, tl.minimum(end, TIME), num_stages=1):
         value = tl.load(time_features + column, mask=live, other=0.0)
         tl.store(inputs + DIM + column, value, mask=live)
