@@ -130,12 +130,12 @@ def _call(x, weights, biases, slope, activation, negative_slope, linear_input, p
 
 def _forward(*network, save=False):
     call = _call(*network)
+    kept: list[Tensor] = []
     if call.precision is None:
         with _no_autocast(call.x):
-            y, kept = reference.mlp(call.x, call.parameters, call.shape), []
+            y = reference.mlp(call.x, call.parameters, call.shape)
     else:
         y, saved = kernels().forward(call.x, call.layers, call.shape, call.precision, save=save)
-        kept = []
         if save:
             kernels().zero_unwritten(saved, call.x.shape[1], call.precision)
             kept = [tensor for tensor in saved if tensor is not None]
