@@ -38,15 +38,16 @@ class Tuned:
         kernel: the configuration that it uses, one of :data:`~..kernels.mlp.config.KERNELS`.
         case: the call of :data:`~..kernels.resources.CASES` that launches it.
         sizes: values of each size that is tuned.
-        tile: rows and columns of its products, and length and stages of their sums, by size.
         warps: the size that is the number of its warps.
+        tile: rows and columns of its products, and length and stages of their sums, by size; None
+            if it has no products.
     """
 
     kernel: str
     case: str
     sizes: dict[str, tuple[int, ...]]
-    tile: tuple[str, str, str, str]
     warps: str
+    tile: tuple[str, str, str, str] | None = None
 
 
 _TILES = {
@@ -58,7 +59,7 @@ _TILES = {
 }
 _TILE = ("rows", "out", "reduce", "stages")
 TUNED = {
-    "training": Tuned("mlp", "train fp16", _TILES, _TILE, "warps"),
+    "training": Tuned("mlp", "train fp16", _TILES, "warps", _TILE),
     "weight gradients": Tuned(
         "mlp",
         "train fp16",
@@ -68,12 +69,19 @@ TUNED = {
             "grad_rows": (64, 32, 128),
             "grad_stages": (3, 4, 2),
             "grad_warps": (8, 4),
+            "grad_programs": (132, 264, 66),
         },
-        ("grad_in", "grad_out", "grad_rows", "grad_stages"),
         "grad_warps",
+        ("grad_in", "grad_out", "grad_rows", "grad_stages"),
     ),
-    "chain": Tuned("chain", "sample fp16", _TILES, _TILE, "warps"),
-    "guided chain": Tuned("guided chain", "guided fp16", _TILES, _TILE, "warps"),
+    "chain": Tuned("chain", "sample fp16", _TILES, "warps", _TILE),
+    "guided chain": Tuned("guided chain", "guided fp16", _TILES, "warps", _TILE),
+    "AdamW": Tuned(
+        "adamw",
+        "adamw",
+        {"adamw_block": (512, 1024, 256), "adamw_warps": (4, 8, 2)},
+        "adamw_warps",
+    ),
 }
 
 
@@ -97,6 +105,8 @@ def candidates(tuned: Tuned, shipped: Config) -> list[Changes]:
 
 def too_large(tuned: Tuned, config: Config) -> str | None:
     """Returns why a candidate cannot be fast, as far as its sizes tell, or None."""
+    if tuned.tile is None:
+        return None
     sizes = asdict(config)
     rows, columns, length, stages = (sizes[name] for name in tuned.tile)
     if config.rows % config.grad_rows:
@@ -127,10 +137,12 @@ def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
     # Only this function needs triton.
     from ..kernels.resources import CASES, compile_offline, launches
 
+    case = {tuned.case: CASES[tuned.case]}
+    shipped = launches(arch, case).values()
     with in_use(tuned.kernel, config):
-        found = launches(arch, {tuned.case: CASES[tuned.case]})
-    for launch in found.values():
-        if config in launch.constants.values():
+        found = launches(arch, case).values()
+    for launch in found:
+        if launch not in shipped:
             resources = compile_offline(launch, keep=True)
             spilled = max(resources.spill_stores, resources.spill_loads)
             if spilled > _SPILLED:
@@ -165,13 +177,19 @@ class TunedWork:
 
     @property
     def title(self) -> str:
-        return f"{'training step' if self.kernel == 'mlp' else self.kernel}, {self.rows:,} rows"
+        return f"{_TITLES.get(self.kernel, self.kernel)}, {self.rows:,} rows"
+
+    @property
+    def trains(self) -> bool:
+        """True if it is a training step, False if it is a chain."""
+        return self.kernel in _TITLES
 
     def shipped(self, capability: tuple[int, int]) -> Config:
         """Returns the configuration of half precision."""
         return table.config_for("fp16", capability, self.rows, 1, self.kernel)
 
 
+_TITLES = {"mlp": "training step", "adamw": "AdamW in a training step"}
 _STEP = ("training", "weight gradients")
 WORKS = (
     TunedWork("mlp", 2048, _STEP),
@@ -179,6 +197,7 @@ WORKS = (
     TunedWork("mlp", 16_896, _STEP, 197),
     TunedWork("chain", 5000, ("chain",)),
     TunedWork("guided chain", 25_000, ("guided chain",), 133),
+    TunedWork("adamw", 2048, ("AdamW",)),
 )
 # Chunks of the rows, of which the shipped one is 16,896.
 CHUNKED, CHUNK_ROWS = TunedWork("mlp", 131_072, ()), (8448, 33_792)

@@ -30,11 +30,13 @@ from torch.nn import functional as F
 from ..diffusion import MLP
 from ..kernels import (
     FusedMLP,
+    Shadow,
     TrainingData,
     adamw_,
     adamw_state,
     q_sample_batch,
     reverse_step,
+    shadow_of,
     train_step,
 )
 from .machine import free_device
@@ -256,6 +258,31 @@ def optimiser(device: torch.device, parameters: int) -> Work:
     values = values.clone()
     state = adamw_state(values)
     return lambda: adamw_(values, grad, state, lr=1e-3, step=1)
+
+
+def optimiser_error(device: torch.device) -> float:
+    """Returns the relative error of an update from the sums of a training step, against float64.
+
+    It is the largest one of the changes of the denoiser's weights, their average and moments, and
+    of the weights that the kernels read.
+    """
+    model = MLP(3, 2, HIDDEN).to(device)
+    before = model.network().parameters.detach()
+    sums = torch.randn(1, 8, model.shape.num_parameters + 2, device=device)
+    sums[..., -1] = 250.0  # terms
+
+    def changes(parameters: Tensor, sums: Tensor, shadow: Shadow | None) -> list[Tensor]:
+        state = adamw_state(parameters)
+        adamw_(parameters, sums, state, lr=1e-2, step=3, ema_decay=0.5, shadow=shadow)
+        return [parameters - before, state.ema - before, state.exp_avg, state.exp_avg_sq]
+
+    exact = before.double()
+    expected = changes(exact, sums.double(), None)
+    shadow = shadow_of(before, model.shape, "fp16")
+    actual = changes(before.clone(), sums, shadow)
+    actual.append(shadow.packed)
+    expected.append(shadow_of(exact.float(), model.shape, "fp16").packed.double())
+    return max(map(relative_error, actual, expected))
 
 
 def pytorch_precision(precision: str, device: torch.device):

@@ -38,7 +38,7 @@ from .candidates import (
     queue,
 )
 from .machine import free_device, short_name
-from .operations import one_line, training_step
+from .operations import one_line, optimiser_error, training_step
 from .peers.ours import Ours
 from .problem import states_problem
 from .race import TOLERANCE, Referee
@@ -77,7 +77,7 @@ class TuneBench:
         ours = _Chunked(self.problem, self.device, self.precision)
         ours.chunk_rows = chunk
         with in_use(work.kernel, config):
-            if work.kernel == "mlp":
+            if work.trains:
                 made = ours.training(work.rows)
             else:
                 guided = work.kernel == "guided chain"
@@ -96,6 +96,8 @@ class TuneBench:
     def error(self, work: TunedWork, config: Config | None) -> tuple[float, float]:
         """Returns the relative error of a candidate against float64, and its tolerance."""
         with in_use(work.kernel, config):
+            if work.kernel == "adamw":
+                return optimiser_error(self.device), TOLERANCE["fp32"]
             if work.kernel == "mlp":
                 gradients = training_step(self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance

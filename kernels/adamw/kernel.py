@@ -12,16 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dispatch import model_stride
+from .._dispatch import capability_of, model_stride
 from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp.arithmetic import operand, sum_of
+from ..mlp.config import config_for
 from ..mlp.layout import layout_of
 from ..reduce_grad.kernel import strides_of, sum_of_column, sum_of_parts
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 
-_BLOCK = 512
-_WARPS = _BLOCK // (32 * 4)  # each thread has four elements, which are 16 bytes
 _MOST = tl.constexpr(2**31 - 1)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _CLIP_MARGIN = tl.constexpr(_CLIP_EPS)
@@ -268,11 +267,13 @@ def adamw_(
     beta1, beta2 = betas
     course, rate = (lr, 0.0) if isinstance(lr, Course) else (None, lr)
     net = None if shadow is None else layout_of(shadow.shape, shadow.precision)
+    precision = "fp32" if shadow is None else shadow.precision
+    config = config_for(precision, capability_of(parameters.device), 0, models, "adamw")
     splits, (stride_model, stride) = 0, (model_stride(grad), 0)
     if grad.dim() == 3:
         splits, (stride_model, stride) = grad.shape[1], strides_of(grad)
     with device_of(parameters):
-        adamw_kernel[-(-size // _BLOCK), models](
+        adamw_kernel[-(-size // config.adamw_block), models](
             parameters_ptr=parameters,
             exp_avg_ptr=state.exp_avg,
             exp_avg_sq_ptr=state.exp_avg_sq,
@@ -300,8 +301,8 @@ def adamw_(
             DECOUPLED=decoupled,
             SPLITS=splits,
             NET=net,
-            BLOCK=_BLOCK,
-            num_warps=_WARPS,
+            BLOCK=config.adamw_block,
+            num_warps=config.adamw_warps,
             **dependent_launch(parameters),
         )
 

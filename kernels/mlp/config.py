@@ -28,13 +28,12 @@ OPERAND_DTYPES = {
     "fp32": torch.float32,
 }
 
-# Programs that fill a GPU. Sums over rows are split for this number on every device, so that the
-# order of summation is the same on all of them.
+# Programs that fill a GPU, where the device is not asked.
 PROGRAMS = 132
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Kernels with sizes of their own; "mlp" is training and the perceptron, forwards and backwards.
-KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain")
+KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain", "adamw")
 # Rows of the tiles that a call is counted in to choose its sizes.
 _COUNTED = 64
 # Rows of the largest tile.
@@ -53,6 +52,9 @@ class Config:
         grad_in, grad_out: tile of a weight gradient.
         grad_rows: rows that are multiplied at once for it, a divisor of ``rows``.
         grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
+        grad_programs: programs for which it splits the rows. All devices of an architecture split
+            them alike, however many multiprocessors they have, and so add in the same order.
+        adamw_block, adamw_warps: parameters and warps of a program of AdamW.
     """
 
     rows: int
@@ -65,6 +67,9 @@ class Config:
     grad_rows: int
     grad_stages: int
     grad_warps: int
+    grad_programs: int
+    adamw_block: int
+    adamw_warps: int
 
 
 # The configurations of a kernel, each with the number of tiles from which on it is used.

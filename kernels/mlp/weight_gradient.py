@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..reduce_grad.kernel import strides_of
 from .arithmetic import gradient_scale, sum_of
-from .config import PROGRAMS, Config
+from .config import Config
 from .layout import Layout
 
 _BLOCK = 1024  # elements that are summed at once
@@ -349,10 +349,10 @@ def split_rows(net: Layout, config: Config, models: int, rows: int) -> tuple[int
         return -(-rows // (splits * config.grad_rows)) * config.grad_rows
 
     def cost(splits: int) -> int:
-        waves = -(-tasks * splits // PROGRAMS)
+        waves = -(-tasks * splits // config.grad_programs)
         return waves * (chunk(splits) + _OVERHEAD * config.grad_rows)
 
-    most = max(1, min(PROGRAMS, rows // (4 * config.grad_rows)))
+    most = max(1, min(config.grad_programs, rows // (4 * config.grad_rows)))
     best = chunk(min(range(1, most + 1), key=cost))
     return -(-rows // best), best
 

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from flashpoint.bench import tune
+from flashpoint.bench import operations, tune
 from flashpoint.bench.candidates import (
     TUNED,
     WORKS,
@@ -25,6 +25,8 @@ from flashpoint.bench.record import Record
 from flashpoint.bench.timing import Runner, Timing
 from flashpoint.bench.tune import Search, TuneBench, crossed, tuned_file
 from flashpoint.diffusion import UserError
+from flashpoint.kernels import adamw_
+from flashpoint.kernels.adamw import kernel as adamw
 from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.sample_chain import kernel as sample_chain
@@ -33,17 +35,18 @@ from flashpoint.kernels.train_step import kernel as train_step
 from ..kernels.processes import run_compiled
 
 CPU, HOPPER = torch.device("cpu"), (9, 0)
-STEP, MANY, MOST, CHAIN, GUIDED = WORKS
+STEP, MANY, MOST, CHAIN, GUIDED, ADAMW = WORKS
 
 
 def in_launches():
-    """Returns the configurations of training, the perceptron and two chains on Hopper."""
+    """Returns the configurations of training, the perceptron, two chains and AdamW on Hopper."""
     chain = partial(sample_chain.chain_config_for, "fp16", HOPPER, 2048, 1, classifier_free=False)
     return (
         train_step.config_for("fp16", HOPPER, 2048, 1),
         mlp.config_for("fp16", HOPPER, 2048, 1),
         chain(guided=False),
         chain(guided=True),
+        adamw.config_for("fp16", HOPPER, 0, 1, "adamw"),
     )
 
 
@@ -52,7 +55,7 @@ def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
     before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
     with in_use(work.kernel, candidate):
         changed_ones = in_launches()
-    uses = ("mlp", "mlp", "chain", "guided chain")
+    uses = ("mlp", "mlp", "chain", "guided chain", "adamw")
     expected = [
         candidate if used == work.kernel else old for used, old in zip(uses, before, strict=True)
     ]
@@ -95,7 +98,7 @@ def test_sizes_that_cannot_be_fast(changes, why):
 
 def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
     waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
-    first = [(one.work, one.kernel) for one in waiting[:8]]
+    first = [(one.work, one.kernel) for one in waiting[:9]]
     assert first == [(work, name) for work in WORKS for name in work.kernels]
     few = queue(WORKS, HOPPER, ("chain",), 2)
     assert [one.kernel for one in few] == ["chain"] * 2
@@ -232,6 +235,7 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
         made(MOST, "training", {"rows": 64}, 1.5),
         made(CHAIN, "chain", {"stages": 2}, 1.05),  # not surely faster
         made(CHAIN, "chain", {"stages": 4}),
+        made(ADAMW, "AdamW", {"adamw_block": 256, "adamw_warps": 2}, 1.2),
     ]
     before = {work: work.shipped(HOPPER) for work in WORKS}
     (tmp_path / "sm_90.json").write_text(json.dumps(tuned_file(found, HOPPER, "a GPU")))
@@ -250,6 +254,7 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     assert after[MOST] == replace(before[MOST], rows=64)
     assert after[CHAIN] == before[CHAIN]
     assert after[GUIDED] == before[GUIDED]
+    assert after[ADAMW] == replace(before[ADAMW], adamw_block=256, adamw_warps=2)
     monkeypatch.undo()
     assert free == config.config_for("fp16", HOPPER, 25_000, 1, "classifier-free chain")
 
@@ -297,9 +302,28 @@ def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (replace(one, rows=200) for one in (STEP, CHAIN, GUIDED)):
+    for work in (replace(one, rows=200) for one in (STEP, CHAIN, GUIDED, ADAMW)):
         error, tolerance = bench.error(work, replace(work.shipped(HOPPER), out=128))
         assert error < 1e-4 <= tolerance
+
+
+@pytest.mark.parametrize("broken", ["grad", "betas", "shadow"])
+def test_a_wrong_update_is_found(monkeypatch, broken):
+    """A factor of 1.001 in the gradient, in a decay, or on the way to the kernels' weights."""
+
+    def wrong(parameters, sums, state, shadow=None, **options):
+        right = shadow is None  # the update in float64
+        if broken == "grad" and not right:
+            sums = sums * torch.linspace(1, 1.001, sums.shape[-1])
+        if broken == "betas" and not right:
+            options["betas"] = 0.9, 0.998
+        adamw_(parameters, sums, state, shadow=shadow, **options)
+        if broken == "shadow" and not right:
+            shadow.packed.mul_(1.001)
+
+    assert operations.optimiser_error(CPU) < 1e-5
+    monkeypatch.setattr(operations, "adamw_", wrong)
+    assert operations.optimiser_error(CPU) > 1e-4
 
 
 def test_chunks_are_those_of_the_candidate(bench):

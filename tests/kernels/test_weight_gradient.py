@@ -1,12 +1,13 @@
 """The kernel of the weight gradients against float64, and how it divides rows among programs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flashpoint.kernels.mlp import MLPShape
 from flashpoint.kernels.mlp.config import (
     OPERAND_DTYPES,
-    PROGRAMS,
     config_for,
     to_operand,
 )
@@ -143,7 +144,18 @@ def test_long_tasks_fill_the_multiprocessors_once(rows):
     net = layout_of(MLPShape((3, 256, 256, 256, 256, 2)), "fp16")
     config = config_for("fp16", (9, 0), rows, 1)
     splits, _ = split_rows(net, config, 1, rows)
-    assert 0.9 * PROGRAMS <= splits * tasks_of(net, config) <= PROGRAMS
+    programs = config.grad_programs
+    assert 0.9 * programs <= splits * tasks_of(net, config) <= programs
+
+
+def test_twice_the_programs_have_about_twice_the_parts():
+    net = layout_of(MLPShape((3, 256, 256, 256, 256, 2)), "fp16")
+    config = config_for("fp16", (9, 0), 16_896, 1)
+    parts = {
+        programs: split_rows(net, replace(config, grad_programs=programs), 1, 16_896)[0]
+        for programs in (132, 264)
+    }
+    assert 1.8 * parts[132] <= parts[264] <= 2.2 * parts[132]
 
 
 @pytest.mark.parametrize("rows", [64, 192, 512])
