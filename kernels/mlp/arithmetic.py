@@ -84,6 +84,25 @@ def gradient_scale(abs_max_ptr, model, NET: tl.constexpr):
 
 
 @triton.jit
+def largest_magnitude(
+    pointer, stride_row, stride_column, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Returns the largest magnitude among ``size`` numbers in rows of WIDTH, fp32, or NaN."""
+    most = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, size, 4 * BLOCK):
+        for i in tl.static_range(4):  # loads go out side by side
+            element = start + i * BLOCK + tl.arange(0, BLOCK)
+            row, column = (element // WIDTH).to(tl.int64), element % WIDTH
+            x = tl.load(
+                pointer + row * stride_row + column * stride_column, mask=element < size, other=0.0
+            )
+            # The bits of magnitudes are in the order of the magnitudes, those of NaN come last.
+            bits = x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+            most = tl.maximum(most, bits)
+    return tl.max(most, axis=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def softmax(y, column, WIDTH: tl.constexpr):
     """Returns probabilities and their logarithms of the first WIDTH columns.
 

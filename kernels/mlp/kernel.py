@@ -26,7 +26,7 @@ from .._dispatch import capability_of, model_stride
 from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
 from ..reduce_grad.reference import empty_parts
-from .arithmetic import gradient_scale
+from .arithmetic import gradient_scale, largest_magnitude, power_of_two_scale
 from .config import PROGRAMS, config_for, saved_rows
 from .layout import Layout, layout_of
 from .operand_weights import operand_weights, operands_of_layers
@@ -42,6 +42,11 @@ from .tile import (
 from .weight_gradient import split_rows, weight_gradients
 
 pack = operand_weights  # its former name
+
+# Gradients of y of at most so many numbers are measured by each program of the backward pass, which
+# takes a microsecond or two: PyTorch's launch takes longer, above all on the host.
+_MEASURED = 32_768
+_BLOCK = tl.constexpr(1024)  # numbers that are measured at once
 
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
 _VARYING = [
@@ -104,7 +109,7 @@ def backward_kernel(
     flat_ptr, weights_ptr, z_ptr, z_rows,
     grads_ptr, grads_rows, slope_parts_ptr, grad_x_ptr, rows,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr,
-    SAVE: tl.constexpr, NEED_X: tl.constexpr,
+    SAVE: tl.constexpr, NEED_X: tl.constexpr, MEASURE: tl.constexpr,
 ):  # fmt: skip
     """Computes gradients of sum(grad_y * y) for tiles of ROWS rows; grid (programs, M).
 
@@ -115,7 +120,8 @@ def backward_kernel(
     Args:
         grad_y_ptr: float [M, rows, out].
         grad_y_stride_model, grad_y_stride_row, grad_y_stride_column: strides of it, in elements.
-        abs_max_ptr: float32 [M], largest magnitude of grad_y, for fp16; None for no scale.
+        abs_max_ptr: float32 [M], largest magnitude of grad_y, for fp16; None for no scale. Written
+            with MEASURE.
         flat_ptr: float32 [M, P], flat parameters.
         weights_ptr: [M, size], operand weights, operand dtype.
         z_ptr: [M, z_rows, columns], pre-activations, operand dtype, or the activations if
@@ -132,21 +138,32 @@ def backward_kernel(
         ROWS: rows of a tile.
         SAVE: True if the weight gradients follow.
         NEED_X: True to write grad_x.
+        MEASURE: True if each program finds the largest magnitude.
     """
     LAYERS: tl.constexpr = NET.layers
+    OUT: tl.constexpr = NET.shape.widths[LAYERS]
     program = tl.program_id(0).to(tl.int64)
     model = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(rows, ROWS)
     flat = flat_ptr + model * NET.shape.num_parameters
     weights = weights_ptr + model * NET.weights[LAYERS]
-    scale, inverse = gradient_scale(abs_max_ptr, model, NET)
+    grad_y_ptr += model * grad_y_stride_model
+    if MEASURE:
+        abs_max = largest_magnitude(
+            grad_y_ptr, grad_y_stride_row, grad_y_stride_column, rows * OUT, OUT, BLOCK=_BLOCK
+        )
+        if program == 0:
+            tl.store(abs_max_ptr + model, abs_max)
+        scale, inverse = power_of_two_scale(abs_max)
+    else:
+        scale, inverse = gradient_scale(abs_max_ptr, model, NET)
     for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=1):
         first = tile * ROWS
         slot = first if SAVE else program * ROWS
         z = z_ptr + (model * z_rows + first) * NET.z_columns
         grads = grads_ptr + (model * grads_rows + slot) * NET.gradient_columns
         live = first + tl.arange(0, ROWS) < rows
-        grad_y = grad_y_ptr + model * grad_y_stride_model + first * grad_y_stride_row
+        grad_y = grad_y_ptr + first * grad_y_stride_row
         store_grad_y(grad_y, grad_y_stride_row, grad_y_stride_column, live, scale, grads, NET, ROWS)
         tl.debug_barrier()
         parts = slope_parts_ptr + model * (LAYERS - 1) * tiles + tile if SAVE else None
@@ -332,7 +349,10 @@ def write_gradients(
         programs, buffer_rows = tiles, saved.activations.shape[1]
     grads = saved.activations.new_empty((models, buffer_rows, net.gradient_columns))
     slope_parts = saved.flat.new_empty((models, net.layers - 1, tiles))
-    abs_max = _abs_max(grad_y, models) if precision == "fp16" else None
+    abs_max, measure = None, False
+    if precision == "fp16":
+        measure = rows * shape.widths[-1] <= _MEASURED
+        abs_max = saved.flat.new_empty(models) if measure else _abs_max(grad_y, models)
     with device_of(grad_y):
         backward_kernel[programs, models](
             grad_y_ptr=grad_y,
@@ -354,6 +374,7 @@ def write_gradients(
             ROWS=config.rows,
             SAVE=grad is not None,
             NEED_X=grad_x is not None,
+            MEASURE=measure,
             num_warps=config.warps,
         )
         if grad is not None:

@@ -37,7 +37,7 @@ def empty_parts(like: Tensor, models: int, splits: int, size: int) -> Tensor:
     Each starts on a cache line of its own, so that kernels read 16 bytes at once.
     """
     stride = -(-size // _LINE) * _LINE
-    return like.new_empty((models, splits, stride))[..., :size]
+    return like.new_empty_strided((models, splits, size), (splits * stride, stride, 1))
 
 
 def mean_of(sums: Tensor) -> tuple[Tensor, Tensor]:

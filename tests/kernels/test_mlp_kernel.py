@@ -127,6 +127,30 @@ def test_gradient_scale(device, scale):
     check(flat, shape, x, grad_y * scale, "fp16")
 
 
+@pytest.mark.parametrize(("rows", "widths"), [(1, SMALL), (65, SMALL), (2049, (3, 16, 5))])
+@pytest.mark.parametrize("layout", ["dense", "rows apart", "columns apart", "one row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.usefixtures("poisoned")
+def test_programs_and_pytorch_measure_the_same_gradient(device, rows, widths, layout, dtype,
+                                                        monkeypatch):  # fmt: skip
+    shape = MLPShape(widths)
+    flat = make_network(shape, models=2, device=device)
+    x, grad_y = make_batch(shape, rows, models=2, device=device)
+    # The largest number of a model is one of the last ones, that of the other one of the first.
+    grad_y[0, -1, -1], grad_y[1, 0, 0] = -3e3, 2e4
+    grad_y = grad_y.to(dtype)
+    if layout == "rows apart":
+        grad_y = torch.cat((grad_y, grad_y * torch.inf), dim=2)[..., : widths[-1]]
+    elif layout == "columns apart":
+        grad_y = grad_y.mT.contiguous().mT
+    elif layout == "one row":
+        grad_y = grad_y[:, -1:].expand(grad_y.shape)
+    measured = run(flat, shape, x, grad_y, "fp16")
+    monkeypatch.setattr(mlp, "_MEASURED", 0)
+    for actual, expected in zip(measured, run(flat, shape, x, grad_y, "fp16"), strict=True):
+        assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("rows", [2048, pytest.param(131_072, marks=pytest.mark.gpu)])
 def test_gradient_of_a_mean(device, rows):
     shape = MLPShape(SMALL)
@@ -136,9 +160,11 @@ def test_gradient_of_a_mean(device, rows):
     check(flat, shape, x, (y - target) * (2 / y.numel()), "fp16")
 
 
-@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("measured", [0, 32_768])
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan"), float("-inf")])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_gradients_that_have_no_scale(device, value):
+def test_gradients_that_have_no_scale(device, value, measured, monkeypatch):
+    monkeypatch.setattr(mlp, "_MEASURED", measured)
     shape = MLPShape(SMALL)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, 70, device=device)
