@@ -1,5 +1,7 @@
 """Checks of arguments; an error is one line with the argument, its value and what is allowed."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -131,6 +133,13 @@ def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
             f"step must be an int or one int64 number on {tensor.device}, "
             f"got {step.dtype} {list(step.shape)} on {step.device}"
         )
+
+
+def check_number(name: str, value: float, high: float) -> None:
+    """Raises ValueError unless the value is in [0, ``high``)."""
+    if not 0 <= value < high:
+        most = "finite" if high == math.inf else f"less than {high}"
+        raise ValueError(f"{name} must be at least 0 and {most}, got {value!r}")
 
 
 def check_positive(name: str, value: int, allow_zero: bool = False) -> None:

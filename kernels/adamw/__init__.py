@@ -1,5 +1,6 @@
 """AdamW and weight averaging over one flat parameter buffer: the end of a training step."""
 
+import math
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,8 @@ from .._dispatch import use_triton
 from .._validate import (
     check_backend,
     check_dtype,
+    check_number,
+    check_precision,
     check_same_device,
     check_shape,
     check_step,
@@ -47,7 +50,12 @@ def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
         shape: shape of the networks.
         precision: precision of the matrix products: ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
             ``fp32``.
+
+    Raises:
+        ValueError: the precision is unknown, or the shapes do not fit.
     """
+    check_precision(precision)
+    check_shape("parameters", parameters, ("M", shape.num_parameters))
     size = layout_of(shape, precision).weights[-1]
     dtype = OPERAND_DTYPES[precision]
     shadow = Shadow(parameters.new_zeros((len(parameters), size), dtype=dtype), shape, precision)
@@ -82,8 +90,8 @@ def adamw_(
         grad: float32 [M, P], or the sums [M, S, P + 2] that a training step leaves; the kernel
             reads 16 bytes at once if their strides are multiples of 16 elements.
         state: moments and average, updated in place.
-        lr: learning rate, a number or float32 [M]; or a :class:`Course` that gives it. The loss is
-            then recorded there, as NaN if the gradient is not finite.
+        lr: learning rate, a number or float32 [M]; or a :class:`Course` that gives it. The loss, if
+            it is among the sums, is then recorded there, as NaN if the gradient is not finite.
         step: number of this update, from 1, an int or an int64 scalar on the device.
         betas, eps: as in ``torch.optim.AdamW``.
         weight_decay: as in ``torch.optim.AdamW``, a number or [M].
@@ -99,11 +107,19 @@ def adamw_(
             chooses.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, step is less than 1, or ``clip_norm`` is
-            given without ``squares``.
+        ValueError: shapes, dtypes or devices do not fit, a number is out of its range, or
+            ``clip_norm`` is given without ``squares``.
     """
     check_backend(backend)
     check_step(step, parameters, low=1)
+    for name, number, high in (
+        ("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
+        ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf),
+        ("ema_decay", ema_decay, 1), ("clip_norm", clip_norm, math.inf),
+    ):  # fmt: skip
+        if isinstance(number, int | float):
+            check_number(name, number, high)
+    check_shape("parameters", parameters, ("M", "P"))
     if grad.dim() == 3:
         check_shape("grad", grad, (len(parameters), grad.shape[1], parameters.shape[1] + 2))
     else:
@@ -111,10 +127,11 @@ def adamw_(
     for name, part in state._asdict().items():
         check_shape(f"state.{name}", part, parameters.shape)
     check_same_device(parameters=parameters, grad=grad, squares=squares, **state._asdict())
+    check_dtype(parameters.dtype, grad=grad, squares=squares, **state._asdict())
     if isinstance(lr, Course):
         _check_course(lr, parameters)
     if clip_norm is not None and squares is None:
-        raise ValueError("clip_norm needs squares, the norm that reduce_grad measured")
+        raise ValueError("squares must be given with clip_norm, as reduce_grad measures them")
     models = len(parameters)
     if squares is not None:
         check_shape("squares", squares, (models, "blocks"))

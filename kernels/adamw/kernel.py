@@ -55,7 +55,7 @@ def adamw_kernel(
         squares_ptr: float32 [M, blocks], parts of the squared norm of the gradient; None if it was
             not measured.
         blocks: parts of the squared norm.
-        clip_norm_ptr, clip_norm: largest norm of the gradient, 0 for any; needs squares.
+        clip_norm_ptr, clip_norm: largest norm of the gradient, infinite for any; needs squares.
         step_ptr, step: number of this update, from 1.
         lr_ptr, lr: learning rate, unless there are rates.
         rates_ptr: float32 [M, entries], learning rates of a course; None without a course. The
@@ -109,7 +109,7 @@ def adamw_kernel(
                 grad_ptr + model * grad_stride_model, grad_stride, squares_ptr, blocks,
                 clip_norm_ptr, clip_norm, model, element, live, size, SPLITS, BLOCK,
             )  # fmt: skip
-            if rates_ptr is not None:
+            if rates_ptr is not None and SPLITS > 0:
                 _record_loss(
                     loss, step, model, keep & (first == 0), entries, every_ptr, total_ptr,
                     losses_ptr, places, means_ptr,
@@ -163,8 +163,7 @@ def _gradient(
         loss += norm * 0
         if clip_norm_ptr is not None:
             clip_norm = tl.load(clip_norm_ptr + model)
-        if clip_norm > 0:
-            g *= tl.minimum(clip_norm / (norm + _CLIP_MARGIN), 1.0)
+        g *= tl.minimum(clip_norm / (norm + _CLIP_MARGIN), 1.0)
     return g, loss
 
 
@@ -285,7 +284,7 @@ def adamw_(
             grad_stride=stride,
             squares_ptr=squares,
             blocks=0 if squares is None else squares.shape[1],
-            **_pair("clip_norm", 0.0 if clip_norm is None else clip_norm),
+            **_pair("clip_norm", math.inf if clip_norm is None else clip_norm),
             **_pair("step", step),
             **_pair("lr", rate),
             **_course_arguments(course),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashpoint.kernels import AdamWState, MLPShape, adamw_, adamw_state, shadow_of
+from flashpoint.kernels import AdamWState, Course, MLPShape, adamw_, adamw_state, shadow_of
 from flashpoint.kernels.reduce_grad.reference import empty_parts
 
 
@@ -130,6 +130,33 @@ def test_only_a_gradient_longer_than_the_norm_is_clipped(device, backend):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("per_model", [True, False])
+def test_a_norm_of_zero_leaves_no_gradient(device, backend, per_model):
+    parameters, grads = torch.randn(2, 70, device=device), torch.randn(1, 2, 70, device=device)
+    clip_norm = torch.zeros(2, device=device) if per_model else 0.0
+    squares = grads[0].square().sum(dim=1, keepdim=True)
+    after, exp_avg, *_ = run(
+        parameters, grads, backend, lr=0.1, weight_decay=0.0, clip_norm=clip_norm, squares=squares
+    )
+    assert not exp_avg.any()
+    assert torch.equal(after, parameters)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_mean_gradient_tells_no_loss(device, backend):
+    one = torch.ones(2, dtype=torch.int64, device=device)
+    course = Course(
+        torch.full((2, 1), 0.1, device=device), one, one, torch.full((2, 1), 7.0, device=device),
+        torch.full((2, 1), 5.0, device=device),
+    )  # fmt: skip
+    parameters, grads = torch.randn(2, 70, device=device), torch.randn(1, 2, 70, device=device)
+    after, *_ = run(parameters, grads, backend, lr=course)
+    assert not torch.equal(after, parameters)
+    assert course.losses.tolist() == [[7.0], [7.0]]
+    assert course.means.tolist() == [[5.0], [5.0]]
 
 
 @pytest.mark.parametrize("models", [1, 2])

@@ -305,15 +305,8 @@ def adamw_with(step=1, lr=0.1, **wrong):
     state = AdamWState(
         *(wrong.get(name, part) for name, part in adamw_state(parameters)._asdict().items())
     )
-    adamw_(
-        parameters,
-        torch.ones_like(parameters),
-        state,
-        lr=lr,
-        step=step,
-        squares=wrong.get("squares"),
-        shadow=wrong.get("shadow"),
-    )
+    wrong = {name: value for name, value in wrong.items() if name not in AdamWState._fields}
+    adamw_(parameters, torch.ones_like(parameters), state, lr=lr, step=step, **wrong)
 
 
 def course_with(**wrong):
@@ -378,6 +371,26 @@ OTHERS = [
         r"shadow.packed must be \[2, ",
     ),
     (lambda: adamw_with(lr=torch.ones(3)), "lr must be one, or one for each of 2 models, got 3"),
+    (lambda: adamw_with(lr=-1e-3), "lr must be at least 0 and finite, got -0.001"),
+    (lambda: adamw_with(lr=float("nan")), "lr must be at least 0 and finite, got nan"),
+    (
+        lambda: adamw_with(betas=(1.0, 0.9)),
+        r"betas\[0\] must be at least 0 and less than 1, got",
+    ),
+    (lambda: adamw_with(betas=(0.9, -0.9)), r"betas\[1\] must be at least 0 and less than 1"),
+    (lambda: adamw_with(eps=-1e-8), "eps must be at least 0"),
+    (lambda: adamw_with(weight_decay=float("inf")), "weight_decay must be at least 0 and finite"),
+    (lambda: adamw_with(ema_decay=2), "ema_decay must be at least 0 and less than 1, got 2"),
+    (lambda: adamw_with(clip_norm=-1.0), "clip_norm must be at least 0 and finite, got -1.0"),
+    (lambda: adamw_with(ema=torch.ones(MODELS, SIZE).double()), "ema must be torch.float32, got"),
+    (
+        lambda: shadow_of(torch.ones(1, SIZE), shape_of("denoiser"), "half"),
+        "precision must be one of fp16, bf16, tf32, tf32x3, fp32, got 'half'",
+    ),
+    (
+        lambda: shadow_of(torch.ones(1, 3), shape_of("denoiser"), "fp16"),
+        r"parameters must be \[M, [0-9]+\], got \[1, 3\]",
+    ),
     (
         lambda: adamw_with(lr=course_with(rates=torch.ones(1, 3))),
         r"rates must be \[2, K\], got \[1, 3\]",

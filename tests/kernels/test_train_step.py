@@ -243,5 +243,5 @@ def test_wrong_arguments_are_named(device):
         train_step(parameters, shape, data._replace(p_uncond=None), **options)
     with pytest.raises(ValueError, match="refresh must be an integer of at least 1"):
         train_step(parameters, shape, data, **options, refresh=0)
-    with pytest.raises(ValueError, match="clip_norm needs squares"):
+    with pytest.raises(ValueError, match="squares must be given with clip_norm"):
         adamw_(parameters, parameters, adamw_state(parameters), lr=1, step=1, clip_norm=1.0)
