@@ -23,7 +23,7 @@ from .timing import Timing
 
 Changes = dict[str, int]
 
-_SHARED = 227 * 1024  # bytes of shared memory that a program may have
+_SHARED = 227 * 1024  # bytes of shared memory that a program may have on the largest GPUs
 _SPILLED = 64  # bytes that a kernel may spill
 # Accumulators of a thread, beside which a kernel has too few registers for all else.
 _ACCUMULATORS = 128
@@ -136,6 +136,7 @@ def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
     """Compiles a candidate into Triton's cache; returns why it is not worth a time, or None."""
     # Only this function needs triton.
     from ..kernels.resources import CASES, compile_offline, launches
+    from ..kernels.resources.record import SHARED_MEMORY
 
     case = {tuned.case: CASES[tuned.case]}
     shipped = launches(arch, case).values()
@@ -147,7 +148,7 @@ def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
             spilled = max(resources.spill_stores, resources.spill_loads)
             if spilled > _SPILLED:
                 return f"{launch.kernel} spills {spilled} bytes"
-            if resources.shared > _SHARED:
+            if resources.shared > SHARED_MEMORY[arch]:
                 return f"{launch.kernel} takes {resources.shared // 1024} KiB of shared memory"
             for kind, fault in resources.faults.items():
                 return f"{launch.kernel}, {kind}: {fault}"

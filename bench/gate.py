@@ -25,6 +25,7 @@ from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
 from ..diffusion.metrics.table import markdown_table
 from .machine import describe, free_device, reference_hash, short_name
+from .options import rounds_option
 from .peers.ours import Ours
 from .problem import Problem, states_problem
 from .race import TOLERANCE, Referee
@@ -219,7 +220,7 @@ def table(verdicts: list[Verdict]) -> str:
 @click.command()
 @click.option("--update", is_flag=True, help="Write the baseline instead of comparing with it.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--rounds", default=40, show_default=True, help="Paired rounds of each work.")
+@rounds_option(40, "Paired rounds of each work.")
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),

@@ -18,6 +18,7 @@ import click
 from tqdm import tqdm
 
 from .machine import free_device
+from .options import rounds_option
 from .record import Record, record_option
 from .timing import clopper_pearson
 
@@ -75,7 +76,7 @@ def summarise(extra_rows: float, statuses: list[int]) -> Planted:
     show_default=True,
     help="Runs for each amount.",
 )
-@click.option("--rounds", default=40, show_default=True, help="Paired rounds of each work.")
+@rounds_option(40, "Paired rounds of each work.")
 @record_option
 def main(device, repeats, planted_repeats, rounds, folder) -> None:
     """Plant work in ours and count how often the gate notices it."""

@@ -3,11 +3,10 @@
     python -m flashpoint.bench host [--device cpu] [--rounds 30] [--record FOLDER]
 
 Small networks in eager PyTorch wait for Python, on a GPU too. So on a CPU this measures Python and
-dispatch alone: nothing takes the place of each launch of a kernel, and of the question whether the
-device has one. PyTorch's operations do run, on one row and in layers 16 wide, because the time of a
-call does not depend on widths. Their 848 multiplications take up to three microseconds of a forward
-pass. There is one thread, and the clock counts its time alone, which other processes do not
-lengthen. What a launch itself costs is left out of ours.
+dispatch alone: launches of kernels are left out of ours. PyTorch's operations do run, on one row
+and in layers 16 wide, because the time of a call does not depend on widths. Their 848
+multiplications take up to three microseconds of a forward pass. There is one thread, and the clock
+counts its time alone, not that of other processes, with which it does share caches.
 
 On a GPU nothing is replaced: both run eagerly on 2,048 rows of the denoiser.
 
@@ -32,6 +31,7 @@ from ..kernels import FusedMLP, accelerate
 from ..kernels.modules import perceptron_layers
 from .machine import free_device
 from .operations import TOLERANCE, relative_error
+from .options import rounds_option
 from .record import Record, record_option
 from .timing import Runner, Timing, Work, paired
 
@@ -193,9 +193,7 @@ def check(model: nn.Module, plain: nn.Module, x: Tensor, setting: Setting) -> No
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option(
-    "--rounds", type=click.IntRange(min=2), default=30, show_default=True, help="Paired rounds."
-)
+@rounds_option(30)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device: str | None, rounds: int, busy: bool, folder: Path | None) -> None:
@@ -203,7 +201,7 @@ def main(device: str | None, rounds: int, busy: bool, folder: Path | None) -> No
     device, record, results = free_device(device, busy), Record(folder), []
     torch.manual_seed(0)
     if device.type != "cuda":
-        click.echo("Nothing takes the place of each launch of ours: its own time is left out.")
+        click.echo("The launches of our kernels are left out.")
     with nullcontext() if device.type == "cuda" else host_alone():
         for result in measure(device, rounds):
             results.append(result)

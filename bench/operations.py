@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..diffusion import MLP
+from ..diffusion import MLP, UserError
 from ..kernels import (
     FusedMLP,
     Shadow,
@@ -40,6 +40,7 @@ from ..kernels import (
     train_step,
 )
 from .machine import free_device
+from .options import budget_option, rounds_option
 from .record import Record, record_option
 from .timing import Runner, Timing, Work, from_graph, paired
 
@@ -352,18 +353,20 @@ def lines(result: Result) -> Iterator[str]:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--rounds", default=30, show_default=True, help="Paired rounds; 0 only checks.")
+@rounds_option(30, "Paired rounds of a comparison, 2 or more; 0 only checks.", least=0)
 @click.option("--small", is_flag=True, help="200 rows: for a sanitizer, or a quick test.")
-@click.option(
-    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
-)
+@budget_option(600.0)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(
     device: str | None, rounds: int, small: bool, budget: float, busy: bool, folder: Path | None
 ) -> None:
     """Time the operations against PyTorch, eager and compiled."""
+    if rounds == 1:
+        raise UserError("rounds must be 0 or at least 2, got 1")
     device, record = free_device(device, busy), Record(folder)
+    if device.type != "cuda":
+        click.echo("On a CPU the reference runs in place of the kernels.")
     end, results = time.monotonic() + budget, []
     torch.manual_seed(0)
     for comparison in comparisons(device, small):

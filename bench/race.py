@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from statistics import median
 
 import click
 import torch
@@ -24,6 +25,7 @@ from . import costs
 from .costs import Rates
 from .machine import free_device
 from .operations import one_line
+from .options import budget_option, rounds_option
 from .peers import GPU_ONLY, PEERS, Peer
 from .peers.eager import Exact
 from .peers.ours import Ours
@@ -178,7 +180,7 @@ class Race:
         if ours is None:
             return
         # This time stands if no peer is timed.
-        mine.us = warm_up(ours, self.device) / ours.works * 1e6
+        mine.us, times = warm_up(ours, self.device) / ours.works * 1e6, []
         for name in self.peers:
             for precision in ("half", "tf32") if self.device.type == "cuda" else ("fp32",):
                 if time.monotonic() > self.deadline:
@@ -189,7 +191,8 @@ class Race:
                         entry.timing = paired(
                             ours, runner, self.rounds, self.device, self.per_comparison
                         )
-                        entry.us, mine.us = entry.timing.peer_us, entry.timing.ours_us
+                        times.append(entry.timing.ours_us)
+                        entry.us, mine.us = entry.timing.peer_us, median(times)
                     except Exception as reason:
                         entry.unavailable = one_line(reason)
                 self.add(entry)
@@ -220,7 +223,7 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a comparison.")
+@rounds_option(30)
 @click.option(
     "--seconds",
     "per_run",
@@ -229,9 +232,7 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
     help="Seconds for one run of a work; longer works are cut. Default: 60, on a CPU 2.",
 )
 @click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for the rounds.")
-@click.option(
-    "--budget", default=3600.0, show_default=True, help="Start no more after this many seconds."
-)
+@budget_option(3600.0)
 @click.option("--peers", default=",".join(PEERS), show_default=True, help="Peers to race against.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option

@@ -55,6 +55,7 @@ from .battery import (
 )
 from .figures import speedrun_figure
 from .machine import free_device
+from .options import budget_option
 from .record import Record, record_option
 from .timing import clopper_pearson
 
@@ -319,9 +320,7 @@ def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
 @click.option("--small", is_flag=True, help="Toy sizes and bands, to test the command.")
 @click.option("--seeds", default=None, type=int, help="Number of seeds. Default: 40, on a CPU 5.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option(
-    "--budget", default=36_000.0, show_default=True, help="Start no more after this many seconds."
-)
+@budget_option(36_000.0)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @_calibration_option
 @record_option

@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 # the resolution of an event matters.
 GRAPH_WORKS = 20
 ROUND_SECONDS, LONG_RUN = 2e-3, 0.25
-MIN_ROUNDS = 3
+MIN_ROUNDS = 6  # of fewer, the interval would be the extremes, which are less than 95%
 
 
 class Runner(NamedTuple):
@@ -131,7 +131,7 @@ def paired(
         ours, peer: the runners that are compared.
         rounds: number of times that each is timed.
         device: device on which they run.
-        budget: seconds. If all rounds would take longer, there are fewer, but at least three.
+        budget: seconds. If all rounds would take longer, there are fewer, but at least six.
         clock: clock in seconds, for works on the CPU.
     """
     runners = (ours, peer)

@@ -3,13 +3,14 @@
     python -m flashpoint.bench tune [--device cuda] [--record FOLDER]
     python -m flashpoint.bench tune --dry      without a GPU: which candidates are worth a time
 
-Candidates (:mod:`.candidates`) are compiled in as many processes as there are processors, and left
-out if their code is bad. Each that is ready is checked against float64. Then it and the shipped
-configuration do a whole training step or chain in turn, A B B A, in a CUDA graph and in half
-precision. First one kernel at a time changes; then the best two of each kernel are crossed.
+Candidates (:mod:`.candidates`) are compiled in parallel, and left out if their code is bad. Each
+that is ready is checked against float64. Then it and the shipped configuration do a whole training
+step or chain in turn, A B B A, in a CUDA graph and in half precision. First one kernel at a time
+changes; then the best two of each kernel are crossed.
 
-The best ones are written as ``tiles-<GPU>-triton-<version>.json``. To ship them, copy this file to
-``kernels/configs/`` under the name of the architecture, and update the record of resources.
+The best ones are written into the folder of the record as ``tiles-<GPU>-triton-<version>.json``,
+and without a record only printed. To ship them, copy this file to ``kernels/configs/`` under the
+name of the architecture, and update the record of resources.
 """
 
 import json
@@ -39,6 +40,7 @@ from .candidates import (
 )
 from .machine import free_device, short_name
 from .operations import one_line, optimiser_error, training_step
+from .options import budget_option, rounds_option
 from .peers.ours import Ours
 from .problem import states_problem
 from .race import TOLERANCE, Referee
@@ -265,26 +267,20 @@ class Search:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=2),
-    default=15,
-    show_default=True,
-    help="Paired rounds of a comparison.",
-)
+@rounds_option(15)
 @click.option("--small", is_flag=True, help="One work and two candidates, to test the command.")
 @click.option("--dry", is_flag=True, help="Compile for sm_90 and time nothing; needs no GPU.")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(TUNED)), help="Kernels; may be repeated."
 )
 @click.option("--most", type=click.IntRange(min=1), help="Candidates of each kernel. Default: all.")
-@click.option(
-    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
-)
+@budget_option(600.0)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
     """Look for faster tile sizes of a training step and of chains."""
+    if dry and device is not None:
+        raise UserError(f"device must not be given with --dry, got {device}")
     start, processors = time.monotonic(), len(os.sched_getaffinity(0))
     device = torch.device("cpu") if dry else free_device(device, busy)
     on_gpu = device.type == "cuda"
@@ -304,7 +300,7 @@ def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
         shares = (1, 1) if dry else (_COMPILING, _ALONE)
         until, end = (start + share * budget for share in shares)
         search.run(compiler.ready(waiting, until), end)
-        if on_gpu:
+        if on_gpu and any(one.work.kernel == "mlp" for one in waiting):
             search.run(chunks(capability), end)
         combined = crossed(search.found, works)
         compiler.submit(combined)

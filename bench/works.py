@@ -5,8 +5,7 @@
 The works are training steps, sampling, guided sampling, and the network as a drop-in, forward and
 backward. Ours is first checked against float64; a wrong work is not timed. Then both work in turn,
 A B B A, for about two seconds. On a GPU eager PyTorch uses the faster of bf16 and tf32, as in the
-race. If one run takes long, it waits for Python in either precision, so only half precision is
-timed.
+race.
 """
 
 import time
@@ -20,11 +19,12 @@ import torch
 from . import operations
 from .machine import free_device
 from .operations import one_line
+from .options import budget_option, rounds_option
 from .problem import Problem, states_problem
 from .race import TOLERANCE, Referee, compete
 from .record import Record, record_option
 from .tables import duration
-from .timing import LONG_RUN, Runner, Timing, from_graph, paired
+from .timing import Runner, Timing, from_graph, paired
 from .workloads import CHAIN_ROWS, Workload, Workloads
 
 KINDS = ("training", "sampling", "guided", "drop-in")
@@ -126,8 +126,6 @@ class WorksBench:
             _, eager = compete(workload, "eager", precision, referee, floor=0.0)
             if eager is not None:
                 self._time(outcome, ours, eager, precision, _SECONDS / len(precisions))
-            if outcome.timing is not None and outcome.timing.peer_us > LONG_RUN * 1e6:
-                break
 
     def _drop_in(self, in_graph: bool, outcome: Outcome) -> None:
         """Checks and times the network of the denoiser inside ordinary training code."""
@@ -165,10 +163,8 @@ class WorksBench:
     show_default=True,
     help="Last thing to do.",
 )
-@click.option("--rounds", default=30, show_default=True, help="Paired rounds of a work.")
-@click.option(
-    "--budget", default=600.0, show_default=True, help="Start no more after this many seconds."
-)
+@rounds_option(30, "Paired rounds of a work.")
+@budget_option(600.0)
 @click.option("--small", is_flag=True, help="Toy sizes: for a sanitizer, or to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option

@@ -5,6 +5,7 @@ call looks at all that the reading depends on, and reads anew if something is no
 tensors themselves are never remembered: each call takes those that the layers hold now.
 """
 
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -214,6 +215,9 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
         return "some layers have a bias and some have none"
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
+    for before, weight in pairwise(weights):
+        if weight.dim() == before.dim() == 2 and 0 < weight.shape[1] != before.shape[0] > 0:
+            return f"a layer of {weight.shape[1]} inputs follows one of {before.shape[0]} outputs"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
     if linear_input and not TABLE[activation].piecewise_linear:
         return f"no activation follows the first layer, as it must with {activation}"
@@ -241,9 +245,13 @@ def when_fused(network: Layers) -> str | None:
 
     :func:`.faster_in_pytorch` is the reason.
     """
-    if network.weights[0].dtype != torch.float32:
-        return None
-    return "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+    weight = network.weights[0]
+    if weight.dtype != torch.float32:
+        return None if weight.is_cuda else "on a GPU"
+    settings = (
+        "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
+    )
+    return settings if weight.is_cuda else f"on a GPU, {settings}"
 
 
 def _is_whole(network: Layers) -> bool:

@@ -29,7 +29,7 @@ class Acceleration:
     """The report of :func:`accelerate`; modules have their qualified names.
 
     Attributes:
-        accelerated: modules that now run fused.
+        accelerated: modules that now run fused on a GPU.
         skipped: modules that were left alone, with the reason.
         when: accelerated modules that run fused only in some settings, with these settings.
         waiting: modules that will run fused once their parameters have another dtype or lie on

@@ -150,7 +150,7 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
 def faster_in_pytorch(dtype: torch.dtype) -> str | None:
     """Returns why PyTorch multiplies faster than the kernels in a dtype, None if it does not.
 
-    PyTorch was faster on an H100 in float32 at full precision, and in tf32 if gradients may follow,
+    PyTorch was faster on an H200 in float32 at full precision, and in tf32 if gradients may follow,
     with many rows or in a CUDA graph, that is, where Python does not decide the time. Tensor cores
     read both operands of tf32 along the sum alone, and the kernels transpose the operands of a
     backward pass in registers.

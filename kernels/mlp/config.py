@@ -7,8 +7,8 @@ precision and kernel::
               "mlp": [{"tiles": 133, "rows": 128, "out": 128, "why": "..."}]}}
 
 "half" stands for fp16 and bf16. The sizes under "all" hold for all kernels. Those of a kernel
-replace them in calls of at least so many ``tiles`` of 64 rows, over all models; the last of several
-counts. ``python -m flashpoint.bench tune`` times other sizes.
+replace them in calls of at least so many ``tiles`` of 64 rows, over all models; of several entries
+each replaces sizes of those before. ``python -m flashpoint.bench tune`` times other sizes.
 """
 
 import json

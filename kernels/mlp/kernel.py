@@ -1,6 +1,7 @@
 """The fused multi-layer perceptron in Triton: forward and backward pass of M networks.
 
-The contract is that of :mod:`.reference`. A forward and backward pass takes five launches:
+The contract is that of :mod:`.reference`. A forward and backward pass takes five launches, and for
+large gradients in fp16 PyTorch's norm:
 
 1. :mod:`.operand_weights` rounds and pads the weights, and gathers biases and slopes.
 2. :func:`forward_kernel`: a program takes a tile of rows through all layers. Activations of a layer
@@ -43,8 +44,8 @@ from .weight_gradient import split_rows, weight_gradients
 
 pack = operand_weights  # its former name
 
-# Gradients of y of at most so many numbers are measured by each program of the backward pass, which
-# takes a microsecond or two: PyTorch's launch takes longer, above all on the host.
+# Each program of the backward pass measures gradients of y of at most so many numbers. By the bytes
+# it reads that takes up to two microseconds; PyTorch's launch takes longer, above all on the host.
 _MEASURED = 32_768
 _BLOCK = tl.constexpr(1024)  # numbers that are measured at once
 

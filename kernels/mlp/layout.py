@@ -21,8 +21,8 @@ import torch
 from .activation import TABLE
 from .shape import MLPShape
 
-# An input up to this wide is carried as a rounded part and the rest, so that coordinates keep the
-# accuracy of fp32; beyond it the second half of the first layer would cost more than it gives.
+# An input up to this wide is carried as a rounded part and the rest, so that coordinates keep twice
+# the bits of an operand; beyond it the second half of the first layer costs more than it gives.
 _SPLIT_WIDTH = 64
 
 # The widest hidden layers that the kernels do well, and the most classes of a softmax.

@@ -21,7 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m flashpoint.kernels.resources", description="Compiles all kernels offline."
     )
     parser.add_argument(
-        "--arch", type=int, nargs="+", choices=record.SHARED_MEMORY, default=record.SHARED_MEMORY
+        "--arch",
+        type=int,
+        nargs="+",
+        choices=record.SHARED_MEMORY,
+        default=record.SHARED_MEMORY,
+        help="compute capabilities, times ten; default: all",
     )
     parser.add_argument("--main", action="store_true", help="only training and sampling in fp16")
     parser.add_argument(
@@ -32,13 +37,24 @@ def main(arguments: list[str] | None = None) -> int:
         help="only kernels whose name contains one of these",
     )
     parser.add_argument("--update", action="store_true", help="write the record")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="NUMBER",
+        help="processes that compile; default: one for each processor",
+    )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET must not be set: interpreted kernels are not compiled")
 
+    if options.jobs < 1:
+        parser.error(f"argument --jobs: must be at least 1, got {options.jobs}")
+
     cases = {arch: _cases_for(arch, options.main) for arch in options.arch}
     found, problems = _compile_all(cases, options.only, options.jobs)
+    if not (any(found.values()) or problems):
+        parser.error(f"argument --only: no kernel has {' or '.join(options.only)} in its name")
     recorded = record.read()
     if options.update:
         record.update(recorded, found, keep_others=options.main or any(options.only))

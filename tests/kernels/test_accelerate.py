@@ -25,11 +25,13 @@ def test_model_is_unchanged_but_for_what_runs(fused_calls):
     report = accelerate(model)
     assert report.accelerated == ["first", "rest.0"]
     assert report.skipped == {}
-    settings = (
-        "under autocast and, without gradients, in tf32; else float32 is faster layer by layer"
-    )
-    assert str(report) == f"first: fused {settings}\nrest.0: fused {settings}"
-    assert str(accelerate(copy.deepcopy(model).half())) == "first: fused\nrest.0: fused"
+    half = "fused" if model.first[0].weight.is_cuda else "fused on a GPU"
+    single = ", ".join((
+        *(() if model.first[0].weight.is_cuda else ("on a GPU",)),
+        "under autocast and, without gradients, in tf32; else float32 is faster layer by layer",
+    ))  # fmt: skip
+    assert str(report) == f"first: fused {single}\nrest.0: fused {single}"
+    assert str(accelerate(copy.deepcopy(model).half())) == f"first: {half}\nrest.0: {half}"
     assert [id(parameter) for parameter in model.parameters()] == identities
     assert list(model.state_dict()) == list(before.state_dict())
     assert not model.first.training

@@ -105,6 +105,10 @@ def with_mixed_bias():
             "layer 1 (GELU) is an approximation",
         ),
         (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 2)),
+            "a layer of 5 inputs follows one of 4 outputs",
+        ),
+        (
             lambda: nn.Sequential(nn.Linear(3, 1024), nn.ReLU(), nn.Linear(1024, 2)),
             "a hidden layer of 1024, wider than 512",
         ),
