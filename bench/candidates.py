@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product, zip_longest
@@ -224,7 +225,7 @@ class Candidate:
     @property
     def tuned(self) -> Tuned:
         """The kernel that it changes, of several the first."""
-        return TUNED.get(self.kernel, TUNED[self.work.kernels[0]])
+        return TUNED[self.kernel if self.kernel in TUNED else self.work.kernels[0]]
 
     @property
     def line(self) -> str:
@@ -286,10 +287,13 @@ class Compiler:
     def __init__(self, capability: tuple[int, int], processes: int):
         if os.environ.get("TRITON_INTERPRET") == "1":
             raise UserError("TRITON_INTERPRET must not be 1: interpreted kernels are not compiled")
-        self.arch = 10 * capability[0] + capability[1]
-        # Spawned, because a fork of a process with threads, such as those of torch, may hang.
-        self.pool = ProcessPoolExecutor(processes, get_context("spawn"))
+        self.arch, self.processes = 10 * capability[0] + capability[1], processes
+        self.pool = self._new_pool()
         self.futures: dict[tuple[str, Config], Future[str | None]] = {}
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # Spawned, because a fork of a process with threads, such as those of torch, may hang.
+        return ProcessPoolExecutor(self.processes, get_context("spawn"))
 
     def __enter__(self) -> "Compiler":
         return self
@@ -306,7 +310,11 @@ class Compiler:
             key = one.tuned.case, one.config
             if one.unavailable is None and key not in self.futures:
                 arguments = self.arch, one.tuned, one.config
-                self.futures[key] = self.pool.submit(compile_candidate, *arguments)
+                try:
+                    self.futures[key] = self.pool.submit(compile_candidate, *arguments)
+                except BrokenProcessPool:  # one of its processes was killed
+                    self.pool = self._new_pool()
+                    self.futures[key] = self.pool.submit(compile_candidate, *arguments)
 
     def ready(self, waiting: Sequence[Candidate], until: float) -> Iterator[Candidate]:
         """Yields the candidates that fell out or are compiled, the most promising of them first.

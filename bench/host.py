@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import UserError
 from ..kernels import FusedMLP, accelerate
 from ..kernels.modules import perceptron_layers
 from .machine import free_device
@@ -198,6 +200,8 @@ def check(model: nn.Module, plain: nn.Module, x: Tensor, setting: Setting) -> No
 @record_option
 def main(device: str | None, rounds: int, busy: bool, folder: Path | None) -> None:
     """Time eager calls of the drop-in on the host, beside nn.Sequential."""
+    if find_spec("triton") is None:
+        raise UserError("triton must be installed: the drop-in is timed up to its launches")
     device, record, results = free_device(device, busy), Record(folder), []
     torch.manual_seed(0)
     if device.type != "cuda":

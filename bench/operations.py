@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from ..diffusion import MLP, UserError
 from ..kernels import (
+    Course,
     FusedMLP,
     Shadow,
     TrainingData,
@@ -39,6 +40,7 @@ from ..kernels import (
     shadow_of,
     train_step,
 )
+from ..kernels.reduce_grad.reference import empty_parts
 from .machine import free_device
 from .options import budget_option, rounds_option
 from .record import Record, record_option
@@ -264,18 +266,21 @@ def optimiser(device: torch.device, parameters: int) -> Work:
 def optimiser_error(device: torch.device) -> float:
     """Returns the relative error of an update from the sums of a training step, against float64.
 
-    It is the largest one of the changes of the denoiser's weights, their average and moments, and
-    of the weights that the kernels read.
+    It is the largest one of the changes of the denoiser's weights, their average and moments, the
+    loss, and the weights that the kernels read.
     """
     model = MLP(3, 2, HIDDEN).to(device)
     before = model.network().parameters.detach()
-    sums = torch.randn(1, 8, model.shape.num_parameters + 2, device=device)
+    sums = empty_parts(before, 1, 8, model.shape.num_parameters + 2).normal_()
     sums[..., -1] = 250.0  # terms
+    step = torch.tensor(3, device=device)
+    updates = torch.tensor([9], device=device)
 
     def changes(parameters: Tensor, sums: Tensor, shadow: Shadow | None) -> list[Tensor]:
-        state = adamw_state(parameters)
-        adamw_(parameters, sums, state, lr=1e-2, step=3, ema_decay=0.5, shadow=shadow)
-        return [parameters - before, state.ema - before, state.exp_avg, state.exp_avg_sq]
+        state, losses = adamw_state(parameters), torch.zeros(1, 9, device=device)
+        course = Course(torch.full((1, 1), 1e-2, device=device), updates, updates, losses)
+        adamw_(parameters, sums, state, lr=course, step=step, ema_decay=0.5, shadow=shadow)
+        return [parameters - before, state.ema - before, state.exp_avg, state.exp_avg_sq, losses]
 
     exact = before.double()
     expected = changes(exact, sums.double(), None)

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -215,17 +216,19 @@ class Search:
 
     def run(self, coming: Iterable[Candidate], end: float) -> None:
         """Times candidates as they come, at the latest at the time ``end``."""
-        for one in coming:
-            if one.unavailable is None and self.bench is not None:
-                if time.monotonic() > end:
-                    one.unavailable = "no time was left for it"
-                else:
-                    self.bench.measure(one, self.rounds)
-            self.found.append(one)
-            if one.timing is not None:
-                click.echo(f"{one.work.title}, {one.kernel}\n{one.line}")
-                self.save()
-        self.save()
+        try:
+            for one in coming:
+                if one.unavailable is None and self.bench is not None:
+                    if time.monotonic() > end:
+                        one.unavailable = "no time was left for it"
+                    else:
+                        self.bench.measure(one, self.rounds)
+                self.found.append(one)
+                if one.timing is not None:
+                    click.echo(f"{one.work.title}, {one.kernel}\n{one.line}")
+                    self.save()
+        finally:  # after an interrupt the results are kept
+            self.save()
 
     def save(self) -> None:
         """Writes the results, and the file of the fastest sizes if there are any."""
@@ -265,6 +268,18 @@ class Search:
             yield "         python -m flashpoint.kernels.resources --update"
 
 
+def check_can_judge(capability: tuple[int, int]) -> None:
+    """Raises UserError unless the compiled code of candidates can be looked at, without a GPU."""
+    if find_spec("triton") is None:
+        raise UserError("triton must be installed to compile candidates")
+    from ..kernels.resources.record import SHARED_MEMORY
+
+    known = [f"{arch // 10}.{arch % 10}" for arch in SHARED_MEMORY]
+    found = f"{capability[0]}.{capability[1]}"
+    if found not in known:
+        raise UserError(f"device must have compute capability {', '.join(known)}, got {found}")
+
+
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @rounds_option(15)
@@ -287,6 +302,7 @@ def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
     if not (on_gpu or dry or small):
         raise UserError("device must be a CUDA device to time kernels; --dry needs none")
     capability = torch.cuda.get_device_capability(device) if on_gpu else (9, 0)
+    check_can_judge(capability)
     record = Record(folder)
     torch.manual_seed(0)
     works, most = (WORKS[:1], 1) if small else (WORKS, most)

@@ -135,11 +135,12 @@ def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
         )
 
 
-def check_number(name: str, value: float, high: float) -> None:
-    """Raises ValueError unless the value is in [0, ``high``)."""
-    if not 0 <= value < high:
-        most = "finite" if high == math.inf else f"less than {high}"
-        raise ValueError(f"{name} must be at least 0 and {most}, got {value!r}")
+def check_number(name: str, value: float, below: float | None = None) -> None:
+    """Raises ValueError unless the value is at least 0 and, if there is a limit, below it."""
+    if not (value >= 0 and (below is None or value < below)):
+        limits = {None: "", math.inf: " and finite"}
+        limit = limits.get(below, f" and less than {below}")
+        raise ValueError(f"{name} must be at least 0{limit}, got {value!r}")
 
 
 def check_positive(name: str, value: int, allow_zero: bool = False) -> None:

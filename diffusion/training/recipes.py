@@ -241,7 +241,8 @@ class ClassicRecipe(_Common):
 def _check_common(recipe: Recipe | ClassicRecipe) -> None:
     """Raises :class:`UserError` if a field that both kinds have is out of range."""
     check_at_least("batch_size", recipe.batch_size, 1)
-    check_at_least("weight_decay", recipe.weight_decay, 0)
+    if not 0 <= recipe.weight_decay < math.inf:
+        raise UserError(f"weight_decay must be at least 0 and finite, got {recipe.weight_decay}")
     check_choice("activation", recipe.activation, ACTIVATIONS)
     check_choice("class_embedding", recipe.class_embedding, CLASS_EMBEDDINGS)
     if recipe.p_uncond is not None and not 0 <= recipe.p_uncond <= 1:
@@ -250,8 +251,8 @@ def _check_common(recipe: Recipe | ClassicRecipe) -> None:
         raise UserError(f"clip_norm must be positive, got {recipe.clip_norm}")
     if recipe.chunk_rows is not None:
         check_at_least("chunk_rows", recipe.chunk_rows, 1)
-    if not recipe.lr > 0:
-        raise UserError(f"lr must be positive, got {recipe.lr}")
+    if not 0 < recipe.lr < math.inf:
+        raise UserError(f"lr must be positive and finite, got {recipe.lr}")
     if any(width < 1 for width in recipe.hidden_layers):
         raise UserError(f"hidden_layers must be widths of at least 1, got {recipe.hidden_layers}")
     try:

@@ -98,7 +98,7 @@ def adamw_(
         decoupled: False adds the weight decay to the gradient, as ``torch.optim.Adam`` does
             (Kingma and Ba 2015).
         ema_decay: d above, in [0, 1), a number or [M].
-        clip_norm: largest norm of the gradient, a number or [M], as in
+        clip_norm: largest norm of the gradient, a number or [M], infinite for any, as in
             ``torch.nn.utils.clip_grad_norm_``; needs ``squares``.
         squares: float32 [M, blocks], from :func:`~flashpoint.kernels.reduce_grad`; a gradient that
             is not finite is then not applied.
@@ -112,13 +112,13 @@ def adamw_(
     """
     check_backend(backend)
     check_step(step, parameters, low=1)
-    for name, number, high in (
+    for name, number, below in (
         ("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
         ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf),
-        ("ema_decay", ema_decay, 1), ("clip_norm", clip_norm, math.inf),
+        ("ema_decay", ema_decay, 1), ("clip_norm", clip_norm, None),
     ):  # fmt: skip
         if isinstance(number, int | float):
-            check_number(name, number, high)
+            check_number(name, number, below)
     check_shape("parameters", parameters, ("M", "P"))
     if grad.dim() == 3:
         check_shape("grad", grad, (len(parameters), grad.shape[1], parameters.shape[1] + 2))

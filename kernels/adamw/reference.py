@@ -67,7 +67,8 @@ def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
 def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
     """Records the losses [M] of update ``step`` of the models that still take it."""
     models = (step <= course.total).nonzero()[:, 0]
-    every, total, loss = course.every[models], course.total[models], loss[models]
+    every, total = course.every[models], course.total[models]
+    loss = loss[models].to(course.losses.dtype)
     place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
     # A loss that is not finite is kept, also if several updates share a place.
     course.losses[models, place] = loss + 0 * course.losses[models, place]

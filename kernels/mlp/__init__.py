@@ -137,6 +137,8 @@ def gap_of_arguments(arguments: Arguments) -> str | None:
     gap = gap_of_dtype(dtype) or gap_of(shape, dtype)
     if gap is not None:
         return gap
+    if layers[0].dim() == 3 and layers[0].shape[0] == 0:
+        return "no models"
     if autocast_dtype is not None:
         if dtype not in (torch.float32, autocast_dtype):
             return f"parameters of {dtype} where autocast casts to {autocast_dtype}"

@@ -92,7 +92,7 @@ def largest_magnitude(
     for start in range(0, size, 4 * BLOCK):
         for i in tl.static_range(4):  # loads go out side by side
             element = start + i * BLOCK + tl.arange(0, BLOCK)
-            row, column = (element // WIDTH).to(tl.int64), element % WIDTH
+            row, column = (element // WIDTH).to(tl.int64), (element % WIDTH).to(tl.int64)
             x = tl.load(
                 pointer + row * stride_row + column * stride_column, mask=element < size, other=0.0
             )

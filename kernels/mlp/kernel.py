@@ -388,13 +388,6 @@ def write_gradients(
             add_up(parts, grad)
 
 
-def input_gradient(grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str) -> Tensor:
-    """Returns the gradient of sum(grad_y * y) with respect to x alone, [M, B, in]."""
-    grad_x, _ = backward(grad_y, saved, shape, precision, need_weights=False)
-    assert grad_x is not None
-    return grad_x
-
-
 def slots(models: int, device: torch.device) -> int:
     """Returns the number of programs of each model that run at once, each taking many tiles.
 

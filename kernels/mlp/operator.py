@@ -152,13 +152,13 @@ def _backward(grad_y, saved, needs_x, *network):
             _, inputs, z = reference.forward(call.x, call.parameters, shape)
             reference.backward(grad_y, inputs, z, call.parameters, shape, shape.unpack(grad))
             grad_x = reference.input_gradient(grad_y, z, call.parameters, shape)
+        grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
     else:
-        grad_x = call.x.new_empty(call.x.shape if needs_x else 0)
+        grad_x = call.x.new_empty(network[0].shape if needs_x else 0)
         kernels().write_gradients(
             grad_y, kernels().Saved(*saved), shape, call.precision,
             grad_x=grad_x if needs_x else None, grad=grad,
         )  # fmt: skip
-    grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
     observe("mlp_backward", call.precision, [grad_y, call.x, *network[1]], [grad_x, grad])
     return grad_x, grad
 
@@ -170,11 +170,14 @@ def _input_gradient(grad_y, saved, *network):
         with _no_autocast(call.x):
             _, _, z = reference.forward(call.x, call.parameters, call.shape)
             grad_x = reference.input_gradient(grad_y, z, call.parameters, call.shape)
+        grad_x = grad_x.reshape(network[0].shape)
     else:
-        saved = kernels().Saved(*saved)
-        grad_x = kernels().input_gradient(grad_y, saved, call.shape, call.precision)
+        grad_x, saved = call.x.new_empty(network[0].shape), kernels().Saved(*saved)
+        kernels().write_gradients(
+            grad_y, saved, call.shape, call.precision, grad_x=grad_x, grad=None
+        )
     observe("mlp_input_gradient", call.precision, [grad_y, call.x, *network[1]], [grad_x])
-    return grad_x.reshape(network[0].shape)
+    return grad_x
 
 
 def _no_autocast(x: Tensor):
@@ -309,7 +312,10 @@ def unpack(grad: Tensor, layers: Sequence[Tensor], count: int, bias: bool) -> li
     if bias:
         order[:stop:2], order[1:stop:2] = layers[:count], layers[count:stop]
     models = grad.shape[0] if grad.dim() == 2 else 1
-    parts = grad.split_with_sizes([layer.numel() // models for layer in order], dim=-1)
+    # "Unsafe", because autograd would not see a change of the whole, which nothing makes. So each
+    # part may be changed while others are saved.
+    sizes = [layer.numel() // models for layer in order]
+    parts = grad.unsafe_split_with_sizes(sizes, dim=-1)
     weights = map(Tensor.view_as, parts[:stop:stride], layers)  # faster than with a shape
     return [*weights, *(parts[1:stop:2] if bias else ()), *parts[stop:]]
 

@@ -28,6 +28,7 @@ _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
 _CLASS_WIDTH = 16  # of the class feature of a conditional denoiser
 _MANY_ROWS = 10_000  # so many that tiles are larger
+_MOST_ROWS = 16_897  # so many that programs do not measure the gradient of y
 
 
 def _deep(width: int, activation: str = "prelu") -> MLPShape:
@@ -179,6 +180,7 @@ CASES: dict[str, Callable[[], None]] = {
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
     "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16, torch.float16),
+    "most rows fp16": partial(_perceptron, _DENOISER, "fp16", rows=_MOST_ROWS),
     "autocast fp16": partial(_perceptron, _DENOISER, "fp16", y_dtype=torch.float16),
     "elementwise": _elementwise,
     **{

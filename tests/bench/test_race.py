@@ -222,6 +222,6 @@ def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
         one.send_signal(number)
         _, printed = one.communicate(timeout=60)
     assert one.returncode == 130
-    assert printed == "interrupted; a record holds the results until then\n"
+    assert printed == "interrupted; a record, if one was asked for, holds the results until then\n"
     assert "race" in json.loads((tmp_path / "record.json").read_text())["stages"]
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]

@@ -1,8 +1,11 @@
 """Candidates for the tile sizes, and the search for faster ones."""
 
 import json
+import os
+import signal
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -127,6 +130,39 @@ def test_a_dry_search_says_what_is_left_and_leaves_it_compiled(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["chain, 5,000 rows, chain: 1 of 1 candidates are left"]
     assert list(tmp_path.glob("*/chain_kernel.cubin"))  # where launches find it
+
+
+def test_a_killed_process_does_not_end_the_search(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("flashpoint.bench.candidates.compile_candidate", os.path.join)
+    one = made(CHAIN, "chain", {"stages": 4})
+    with Compiler(HOPPER, 1) as compiler:
+        os.kill(compiler.pool.submit(os.getpid).result(), signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool):
+            compiler.pool.submit(os.getpid).result()
+        compiler.submit([one])
+        error = compiler.futures[one.tuned.case, one.config].exception()
+    assert isinstance(error, TypeError)  # it was called, in a new process
+
+
+def test_results_are_kept_after_an_interrupt(tmp_path):
+    def coming():
+        one = made(STEP, "training", {"stages": 4})
+        one.unavailable = "spills"
+        yield one
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Search(HOPPER, Record(tmp_path), 3, None).run(coming(), time.monotonic() + 60)
+    results = json.loads((tmp_path / "record.json").read_text())["stages"]["tune"]["results"]
+    assert [result["unavailable"] for result in results] == ["spills"]
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
+def test_code_of_other_gpus_cannot_be_judged(capability):
+    with pytest.raises(UserError, match=r"device must have compute capability 8.0, 9.0, 10.0, got"):
+        tune.check_can_judge(capability)
+    tune.check_can_judge(HOPPER)
 
 
 def test_interpreted_kernels_are_not_tuned(monkeypatch):

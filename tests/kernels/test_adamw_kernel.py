@@ -146,6 +146,18 @@ def test_a_norm_of_zero_leaves_no_gradient(device, backend, per_model):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_an_infinite_norm_clips_nothing(device, backend):
+    parameters, grads = torch.randn(2, 70, device=device), torch.randn(1, 2, 70, device=device)
+    squares = grads[0].square().sum(dim=1, keepdim=True)
+    for actual, expected in zip(
+        run(parameters, grads, backend, lr=0.1, clip_norm=float("inf"), squares=squares),
+        run(parameters, grads, backend, lr=0.1),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_a_mean_gradient_tells_no_loss(device, backend):
     one = torch.ones(2, dtype=torch.int64, device=device)
     course = Course(

@@ -381,7 +381,7 @@ OTHERS = [
     (lambda: adamw_with(eps=-1e-8), "eps must be at least 0"),
     (lambda: adamw_with(weight_decay=float("inf")), "weight_decay must be at least 0 and finite"),
     (lambda: adamw_with(ema_decay=2), "ema_decay must be at least 0 and less than 1, got 2"),
-    (lambda: adamw_with(clip_norm=-1.0), "clip_norm must be at least 0 and finite, got -1.0"),
+    (lambda: adamw_with(clip_norm=-1.0), "clip_norm must be at least 0, got -1.0"),
     (lambda: adamw_with(ema=torch.ones(MODELS, SIZE).double()), "ema must be torch.float32, got"),
     (
         lambda: shadow_of(torch.ones(1, SIZE), shape_of("denoiser"), "half"),

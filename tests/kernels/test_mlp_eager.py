@@ -208,6 +208,34 @@ def test_who_is_watching():
     assert torch.vmap(lambda x: x + int(eager.is_watched(x)))(torch.zeros(2)).sum() == 2
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_each_gradient_may_be_changed_while_others_are_saved(device, create_graph):
+    """As when gradients are clipped one by one on the way to a learned rate."""
+    case, results = Case(device), []
+    for in_place in (True, False):
+        rate = torch.tensor(0.1, device=device, requires_grad=True)
+        gradients = torch.autograd.grad(
+            case.run(), case.leaves, case.grad_y, create_graph=create_graph
+        )
+        updated = []
+        for leaf, grad in zip(case.leaves, gradients, strict=True):
+            clipped = grad.clamp_(-1, 1) if in_place else grad.clamp(-1, 1)
+            updated.append(leaf.detach() - rate * clipped)
+        loss = sum(each.square().sum() for each in updated)
+        results.append(torch.autograd.grad(loss, rate)[0])
+    assert torch.equal(*results)
+
+
+def test_columns_that_are_far_apart(device):
+    """The distance of the columns of the gradient of y, times two, takes more than 32 bits."""
+    case = Case(device, dtype=torch.float16)
+    expected = case.results()
+    columns, apart = case.grad_y.shape[-1], 1_200_000_000
+    far = torch.empty((columns - 1) * apart + 7, dtype=torch.float16, device=device)
+    case.grad_y = far.as_strided(case.grad_y.shape, (1, apart)).copy_(case.grad_y)
+    assert all(map(torch.equal, case.results(), expected))
+
+
 def test_rows_that_are_far_apart(device):
     """Their distance times the rows of a tile takes more than 32 bits."""
     case = Case(device, lead=(40,), dtype=torch.float16)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from flashpoint.kernels import mlp as fused_mlp
 from flashpoint.kernels.mlp import ACTIVATIONS, MLPShape, reference
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.mlp.activation import TABLE
@@ -100,6 +101,19 @@ def test_any_network(device, widths, rows, models, activation, shared, bias, lin
     shape = MLPShape(tuple(widths), activation, slopes, bias=bias, linear_input=linear_input)
     flat = make_network(shape, models, device=device)
     check(flat, shape, *make_batch(shape, rows, models, device=device), "fp32")
+
+
+@pytest.mark.parametrize("wants_gradients", [True, False])
+def test_no_models(device, wants_gradients):
+    weights = [torch.ones(0, 8, 3, device=device), torch.ones(0, 2, 8, device=device)]
+    x = torch.ones(0, 5, 3, device=device)
+    for tensor in (x, *weights):
+        tensor.requires_grad_(wants_gradients)
+    y = fused_mlp(x, weights, activation="relu", precision="fp16", backend="triton")
+    assert y.shape == (0, 5, 2)
+    if wants_gradients:
+        y.sum().backward()
+        assert all(each.grad.shape == each.shape for each in (x, *weights))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
