@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product, zip_longest
 from multiprocessing import get_context
 from unittest import mock
@@ -133,16 +134,25 @@ def in_use(kernel: str, config: Config | None) -> Iterator[None]:
         yield
 
 
+def _launches(arch: int, case: str) -> list:
+    """Returns the launches of a case, with the configuration that is in use."""
+    from ..kernels.resources import CASES, launches
+
+    return [*launches(arch, {case: CASES[case]}).values()]
+
+
+_shipped_launches = cache(_launches)
+
+
 def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
     """Compiles a candidate into Triton's cache; returns why it is not worth a time, or None."""
-    # Only this function needs triton.
-    from ..kernels.resources import CASES, compile_offline, launches
+    # Only these functions need triton.
+    from ..kernels.resources import compile_offline
     from ..kernels.resources.record import SHARED_MEMORY
 
-    case = {tuned.case: CASES[tuned.case]}
-    shipped = launches(arch, case).values()
+    shipped = _shipped_launches(arch, tuned.case)
     with in_use(tuned.kernel, config):
-        found = launches(arch, case).values()
+        found = _launches(arch, tuned.case)
     for launch in found:
         if launch not in shipped:
             resources = compile_offline(launch, keep=True)
@@ -184,7 +194,7 @@ class TunedWork:
     @property
     def trains(self) -> bool:
         """True if it is a training step, False if it is a chain."""
-        return self.kernel in _TITLES
+        return "chain" not in self.kernel
 
     def shipped(self, capability: tuple[int, int]) -> Config:
         """Returns the configuration of half precision."""

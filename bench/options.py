@@ -3,10 +3,10 @@
 import click
 
 
-def rounds_option(default: int, rounds: str = "Paired rounds of a comparison.", least: int = 2):
+def rounds_option(default: int, text: str = "Paired rounds of a comparison.", least: int = 2):
     """Returns the option ``--rounds``; an interval needs two."""
     return click.option(
-        "--rounds", type=click.IntRange(min=least), default=default, show_default=True, help=rounds
+        "--rounds", type=click.IntRange(min=least), default=default, show_default=True, help=text
     )
 
 

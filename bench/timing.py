@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 # the resolution of an event matters.
 GRAPH_WORKS = 20
 ROUND_SECONDS, LONG_RUN = 2e-3, 0.25
-MIN_ROUNDS = 6  # of fewer, the interval would be the extremes, which are less than 95%
+MIN_ROUNDS = 6  # the interval of three is their range, which holds the median in 75% of cases
 
 
 class Runner(NamedTuple):

@@ -269,7 +269,7 @@ class Search:
 
 
 def check_can_judge(capability: tuple[int, int]) -> None:
-    """Raises UserError unless the compiled code of candidates can be looked at, without a GPU."""
+    """Raises UserError if triton is missing, or the code of candidates cannot be judged."""
     if find_spec("triton") is None:
         raise UserError("triton must be installed to compile candidates")
     from ..kernels.resources.record import SHARED_MEMORY
@@ -277,7 +277,7 @@ def check_can_judge(capability: tuple[int, int]) -> None:
     known = [f"{arch // 10}.{arch % 10}" for arch in SHARED_MEMORY]
     found = f"{capability[0]}.{capability[1]}"
     if found not in known:
-        raise UserError(f"device must have compute capability {', '.join(known)}, got {found}")
+        raise UserError(f"device must have a compute capability of {', '.join(known)}, got {found}")
 
 
 @click.command()

@@ -234,7 +234,7 @@ def never_fused(network: Layers) -> str | None:
 def not_yet_fused(network: Layers) -> str | None:
     """Returns why a network cannot run fused until its parameters are moved or converted, if so."""
     if not _is_whole(network):
-        return "a weight without elements"
+        return "a weight that is no whole matrix"
     weight = network.weights[0]
     gap = gap_of_dtype(weight.dtype) or gap_of(_shape(network), weight.dtype)
     return gap or (problem_of(weight.device) if weight.is_cuda else None)

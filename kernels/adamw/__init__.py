@@ -121,7 +121,9 @@ def adamw_(
             check_number(name, number, below)
     check_shape("parameters", parameters, ("M", "P"))
     if grad.dim() == 3:
-        check_shape("grad", grad, (len(parameters), grad.shape[1], parameters.shape[1] + 2))
+        check_shape("grad", grad, (len(parameters), "S", parameters.shape[1] + 2))
+        if grad.shape[1] == 0:
+            raise ValueError(f"grad must have at least one part, got {list(grad.shape)}")
     else:
         check_shape("grad", grad, parameters.shape)
     for name, part in state._asdict().items():

@@ -63,10 +63,10 @@ def adamw_kernel(
         entries: K, rates of each model.
         every_ptr: int64 [M], updates that use each rate.
         total_ptr: int64 [M], updates after which a model stays as it is.
-        losses_ptr: float32 [M, places], losses of single updates; written.
+        losses_ptr: float32 [M, places], losses of single updates; written with SPLITS.
         places: R, losses of each model.
-        means_ptr: float32 [M, entries], mean losses of the updates of each rate; added to. None to
-            leave them out.
+        means_ptr: float32 [M, entries], mean losses of the updates of each rate; added to with
+            SPLITS. None to leave them out.
         weight_decay_ptr, weight_decay: weight decay of AdamW or Adam.
         ema_weight_ptr, ema_weight: one minus the decay of the averaged parameters: fp32 would lose
             the difference, as in ``weight1`` and ``weight2``.

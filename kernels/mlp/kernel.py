@@ -1,7 +1,7 @@
 """The fused multi-layer perceptron in Triton: forward and backward pass of M networks.
 
-The contract is that of :mod:`.reference`. A forward and backward pass takes five launches, and for
-large gradients in fp16 PyTorch's norm:
+The contract is that of :mod:`.reference`. A forward and backward pass takes five launches, and in
+fp16, for large gradients, PyTorch's norm as well:
 
 1. :mod:`.operand_weights` rounds and pads the weights, and gathers biases and slopes.
 2. :func:`forward_kernel`: a program takes a tile of rows through all layers. Activations of a layer

@@ -312,8 +312,8 @@ def unpack(grad: Tensor, layers: Sequence[Tensor], count: int, bias: bool) -> li
     if bias:
         order[:stop:2], order[1:stop:2] = layers[:count], layers[count:stop]
     models = grad.shape[0] if grad.dim() == 2 else 1
-    # "Unsafe", because autograd would not see a change of the whole, which nothing makes. So each
-    # part may be changed while others are saved.
+    # To autograd the parts are no views, so each may be changed in place while others are saved. It
+    # would not see a change of the whole ("unsafe"), but nothing makes one.
     sizes = [layer.numel() // models for layer in order]
     parts = grad.unsafe_split_with_sizes(sizes, dim=-1)
     weights = map(Tensor.view_as, parts[:stop:stride], layers)  # faster than with a shape

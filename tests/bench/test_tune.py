@@ -160,7 +160,7 @@ def test_results_are_kept_after_an_interrupt(tmp_path):
 
 @pytest.mark.parametrize("capability", [(8, 9), (12, 0)])
 def test_code_of_other_gpus_cannot_be_judged(capability):
-    with pytest.raises(UserError, match=r"device must have compute capability 8.0, 9.0, 10.0, got"):
+    with pytest.raises(UserError, match=r"a compute capability of 8.0, 9.0, 10.0, got"):
         tune.check_can_judge(capability)
     tune.check_can_judge(HOPPER)
 

@@ -306,7 +306,8 @@ def adamw_with(step=1, lr=0.1, **wrong):
         *(wrong.get(name, part) for name, part in adamw_state(parameters)._asdict().items())
     )
     wrong = {name: value for name, value in wrong.items() if name not in AdamWState._fields}
-    adamw_(parameters, torch.ones_like(parameters), state, lr=lr, step=step, **wrong)
+    grad = wrong.pop("grad", torch.ones_like(parameters))
+    adamw_(parameters, grad, state, lr=lr, step=step, **wrong)
 
 
 def course_with(**wrong):
@@ -371,6 +372,11 @@ OTHERS = [
         r"shadow.packed must be \[2, ",
     ),
     (lambda: adamw_with(lr=torch.ones(3)), "lr must be one, or one for each of 2 models, got 3"),
+    (
+        lambda: adamw_with(grad=torch.ones(MODELS, 0, SIZE + 2)),
+        r"grad must have at least one part, got \[2, 0, ",
+    ),
+    (lambda: adamw_with(grad=torch.ones(MODELS, 1, SIZE)), r"grad must be \[2, S, [0-9]+\], got"),
     (lambda: adamw_with(lr=-1e-3), "lr must be at least 0 and finite, got -0.001"),
     (lambda: adamw_with(lr=float("nan")), "lr must be at least 0 and finite, got nan"),
     (

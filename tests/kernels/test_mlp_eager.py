@@ -226,8 +226,9 @@ def test_each_gradient_may_be_changed_while_others_are_saved(device, create_grap
     assert torch.equal(*results)
 
 
-def test_columns_that_are_far_apart(device):
-    """The distance of the columns of the gradient of y, times two, takes more than 32 bits."""
+def test_columns_that_are_far_apart(device, monkeypatch):
+    """The third column of the gradient of y begins more than 2^31 elements after the first."""
+    monkeypatch.setattr(f"{__name__}.WIDTHS", (3, 5, 3))
     case = Case(device, dtype=torch.float16)
     expected = case.results()
     columns, apart = case.grad_y.shape[-1], 1_200_000_000
