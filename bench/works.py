@@ -79,15 +79,18 @@ class WorksBench:
     def outcomes(self, kinds: Sequence[str], problem: Problem) -> Iterator[Outcome]:
         """Yields the outcomes of all works of some kinds."""
         referee = Referee(problem, self.device)
-        for kind in KINDS:
-            if kind in kinds and kind == "drop-in":
-                for in_graph in (False, True) if self.device.type == "cuda" else (False,):
-                    title = f"drop-in forward and backward, {self._drop_in_rows:,} rows"
-                    title += ", in a graph" * in_graph
-                    yield self._guarded(partial(self._drop_in, in_graph), title)
-            elif kind in kinds:
-                for workload in self._workloads(kind, problem):
-                    yield self._guarded(partial(self._raced, workload, referee), workload.title)
+        for kind in (kind for kind in KINDS if kind in kinds):
+            if kind == "drop-in":
+                yield from self._drop_ins()
+                continue
+            for workload in self._workloads(kind, problem):
+                yield self._guarded(partial(self._raced, workload, referee), workload.title)
+
+    def _drop_ins(self) -> Iterator[Outcome]:
+        for in_graph in (False, True) if self.device.type == "cuda" else (False,):
+            title = f"drop-in forward and backward, {self._drop_in_rows:,} rows"
+            title += ", in a graph" * in_graph
+            yield self._guarded(partial(self._drop_in, in_graph), title)
 
     @property
     def _drop_in_rows(self) -> int:

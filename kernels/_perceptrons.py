@@ -216,7 +216,7 @@ def read_layers(layers: nn.Sequential) -> Layers | str:
     if torch.nn.modules.module._has_any_global_hook():
         return "there are global hooks"
     for before, weight in pairwise(weights):
-        if weight.dim() == before.dim() == 2 and 0 < weight.shape[1] != before.shape[0] > 0:
+        if _is_matrix(before) and _is_matrix(weight) and weight.shape[1] != before.shape[0]:
             return f"a layer of {weight.shape[1]} inputs follows one of {before.shape[0]} outputs"
     activation, negative_slope = _kind(activations[0]) if activations else ("none", 0.0)
     if linear_input and not TABLE[activation].piecewise_linear:
@@ -255,8 +255,13 @@ def when_fused(network: Layers) -> str | None:
 
 
 def _is_whole(network: Layers) -> bool:
-    """Returns True if all weights have elements: sharding over ranks leaves some without."""
-    return all(len(weight.shape) == 2 and 0 not in weight.shape for weight in network.weights)
+    """Returns True if all weights are whole matrices."""
+    return all(map(_is_matrix, network.weights))
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Returns True if a weight is a matrix with elements: sharding over ranks leaves others."""
+    return len(weight.shape) == 2 and 0 not in weight.shape
 
 
 def _shape(network: Layers) -> MLPShape:

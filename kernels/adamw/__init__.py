@@ -112,20 +112,9 @@ def adamw_(
     """
     check_backend(backend)
     check_step(step, parameters, low=1)
-    for name, number, below in (
-        ("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
-        ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf),
-        ("ema_decay", ema_decay, 1), ("clip_norm", clip_norm, None),
-    ):  # fmt: skip
-        if isinstance(number, int | float):
-            check_number(name, number, below)
+    _check_numbers(lr, betas, eps, weight_decay, ema_decay, clip_norm)
     check_shape("parameters", parameters, ("M", "P"))
-    if grad.dim() == 3:
-        check_shape("grad", grad, (len(parameters), "S", parameters.shape[1] + 2))
-        if grad.shape[1] == 0:
-            raise ValueError(f"grad must have at least one part, got {list(grad.shape)}")
-    else:
-        check_shape("grad", grad, parameters.shape)
+    _check_grad(grad, parameters)
     for name, part in state._asdict().items():
         check_shape(f"state.{name}", part, parameters.shape)
     check_same_device(parameters=parameters, grad=grad, squares=squares, **state._asdict())
@@ -160,6 +149,27 @@ def adamw_(
         kernel.adamw_(*arguments)
     else:
         reference.adamw_(*arguments)
+
+
+def _check_numbers(lr, betas, eps, weight_decay, ema_decay, clip_norm) -> None:
+    """Raises ValueError if one of these is a number out of its range."""
+    for name, number, below in (
+        ("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
+        ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf),
+        ("ema_decay", ema_decay, 1), ("clip_norm", clip_norm, None),
+    ):  # fmt: skip
+        if isinstance(number, int | float):
+            check_number(name, number, below)
+
+
+def _check_grad(grad: Tensor, parameters: Tensor) -> None:
+    """Raises ValueError unless it is a mean gradient [M, P], or sums [M, S, P + 2] of parts."""
+    if grad.dim() != 3:
+        check_shape("grad", grad, parameters.shape)
+        return
+    check_shape("grad", grad, (len(parameters), "S", parameters.shape[1] + 2))
+    if grad.shape[1] == 0:
+        raise ValueError(f"grad must have at least one part, got {list(grad.shape)}")
 
 
 def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:

@@ -44,8 +44,8 @@ from .weight_gradient import split_rows, weight_gradients
 
 pack = operand_weights  # its former name
 
-# Each program of the backward pass measures gradients of y of at most so many numbers. By the bytes
-# it reads that takes up to two microseconds; PyTorch's launch takes longer, above all on the host.
+# Each program of the backward pass measures gradients of y of at most so many numbers, for which it
+# reads up to 128 KiB from cache. For more, PyTorch's norm is one more launch.
 _MEASURED = 32_768
 _BLOCK = tl.constexpr(1024)  # numbers that are measured at once
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from flashpoint.bench import works
 from flashpoint.bench.race import Referee
+from flashpoint.bench.timing import Timing
 
 
 def run(*options):
@@ -44,6 +45,24 @@ def test_what_is_wrong_has_no_time(until, monkeypatch, tmp_path):
     )
     (one,) = json.loads((tmp_path / "record.json").read_text())["stages"]["works"]["results"]
     assert one["timing"] is None
+
+
+def test_eager_pytorch_uses_each_precision_however_long_it_takes(monkeypatch):
+    tried, compete = [], works.compete
+
+    def competing(workload, name, precision, referee, floor):
+        tried.append((name, precision))
+        return compete(workload, name, "fp32", referee, floor)
+
+    speedups = iter((6.8, 5.5))
+    monkeypatch.setattr(works, "compete", competing)
+    monkeypatch.setattr(works, "_PRECISIONS", {"cpu": ("fp32", "tf32")})
+    monkeypatch.setattr(
+        works, "paired", lambda *_: Timing(1e5, 1e5 * (best := next(speedups)), best, 5.0, 7.0, 6)
+    )
+    done = run("--only", "training")
+    assert tried == [("ours", "fp32"), ("eager", "fp32"), ("eager", "tf32")]
+    assert "550 ms (tf32): 5.50 times" in done.output
 
 
 @pytest.mark.parametrize("until", ["checked", "run"])
