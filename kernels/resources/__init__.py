@@ -16,7 +16,9 @@ Neither a GPU nor a driver is needed. The parts, in the order of the work:
 The exit status is 1 if a kernel
 
 * spills more than before, or has lost a kind of tensor-core instruction;
-* needs more shared memory than a chip has, or more than five seconds of processor time to compile;
+* needs more shared memory than a chip has;
+* took more than five seconds of processor time to compile when it was recorded, or takes more than
+  five and three times as many as then, because machines differ;
 * has a fault: ``serialised``, ptxas lets no two of its wgmmas overlap; ``in flight``, a register of
   a wgmma is touched while the wgmma may still use it, so that results may be wrong; ``tensor
   cores``, a product in half precision or tf32 does without them, or with fewer columns at once

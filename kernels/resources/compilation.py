@@ -19,7 +19,7 @@ from . import sass
 from .faults import faults_of
 from .launch import Launch, _target
 
-# Seconds of processor time that a cold compilation may take.
+# Seconds of processor time that a cold compilation may take on the machine that writes the record.
 PATIENCE = 5.0
 
 

@@ -13,6 +13,10 @@ RECORD = Path(__file__).parents[1] / "resources.json"
 # specifications per compute capability).
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+# The time that a compilation may take, as a multiple of the recorded one: machines differ, and so
+# does one machine from hour to hour; what goes wrong in a compiler costs more than that.
+SLOWER = 3
+
 # The resources of kernels by architecture and name.
 Found = dict[int, dict[str, Resources]]
 
@@ -33,10 +37,12 @@ def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]
         problems.append(
             f"needs {found.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
         )
-    if found.seconds > PATIENCE and not accepted.get("compilation"):
-        problems.append(f"took {found.seconds} s to compile, {PATIENCE} s are allowed")
     if recorded is None:
         return problems
+    if recorded["seconds"] > PATIENCE and not accepted.get("compilation"):
+        problems.append(f"took {recorded['seconds']} s to compile, {PATIENCE} s are allowed")
+    if found.seconds > max(PATIENCE, SLOWER * recorded["seconds"]):
+        problems.append(f"took {found.seconds} s to compile, {recorded['seconds']} s when recorded")
     for spill in ("spill_stores", "spill_loads"):
         before, now = recorded[spill], getattr(found, spill)
         if now > before:

@@ -1,7 +1,6 @@
 """The shipped kernels, compiled without a GPU, need no more resources than before."""
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -20,12 +19,10 @@ def compile_offline(*arguments):
     return run_compiled("-m", "flashpoint.kernels.resources", *arguments)
 
 
-def test_training_and_sampling_on_hopper_in_45_seconds():
-    start = time.monotonic()
+def test_training_and_sampling_on_hopper():
     done = compile_offline("--main", "--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "HGMMA" in done.stdout
-    assert time.monotonic() - start < 45
 
 
 def test_main_kernels_on_the_other_chips():
@@ -128,7 +125,7 @@ FAULT = {"serialised": "wgmmas serialized due to a reason (C7511)"}
         ({}, []),
         ({"registers": 255, "stack": 64, "seconds": 5.0}, []),
         ({"tensor_core": {"HGMMA.64x128x16": 1, "HGMMA.64x8x16": 1}}, []),
-        ({"seconds": 5.1}, ["took 5.1 s to compile, 5.0 s are allowed"]),
+        ({"seconds": 5.1}, ["took 5.1 s to compile, 1.0 s when recorded"]),
         ({"spill_stores": 0}, []),
         ({"spill_stores": 16}, ["spill_stores went from 8 to 16 bytes"]),
         ({"spill_loads": 12}, ["spill_loads went from 8 to 12 bytes"]),
@@ -143,6 +140,24 @@ FAULT = {"serialised": "wgmmas serialized due to a reason (C7511)"}
 def test_what_counts_as_a_problem(change, problems):
     found = Resources(**(GOOD | change))
     assert record.problems_of(found, 90, GOOD) == problems
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "accepted", "problems"),
+    [
+        (1.0, 5.0, {}, []),
+        (1.6, 5.1, {}, ["took 5.1 s to compile, 1.6 s when recorded"]),
+        (5.0, 14.9, {}, []),
+        (5.0, 15.1, {}, ["took 15.1 s to compile, 5.0 s when recorded"]),
+        (5.1, 1.0, {}, ["took 5.1 s to compile, 5.0 s are allowed"]),
+        (5.1, 15.0, {"compilation": "why"}, []),
+        (5.1, 16.0, {"compilation": "why"}, ["took 16.0 s to compile, 5.1 s when recorded"]),
+    ],
+)  # fmt: skip
+def test_machines_differ_but_not_threefold(before, now, accepted, problems):
+    recorded = GOOD | {"seconds": before, "accepted": accepted}
+    found = Resources(**(GOOD | {"seconds": now}))
+    assert record.problems_of(found, 90, recorded) == problems
 
 
 def test_a_reason_is_for_one_fault():
