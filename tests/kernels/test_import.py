@@ -16,7 +16,7 @@ print(*sorted(new - set(sys.stdlib_module_names) - {{"flashpoint"}}))
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=590
     ).stdout.strip()
 
 
