@@ -1,5 +1,6 @@
 """Runs that are killed, starved of disk or poisoned: nothing good is lost."""
 
+import os
 import random
 import resource
 import signal
@@ -21,16 +22,30 @@ COMMAND = [sys.executable, "-m", "flashpoint.diffusion", "train", "--steps", "30
            "--device", "cpu"]  # fmt: skip
 
 
+def written(file):
+    """Something that changes whenever the file is written anew, which makes another file of it."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def train(folder, *more, kill_after=None, limit=None):
+    """Trains; ``kill_after`` is a number of checkpoints to wait for, and of seconds from then."""
     process = subprocess.Popen(
         [*COMMAND, "--out", str(folder), *more], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, preexec_fn=limit,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # more wait for each other on a busy machine
     )  # fmt: skip
     if kill_after is not None:
-        checkpoint = folder / "checkpoints" / "training.pt"
-        while not checkpoint.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(kill_after)
+        checkpoint, (count, seconds) = folder / "checkpoints" / "training.pt", kill_after
+        seen = written(checkpoint)
+        while count and process.poll() is None:
+            time.sleep(0.001)
+            if (now := written(checkpoint)) != seen:
+                seen, count = now, count - 1
+        time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
     output, _ = process.communicate()
     return process.returncode, output
@@ -53,8 +68,11 @@ def whole(tmp_path_factory):
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path, kills):
     moments = random.Random(0)
     killed = 0
-    for _ in range(kills):
-        code, output = train(tmp_path, "--resume", kill_after=moments.uniform(0, 3))
+    for number in range(kills):
+        # One of the first checkpoints of 40 is never so late that the run has ended.
+        checkpoints = moments.randint(1, 15) if number else 1
+        moment = (checkpoints, moments.uniform(0, 0.1))
+        code, output = train(tmp_path, "--resume", kill_after=moment)
         killed += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), output
     assert killed > 0
