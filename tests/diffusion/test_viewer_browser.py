@@ -17,6 +17,7 @@ FLAGS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # containers have 64 MB there, too little for screenshots
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -46,12 +47,16 @@ class Browser:
         label = f'//label[normalize-space()="{text}"]'
         self.driver.find_element("xpath", label).click()
 
+    def state(self):
+        """data-* attributes of the canvas."""
+        return self.run("return {...document.getElementById('canvas').dataset}")
+
     def drawn(self):
         """data-* attributes of the canvas and its pixels [h, w, 4], once nothing is pending."""
         self.driver.execute_async_script(
             "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
         )
-        state = self.run("return {...document.getElementById('canvas').dataset}")
+        state = self.state()
         size, values = self.run(
             "return [canvas.width, "
             "[...pen.getImageData(0, 0, canvas.width, canvas.height).data].join()]"
@@ -87,14 +92,18 @@ def chromium(tmp_path_factory):
     driver.quit()
 
 
+def wait_until(holds):
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def load(driver, page, width=1200):
     driver.set_window_size(width, 1000)
     driver.get_log("performance")  # empties it
     driver.get(page.as_uri())
-    for _ in range(200):
-        if driver.execute_script("return document.documentElement.dataset.ready"):
-            break
-        time.sleep(0.05)
+    wait_until(lambda: driver.execute_script("return document.documentElement.dataset.ready"))
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
     return Browser(driver)
 
@@ -158,10 +167,11 @@ def test_playing_and_pausing(plane):
     from selenium.webdriver.common.keys import Keys
 
     body = plane.find("body")
+    plane.run("document.getElementById('speed').selectedIndex = 0")  # slow, until the key arrives
     body.send_keys(Keys.HOME)
     body.send_keys(Keys.SPACE)
     assert plane.find("#play").get_attribute("aria-label") == "Pause"
-    time.sleep(0.7)
+    wait_until(lambda: plane.state()["t"] != "30")
     body.send_keys(Keys.SPACE)
     paused, _ = plane.drawn()
     assert 0 < int(paused["t"]) < 30
