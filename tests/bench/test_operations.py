@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 
 from flashpoint.bench import operations
 from flashpoint.bench.operations import Comparison, lines, measure
-from flashpoint.bench.timing import GRAPH_WORKS, Runner, Timing
+from flashpoint.bench.timing import GRAPH_WORKS, Runner, Timing, paired
 
 CPU = torch.device("cpu")
 
@@ -51,12 +52,18 @@ def test_one_z_across_the_kink_does_not_make_the_perceptron_wrong(seed):
     assert one.error() <= one.tolerance
 
 
-def test_speed_is_a_paired_ratio_with_its_interval():
-    result = measure(comparison(0.0, {"eager": lambda: sum(range(10_000))}), 5, CPU)
+def test_speed_is_a_paired_ratio_with_its_interval(monkeypatch):
+    now, durations = [0.0], iter((10, 10, 12, 8, 9, 11, 10))  # two to warm up, five rounds
+
+    def work(seconds):  # the clock is moved by the works alone, not by what else the machine does
+        now[0] += seconds
+
+    monkeypatch.setattr(operations, "paired", partial(paired, clock=lambda: now[0]))
+    compared = comparison(0.0, {"eager": lambda: work(next(durations))})
+    result = measure(replace(compared, ours=lambda: work(2)), 5, CPU)
     timing = result.timings["eager"]
-    assert timing.low <= timing.speedup <= timing.high
-    assert timing.speedup > 5
-    assert timing.peer_us > timing.ours_us
+    assert (timing.ours_us, timing.peer_us, timing.speedup) == (2e6, 10e6, 5.0)
+    assert 4.0 <= timing.low < 5.0 < timing.high <= 6.0
 
 
 def test_a_peer_that_fails_is_named_and_the_others_are_timed():
