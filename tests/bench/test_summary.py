@@ -8,6 +8,7 @@ import pytest
 
 from flashpoint.bench.stages import Ended, Stage
 from flashpoint.bench.summary import CHARACTERS, LINES, of_visit, reasons
+from flashpoint.bench.visit import environment_of_stages
 
 TESTS = """
 import pytest
@@ -36,7 +37,8 @@ def ended(outcome="failed", output="", status=1, name="tests", numbers=0):
 def test_failing_tests_are_named_with_their_reasons(tmp_path):
     (tmp_path / "test_x.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--tb", "short", "test_x.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = environment_of_stages(tmp_path, tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = reasons(ended(output=done.stdout))
     assert sorted(found) == [
         "test_x.py::test_crashes: RuntimeError: out of resource: shared memory",
