@@ -27,7 +27,7 @@ def environment(**variables):
 def run(*arguments, **variables):
     return subprocess.run(
         [SCRIPT, *arguments], env=environment(**variables), capture_output=True, text=True,
-        timeout=1500,
+        timeout=3000,
     )  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_interrupted_it_ends_its_stages_and_keeps_the_record(tmp_path):
             assert script.poll() is None
             time.sleep(0.1)
         script.terminate()
-        assert script.wait(30) == 130
+        assert script.wait(300) == 130
         # They can be read to their end only once no stage holds them open any more.
         last, printed = script.stderr.read().splitlines()[-1], script.stdout.read()
     assert last == f"interrupted; {tmp_path}/out holds the results until then"
