@@ -17,9 +17,13 @@ from flashpoint.diffusion.training import (
 )
 from flashpoint.diffusion.training.engine import Engine
 
-FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=64, lr=1e-2)
-CONDITIONAL = replace(FAST, activation="silu", class_embedding="sinusoidal")
-CLASSIC = ClassicRecipe(4, hidden_layers=(16,), batch_size=64, lr=1e-2, refresh=2)
+# Smooth: where the slope of PReLU jumps, rounding can decide which side a row is on.
+FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=64, lr=1e-2, activation="silu")
+PRELU = replace(FAST, activation="prelu")
+CONDITIONAL = replace(FAST, class_embedding="sinusoidal")
+CLASSIC = ClassicRecipe(
+    4, hidden_layers=(16,), batch_size=64, lr=1e-2, refresh=2, activation="silu"
+)
 
 
 def points(n, seed=0):
@@ -43,7 +47,6 @@ GROUPS = {
     "classifiers": [
         Task(points(50, seed), Schedule(20), FAST, classify=True, seed=seed) for seed in range(3)
     ],
-    # Smooth: where the slope of PReLU jumps, rounding can decide which side a row is on.
     "conditional": [
         Task(points(50), Schedule(20), replace(CONDITIONAL, p_uncond=0.1), seed=1),
         Task(points(60), Schedule(30), replace(CONDITIONAL, p_uncond=0.5, steps=10), seed=2),
@@ -52,7 +55,16 @@ GROUPS = {
         Task(points(50), Schedule(20), replace(FAST, clip_norm=clip), seed=1)
         for clip in (0.05, 100.0)
     ],
+    "PReLU": [
+        Task(points(50), Schedule(20), PRELU, seed=1),
+        Task(points(70, 1), Schedule(30), replace(PRELU, lr=3e-3), seed=2),
+    ],
 }  # fmt: skip
+
+
+# One row of 64 on the other side of a kink turns an update of 1e-2 of some weights by 1/64; all
+# weights together are 3.4 to 3.7 long.
+TOLERANCE = {"silu": 1e-6, "prelu": 1e-3}
 
 
 def alone(task):
@@ -77,13 +89,16 @@ def test_each_ends_as_it_would_alone(name):
             (together.losses.until(model, trainer.step), trainer.losses),
         ):
             difference = (actual - expected).norm() / expected.norm()
-            assert difference < 1e-6, (task, difference)
+            assert difference < TOLERANCE[task.recipe.activation], (task, difference)
     assert (together.parameters[0] - together.parameters[1]).norm() > 0.01
 
 
 def test_networks_of_different_kinds_are_grouped():
-    tasks = [task for pair in zip(*(GROUPS[name][:2] for name in GROUPS), strict=True)
-             for task in pair]  # fmt: skip
+    tasks = [
+        task
+        for pair in zip(*(GROUPS[name][:2] for name in GROUPS if name != "PReLU"), strict=True)
+        for task in pair
+    ]
     trainer = ManyTrainer(tasks, device="cpu")
     assert len(trainer._engines) == 5
     done = []
@@ -101,7 +116,7 @@ def test_networks_of_different_kinds_are_grouped():
         assert (actual - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("classic", 40), ("clipped", None)])
+@pytest.mark.parametrize(("name", "chunk"), [("classic", 40), ("clipped", None), ("PReLU", None)])
 def test_the_kernels_train_as_the_reference_does(monkeypatch, device, name, chunk):
     tasks = [
         replace(task, recipe=replace(task.recipe, chunk_rows=chunk)) for task in GROUPS[name][:2]

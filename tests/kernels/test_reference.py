@@ -142,7 +142,8 @@ def test_train_step_gradient_is_that_of_autograd(labels):
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_three_models_train_as_three_runs_do(labels):
-    shape = shape_of(widths=(3, 8, 16, 5 if labels else 2))
+    # Smooth: where the slope of PReLU jumps, rounding can decide which side a row is on.
+    shape = shape_of("silu", (3, 8, 16, 5 if labels else 2))
     data, start = training_data(3, labels), parameters_of(shape, 3, torch.float32)
     seeds, lr = torch.tensor([1, 2, 2**40]), torch.tensor([1e-2, 3e-3, 1e-3])
 
