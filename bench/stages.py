@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,22 @@ class _Running:
         return Ended(self.stage, outcome, seconds, self.limit, status, output)
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Holds back requests to stop while a process starts, which nothing would end otherwise."""
+    came, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            before[number] = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
+
+
 def _stop(running: list[_Running]) -> None:
     """Interrupts processes and kills those that do not end soon."""
     for one in running:
@@ -163,7 +180,8 @@ def run_together(
                 if limit < SHORTEST:
                     yield not_started(stage, "no time was left for it")
                 else:
-                    running.append(_Running(stage, limit, environment, scratch))
+                    with _interrupts_later():
+                        running.append(_Running(stage, limit, environment, scratch))
             for one in list(running):
                 ended = one.ended()
                 if ended is not None:

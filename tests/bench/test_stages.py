@@ -157,6 +157,21 @@ def test_without_time_nothing_is_started(tmp_path):
     assert first.status is second.status is None
 
 
+def test_an_interrupt_while_a_process_starts_ends_it_too(tmp_path, monkeypatch):
+    begun, popen = [], stages.subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        begun.append(popen(*arguments, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(stages.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(stages, "GRACE", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, python("a", "import time; time.sleep(600)"))
+    assert begun[0].returncode is not None  # it was waited for
+
+
 def test_an_interrupt_ends_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "GRACE", 60)
     code = (
