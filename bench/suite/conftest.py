@@ -26,6 +26,11 @@ def pytest_benchmark_update_machine_info(machine_info):
     machine_info["flashpoint"] = machine.describe() | {"name": machine.short_name(DEVICE)}
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def device():
     return DEVICE

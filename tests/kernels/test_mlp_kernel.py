@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from flashpoint.bench.kinks import off_kinks
 from flashpoint.kernels import mlp as fused_mlp
 from flashpoint.kernels.mlp import ACTIVATIONS, MLPShape, reference
 from flashpoint.kernels.mlp import kernel as mlp
@@ -255,6 +256,8 @@ def test_large(device, widths, activation, rows, precision):
     shape = MLPShape(widths, activation)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, rows, device=device)
+    if precision in ("fp32", "tf32x3"):
+        x = off_kinks(flat, shape, x)
     first, again = (run(flat, shape, x, grad_y, precision) for _ in range(2))
     assert all(map(torch.equal, first, again))
     unsaved, _ = mlp.forward_flat(x, flat, shape, precision, save=False)
@@ -265,12 +268,8 @@ def test_large(device, widths, activation, rows, precision):
     value, point = LARGEST[precision]
     assert row_errors(y, expected_y).max() <= value
     errors = row_errors(grad_x, expected_grad_x)
-    if activation != "prelu":
+    if activation != "prelu" or precision in ("fp32", "tf32x3"):
         assert errors.max() <= point
-    elif precision in ("fp32", "tf32x3"):
-        # Rounding moves one pre-activation in ten million across the kink of a PReLU.
-        assert errors.isfinite().all()
-        assert (errors > point).double().mean() <= 5e-4
     else:
         assert relative_error(grad_x, expected_grad_x) <= TOLERANCE[precision][2]
     for actual, expected in zip(
@@ -295,6 +294,7 @@ def test_tf32x3_is_as_accurate_as_float32_of_pytorch(device, widths, activation,
     shape = MLPShape(widths, activation)
     flat = make_network(shape, device=device)
     x, grad_y = make_batch(shape, rows, device=device)
+    x = off_kinks(flat, shape, x)
     leaves = [x.requires_grad_(), flat.requires_grad_()]
     plain_y = reference.mlp(x, shape.unpack(flat), shape)
     plain = [plain_y, *torch.autograd.grad(plain_y, leaves, grad_y, materialize_grads=True)]

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from flashpoint.bench.kinks import move_off_kinks
 from flashpoint.kernels import (
     Condition,
     Guide,
@@ -19,7 +20,9 @@ from flashpoint.kernels import (
     train_step,
 )
 from flashpoint.kernels.mlp import kernel as mlp
+from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.sample_chain import stepwise
+from flashpoint.kernels.train_step.reference import noisy_inputs
 
 from .training import CLASSES, KINDS, make_data, make_parameters, relative_difference
 
@@ -69,6 +72,8 @@ def test_one_step(device, precision, options, kind):
     shape = MLPShape((data.input_width, 20, 40, CLASSES if kind == "classifier" else 2))
     parameters = make_parameters(shape, 2, device)
     seed = torch.tensor([5, 2**40], device=device)
+    draw = batch_draw(data, seed, options["step"], 101, options.get("refresh"))
+    move_off_kinks(parameters, shape, noisy_inputs(data, draw))
     options = {"batch_size": 101, "seed": seed, **options}
     loss, grad = train_step(
         parameters, shape, data, backend="triton", precision=precision, **options

@@ -1,0 +1,52 @@
+"""Batches on which float32 can be compared with float64, although derivatives jump."""
+
+import torch
+from torch import Tensor
+
+from ..kernels import MLPShape
+from ..kernels.mlp import reference
+from ..kernels.mlp.activation import TABLE
+
+_ERRORS = 20  # errors of float32 that a z must be away from zero
+
+
+def beside_a_kink(flat: Tensor, shape: MLPShape, x: Tensor) -> Tensor:
+    """Returns which rows have a z that rounding may take across the kink of an activation.
+
+    There the derivative jumps, and a result in float32 is as right on the one side as on the other.
+    Another processor rounds differently; one in ten million z changes its side. So a row counts if
+    one of its z is nearer to zero than 20 times the error of float32, the root mean square of all z
+    of the layer.
+
+    Args:
+        flat: parameters [M, P].
+        shape: shape of the networks.
+        x: inputs [M, B, d].
+
+    Returns:
+        bool [M, B].
+    """
+    near = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    if TABLE[shape.activation].piecewise_linear and x.numel():
+        single, double = (
+            reference.forward(x.to(dtype), shape.unpack(flat.to(dtype)), shape)[2]
+            for dtype in (torch.float32, torch.float64)
+        )
+        for rounded, z in list(zip(single, double, strict=True))[shape.linear_input :]:
+            error = (rounded - z).square().mean().sqrt()
+            near |= (z.abs() <= _ERRORS * error).any(dim=2)
+    return near
+
+
+def off_kinks(flat: Tensor, shape: MLPShape, x: Tensor) -> Tensor:
+    """Returns x, or if rows are beside a kink a copy in which they are moved away from it."""
+    while (near := beside_a_kink(flat, shape, x)).any():
+        x = x + 1e-3 * near[..., None]
+    return x
+
+
+def move_off_kinks(flat: Tensor, shape: MLPShape, x: Tensor) -> None:
+    """Changes the first layer's biases until no row of x is beside a kink."""
+    biases = shape.unpack(flat).biases
+    while beside_a_kink(flat, shape, x).any():
+        biases[0].add_(1e-3)
