@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=os.cpu_count(),
+        default=len(os.sched_getaffinity(0)),
         metavar="NUMBER",
-        help="processes that compile; default: one for each processor",
+        help="processes that compile; default: one for each processor that it may use",
     )
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
