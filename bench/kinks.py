@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..kernels import MLPShape
+from ..kernels import MLPShape, TrainingData
 from ..kernels.mlp import reference
 from ..kernels.mlp.activation import TABLE
+from ..kernels.q_sample.reference import Draw
+from ..kernels.train_step.reference import noisy_inputs
 
 _ERRORS = 20  # errors of float32 that a z must be away from zero
 
@@ -45,8 +47,17 @@ def off_kinks(flat: Tensor, shape: MLPShape, x: Tensor) -> Tensor:
     return x
 
 
-def move_off_kinks(flat: Tensor, shape: MLPShape, x: Tensor) -> None:
-    """Changes the first layer's biases until no row of x is beside a kink."""
-    biases = shape.unpack(flat).biases
-    while beside_a_kink(flat, shape, x).any():
-        biases[0].add_(1e-3)
+def data_off_kinks(
+    parameters: Tensor, shape: MLPShape, data: TrainingData, draw: Draw
+) -> TrainingData:
+    """Returns the data, with features of timesteps moved until no drawn row is beside a kink.
+
+    Only timesteps of rows beside a kink are moved: the more rows a batch has, the more of them
+    would meet another kink if all were.
+    """
+    while (near := beside_a_kink(parameters, shape, noisy_inputs(data, draw))).any():
+        model, row = near.nonzero(as_tuple=True)
+        time_features = data.time_features.clone()  # [M, T, F]
+        time_features[model, draw.t[model, row]] += 1e-3
+        data = data._replace(time_features=time_features)
+    return data

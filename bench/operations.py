@@ -42,8 +42,7 @@ from ..kernels import (
 )
 from ..kernels.q_sample.reference import batch_draw
 from ..kernels.reduce_grad.reference import empty_parts
-from ..kernels.train_step.reference import noisy_inputs
-from .kinks import move_off_kinks, off_kinks
+from .kinks import data_off_kinks, off_kinks
 from .machine import free_device
 from .options import budget_option, rounds_option
 from .record import Record, record_option
@@ -175,7 +174,7 @@ def training_step(device: torch.device, rows: int, precision: str) -> Comparison
         t_table=torch.arange(TIMESTEPS, device=device)[None],
     )
     if precision == "fp32":
-        move_off_kinks(parameters, shape, noisy_inputs(data, batch_draw(data, seed, 0, rows)))
+        data = data_off_kinks(parameters, shape, data, batch_draw(data, seed, 0, rows))
     grad = torch.empty_like(parameters)
 
     def ours() -> Tensor:

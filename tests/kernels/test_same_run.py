@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from flashpoint.bench.kinks import move_off_kinks
+from flashpoint.bench.kinks import data_off_kinks
 from flashpoint.kernels import (
     Condition,
     Guide,
@@ -22,7 +22,6 @@ from flashpoint.kernels import (
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.sample_chain import stepwise
-from flashpoint.kernels.train_step.reference import noisy_inputs
 
 from .training import CLASSES, KINDS, make_data, make_parameters, relative_difference
 
@@ -73,7 +72,7 @@ def test_one_step(device, precision, options, kind):
     parameters = make_parameters(shape, 2, device)
     seed = torch.tensor([5, 2**40], device=device)
     draw = batch_draw(data, seed, options["step"], 101, options.get("refresh"))
-    move_off_kinks(parameters, shape, noisy_inputs(data, draw))
+    data = data_off_kinks(parameters, shape, data, draw)
     options = {"batch_size": 101, "seed": seed, **options}
     loss, grad = train_step(
         parameters, shape, data, backend="triton", precision=precision, **options

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flashpoint.bench.kinks import move_off_kinks
+from flashpoint.bench.kinks import data_off_kinks
 from flashpoint.kernels import (
     Course,
     MLPShape,
@@ -37,13 +37,12 @@ def make_network(device, kind, models=2, activation="prelu"):
     return make_parameters(shape, models, device), shape
 
 
-def off_kinks(network, data, batch_size, step, refresh=None, seed=None):
-    """Returns the network, with biases so that no row of the batch is beside a kink."""
+def off_kinks(data, network, batch_size, step, refresh=None, seed=None):
+    """Returns the data, with features so that no row of the batch is beside a kink."""
     parameters, shape = network
     seed = seeds(parameters.device) if seed is None else seed
     draw = batch_draw(data, seed, step, batch_size, refresh)
-    move_off_kinks(parameters, shape, noisy_inputs(data, draw))
-    return parameters, shape
+    return data_off_kinks(parameters, shape, data, draw)
 
 
 def seeds(device, models=2):
@@ -53,8 +52,8 @@ def seeds(device, models=2):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("step", "refresh"), [(3, None), (2, 2), (4, 2)])
 def test_gradients_are_those_of_autograd(device, kind, step, refresh):
-    data = uneven_data(device, kind)
-    parameters, shape = off_kinks(make_network(device, kind), data, 40, step, refresh)
+    network = parameters, shape = make_network(device, kind)
+    data = off_kinks(uneven_data(device, kind), network, 40, step, refresh)
     loss, grad = train_step(
         parameters, shape, data, batch_size=40, seed=seeds(device), step=step, refresh=refresh,
         backend="torch",
@@ -113,8 +112,8 @@ def test_a_withheld_class_stays_withheld_until_the_refresh(device):
 @pytest.mark.parametrize("refresh", [None, 2])
 @pytest.mark.usefixtures("poisoned")
 def test_chunks_of_a_batch_add_up_to_it(device, backend, refresh):
-    data = uneven_data(device, "denoiser")
-    parameters, shape = off_kinks(make_network(device, "denoiser"), data, 150, 3, refresh)
+    network = parameters, shape = make_network(device, "denoiser")
+    data = off_kinks(uneven_data(device, "denoiser"), network, 150, 3, refresh)
     options = {"batch_size": 150, "seed": seeds(device), "step": 3, "refresh": refresh}
     loss, grad = train_step(parameters, shape, data, **options, backend="torch")
     workspace = workspace_of(parameters, shape, data, 70, precision="fp32", backend=backend)
@@ -130,8 +129,8 @@ def test_chunks_of_a_batch_add_up_to_it(device, backend, refresh):
 @pytest.mark.parametrize("rows", [0, 1, 63, 65])
 @pytest.mark.usefixtures("poisoned")
 def test_any_number_of_rows(device, rows):
-    data = uneven_data(device, "denoiser")
-    parameters, shape = off_kinks(make_network(device, "denoiser"), data, 100, 3)
+    network = parameters, shape = make_network(device, "denoiser")
+    data = off_kinks(uneven_data(device, "denoiser"), network, 100, 3)
     results = []
     for backend in BACKENDS:
         workspace = workspace_of(parameters, shape, data, 70, precision="fp32", backend=backend)
@@ -144,10 +143,9 @@ def test_any_number_of_rows(device, rows):
 
 @pytest.mark.parametrize("activation", ["silu", "leaky_relu", "none"])
 def test_other_activations(device, activation):
-    data = uneven_data(device, "denoiser")
-    network = make_network(device, "denoiser", activation=activation)
+    network = parameters, shape = make_network(device, "denoiser", activation=activation)
     seed = torch.tensor([1, 1], device=device)
-    parameters, shape = off_kinks(network, data, 40, 3, seed=seed)
+    data = off_kinks(uneven_data(device, "denoiser"), network, 40, 3, seed=seed)
     options = {"batch_size": 40, "seed": 1, "step": 3, "precision": "fp32"}
     expected = train_step(parameters, shape, data, **options, backend="torch")
     actual = train_step(parameters, shape, data, **options, backend="triton")
