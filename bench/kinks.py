@@ -18,7 +18,7 @@ def beside_a_kink(flat: Tensor, shape: MLPShape, x: Tensor) -> Tensor:
     There the derivative jumps, and a result in float32 is as right on the one side as on the other.
     Another processor rounds differently; one in ten million z changes its side. So a row counts if
     one of its z is nearer to zero than 20 times the error of float32, the root mean square of all z
-    of the layer.
+    of the layer. One without any error, such as 0 where all inputs are off, is the same everywhere.
 
     Args:
         flat: parameters [M, P].
@@ -36,7 +36,7 @@ def beside_a_kink(flat: Tensor, shape: MLPShape, x: Tensor) -> Tensor:
         )
         for rounded, z in list(zip(single, double, strict=True))[shape.linear_input :]:
             error = (rounded - z).square().mean().sqrt()
-            near |= (z.abs() <= _ERRORS * error).any(dim=2)
+            near |= ((z.abs() <= _ERRORS * error) & (rounded != z)).any(dim=2)
     return near
 
 

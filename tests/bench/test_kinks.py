@@ -27,6 +27,12 @@ def test_a_row_at_a_kink_is_found(activation, found):
     assert beside_a_kink(*a_batch(activation)).nonzero()[:, 1].tolist() == found
 
 
+def test_a_z_of_inputs_that_are_off_is_exact():
+    shape = MLPShape((2, 1, 2, 2), "relu", bias=False)
+    flat, x = torch.linspace(-1.3, -0.2, shape.num_parameters)[None], torch.rand(1, 9, 2)
+    assert off_kinks(flat, shape, x) is x  # and not moved for ever
+
+
 def test_only_rows_beside_a_kink_are_moved():
     flat, shape, x = a_batch()
     moved = off_kinks(flat, shape, x)
@@ -36,7 +42,7 @@ def test_only_rows_beside_a_kink_are_moved():
 
 
 def test_a_step_of_ten_thousand_rows_is_moved_off_all_kinks():
-    """Some 20 of them are beside one of 500 kinks, wherever all rows together are moved to."""
+    """Some 10 of them are beside one of 512 kinks, wherever all rows together are moved to."""
     shape, steps, seed = MLPShape((3, 256, 256, 2)), 500, torch.tensor([0])
     flat = torch.randn(1, shape.num_parameters)
     data = TrainingData(
