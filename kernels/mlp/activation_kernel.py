@@ -64,9 +64,9 @@ def slope_of(slope_ptr, hidden_layer, NET: tl.constexpr):
     if NET.shape.activation == "prelu":  # its first slope belongs to the first activation
         slope = tl.load(slope_ptr + (hidden_layer + (SLOPES - LINEAR)) % SLOPES)
     elif NET.shape.activation == "relu":
-        slope = tl.full((), 0.0, tl.float32)
+        slope = tl.cast(0.0, tl.float32)
     else:
-        slope = tl.full((), NET.shape.negative_slope, tl.float32)
+        slope = tl.cast(NET.shape.negative_slope, tl.float32)
     if LINEAR:
         slope = tl.where(hidden_layer == 0, 1.0, slope)
     return slope

@@ -1,0 +1,279 @@
+"""Device functions for Hopper GPUs that take a tile of rows through a network in registers.
+
+The accumulators of a layer become, activated and rounded, the left operand of the next one: on a
+tensor core of Hopper both have the same numbers in the same registers of the same threads (PTX ISA,
+wgmma register fragments). No activation goes through memory, and no barrier of threads is needed.
+
+Weights come in chunks (:mod:`.chunks`) through a ring of buffers in shared memory. Its copies run
+ahead of the products, across layers and steps, so that tensor cores do not wait for them.
+
+Names in these functions, besides those of :mod:`.tile`:
+
+* NET: :class:`~.chunks.ChunkLayout` of the networks;
+* ``y``: tuple of the accumulators of a layer's parts, fp32 [ROWS, part], before the activation;
+* ``stream``: where chunks come from, a :class:`Stream`;
+* ``number``: the number of a chunk since the start of the kernel.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+
+from ..gluon import copy_in, fence, gl, jit, mbarrier, multiply, wait_for_products
+from .activation_kernel import activate, slope_of
+
+
+class Stream(NamedTuple):
+    """The chunks of one model, in the order in which a program multiplies them.
+
+    Chunk ``number`` lies in buffer ``number % RING``.
+    """
+
+    descriptor: Any  # of the chunks of all models, [rows, part], in blocks of [part, part]
+    row: Any  # of the model's first chunk
+    last: Any  # number of chunks that the program takes in all
+    ring: Any  # buffers in shared memory, [RING, part, part]
+    full: Any  # mbarrier of each buffer, [RING, 1]
+
+
+@triton.constexpr_function
+def accumulators(columns, rows):
+    """Returns the layout of a product's sums in registers, [rows, columns]."""
+    return gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[rows // 16, 1], instr_shape=[16, columns, 16]
+    )
+
+
+@triton.constexpr_function
+def left_operand(columns, rows):
+    """Returns the layout of the left operand of such a product."""
+    return gl.DotOperandLayout(0, accumulators(columns, rows), 2)
+
+
+@triton.constexpr_function
+def pairs(points, rows):
+    """Returns the layout of the pairs of columns [rows, points / 2] of such sums."""
+    registers = [[8, 0], *([0, 4 << i] for i in range((points // 8).bit_length() - 1))]
+    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
+    warps = [[16 << i, 0] for i in range((rows // 16).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=registers, lane_bases=lanes, warp_bases=warps, block_bases=[],
+        shape=[rows, points // 2],
+    )  # fmt: skip
+
+
+@triton.constexpr_function
+def swizzled(shape, dtype):
+    """Returns the layout in shared memory of a right operand of a product."""
+    return gl.NVMMASharedLayout.get_default_for(shape, dtype)
+
+
+@jit
+def zeros(COLUMNS: gl.constexpr, ROWS: gl.constexpr):
+    """Returns sums of a product that are 0."""
+    return gl.full([ROWS, COLUMNS], 0.0, gl.float32, accumulators(COLUMNS, ROWS))
+
+
+@jit
+def resident(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
+    """Returns operand weights [OUT, IN] in shared memory, where they stay."""
+    DTYPE: gl.constexpr = pointer.dtype.element_ty
+    ACROSS: gl.constexpr = min(32, IN // 8)
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // ACROSS, ACROSS], [WARPS, 1], [1, 0])
+    row = gl.expand_dims(gl.arange(0, OUT, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, IN, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    weights = gl.load(pointer + row * IN + column)
+    return gl.allocate_shared_memory(DTYPE, [OUT, IN], swizzled([OUT, IN], DTYPE), weights)
+
+
+@jit
+def open_stream(descriptor, row, last, DTYPE: gl.constexpr, RING: gl.constexpr, NET: gl.constexpr):
+    """Returns a :class:`Stream` of RING buffers; its first copies are under way."""
+    SHAPE: gl.constexpr = [RING, NET.part, NET.part]
+    ring = gl.allocate_shared_memory(DTYPE, SHAPE, swizzled([NET.part, NET.part], DTYPE))
+    full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(RING):
+        mbarrier.init(full.index(slot), count=1)
+    fence()
+    stream = Stream(descriptor, row, last, ring, full)
+    for slot in gl.static_range(RING):
+        start_copy(stream, slot, NET)
+    return stream
+
+
+@jit
+def start_copy(stream, number, NET: gl.constexpr):
+    """Starts the copy of a chunk into its buffer, if there is such a chunk."""
+    BYTES: gl.constexpr = NET.part * NET.part * 2
+    slot = number % stream.ring.shape[0]
+    exists = number < stream.last
+    mbarrier.expect(stream.full.index(slot), BYTES, pred=exists)
+    row = stream.row + number % NET.chunks * NET.part
+    copy_in(
+        stream.descriptor, [row, 0], stream.full.index(slot), stream.ring.index(slot), pred=exists
+    )
+
+
+@jit
+def refill(stream, number, NET: gl.constexpr):
+    """Puts the next chunk into the buffer of one that no product reads any more."""
+    start_copy(stream, number + stream.ring.shape[0], NET)
+
+
+@jit
+def ready(stream, number):
+    """Returns a chunk as [in, out] as soon as its copy has arrived."""
+    RING: gl.constexpr = stream.ring.shape[0]
+    slot = number % RING
+    mbarrier.wait(stream.full.index(slot), (number // RING) & 1)
+    return stream.ring.index(slot).permute((1, 0))
+
+
+@jit
+def activated(y, slope, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr):
+    """Returns act(y) of a part in the same registers, as left operand of a product of COLUMNS."""
+    OPERAND: gl.constexpr = left_operand(COLUMNS, y.shape[0])
+    PORTABLE: gl.constexpr = NET.net
+    h = activate(y, slope, PORTABLE).to(DTYPE)
+    return gl.convert_layout(h, OPERAND, assert_trivial=True)
+
+
+@jit
+def points_operand(x, DTYPE: gl.constexpr, NET: gl.constexpr):
+    """Returns x_t [ROWS, points] as left operand: the rounded coordinates and the rest of each."""
+    OPERAND: gl.constexpr = left_operand(NET.part, x.shape[0])
+    high = x.to(DTYPE)
+    rest = (x - high.to(gl.float32)).to(DTYPE)
+    both = gl.join(high, rest).permute((0, 2, 1)).reshape([x.shape[0], 2 * NET.points])
+    return gl.convert_layout(both, OPERAND, assert_trivial=True)
+
+
+@jit
+def bias_of(flat, i, part, ROWS: gl.constexpr, FIRST: gl.constexpr, NET: gl.constexpr):
+    """Returns a part of the bias of layer FIRST + ``i`` of a run, from which its sums start."""
+    IN: gl.constexpr = NET.net.shape.widths[FIRST]
+    OUT: gl.constexpr = NET.net.shape.widths[FIRST + 1]
+    LAYOUT: gl.constexpr = accumulators(NET.part, ROWS)
+    sums = zeros(NET.part, ROWS)
+    if NET.net.shape.bias:
+        start = NET.net.flat[FIRST] + IN * OUT + i * (IN * OUT + OUT)
+        column = part * NET.part + gl.arange(0, NET.part, layout=gl.SliceLayout(0, LAYOUT))
+        if OUT % NET.part == 0:
+            bias = gl.load(flat + start + column)
+        else:
+            bias = gl.load(flat + start + column, mask=column < OUT, other=0.0)
+        sums = gl.expand_dims(bias, 0) + sums
+    return sums
+
+
+@jit
+def first_layer(x, bias, row_bias, w_first, NET: gl.constexpr):
+    """Returns the accumulators of the first layer.
+
+    Args:
+        x: fp32 [ROWS, points].
+        bias: pointer to what all inputs but x_t contribute, fp32 [parts * part].
+        row_bias: pointers fp32 [ROWS] to what a row's own inputs contribute besides; or None.
+        w_first: the layer's weights in shared memory, [out, 2 * points].
+    """
+    PARTS: gl.constexpr = NET.parts[0]
+    LAYOUT: gl.constexpr = accumulators(NET.part, x.shape[0])
+    a = points_operand(x, w_first.dtype, NET)
+    sums = zeros(NET.part, x.shape[0])
+    y = ()
+    for part in gl.static_range(PARTS):
+        column = part * NET.part + gl.arange(0, NET.part, layout=gl.SliceLayout(0, LAYOUT))
+        start = gl.expand_dims(gl.load(bias + column), 0) + sums
+        if row_bias is not None:
+            start += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
+        w = w_first.slice(part * NET.part, NET.part).permute((1, 0))
+        y = y + (multiply(a, w, start),)
+    return y
+
+
+@jit
+def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.constexpr):
+    """Returns the accumulators of layer FIRST + ``i`` of a run, given those before it."""
+    PORTABLE: gl.constexpr = NET.net
+    IN: gl.constexpr = NET.parts[FIRST - 1]
+    OUT: gl.constexpr = NET.parts[FIRST]
+    EARLY: gl.constexpr = IN * (OUT - 1)  # products of all but the last part
+    DTYPE: gl.constexpr = stream.ring.dtype
+    slope = slope_of(flat + NET.net.flat[NET.net.layers], FIRST - 1 + i, PORTABLE)
+    h = ()
+    sums = ()
+    for to in gl.static_range(OUT):
+        for part in gl.static_range(IN):
+            if to == 0:  # all but the first part are activated under a product
+                h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
+            if part == 0:
+                acc = bias_of(flat, i, to, y[0].shape[0], FIRST, NET)
+            w = ready(stream, number + (to * IN + part))
+            acc = multiply(h[part], w, acc, is_async=True)
+        sums = sums + (acc,)
+    if OUT == 2:
+        sums = (wait_for_products(num_outstanding=IN, deps=(sums[0],)), sums[1])
+        for used in gl.static_range(EARLY):
+            refill(stream, number + used, NET)
+        sums = wait_for_products(num_outstanding=0, deps=sums)
+    else:
+        sums = (wait_for_products(num_outstanding=0, deps=sums),)
+    for used in gl.static_range(IN):
+        refill(stream, number + (EARLY + used), NET)
+    return sums
+
+
+@jit
+def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
+    """Returns the output of the network, fp32 [ROWS, points]; columns from its width on are 0.
+
+    Args:
+        w_last: the layer's weights in shared memory, [parts * points, part].
+    """
+    LAST: gl.constexpr = NET.net.layers - 1
+    OUT: gl.constexpr = NET.net.shape.widths[LAST + 1]
+    PARTS: gl.constexpr = NET.parts[LAST - 1]
+    ROWS: gl.constexpr = y[0].shape[0]
+    LAYOUT: gl.constexpr = accumulators(NET.points, ROWS)
+    sums = zeros(NET.points, ROWS)
+    if NET.net.shape.bias:
+        START: gl.constexpr = NET.net.flat[LAST] + OUT * NET.net.shape.widths[LAST]
+        column = gl.arange(0, NET.points, layout=gl.SliceLayout(0, LAYOUT))
+        bias = gl.load(flat + START + column, mask=column < OUT, other=0.0)
+        sums = gl.expand_dims(bias, 0) + sums
+    for part in gl.static_range(PARTS):
+        h = activated(y[part], slope, NET.points, w_last.dtype, NET)
+        w = w_last.slice(part * NET.points, NET.points).permute((1, 0))
+        sums = multiply(h, w, sums, is_async=True)
+    return wait_for_products(num_outstanding=0, deps=(sums,))
+
+
+@jit
+def evaluate(
+    x, bias, row_bias, flat, w_first, w_last, stream, number, NET: gl.constexpr
+):
+    """Returns the output of the network at x_t, and the number of the next chunk."""
+    PORTABLE: gl.constexpr = NET.net
+    LAYERS: gl.constexpr = NET.net.layers
+    RUNS: gl.constexpr = len(NET.net.run_starts)
+    y = first_layer(x, bias, row_bias, w_first, NET)
+    for run in gl.static_range(RUNS):
+        y, number = hidden_run(
+            y, stream, number, flat, NET.net.run_starts[run], NET.net.run_lengths[run], NET
+        )
+    slope = slope_of(flat + NET.net.flat[LAYERS], LAYERS - 2, PORTABLE)
+    return last_layer(y, slope, flat, w_last, NET), number
+
+
+@jit
+def hidden_run(
+    y, stream, number, flat, FIRST: gl.constexpr, LENGTH: gl.constexpr, NET: gl.constexpr
+):
+    """Returns the accumulators after a run of equal layers, and the number of the next chunk."""
+    CHUNKS: gl.constexpr = NET.parts[FIRST - 1] * NET.parts[FIRST]
+    if LENGTH == 1:  # the number of parts may change
+        y = hidden_layer(y, stream, number, flat, 0, FIRST, NET)
+    else:
+        for i in range(LENGTH):
+            y = hidden_layer(y, stream, number + i * CHUNKS, flat, i, FIRST, NET)
+    return y, number + LENGTH * CHUNKS
