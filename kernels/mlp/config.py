@@ -9,10 +9,18 @@ precision and kernel::
 "half" stands for fp16 and bf16. The sizes under "all" hold for all kernels. Those of a kernel
 replace them in calls of at least so many ``tiles`` of 64 rows, over all models; of several entries
 each replaces sizes of those before. ``python -m flashpoint.bench tune`` times other sizes.
+
+Kernels of :data:`HOPPER_KERNELS` have a second form, for Hopper GPUs alone. An entry turns it on,
+and another one may turn it off again for more tiles::
+
+    "chain": [{"form": "hopper", "hopper_rows": 64, "why": "..."}]
+
+The sizes of the portable form remain beside it, for the calls that :func:`..forms.form_of` gives to
+that form all the same. No file names the Hopper form without a measurement on such a GPU.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +42,9 @@ PROGRAMS = 132
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Kernels with sizes of their own; "mlp" is training and the perceptron, forwards and backwards.
 KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain", "adamw")
+FORMS = ("portable", "hopper")
+# Kernels that have the Hopper form.
+HOPPER_KERNELS = ("chain", "classifier-free chain")
 # Rows of the tiles that a call is counted in to choose its sizes.
 _COUNTED = 64
 # Rows of the largest tile.
@@ -55,6 +66,12 @@ class Config:
         grad_programs: programs for which it splits the rows. All devices of an architecture split
             them alike, however many multiprocessors they have, and so add in the same order.
         adamw_block, adamw_warps: parameters and warps of a program of AdamW.
+        form: form of the kernel, one of :data:`FORMS`.
+        hopper_rows: rows of a program of the Hopper form, 64 or 128.
+        hopper_ring: chunks of weights that it keeps in shared memory; fewer if they do not fit.
+
+    Raises:
+        ValueError: a field is out of range.
     """
 
     rows: int
@@ -70,6 +87,19 @@ class Config:
     grad_programs: int
     adamw_block: int
     adamw_warps: int
+    form: str = "portable"
+    hopper_rows: int = 64
+    hopper_ring: int = 6
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if self.hopper_rows not in (64, 128):
+            raise ValueError(f"hopper_rows must be 64 or 128, got {self.hopper_rows!r}")
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if field.name != "form" and (type(size) is not int or size < 1):
+                raise ValueError(f"{field.name} must be an integer of at least 1, got {size!r}")
 
 
 # The configurations of a kernel, each with the number of tiles from which on it is used.
@@ -118,13 +148,25 @@ def saved_rows(rows: int) -> int:
 
 @lru_cache
 def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
-    """Returns the configurations of a kernel, that of the smallest calls first."""
-    table = table_of("half" if precision in ("fp16", "bf16") else precision, capability)
+    """Returns the configurations of a kernel, that of the smallest calls first.
+
+    Raises:
+        ValueError: the file names a size that does not exist, or has a value out of range.
+    """
+    precision = "half" if precision in ("fp16", "bf16") else precision
+    table = table_of(precision, capability)
     sizes = table["all"]
-    found = {0: config_of(sizes)}
-    for change in table.get(kernel, ()):
-        sizes |= change
-        found[change.get("tiles", 0)] = config_of(sizes)
+    try:
+        found = {0: config_of(sizes)}
+        for change in table.get(kernel, ()):
+            sizes |= change
+            found[change.get("tiles", 0)] = config_of(sizes)
+        if kernel not in HOPPER_KERNELS and any(c.form == "hopper" for c in found.values()):
+            others = " and ".join(HOPPER_KERNELS)
+            raise ValueError(f"form must be portable, only {others} have another, got 'hopper'")
+    except ValueError as error:
+        arch = 10 * capability[0] + capability[1]
+        raise ValueError(f"kernels/configs for sm_{arch}, {precision}, {kernel}: {error}") from None
     return tuple(found.items())
 
 
@@ -143,7 +185,12 @@ def table_of(precision: str, capability: tuple[int, int]) -> dict[str, Any]:
 
 def config_of(sizes: dict[str, Any]) -> Config:
     """Returns the configuration that an entry of a file describes completely."""
-    return Config(**{name: size for name, size in sizes.items() if name not in ("tiles", "why")})
+    sizes = {name: size for name, size in sizes.items() if name not in ("tiles", "why")}
+    known = {field.name for field in fields(Config)}
+    if not sizes.keys() <= known:
+        unknown, names = sorted(sizes.keys() - known), ", ".join(sorted(known))
+        raise ValueError(f"sizes must be among {names}, got {', '.join(unknown)}")
+    return Config(**sizes)
 
 
 def to_operand(x: Tensor, precision: str) -> Tensor:

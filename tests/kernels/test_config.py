@@ -1,7 +1,7 @@
 """Configurations: their files, the choice by rows, and the kernels with large tiles of rows."""
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.mlp.config import (
     CONFIGS,
+    FORMS,
+    HOPPER_KERNELS,
     KERNELS,
     OPERAND_DTYPES,
     PROGRAMS,
@@ -46,16 +48,18 @@ def test_tiles_fit_each_other(capability):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*")), ids=lambda path: path.name)
 def test_files_name_precisions_kernels_and_fields_that_exist(path):
     assert path.name in ("sm_80.json", "sm_90.json", "sm_100.json")
-    sizes = {field.name for field in fields(Config)}
+    sizes = {field.name for field in fields(Config) if field.type is int}
+    needed = {field.name for field in fields(Config) if field.default is MISSING}
     for precision, table in json.loads(path.read_text()).items():
         assert precision in {"half", *OPERAND_DTYPES}
-        assert table.pop("all").keys() - {"why"} == sizes
+        assert table.pop("all").keys() - {"why"} == needed
         assert table.keys() <= set(KERNELS)
         for changes in table.values():
             starts = [change.get("tiles", 0) for change in changes]
             assert starts == sorted(set(starts))
-            assert all(change.keys() <= {"tiles", "why", *sizes} for change in changes)
+            assert all(change.keys() <= {"tiles", "form", "why", *sizes} for change in changes)
             assert all(change.get(size, 1) > 0 for change in changes for size in sizes)
+            assert all(change.get("form", "portable") in FORMS for change in changes)
         # An update does not depend on rows.
         assert not any(change.get("tiles") for change in table.get("adamw", ()))
 
@@ -91,6 +95,68 @@ def test_more_programs_than_fill_a_gpu_are_made_fewer():
     assert config_for("fp16", (9, 0), 64 * PROGRAMS, 1).rows == 64
     assert config_for("fp16", (9, 0), 64 * PROGRAMS + 1, 1).rows == 128
     assert config_for("fp16", (9, 0), 1, PROGRAMS + 1).rows == 128
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function that puts entries into a copy of a kernel's part of the file of sm_90."""
+
+    def write(kernel, *entries):
+        files = {name: (CONFIGS / name).read_text() for name in ("sm_80.json", "sm_90.json")}
+        hopper = json.loads(files["sm_90.json"])
+        hopper["half"].setdefault(kernel, []).extend(entries)
+        for name, text in (files | {"sm_90.json": json.dumps(hopper)}).items():
+            (tmp_path / name).write_text(text)
+        monkeypatch.setattr(config, "CONFIGS", tmp_path)
+        steps_of.cache_clear()
+
+    yield write
+    steps_of.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", HOPPER_KERNELS)
+def test_an_entry_turns_a_form_on_and_off_from_so_many_tiles(kernel, written):
+    before = config_for("fp16", (9, 0), 1, 1, kernel)
+    written(
+        kernel,
+        {"tiles": 2, "form": "hopper", "hopper_ring": 4},
+        {"tiles": 133, "hopper_rows": 128},
+        {"tiles": 265, "form": "portable", "rows": 128},
+    )
+    few, some, many, most = (
+        config_for("bf16", (9, 0), 64 * tiles, 1, kernel) for tiles in (1, 2, 133, 265)
+    )
+    assert few == before
+    assert some == replace(before, form="hopper", hopper_ring=4)
+    assert many == replace(some, hopper_rows=128)
+    assert most == replace(many, form="portable", rows=128)
+
+
+def test_the_portable_form_is_shipped_everywhere():
+    """Until the other one has been measured."""
+    for capability in CAPABILITIES:
+        for precision in OPERAND_DTYPES:
+            for kernel in KERNELS:
+                steps = steps_of(precision, capability, kernel)
+                assert {one.form for _, one in steps} == {"portable"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "entry", "message"),
+    [
+        ("chain", {"form": "hoper"}, "form must be one of portable, hopper, got 'hoper'"),
+        ("chain", {"hopper_rows": 96}, "hopper_rows must be 64 or 128, got 96"),
+        ("chain", {"hopper_ring": 0}, "hopper_ring must be an integer of at least 1, got 0"),
+        ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 1, got '6'"),
+        ("chain", {"stages": 2.5}, "stages must be an integer of at least 1, got 2.5"),
+        ("chain", {"columns": 64}, r"sizes must be among adamw_block, .*warps, got columns"),
+        ("mlp", {"form": "hopper"}, "form must be portable, only chain and .*, got 'hopper'"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_named(kernel, entry, message, written):
+    written(kernel, entry)
+    with pytest.raises(ValueError, match=f"^kernels/configs for sm_90, half, {kernel}: {message}$"):
+        config_for("fp16", (9, 0), 64, 1, kernel)
 
 
 @pytest.mark.parametrize("rows", [1, 65, 129])
