@@ -46,7 +46,7 @@ FORMS = ("portable", "hopper")
 # Kernels that have the Hopper form.
 HOPPER_KERNELS = ("chain", "classifier-free chain")
 # Rows of the tiles that a call is counted in to choose its sizes.
-_COUNTED = 64
+COUNTED = 64
 # Rows of the largest tile.
 _LARGEST = 128
 
@@ -118,7 +118,7 @@ def config_for(
         models: number of models.
         kernel: one of :data:`KERNELS`.
     """
-    tiles = -(-rows // _COUNTED) * models
+    tiles = -(-rows // COUNTED) * models
     steps = steps_of(precision, capability, kernel)
     return next(config for least, config in reversed(steps) if least <= tiles)
 

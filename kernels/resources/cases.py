@@ -20,7 +20,8 @@ from ..q_sample.reference import TrainingData
 from ..reduce_grad import kernel as reduce_grad
 from ..reduce_grad.reference import ReducedGradient, empty_parts
 from ..reverse_step import kernel as reverse_step
-from ..sample_chain.kernel import draw_prior, sample_chain
+from ..sample_chain.kernel import draw_prior
+from ..sample_chain.one_launch import sample_chain
 from ..sample_chain.reference import Condition, Guide, Network
 from ..train_step.kernel import buffers_of, training_sums
 

@@ -126,9 +126,9 @@ def sample_chain(
         if not use_triton(backend, "x_T", x_T, reference_only):
             samples, trajectory = reference.sample_chain(*arguments)
         elif gap is None:
-            from . import kernel
+            from . import one_launch
 
-            samples, trajectory = kernel.sample_chain(*arguments, precision)
+            samples, trajectory = one_launch.sample_chain(*arguments, precision)
         else:
             log_once(f"a sampling chain step by step instead of in one launch: {gap}")
             samples, trajectory = stepwise.sample_chain(*arguments, precision)
