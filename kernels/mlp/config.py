@@ -70,6 +70,9 @@ class Config:
     grad_programs: int
     adamw_block: int
     adamw_warps: int
+    form: str = "portable"
+    hopper_rows: int = 64
+    hopper_ring: int = 6
 
 
 # The configurations of a kernel, each with the number of tiles from which on it is used.
