@@ -1,6 +1,7 @@
 """The weights as chunks that stream through shared memory; their layout is that of :mod:`.chunks`."""
 
-import torch
+from itertools import pairwise
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,36 +24,39 @@ def chunk_kernel(flat_ptr, weights_ptr, NET: tl.constexpr, BLOCK: tl.constexpr):
         NET: :class:`~.chunks.ChunkLayout` of the networks.
         BLOCK: weights that a program writes.
     """
-    LAST: tl.constexpr = NET.net.layers - 1
+    LAYERS: tl.constexpr = NET.net.layers
     model = tl.program_id(2).to(tl.int64)
     flat = flat_ptr + model * NET.net.shape.num_parameters
     weights = weights_ptr + model * NET.size
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for layer in tl.static_range(LAST + 1):
+    for layer in tl.static_range(LAYERS):
         if tl.program_id(1) == layer:
-            if layer == 0:
-                row, column = element // (2 * NET.points), element % NET.points
-                start, stop = NET.first_layer, NET.last_layer
-                # The weights of the other inputs are in no product.
-                real = column < NET.dim
-            elif layer == LAST:
-                PART: tl.constexpr = NET.part * NET.points
-                row = element % PART // NET.part
-                column = element // PART * NET.part + element % NET.part
-                start, stop = NET.last_layer, NET.size
-                real = column < NET.net.shape.widths[layer]
-            else:
-                CHUNK: tl.constexpr = NET.part * NET.part
-                chunk = element // CHUNK
-                row = chunk // NET.parts[layer - 1] * NET.part + element % CHUNK // NET.part
-                column = chunk % NET.parts[layer - 1] * NET.part + element % NET.part
-                start, stop = NET.starts[layer - 1] * CHUNK, NET.starts[layer] * CHUNK
-                real = column < NET.net.shape.widths[layer]
-            real &= row < NET.net.shape.widths[layer + 1]
-            place = NET.net.flat[layer] + row * NET.net.shape.widths[layer] + column
-            weight = tl.load(flat + place, mask=real, other=0.0)
-            weight = operand(weight, weights.dtype.element_ty, NET.net)
-            tl.store(weights + start + element, weight, mask=element < stop - start)
+            _write_layer(flat, weights, element, layer, NET)
+
+
+@triton.jit
+def _write_layer(flat, weights, element, LAYER: tl.constexpr, NET: tl.constexpr):
+    """Writes some elements of a layer's operand weights."""
+    LAYOUT: tl.constexpr = NET.net
+    IN: tl.constexpr = NET.net.shape.widths[LAYER]
+    OUT: tl.constexpr = NET.net.shape.widths[LAYER + 1]
+    START: tl.constexpr = NET.starts[LAYER]
+    SIZE: tl.constexpr = NET.starts[LAYER + 1] - START
+    HEIGHT: tl.constexpr = NET.blocks[LAYER][0]
+    WIDTH: tl.constexpr = NET.blocks[LAYER][1]
+    ACROSS: tl.constexpr = NET.parts[LAYER - 1] if LAYER > 0 else 1  # parts of the input
+    block, place = element // (HEIGHT * WIDTH), element % (HEIGHT * WIDTH)
+    row = block // ACROSS * HEIGHT + place // WIDTH
+    column = block % ACROSS * WIDTH + place % WIDTH
+    real = row < OUT
+    if LAYER == 0:  # the rest of a coordinate meets the weight of its rounded part
+        column %= NET.points
+        real &= column < NET.dim
+    else:
+        real &= column < IN
+    weight = tl.load(flat + NET.net.flat[LAYER] + row * IN + column, mask=real, other=0.0)
+    weight = operand(weight, weights.dtype.element_ty, LAYOUT)
+    tl.store(weights + START + element, weight, mask=element < SIZE)
 
 
 def chunk_weights(flat: Tensor, net: ChunkLayout) -> Tensor:
@@ -64,8 +68,7 @@ def chunk_weights(flat: Tensor, net: ChunkLayout) -> Tensor:
     """
     models = flat.shape[0]
     weights = flat.new_empty((models, net.size), dtype=OPERAND_DTYPES[net.net.precision])
-    largest = max(net.part**2 * max(a * b for a, b in zip(net.parts, net.parts[1:], strict=False)), 
-                  net.parts[0] * net.part * 2 * net.points, net.parts[-1] * net.part * net.points)
+    largest = max(stop - start for start, stop in pairwise(net.starts))
     with device_of(flat):
         chunk_kernel[-(-largest // _BLOCK), net.net.layers, models](
             flat_ptr=flat, weights_ptr=weights, NET=net, BLOCK=_BLOCK

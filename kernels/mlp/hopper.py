@@ -17,10 +17,22 @@ Names in these functions, besides those of :mod:`.tile`:
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 
-from ..gluon import copy_in, fence, gl, jit, mbarrier, multiply, wait_for_products
+from ..gluon import (
+    TensorDescriptor,
+    copy_in,
+    fence,
+    gl,
+    jit,
+    mbarrier,
+    multiply,
+    wait_for_products,
+)
 from .activation_kernel import activate, slope_of
+from .chunks import ChunkLayout
 
 
 class Stream(NamedTuple):
@@ -29,7 +41,7 @@ class Stream(NamedTuple):
     Chunk ``number`` lies in buffer ``number % RING``.
     """
 
-    descriptor: Any  # of the chunks of all models, [rows, part], in blocks of [part, part]
+    descriptor: Any  # of the weights of all models as [rows, part], in blocks of [part, part]
     row: Any  # of the model's first chunk
     last: Any  # number of chunks that the program takes in all
     ring: Any  # buffers in shared memory, [RING, part, part]
@@ -88,14 +100,19 @@ def resident(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
 
 @jit
 def open_stream(descriptor, row, last, DTYPE: gl.constexpr, RING: gl.constexpr, NET: gl.constexpr):
-    """Returns a :class:`Stream` of RING buffers; its first copies are under way."""
+    """Returns a :class:`Stream` of RING buffers; its first copies are under way.
+
+    Args:
+        row: the row of the model's first weight in the descriptor.
+    """
     SHAPE: gl.constexpr = [RING, NET.part, NET.part]
     ring = gl.allocate_shared_memory(DTYPE, SHAPE, swizzled([NET.part, NET.part], DTYPE))
     full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(RING):
         mbarrier.init(full.index(slot), count=1)
     fence()
-    stream = Stream(descriptor, row, last, ring, full)
+    first_layer = NET.starts[1] // NET.part  # rows
+    stream = Stream(descriptor, row + first_layer, last, ring, full)
     for slot in gl.static_range(RING):
         start_copy(stream, slot, NET)
     return stream
@@ -277,3 +294,11 @@ def hidden_run(
         for i in range(LENGTH):
             y = hidden_layer(y, stream, number + i * CHUNKS, flat, i, FIRST, NET)
     return y, number + LENGTH * CHUNKS
+
+
+def chunk_descriptor(weights: Tensor, net: ChunkLayout) -> TensorDescriptor:
+    """Returns the descriptor of :class:`Stream` for operand weights [M, NET.size]."""
+    dtype = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[weights.dtype]
+    block = [net.part, net.part]
+    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    return TensorDescriptor.from_tensor(weights.view(-1, net.part), block, layout)

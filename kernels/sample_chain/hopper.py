@@ -4,8 +4,6 @@ A program takes a tile of rows through all steps. Points and activations stay in
 first and the last layer in shared memory; see :mod:`..mlp.hopper`.
 """
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -13,15 +11,16 @@ from torch.nn import functional as F
 
 from .._dispatch import capability_of
 from ..cuda import device_of
-from ..gluon import TensorDescriptor, fence, gl, jit
+from ..gluon import fence, gl, jit
 from ..mlp.chunk_weights import chunk_weights
-from ..mlp.chunks import ChunkLayout, chunks_of
-from ..mlp.hopper import accumulators, evaluate, open_stream, pairs, resident, zeros
+from ..mlp.chunks import ChunkLayout, chunks_of, ring_of
+from ..mlp.config import chain_config_for
+from ..mlp.hopper import accumulators, chunk_descriptor, evaluate, open_stream, pairs, resident, zeros
 from ..mlp.layout import layout_of
 from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
-from .reference import Condition, Network
+from .reference import Condition, Guide, Network
 
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
 # a multiple of 16,
@@ -31,7 +30,6 @@ _UNALIGNED = ["x_ptr", "table_ptr", "seed_ptr", "labels_ptr"]
 _MEMORY = gl.constexpr(reference.MEMORY)
 _MEMORY_X = gl.constexpr(reference.MEMORY_X)
 _MEMORY_EPS = gl.constexpr(reference.MEMORY_EPS)
-_SHARED = 227 * 1024  # bytes of shared memory of a program
 
 
 @jit
@@ -87,10 +85,11 @@ def chain_kernel(
         w_desc, gl.program_id(1) * (NET.size // PART), steps * (EVALUATIONS * NET.chunks), DTYPE,
         RING, NET,
     )  # fmt: skip
-    w_first = resident(weights + NET.first_layer, WIDTH, 2 * NET.points, gl.num_warps())
+    w_first = resident(weights, WIDTH, 2 * NET.points, gl.num_warps())
     w_last = resident(
-        weights + NET.last_layer, NET.parts[NET.net.layers - 2] * NET.points, PART, gl.num_warps()
-    )
+        weights + NET.starts[NET.net.layers - 1], NET.parts[NET.net.layers - 2] * NET.points, PART,
+        gl.num_warps(),
+    )  # fmt: skip
     fence()
 
     first = gl.program_id(0) * ROWS
@@ -111,8 +110,8 @@ def chain_kernel(
     for step in range(steps):
         coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
         bias = bias_ptr + (model * steps + step) * WIDTH
-        eps = memory
-        uncond = memory
+        # Two zeros: triton would not carry one value under two names through the loop.
+        eps, uncond = zeros(NET.points, ROWS), zeros(NET.points, ROWS)
         for evaluation in range(EVALUATIONS):
             row_bias = None
             if class_bias_ptr is not None:
@@ -140,3 +139,81 @@ def chain_kernel(
                 entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
                 gl.store(kept_ptr + entry * rows * DIM + place, x, mask=exists)
     gl.store(x_ptr + place, x, mask=exists)
+
+
+def sample_chain(
+    denoiser: Network,
+    x: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    seed: Tensor,
+    guide: Guide | None,
+    condition: Condition | None,
+    first_row: int,
+    keep_every: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
+    models, rows, dim = x.shape
+    steps = table.shape[1]
+    kept = x.new_empty((1 + triton.cdiv(steps, keep_every) if keep_every else 0, *x.shape))
+    if keep_every:
+        kept[0] = x
+    if not (x.numel() and steps):
+        return x.clone(), kept
+    x = x.clone(memory_format=torch.contiguous_format)
+    classifier_free = condition is not None and condition.free
+    config = chain_config_for(
+        precision, capability_of(x.device), rows, models, guided=guide is not None,
+        classifier_free=classifier_free,
+    )  # fmt: skip
+    net = chunks_of(layout_of(denoiser.shape, precision), dim)
+    flat = denoiser.parameters.float().contiguous()
+    weights = chunk_weights(flat, net)
+    bias, class_bias = _first_biases(denoiser, time_features, condition, net)
+    with device_of(x):
+        chain_kernel[triton.cdiv(rows, config.hopper_rows), models](
+            x_ptr=x,
+            table_ptr=table.contiguous(),
+            seed_ptr=seed.contiguous(),
+            first_row=first_row,
+            rows=rows,
+            steps=steps,
+            kept_ptr=kept if keep_every else None,
+            keep_every=keep_every,
+            flat_ptr=flat,
+            weights_ptr=weights,
+            w_desc=chunk_descriptor(weights, net),
+            bias_ptr=bias,
+            class_bias_ptr=class_bias,
+            labels_ptr=None if condition is None else condition.labels.contiguous(),
+            classes=0 if condition is None else condition.class_features.shape[1],
+            COEFFICIENTS=table.shape[2],
+            CLASSIFIER_FREE=classifier_free,
+            NET=net,
+            ROWS=config.hopper_rows,
+            RING=ring_of(net, config),
+            num_warps=config.hopper_rows // 16,
+        )
+    return x, kept
+
+
+def _first_biases(
+    denoiser: Network, time_features: Tensor, condition: Condition | None, net: ChunkLayout
+) -> tuple[Tensor, Tensor | None]:
+    """Returns what timesteps and classes add to the first layer: all that x_t does not change.
+
+    They are float32 [M, steps, columns] and [M, classes, columns], computed in float64. The first
+    contains the layer's bias; the second is None without a condition.
+    """
+    weights, biases, _ = denoiser.shape.unpack(denoiser.parameters.double())
+    width = net.dim + time_features.shape[2]
+    of_time, of_class = weights[0][..., net.dim : width], weights[0][..., width:]  # [M, out, F], E
+    padding = 0, net.parts[0] * net.part - weights[0].shape[1]
+    bias = time_features.double() @ of_time.mT
+    if biases is not None:
+        bias += biases[0][:, None]
+    class_bias = None
+    if condition is not None:
+        class_bias = F.pad((condition.class_features.double() @ of_class.mT).float(), padding)
+    return F.pad(bias.float(), padding), class_bias
