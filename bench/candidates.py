@@ -9,12 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product, zip_longest
 from multiprocessing import get_context
-from unittest import mock
 
 from ..diffusion import UserError
 from ..kernels.mlp import config as table
@@ -122,18 +120,6 @@ def too_large(tuned: Tuned, config: Config) -> str | None:
     return None
 
 
-@contextmanager
-def in_use(kernel: str, config: Config | None) -> Iterator[None]:
-    """Makes calls of a kernel of any size use a configuration, the shipped one if that is None."""
-    shipped = table.steps_of
-
-    def steps_of(precision: str, capability: tuple[int, int], wanted: str) -> table.Steps:
-        return ((0, config),) if wanted == kernel else shipped(precision, capability, wanted)
-
-    with mock.patch.object(table, "steps_of", shipped if config is None else steps_of):
-        yield
-
-
 def _launches(arch: int, case: str) -> list:
     """Returns the launches of a case, with the configuration that is in use."""
     from ..kernels.resources import CASES, launches
@@ -151,7 +137,7 @@ def compile_candidate(arch: int, tuned: Tuned, config: Config) -> str | None:
     from ..kernels.resources.record import SHARED_MEMORY
 
     shipped = _shipped_launches(arch, tuned.case)
-    with in_use(tuned.kernel, config):
+    with table.in_use(tuned.kernel, config):
         found = _launches(arch, tuned.case)
     for launch in found:
         if launch not in shipped:

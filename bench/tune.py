@@ -36,7 +36,6 @@ from .candidates import (
     Compiler,
     TunedWork,
     chunks,
-    in_use,
     queue,
 )
 from .machine import free_device, short_name
@@ -79,7 +78,7 @@ class TuneBench:
         """Prepares a work and does it once."""
         ours = _Chunked(self.problem, self.device, self.precision)
         ours.chunk_rows = chunk
-        with in_use(work.kernel, config):
+        with table.in_use(work.kernel, config):
             if work.trains:
                 made = ours.training(work.rows)
             else:
@@ -91,14 +90,14 @@ class TuneBench:
             seconds(made, 2, self.device)
 
         def run() -> None:
-            with in_use(work.kernel, config):  # a training that ends begins anew
+            with table.in_use(work.kernel, config):  # a training that ends begins anew
                 made.run()
 
         return made._replace(run=run)
 
     def error(self, work: TunedWork, config: Config | None) -> tuple[float, float]:
         """Returns the relative error of a candidate against float64, and its tolerance."""
-        with in_use(work.kernel, config):
+        with table.in_use(work.kernel, config):
             if work.kernel == "adamw":
                 return optimiser_error(self.device), TOLERANCE["fp32"]
             if work.kernel == "mlp":

@@ -20,6 +20,8 @@ that form all the same. No file names the Hopper form without a measurement on s
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -104,6 +106,8 @@ class Config:
 
 # The configurations of a kernel, each with the number of tiles from which on it is used.
 Steps = tuple[tuple[int, Config], ...]
+# Configurations that calls of a kernel use instead, whatever their size.
+_in_use: dict[str, Config] = {}
 
 
 def config_for(
@@ -118,6 +122,8 @@ def config_for(
         models: number of models.
         kernel: one of :data:`KERNELS`.
     """
+    if kernel in _in_use:
+        return _in_use[kernel]
     tiles = -(-rows // COUNTED) * models
     steps = steps_of(precision, capability, kernel)
     return next(config for least, config in reversed(steps) if least <= tiles)
@@ -135,6 +141,23 @@ def chain_config_for(
     """Returns the configuration of a sampling chain."""
     kernel = "guided chain" if guided else "classifier-free chain" if classifier_free else "chain"
     return config_for(precision, capability, rows, models, kernel)
+
+
+@contextmanager
+def in_use(kernel: str, config: Config | None) -> Iterator[None]:
+    """Makes calls of a kernel of any size use a configuration, the shipped one if that is None.
+
+    It is for tests and tools, and holds for all threads.
+    """
+    before = dict(_in_use)
+    _in_use.pop(kernel, None)
+    if config is not None:
+        _in_use[kernel] = config
+    try:
+        yield
+    finally:
+        _in_use.clear()
+        _in_use.update(before)
 
 
 def saved_rows(rows: int) -> int:

@@ -15,6 +15,7 @@ from ..adamw.kernel import adamw_
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.activation import TABLE
+from ..mlp.config import config_for, in_use
 from ..q_sample import kernel as q_sample
 from ..q_sample.reference import TrainingData
 from ..reduce_grad import kernel as reduce_grad
@@ -123,6 +124,14 @@ def _sample(
     )  # fmt: skip
 
 
+def _hopper(shape: MLPShape, precision: str, rows: int = 64, **options) -> None:
+    """Runs a sampling chain in the form for Hopper GPUs, ``rows`` in a program."""
+    kernel = "classifier-free chain" if options.get("classifier_free") else "chain"
+    config = config_for(precision, (9, 0), 5000, 1, kernel)
+    with in_use(kernel, replace(config, form="hopper", hopper_rows=rows)):
+        _sample(shape, precision, **options)
+
+
 def _perceptron(
     shape: MLPShape,
     precision: str,
@@ -210,4 +219,25 @@ VARIETY: dict[str, Callable[[], None]] = {
         # The cases above have prelu; leaky_relu and none compute less than others here.
         for activation in sorted(TABLE.keys() - {"prelu", "leaky_relu", "none"})
     },
+}
+# Chains in the form for Hopper GPUs, on sm_90 alone. Their names begin like this.
+HOPPER_CASE = "hopper"
+HOPPER: dict[str, Callable[[], None]] = {
+    f"{HOPPER_CASE} {name}": run
+    for name, run in {
+        "sample fp16": partial(_hopper, _DENOISER, "fp16"),
+        "sample bf16": partial(_hopper, _DENOISER, "bf16"),
+        "classifier-free fp16": partial(_hopper, _DENOISER, "fp16", classifier_free=True),
+        "solver fp16": partial(_hopper, _DENOISER, "fp16", coefficients=7),
+        "128 rows fp16": partial(_hopper, _DENOISER, "fp16", 128),
+        "128 rows classifier-free fp16": partial(
+            _hopper, _DENOISER, "fp16", 128, classifier_free=True
+        ),
+        "uneven": partial(_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
+        **{f"width {width}": partial(_hopper, _deep(width), "fp16") for width in (64, 128, 200)},
+        **{
+            activation: partial(_hopper, _deep(256, activation), "fp16")
+            for activation in sorted(TABLE.keys() - {"prelu", "leaky_relu", "none"})
+        },
+    }.items()
 }

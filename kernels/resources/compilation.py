@@ -14,6 +14,7 @@ from unittest import mock
 
 import triton
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from . import sass
 from .faults import faults_of
@@ -45,7 +46,7 @@ def compile_offline(launch: Launch, *, keep: bool = False) -> Resources:
         keep: True leaves the compiled kernel in Triton's cache, where launches on a GPU find it.
     """
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
+    source = _source(kernel)(kernel, launch.signature, launch.constants, launch.attributes)
     compiled, log, seconds = _compile_cold(source, launch, keep)
     code = sass.parse(sass.disassembled(compiled.asm["cubin"]))
     return Resources(
@@ -55,9 +56,23 @@ def compile_offline(launch: Launch, *, keep: bool = False) -> Resources:
         stack=_number(r"(\d+) bytes stack frame", log),
         shared=compiled.metadata.shared,
         tensor_core=sass.tensor_core(code),
-        faults=faults_of(launch, compiled.asm["ttir"], code, log),
+        faults=faults_of(launch, _products(compiled.asm), code, log),
         seconds=round(seconds, 1),
     )
+
+
+def _source(kernel: JITFunction) -> type[ASTSource]:
+    """Returns the class of a kernel's source, in Triton or in Gluon."""
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
+
+
+def _products(asm: dict[str, str]) -> str:
+    """Returns the code of a kernel that shows its products as they are written."""
+    return asm["ttir"] if "ttir" in asm else asm["ttgir"]  # Gluon has no ttir
 
 
 def _compile_cold(source: ASTSource, launch: Launch, keep: bool) -> tuple[Any, str, float]:

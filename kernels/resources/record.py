@@ -1,11 +1,15 @@
 """The record of resources: {version of triton: {"sm_90": {name of the kernel: its resources}}}."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 
+from .cases import HOPPER_CASE
 from .compilation import PATIENCE, Resources
 
 RECORD = Path(__file__).parents[1] / "resources.json"
@@ -17,19 +21,36 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # does one machine from hour to hour; what goes wrong in a compiler costs more than that.
 SLOWER = 3
 
+
+class Limits(NamedTuple):
+    """What a kernel may take at most, unless the record gives a reason."""
+
+    seconds: float  # of processor time to compile it, when it is recorded
+    spilled: float  # bytes
+
+
+# Spills of the portable kernels are limited by the record alone.
+PORTABLE = Limits(PATIENCE, math.inf)
+# All products of a network stand in the code of one step.
+HOPPER_FORM = Limits(8.0, 64)
+
 # The resources of kernels by architecture and name.
 Found = dict[int, dict[str, Resources]]
 
 
-def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]:
+def problems_of(
+    found: Resources, arch: int, recorded: dict | None, limits: Limits = PORTABLE
+) -> list[str]:
     """Returns a sentence for each problem of a kernel.
 
     Args:
         found: its resources now.
         arch: the architecture.
         recorded: its resources in the record, or None if it is not there.
+        limits: what it may take at most without a reason.
     """
     accepted = (recorded or {}).get("accepted", {})
+    spilled = max(found.spill_stores, found.spill_loads)
     problems = [
         f"{kind}: {fault}" for kind, fault in found.faults.items() if not accepted.get(kind)
     ]
@@ -37,11 +58,13 @@ def problems_of(found: Resources, arch: int, recorded: dict | None) -> list[str]
         problems.append(
             f"needs {found.shared} bytes of shared memory, the chip has {SHARED_MEMORY[arch]}"
         )
+    if spilled > limits.spilled and not accepted.get("spills"):
+        problems.append(f"spills {spilled} bytes, {limits.spilled:g} are allowed")
     if recorded is None:
         return problems
-    if recorded["seconds"] > PATIENCE and not accepted.get("compilation"):
-        problems.append(f"took {recorded['seconds']} s to compile, {PATIENCE} s are allowed")
-    if found.seconds > max(PATIENCE, SLOWER * recorded["seconds"]):
+    if recorded["seconds"] > limits.seconds and not accepted.get("compilation"):
+        problems.append(f"took {recorded['seconds']} s to compile, {limits.seconds} s are allowed")
+    if found.seconds > max(limits.seconds, SLOWER * recorded["seconds"]):
         problems.append(f"took {found.seconds} s to compile, {recorded['seconds']} s when recorded")
     for spill in ("spill_stores", "spill_loads"):
         before, now = recorded[spill], getattr(found, spill)
@@ -59,11 +82,24 @@ def compare(record: dict | None, found: Found) -> list[str]:
     for arch, kernels in found.items():
         recorded = (record or {}).get(f"sm_{arch}", {})
         for name, resources in kernels.items():
-            found_here = problems_of(resources, arch, recorded.get(name))
+            found_here = problems_of(resources, arch, recorded.get(name), limits_of(name))
             if record is not None and name not in recorded:
                 found_here.append("is not in the record; write it with --update")
             problems += [f"sm_{arch} {name}: {problem}" for problem in found_here]
     return problems
+
+
+def limits_of(name: str) -> Limits:
+    """Returns the limits of a kernel."""
+    return HOPPER_FORM if name.startswith(f"{HOPPER_CASE} ") else PORTABLE
+
+
+def _beyond(resources: dict, limits: Limits) -> Iterator[str]:
+    """Yields the limits that need a reason to be exceeded."""
+    if resources["seconds"] > limits.seconds:
+        yield "compilation"
+    if max(resources["spill_stores"], resources["spill_loads"]) > limits.spilled:
+        yield "spills"
 
 
 def read() -> dict:
@@ -85,9 +121,7 @@ def update(record: dict, found: Found, keep_others: bool) -> None:
         now = {name: asdict(resources) for name, resources in kernels.items()}
         for name, resources in now.items():
             reasons = before.get(name, {}).get("accepted", {})
-            still = {*resources["faults"]} | (
-                {"compilation"} if resources["seconds"] > PATIENCE else set()
-            )
+            still = {*resources["faults"], *_beyond(resources, limits_of(name))}
             kept = {kind: why for kind, why in reasons.items() if kind in still}
             if kept:
                 resources["accepted"] = kept

@@ -20,7 +20,6 @@ from flashpoint.bench.candidates import (
     Compiler,
     candidates,
     chunks,
-    in_use,
     queue,
     too_large,
 )
@@ -56,7 +55,7 @@ def in_launches():
 @pytest.mark.parametrize("work", WORKS)
 def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
     before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
-    with in_use(work.kernel, candidate):
+    with config.in_use(work.kernel, candidate):
         changed_ones = in_launches()
     uses = ("mlp", "mlp", "chain", "guided chain", "adamw")
     expected = [

@@ -7,6 +7,7 @@ import pytest
 import triton
 
 from flashpoint.kernels import MLPShape
+from flashpoint.kernels.mlp.chunks import chunks_of
 from flashpoint.kernels.mlp.config import config_for
 from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.resources import Launch, Resources, faults, record, sass
@@ -42,6 +43,39 @@ def test_networks_of_other_sizes_on_hopper():
     done = compile_offline("--arch", "90", "--only", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(chosen)} kernels compiled" in done.stdout
+
+
+HOPPER = """
+import importlib
+import triton
+from triton.experimental.gluon._runtime import GluonASTSource
+from flashpoint.kernels.resources import HOPPER, launches, sass
+from flashpoint.kernels.resources.launch import _target
+
+name = "hopper width 128"
+launch = launches(90, {name: HOPPER[name]})[f"{name}: chain_kernel"]
+kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+source = GluonASTSource(kernel, launch.signature, launch.constants, launch.attributes)
+compiled = triton.compile(source, target=_target(90), options=launch.options)
+text = sass.disassembled(compiled.asm["cubin"])
+in_registers = [i for i in sass.parse(text) if i.name == "HGMMA" and i.operands[1][0] == "R"]
+print(len(in_registers), *sass.tensor_core(sass.parse(text)).values())
+for code in (text, text.replace("gsb0, 0x0", "gsb0, 0x7")):
+    touches = {kind for clash in sass.clashes(sass.parse(code))
+               for kind in ("writes the left operand", "reads accumulators") if kind in clash}
+    print(*sorted(touches), sep=", ")
+"""
+
+
+def test_registers_in_flight_of_a_chain_that_keeps_activations_in_registers(tmp_path):
+    """All its left operands are in registers; with weaker waits they would be overwritten."""
+    done = run_compiled("-c", HOPPER, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    counts, shipped, weakened = done.stdout.splitlines()
+    products, *by_shape = map(int, counts.split())
+    assert products == sum(by_shape) > 0
+    assert shipped == ""
+    assert weakened == "reads accumulators, writes the left operand"
 
 
 @pytest.mark.slow
@@ -160,6 +194,24 @@ def test_machines_differ_but_not_threefold(before, now, accepted, problems):
     assert record.problems_of(found, 90, recorded) == problems
 
 
+@pytest.mark.parametrize(
+    ("change", "accepted", "problems"),
+    [
+        ({"seconds": 8.0, "spill_stores": 64, "spill_loads": 60}, {}, []),
+        ({"seconds": 8.1}, {}, ["took 8.1 s to compile, 8.0 s are allowed"]),
+        ({"seconds": 8.1}, {"compilation": "why"}, []),
+        ({"spill_loads": 68}, {}, ["spills 68 bytes, 64 are allowed"]),
+        ({"spill_stores": 68}, {"spills": "why"}, []),
+    ],
+)
+def test_limits_of_the_form_for_hopper(change, accepted, problems):
+    found = Resources(**(GOOD | change))
+    limits = record.limits_of("hopper sample fp16: chain_kernel")
+    recorded = GOOD | change | {"accepted": accepted}
+    assert record.problems_of(found, 90, recorded, limits) == problems
+    assert record.limits_of("sample fp16: chain_kernel") == record.PORTABLE
+
+
 def test_a_reason_is_for_one_fault():
     found = Resources(**(GOOD | {"faults": FAULT | {"in flight": "R1"}}))
     recorded = GOOD | {"accepted": {"serialised": "as fast all the same"}}
@@ -195,6 +247,15 @@ def test_an_update_keeps_reasons_and_invents_none(
     written = json.loads(file.read_text())[triton.__version__]["sm_90"]["kernel"]
     assert written["registers"] == 1
     assert written.get("accepted") == kept
+
+
+@pytest.mark.parametrize(("now", "kept"), [(64, None), (68, {"spills": "why"})])
+def test_an_update_keeps_the_reason_of_spills(now, kept, monkeypatch, tmp_path):
+    name = "hopper sample fp16: chain_kernel"
+    before = {triton.__version__: {"sm_90": {name: GOOD | {"accepted": {"spills": "why"}}}}}
+    monkeypatch.setattr(record, "RECORD", tmp_path / "resources.json")
+    record.update(before, {90: {name: Resources(**(GOOD | {"spill_loads": now}))}}, False)
+    assert record.read()[triton.__version__]["sm_90"][name].get("accepted") == kept
 
 
 @pytest.mark.parametrize(
@@ -275,3 +336,29 @@ def test_products_of_weight_gradients_may_have_the_columns_of_a_narrow_layer():
     assert faults.without_tensor_cores(launch, HALF, used) is None
     fault = faults.without_tensor_cores(launch, HALF, {"HGMMA.64x8x16": 9, "HGMMA.64x24x16": 9})
     assert fault == "HGMMA of 24 columns, 64 are possible"
+
+
+GLUON = (
+    """
+ttng.warp_group_dot %h, %w, %sums, %true {inputPrecision = 0 : i32, isAsync = true} :
+""".replace("\n", "")
+    + " tensor<64x128xf16, #ttg.dot_op<{opIdx = 0}>> * !ttg.memdesc<128x128xf16>"
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "used", "fault"),
+    [
+        (256, ["64x128x16", "64x8x16"], None),
+        (64, ["64x64x16", "64x8x16"], None),
+        (256, ["64x128x16", "64x64x16", "64x8x16"], "HGMMA of 64 columns, 128 are possible"),
+        (64, ["64x64x16", "64x16x16"], "HGMMA of 16 columns, 64 are possible"),
+        (256, [], "multiplies in half precision or tf32 without HGMMA"),
+    ],
+)
+def test_products_in_parts_are_as_wide_as_a_part(width, used, fault):
+    net = chunks_of(layout_of(MLPShape((3, width, width, 2)), "fp16"), 2)
+    launch = Launch("", "", 90, {}, {(3,): net}, {}, {"num_warps": 4})
+    counts = {f"HGMMA.{shape}": 1 for shape in used}
+    assert faults.without_tensor_cores(launch, GLUON, counts) == fault
+    assert faults.without_tensor_cores(launch, "", counts) is None
