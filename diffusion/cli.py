@@ -1,14 +1,11 @@
 """The ``flashpoint`` command."""
 
 import json
-import platform
 import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
-import torch
 
 from . import files
 from .checkpoints import load
@@ -24,6 +21,7 @@ from .commands import (
 )
 from .commands.classify import classify_command
 from .commands.data import data_command
+from .commands.info import info_command
 from .commands.interpolate import interpolate_command
 from .commands.sample import sample_command
 from .commands.study import study_command
@@ -228,30 +226,9 @@ def export(run, format_, out) -> None:
             click.echo(f"{path}: differs from the network by {difference:.1e} at most")
 
 
-@main.command()
-def info() -> None:
-    """Print versions and devices, for a bug report."""
-    click.echo(f"python       {platform.python_version()} on {platform.platform()}")
-    for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
-        try:
-            click.echo(f"{package:<12} {version(package)}")
-        except PackageNotFoundError:
-            click.echo(f"{package:<12} not installed")
-    click.echo(
-        f"cpu          {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    click.echo(f"cuda         {torch.version.cuda or 'not in this build of torch'}")
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        memory = device.total_memory / 2**30
-        click.echo(
-            f"cuda:{index}       {device.name}, compute capability {device.major}.{device.minor}, "
-            f"{memory:.0f} GiB, {device.multi_processor_count} multiprocessors"
-        )
-
-
 for command in (
-    classify_command, data_command, interpolate_command, sample_command, study_command,
+    classify_command, data_command, info_command, interpolate_command, sample_command,
+    study_command,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -6,14 +6,14 @@ Gluon.
 """
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
 
 from ._dispatch import capability_of, problem_of
-from .mlp.config import COUNTED, HOPPER_KERNELS, Config, steps_of
+from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
 
 # Versions of triton whose names in Gluon :mod:`.gluon` knows: (major, minor), both included.
 _KNOWN = (3, 6), (3, 9)
@@ -45,7 +45,7 @@ def form_of(config: Config, capability: tuple[int, int], gap: str | None = None)
         gap: why the Hopper form does not cover the call, or None.
     """
     if capability != _HOPPER:
-        problem = f"compute capability {capability[0]}.{capability[1]}, the Hopper form needs 9.0"
+        problem = f"the Hopper form needs capability 9.0, got {capability[0]}.{capability[1]}"
     elif config.form == "portable":
         problem = "no measurement shows the Hopper form faster"
     else:
@@ -62,7 +62,7 @@ def problem_of_gluon() -> str | None:
     major, minor = version.split(".")[:2]
     if not _KNOWN[0] <= (int(major), int(minor)) <= _KNOWN[1]:
         oldest, newest = (".".join(map(str, known)) for known in _KNOWN)
-        return f"the Gluon of triton {version}, known are those of {oldest} to {newest}"
+        return f"triton {version}, Gluon is known for {oldest} to {newest}"
     return None
 
 
@@ -71,34 +71,30 @@ def _problem_of_interpreter() -> str | None:
 
 
 def forms_on(device: torch.device) -> list[tuple[str, Form]]:
-    """Returns operations and the forms that they take on a device, in half precision.
+    """Returns the form that each operation takes on a device, in half precision.
 
-    An operation has an entry for each form that it takes for some number of rows.
+    If it takes another one for many rows, an entry ``from ... rows`` follows that of the operation.
     """
-    if device.type != "cuda":
-        return [(name, Form("PyTorch", "kernels need a CUDA device")) for name in _OPERATIONS]
-    problem = problem_of(device)
+    problem = problem_of(device) if device.type == "cuda" else "needs a CUDA device"
     if problem is not None:
-        return [(name, Form("PyTorch", f"a kernel {problem}")) for name in _OPERATIONS]
+        return [(name, Form("PyTorch", problem)) for name in _OPERATIONS]
     capability = capability_of(device)
-    return [
-        (name, form)
-        for name, kernel in _OPERATIONS.items()
-        for form in _forms_of_kernel(kernel, capability)
-    ]
+    found: list[tuple[str, Form]] = []
+    for name, kernel in _OPERATIONS.items():
+        if kernel in HOPPER_KERNELS:
+            found += _forms_of_chain(name, steps_of("fp16", capability, kernel), capability)
+        else:
+            found.append((name, Form("portable", "its only form")))
+    return found
 
 
-def _forms_of_kernel(kernel: str, capability: tuple[int, int]) -> list[Form]:
-    """Returns the forms of a kernel, that of the fewest rows first."""
-    if kernel not in HOPPER_KERNELS:
-        return [Form("portable", "its only form")]
-    steps = steps_of("fp16", capability, kernel)
-    starts = [(tiles, form_of(config, capability)) for tiles, config in steps]
-    changes = [next(same) for _, same in groupby(starts, key=lambda start: start[1])]
-    return [_from_tiles(form, tiles) for tiles, form in changes]
-
-
-def _from_tiles(form: Form, tiles: int) -> Form:
-    """Returns a form whose reason says from how many rows on it is taken."""
-    rows = (tiles - 1) * COUNTED + 1
-    return form._replace(why=f"from {rows:,} rows on: {form.why}") if tiles else form
+def _forms_of_chain(
+    name: str, steps: Steps, capability: tuple[int, int]
+) -> Iterator[tuple[str, Form]]:
+    """Yields the form of the fewest rows, and each other one that follows, with a name."""
+    before = None
+    for tiles, config in steps:
+        form = form_of(config, capability)
+        if form != before:
+            yield f"  from {(tiles - 1) * COUNTED + 1:,} rows" if tiles else name, form
+        before = form

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flashpoint.diffusion import MLP, ConditionalMLP, Denoiser, load, load_points
+from flashpoint.diffusion.commands import info
 from flashpoint.diffusion.experiment import Run
-from flashpoint.kernels import MLPShape
+from flashpoint.kernels import MLPShape, forms
 
 from .helpers import flashpoint
 
@@ -226,6 +227,37 @@ def test_info_and_help():
         assert word in result.output
     for command in ([], ["states"], ["train"], ["sample"], ["evaluate"], ["info"], ["data"]):
         assert flashpoint(*command, "--help").exit_code == 0
+
+
+def forms_in(output):
+    """The lines of the table of forms, each of which fits a terminal."""
+    lines = output.split("\n\n")[1].splitlines()
+    assert lines[0].startswith("operation ")
+    assert max(map(len, lines)) <= 80
+    return [" ".join(line.split()) for line in lines[1:]]
+
+
+def test_info_says_which_form_each_operation_takes_and_why(monkeypatch):
+    def on_gpu(capability, problem=None):
+        monkeypatch.setattr(forms, "problem_of", lambda _: problem)
+        monkeypatch.setattr(forms, "capability_of", lambda _: capability)
+        return forms_in(flashpoint("info").output)
+
+    monkeypatch.setattr(info, "choose_device", lambda: torch.device("cpu"))
+    operations = (
+        "training step", "perceptron", "chain", "classifier-free chain", "guided chain", "AdamW",
+    )  # fmt: skip
+    expected = [f"{name} PyTorch needs a CUDA device" for name in operations]
+    assert forms_in(flashpoint("info").output) == expected
+    monkeypatch.setattr(info, "choose_device", lambda: torch.device("cuda"))
+    missing = "needs the package triton, which is not installed"
+    assert on_gpu((9, 0), missing) == [f"{name} PyTorch {missing}" for name in operations]
+    on_blackwell = on_gpu((10, 0))
+    assert on_blackwell[0] == "training step portable its only form"
+    assert on_blackwell[2] == "chain portable the Hopper form needs capability 9.0, got 10.0"
+    assert on_gpu((9, 0))[2] == "chain portable no measurement shows the Hopper form faster"
+    monkeypatch.setattr(forms, "form_of", lambda *_: forms.Form("hopper", "measured to be faster"))
+    assert on_gpu((9, 0))[3] == "classifier-free chain Hopper measured to be faster"
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):

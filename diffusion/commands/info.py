@@ -1,0 +1,36 @@
+"""``flashpoint info``: versions, devices, and the form of each operation."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+import torch
+
+from ...kernels.forms import forms_on
+from ..device import choose_device
+
+
+@click.command(name="info")
+def info_command() -> None:
+    """Print versions, devices and forms of kernels, for a bug report."""
+    click.echo(f"python       {platform.python_version()} on {platform.platform()}")
+    for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
+        try:
+            click.echo(f"{package:<12} {version(package)}")
+        except PackageNotFoundError:
+            click.echo(f"{package:<12} not installed")
+    click.echo(
+        f"cpu          {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    click.echo(f"cuda         {torch.version.cuda or 'not in this build of torch'}")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        click.echo(
+            f"cuda:{index}       {device.name}, compute capability {device.major}.{device.minor}, "
+            f"{memory:.0f} GiB, {device.multi_processor_count} multiprocessors"
+        )
+    device = choose_device()
+    click.echo(f"\n{'operation':<21}  {'form':<8} why, on {device} in half precision")
+    for operation, (name, why) in forms_on(device):
+        click.echo(f"{operation:<21}  {name.replace('hopper', 'Hopper'):<8} {why}")
