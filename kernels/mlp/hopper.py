@@ -214,29 +214,25 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
     PORTABLE: gl.constexpr = NET.net
     IN: gl.constexpr = NET.parts[FIRST - 1]
     OUT: gl.constexpr = NET.parts[FIRST]
-    EARLY: gl.constexpr = IN * (OUT - 1)  # products of all but the last part
     DTYPE: gl.constexpr = stream.ring.dtype
     slope = slope_of(flat + NET.net.flat[NET.net.layers], FIRST - 1 + i, PORTABLE)
     h = ()
     sums = ()
+    if NET.net.exponential:  # it needs the registers that a product would have
+        for part in gl.static_range(IN):
+            h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
     for to in gl.static_range(OUT):
         for part in gl.static_range(IN):
-            if to == 0:  # all but the first part are activated under a product
+            if to == 0 and not NET.net.exponential:  # the second part under a product
                 h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
             if part == 0:
                 acc = bias_of(flat, i, to, y[0].shape[0], FIRST, NET)
             w = ready(stream, number + (to * IN + part))
             acc = multiply(h[part], w, acc, is_async=True)
+        acc = wait_for_products(num_outstanding=0, deps=(acc,))
+        for part in gl.static_range(IN):
+            refill(stream, number + (to * IN + part), NET)
         sums = sums + (acc,)
-    if OUT == 2:
-        sums = (wait_for_products(num_outstanding=IN, deps=(sums[0],)), sums[1])
-        for used in gl.static_range(EARLY):
-            refill(stream, number + used, NET)
-        sums = wait_for_products(num_outstanding=0, deps=sums)
-    else:
-        sums = (wait_for_products(num_outstanding=0, deps=sums),)
-    for used in gl.static_range(IN):
-        refill(stream, number + (EARLY + used), NET)
     return sums
 
 
