@@ -1,7 +1,5 @@
 """The weights as chunks that stream through shared memory; their layout is that of :mod:`.chunks`."""
 
-from itertools import pairwise
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,61 +14,61 @@ _BLOCK = 1024  # weights that a program writes
 
 @triton.jit
 def chunk_kernel(flat_ptr, weights_ptr, NET: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes the operand weights of all layers; grid (blocks, layers, M).
+    """Writes the operand weights of all pieces; grid (blocks, pieces, M).
 
     Args:
         flat_ptr: float32 [M, P], flat parameters.
-        weights_ptr: operand dtype [M, NET.size]; written.
+        weights_ptr: operand dtype [M, size]; written.
         NET: :class:`~.chunks.ChunkLayout` of the networks.
         BLOCK: weights that a program writes.
     """
-    LAYERS: tl.constexpr = NET.net.layers
+    PIECES: tl.constexpr = len(NET.pieces)
     model = tl.program_id(2).to(tl.int64)
     flat = flat_ptr + model * NET.net.shape.num_parameters
-    weights = weights_ptr + model * NET.size
+    weights = weights_ptr + model * NET.starts[PIECES]
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for layer in tl.static_range(LAYERS):
-        if tl.program_id(1) == layer:
-            _write_layer(flat, weights, element, layer, NET)
+    for piece in tl.static_range(PIECES):
+        if tl.program_id(1) == piece:
+            _write_piece(flat, weights + NET.starts[piece], element, piece, NET)
 
 
 @triton.jit
-def _write_layer(flat, weights, element, LAYER: tl.constexpr, NET: tl.constexpr):
-    """Writes some elements of a layer's operand weights."""
+def _write_piece(flat, weights, element, NUMBER: tl.constexpr, NET: tl.constexpr):
+    """Writes some elements of a piece."""
+    PIECE: tl.constexpr = NET.pieces[NUMBER]
     LAYOUT: tl.constexpr = NET.net
-    IN: tl.constexpr = NET.net.shape.widths[LAYER]
-    OUT: tl.constexpr = NET.net.shape.widths[LAYER + 1]
-    START: tl.constexpr = NET.starts[LAYER]
-    SIZE: tl.constexpr = NET.starts[LAYER + 1] - START
-    HEIGHT: tl.constexpr = NET.blocks[LAYER][0]
-    WIDTH: tl.constexpr = NET.blocks[LAYER][1]
-    ACROSS: tl.constexpr = NET.parts[LAYER - 1] if LAYER > 0 else 1  # parts of the input
-    block, place = element // (HEIGHT * WIDTH), element % (HEIGHT * WIDTH)
-    row = block // ACROSS * HEIGHT + place // WIDTH
-    column = block % ACROSS * WIDTH + place % WIDTH
+    IN: tl.constexpr = NET.net.shape.widths[PIECE.layer]
+    OUT: tl.constexpr = NET.net.shape.widths[PIECE.layer + 1]
+    block, place = element // (PIECE.height * PIECE.width), element % (PIECE.height * PIECE.width)
+    if PIECE.by_input:
+        down, across = block % PIECE.down, block // PIECE.down
+    else:
+        down, across = block // PIECE.across, block % PIECE.across
+    row = down * PIECE.height + place // PIECE.width
+    column = across * PIECE.width + place % PIECE.width
     real = row < OUT
-    if LAYER == 0:  # the rest of a coordinate meets the weight of its rounded part
+    if PIECE.layer == 0:  # the rest of a coordinate meets the weight of its rounded part
         column %= NET.points
         real &= column < NET.dim
     else:
         real &= column < IN
-    weight = tl.load(flat + NET.net.flat[LAYER] + row * IN + column, mask=real, other=0.0)
+    weight = tl.load(flat + NET.net.flat[PIECE.layer] + row * IN + column, mask=real, other=0.0)
     weight = operand(weight, weights.dtype.element_ty, LAYOUT)
-    tl.store(weights + START + element, weight, mask=element < SIZE)
+    tl.store(weights + element, weight, mask=element < PIECE.size)
 
 
 def chunk_weights(flat: Tensor, net: ChunkLayout) -> Tensor:
-    """Returns the operand weights of networks, [M, NET.size], operand dtype.
+    """Returns the operand weights of networks, [M, size], operand dtype.
 
     Args:
         flat: float32 [M, P], flat parameters, contiguous.
         net: layout of the networks.
     """
     models = flat.shape[0]
-    weights = flat.new_empty((models, net.size), dtype=OPERAND_DTYPES[net.net.precision])
-    largest = max(stop - start for start, stop in pairwise(net.starts))
+    weights = flat.new_empty((models, net.starts[-1]), dtype=OPERAND_DTYPES[net.net.precision])
+    largest = max(piece.size for piece in net.pieces)
     with device_of(flat):
-        chunk_kernel[-(-largest // _BLOCK), net.net.layers, models](
+        chunk_kernel[-(-largest // _BLOCK), len(net.pieces), models](
             flat_ptr=flat, weights_ptr=weights, NET=net, BLOCK=_BLOCK
         )
     return weights

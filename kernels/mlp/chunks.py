@@ -14,7 +14,7 @@ layer:
 All padding is zero.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
@@ -23,12 +23,31 @@ from .layout import Layout
 
 # The widest hidden layers that registers hold, with their operands and the next layer's sums.
 _MAX_WIDTH = 256
-# The most coordinates of a point.
+# The most coordinates of a point, and the most classes of a guide.
 _MAX_POINTS = 32
+_MAX_CLASSES = 64
 _PART = 128
+# Columns of a guide's last hidden layer at a time.
+SLICE = 64
 # Bytes of shared memory for weights; a program on a Hopper GPU may have 3 KiB more.
 _SHARED = 224 * 1024
 _BYTES = 2  # of an operand
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of a model's operand weights: blocks of a layer, each [height, width] and contiguous."""
+
+    layer: int
+    height: int
+    width: int
+    down: int  # blocks for all outputs of the layer
+    across: int  # blocks for all its inputs
+    by_input: bool = False  # the order of the blocks: all outputs of one input, or the other way
+
+    @property
+    def size(self) -> int:
+        return self.height * self.width * self.down * self.across
 
 
 @dataclass(frozen=True)
@@ -50,60 +69,152 @@ class ChunkLayout:
     parts: tuple[int, ...]
 
     @cached_property
-    def chunks(self) -> int:
-        """Number of chunks that one evaluation of a network multiplies."""
-        return sum(a * b for a, b in pairwise(self.parts))
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights."""
+        between = (
+            Piece(layer, self.part, self.part, down, across)
+            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
+        )
+        last = Piece(self.net.layers - 1, self.points, self.part, 1, self.parts[-1])
+        return self.first, *between, last
 
-    @cached_property
-    def blocks(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of a block of each layer that is contiguous in memory."""
-        first = self.parts[0] * self.part, 2 * self.points
-        hidden = ((self.part, self.part),) * (len(self.parts) - 1)
-        return first, *hidden, (self.points, self.part)
+    @property
+    def first(self) -> Piece:
+        """The first layer."""
+        return Piece(0, self.part, 2 * self.points, self.parts[0], 1)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Start of each layer in the operand weights, and their number."""
-        first, *hidden, last = (rows * columns for rows, columns in self.blocks)
-        counts = (a * b for a, b in pairwise(self.parts))
-        middle = (count * size for count, size in zip(counts, hidden, strict=True))
-        return tuple(accumulate((first, *middle, self.parts[-1] * last), initial=0))
+        """Start of each piece in the operand weights, and their number, a multiple of ``part``."""
+        return tuple(accumulate((piece.size for piece in self.pieces), initial=0))
 
     @property
-    def size(self) -> int:
-        """Number of operand weights of a model, a multiple of ``part``."""
-        return self.starts[-1]
+    def chunks(self) -> int:
+        """Number of chunks that one evaluation of a network multiplies."""
+        return (self.starts[-2] - self.starts[1]) // self.part**2
+
+    @property
+    def resident(self) -> int:
+        """Number of weights that stay in shared memory."""
+        return self.starts[1] + self.starts[-1] - self.starts[-2]
+
+
+@dataclass(frozen=True)
+class GuideLayout(ChunkLayout):
+    """The same of classifiers that guide a chain, whose last hidden layer may be wider.
+
+    That layer is never whole: a slice of its columns at a time goes into the logits, and on the way
+    back from the gradient of the logits into that of the layer below. Two blocks [slice, part] of
+    its weights make a chunk. After the chunks of the way forward come those of the way back.
+
+    Attributes:
+        parts: number of parts of each hidden layer but the last.
+        slices: number of slices of the last hidden layer.
+        classes: number of classes, rounded up to a power of two from 16.
+    """
+
+    slices: int
+    classes: int
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights, those between the first and the last twice."""
+        last = self.net.layers - 1
+        forward = [
+            Piece(layer, self.part, self.part, down, across)
+            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
+        ]
+        wide = Piece(last - 1, SLICE, self.part, self.slices, self.parts[-1])
+        backward = (replace(piece, by_input=True) for piece in reversed(forward))
+        logits = Piece(last, self.classes, SLICE, 1, self.slices)
+        return self.first, *forward, wide, wide, *backward, logits
+
+    @property
+    def chunks_of_slices(self) -> int:
+        """Number of chunks of the last hidden layer, once."""
+        return self.slices * self.parts[-1] // 2
+
+    @property
+    def slices_of_chunk(self) -> int:
+        """Number of slices in a chunk."""
+        return 2 // self.parts[-1]
+
+    @property
+    def signs(self) -> int:
+        """Number of parts and slices of hidden layers, whose signs a chain keeps."""
+        return sum(self.parts) + self.slices
 
 
 @lru_cache(maxsize=1024)
-def chunks_of(net: Layout, dim: int) -> ChunkLayout:
-    """Returns the chunks of networks, for points of a dimension; see :func:`gap_of_chunks`."""
+def chunks_of(net: Layout, dim: int, guided: bool = False) -> ChunkLayout:
+    """Returns the chunks of networks, for points of a dimension; see :func:`gap_of_chunks`.
+
+    A guided chain takes the chunks of both networks through one ring: their parts are equal.
+    """
     hidden = net.shape.widths[1:-1]
-    part = _PART if max(hidden) > _PART // 2 else _PART // 2
+    part = _PART if guided or max(hidden) > _PART // 2 else _PART // 2
     return ChunkLayout(
         net=net,
         dim=dim,
-        points=max(8, 1 << (dim - 1).bit_length()),
+        points=_points(dim),
         part=part,
         parts=tuple(-(-width // part) for width in hidden),
     )
 
 
+@lru_cache(maxsize=1024)
+def guide_chunks_of(net: Layout, dim: int) -> GuideLayout:
+    """Returns the chunks of classifiers of points of a dimension; see :func:`gap_of_guide`."""
+    *hidden, wide = net.shape.widths[1:-1]
+    parts = tuple(-(-width // _PART) for width in hidden)
+    return GuideLayout(
+        net=net,
+        dim=dim,
+        points=_points(dim),
+        part=_PART,
+        parts=parts,
+        slices=-(-wide // _PART) * (_PART // SLICE),
+        classes=max(16, 1 << (net.shape.widths[-1] - 1).bit_length()),
+    )
+
+
+def _points(dim: int) -> int:
+    return max(8, 1 << (dim - 1).bit_length())
+
+
 def gap_of_chunks(net: Layout, dim: int) -> str | None:
     """Returns why no kernel keeps the activations of such networks in registers, or None."""
     hidden = net.shape.widths[1:-1]
+    return _gap(net, dim, hidden, hidden)
+
+
+def gap_of_guide(net: Layout, dim: int) -> str | None:
+    """Returns why no kernel keeps the activations of such classifiers in registers, or None."""
+    hidden, classes = net.shape.widths[1:-1], net.shape.widths[-1]
+    if net.exponential:
+        return f"a classifier with {net.shape.activation}"
+    if classes > _MAX_CLASSES:
+        return f"{classes} classes, more than {_MAX_CLASSES}"
+    return _gap(net, dim, hidden, hidden[:-1])
+
+
+def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...]) -> str | None:
+    """Returns why a network is not covered whose ``whole`` hidden layers are in registers."""
     if net.precision not in ("fp16", "bf16"):
         return f"precision {net.precision}"
     if len(hidden) < 2:
         return f"{len(hidden)} hidden layers, fewer than 2"
-    if max(hidden) > _MAX_WIDTH:
-        return f"a hidden layer of {max(hidden)}, wider than {_MAX_WIDTH}"
+    if max(whole) > _MAX_WIDTH:
+        return f"a hidden layer of {max(whole)}, wider than {_MAX_WIDTH}"
     if dim > _MAX_POINTS:
         return f"points of {dim} coordinates, more than {_MAX_POINTS}"
     return None
 
 
-def ring_of(net: ChunkLayout, config: Config) -> int:
-    """Returns how many chunks lie in shared memory beside the first and the last layer."""
-    resident = net.starts[1] + net.starts[-1] - net.starts[-2]
-    return min(config.hopper_ring, (_SHARED // _BYTES - resident) // net.part**2)
+def ring_of(config: Config, net: ChunkLayout, guide: GuideLayout | None) -> int:
+    """Returns how many chunks lie in shared memory beside all that stays there."""
+    bytes_left = _SHARED - _BYTES * net.resident
+    if guide is not None:
+        signs = 4 * 4 * guide.signs * config.hopper_rows  # four words for each row
+        bytes_left -= _BYTES * guide.resident + signs
+    return min(config.hopper_ring, bytes_left // (_BYTES * net.part**2))

@@ -43,6 +43,7 @@ class Stream(NamedTuple):
 
     descriptor: Any  # of the weights of all models as [rows, part], in blocks of [part, part]
     row: Any  # of the model's first chunk
+    chunks: Any  # number of chunks after which the first one comes again
     last: Any  # number of chunks that the program takes in all
     ring: Any  # buffers in shared memory, [RING, part, part]
     full: Any  # mbarrier of each buffer, [RING, 1]
@@ -99,51 +100,46 @@ def resident(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
 
 
 @jit
-def open_stream(descriptor, row, last, DTYPE: gl.constexpr, RING: gl.constexpr, NET: gl.constexpr):
-    """Returns a :class:`Stream` of RING buffers; its first copies are under way.
-
-    Args:
-        row: the row of the model's first weight in the descriptor.
-    """
-    SHAPE: gl.constexpr = [RING, NET.part, NET.part]
-    ring = gl.allocate_shared_memory(DTYPE, SHAPE, swizzled([NET.part, NET.part], DTYPE))
+def open_stream(descriptor, row, CHUNKS: gl.constexpr, last, PART: gl.constexpr, RING: gl.constexpr):
+    """Returns a :class:`Stream` of RING buffers; its first copies are under way."""
+    DTYPE: gl.constexpr = descriptor.dtype
+    ring = gl.allocate_shared_memory(DTYPE, [RING, PART, PART], swizzled([PART, PART], DTYPE))
     full = gl.allocate_shared_memory(gl.int64, [RING, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(RING):
         mbarrier.init(full.index(slot), count=1)
     fence()
-    first_layer = NET.starts[1] // NET.part  # rows
-    stream = Stream(descriptor, row + first_layer, last, ring, full)
+    stream = Stream(descriptor, row, gl.to_tensor(CHUNKS), last, ring, full)
     for slot in gl.static_range(RING):
-        start_copy(stream, slot, NET)
+        start_copy(stream, slot)
     return stream
 
 
 @jit
-def start_copy(stream, number, NET: gl.constexpr):
+def start_copy(stream, number):
     """Starts the copy of a chunk into its buffer, if there is such a chunk."""
-    BYTES: gl.constexpr = NET.part * NET.part * 2
+    PART: gl.constexpr = stream.ring.shape[1]
     slot = number % stream.ring.shape[0]
     exists = number < stream.last
-    mbarrier.expect(stream.full.index(slot), BYTES, pred=exists)
-    row = stream.row + number % NET.chunks * NET.part
+    mbarrier.expect(stream.full.index(slot), PART * PART * 2, pred=exists)
+    row = stream.row + number % stream.chunks * PART
     copy_in(
         stream.descriptor, [row, 0], stream.full.index(slot), stream.ring.index(slot), pred=exists
     )
 
 
 @jit
-def refill(stream, number, NET: gl.constexpr):
+def refill(stream, number):
     """Puts the next chunk into the buffer of one that no product reads any more."""
-    start_copy(stream, number + stream.ring.shape[0], NET)
+    start_copy(stream, number + stream.ring.shape[0])
 
 
 @jit
 def ready(stream, number):
-    """Returns a chunk as [in, out] as soon as its copy has arrived."""
+    """Returns a chunk [out, in] as soon as its copy has arrived."""
     RING: gl.constexpr = stream.ring.shape[0]
     slot = number % RING
     mbarrier.wait(stream.full.index(slot), (number // RING) & 1)
-    return stream.ring.index(slot).permute((1, 0))
+    return stream.ring.index(slot)
 
 
 @jit
@@ -166,16 +162,18 @@ def points_operand(x, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def bias_of(flat, i, part, ROWS: gl.constexpr, FIRST: gl.constexpr, NET: gl.constexpr):
+def bias_of(
+    flat, i, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr, FIRST: gl.constexpr, NET: gl.constexpr
+):
     """Returns a part of the bias of layer FIRST + ``i`` of a run, from which its sums start."""
     IN: gl.constexpr = NET.net.shape.widths[FIRST]
     OUT: gl.constexpr = NET.net.shape.widths[FIRST + 1]
-    LAYOUT: gl.constexpr = accumulators(NET.part, ROWS)
-    sums = zeros(NET.part, ROWS)
+    LAYOUT: gl.constexpr = accumulators(COLUMNS, ROWS)
+    sums = zeros(COLUMNS, ROWS)
     if NET.net.shape.bias:
         start = NET.net.flat[FIRST] + IN * OUT + i * (IN * OUT + OUT)
-        column = part * NET.part + gl.arange(0, NET.part, layout=gl.SliceLayout(0, LAYOUT))
-        if OUT % NET.part == 0:
+        column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+        if OUT % COLUMNS == 0:
             bias = gl.load(flat + start + column)
         else:
             bias = gl.load(flat + start + column, mask=column < OUT, other=0.0)
@@ -214,29 +212,25 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
     PORTABLE: gl.constexpr = NET.net
     IN: gl.constexpr = NET.parts[FIRST - 1]
     OUT: gl.constexpr = NET.parts[FIRST]
-    EARLY: gl.constexpr = IN * (OUT - 1)  # products of all but the last part
     DTYPE: gl.constexpr = stream.ring.dtype
     slope = slope_of(flat + NET.net.flat[NET.net.layers], FIRST - 1 + i, PORTABLE)
     h = ()
     sums = ()
+    if NET.net.exponential:  # it needs the registers that a product would have
+        for part in gl.static_range(IN):
+            h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
     for to in gl.static_range(OUT):
         for part in gl.static_range(IN):
-            if to == 0:  # all but the first part are activated under a product
+            if to == 0 and not NET.net.exponential:  # the second part under a product
                 h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
             if part == 0:
-                acc = bias_of(flat, i, to, y[0].shape[0], FIRST, NET)
-            w = ready(stream, number + (to * IN + part))
+                acc = bias_of(flat, i, to, NET.part, y[0].shape[0], FIRST, NET)
+            w = ready(stream, number + (to * IN + part)).permute((1, 0))
             acc = multiply(h[part], w, acc, is_async=True)
+        acc = wait_for_products(num_outstanding=0, deps=(acc,))
+        for part in gl.static_range(IN):
+            refill(stream, number + (to * IN + part))
         sums = sums + (acc,)
-    if OUT == 2:
-        sums = (wait_for_products(num_outstanding=IN, deps=(sums[0],)), sums[1])
-        for used in gl.static_range(EARLY):
-            refill(stream, number + used, NET)
-        sums = wait_for_products(num_outstanding=0, deps=sums)
-    else:
-        sums = (wait_for_products(num_outstanding=0, deps=sums),)
-    for used in gl.static_range(IN):
-        refill(stream, number + (EARLY + used), NET)
     return sums
 
 
@@ -248,16 +242,9 @@ def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
         w_last: the layer's weights in shared memory, [parts * points, part].
     """
     LAST: gl.constexpr = NET.net.layers - 1
-    OUT: gl.constexpr = NET.net.shape.widths[LAST + 1]
     PARTS: gl.constexpr = NET.parts[LAST - 1]
     ROWS: gl.constexpr = y[0].shape[0]
-    LAYOUT: gl.constexpr = accumulators(NET.points, ROWS)
-    sums = zeros(NET.points, ROWS)
-    if NET.net.shape.bias:
-        START: gl.constexpr = NET.net.flat[LAST] + OUT * NET.net.shape.widths[LAST]
-        column = gl.arange(0, NET.points, layout=gl.SliceLayout(0, LAYOUT))
-        bias = gl.load(flat + START + column, mask=column < OUT, other=0.0)
-        sums = gl.expand_dims(bias, 0) + sums
+    sums = bias_of(flat, 0, 0, NET.points, ROWS, LAST, NET)
     for part in gl.static_range(PARTS):
         h = activated(y[part], slope, NET.points, w_last.dtype, NET)
         w = w_last.slice(part * NET.points, NET.points).permute((1, 0))
@@ -296,9 +283,8 @@ def hidden_run(
     return y, number + LENGTH * CHUNKS
 
 
-def chunk_descriptor(weights: Tensor, net: ChunkLayout) -> TensorDescriptor:
-    """Returns the descriptor of :class:`Stream` for operand weights [M, NET.size]."""
+def chunk_descriptor(weights: Tensor, part: int) -> TensorDescriptor:
+    """Returns the descriptor of :class:`Stream` for operand weights [M, size]."""
     dtype = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[weights.dtype]
-    block = [net.part, net.part]
-    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
-    return TensorDescriptor.from_tensor(weights.view(-1, net.part), block, layout)
+    layout = gl.NVMMASharedLayout.get_default_for([part, part], dtype)
+    return TensorDescriptor.from_tensor(weights.view(-1, part), [part, part], layout)

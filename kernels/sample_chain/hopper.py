@@ -4,6 +4,8 @@ A program takes a tile of rows through all steps. Points and activations stay in
 first and the last layer in shared memory; see :mod:`..mlp.hopper`.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -13,20 +15,21 @@ from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
 from ..mlp.chunk_weights import chunk_weights
-from ..mlp.chunks import ChunkLayout, chunks_of, ring_of
+from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
 from ..mlp.hopper import accumulators, chunk_descriptor, evaluate, open_stream, pairs, resident, zeros
 from ..mlp.layout import layout_of
 from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
+from .hopper_guide import label_gradient, resident_slices
 from .reference import Condition, Guide, Network
 
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
 # a multiple of 16,
 _VARYING = ["first_row", "rows", "steps", "keep_every", "classes"]
 # and for a tensor of the caller's that starts at a multiple of 16 bytes.
-_UNALIGNED = ["x_ptr", "table_ptr", "seed_ptr", "labels_ptr"]
+_UNALIGNED = ["table_ptr", "seed_ptr", "class_labels_ptr", "labels_ptr"]
 _MEMORY = gl.constexpr(reference.MEMORY)
 _MEMORY_X = gl.constexpr(reference.MEMORY_X)
 _MEMORY_EPS = gl.constexpr(reference.MEMORY_EPS)
@@ -50,46 +53,66 @@ def noise(seed, step, row, NET: gl.constexpr):
 @jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def chain_kernel(
     x_ptr, table_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
-    flat_ptr, weights_ptr, w_desc, bias_ptr, class_bias_ptr, labels_ptr, classes,
+    chunks_desc, flat_ptr, weights_ptr, bias_ptr, class_bias_ptr, class_labels_ptr, classes,
+    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_bias_ptr,
     COEFFICIENTS: gl.constexpr, CLASSIFIER_FREE: gl.constexpr, NET: gl.constexpr,
-    ROWS: gl.constexpr, RING: gl.constexpr,
+    GUIDE: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """Takes x from x_T to x_0, in place; grid (tiles, M).
 
     Args:
         x_ptr ... keep_every: as in :func:`.kernel.chain_kernel`.
+        chunks_desc: descriptor of the chunks, of the guide's after the denoiser's, for all models
+            [rows, part] in blocks of a chunk. Without a guide it is that of all of ``weights``.
         flat_ptr: float32 [M, P], parameters of the denoiser.
-        weights_ptr: operand dtype [M, NET.size], its weights as :mod:`..mlp.chunks` says.
-        w_desc: descriptor of the same as [rows, part], in blocks of a chunk.
+        weights_ptr: operand dtype [M, size], its weights as :class:`~..mlp.chunks.ChunkLayout` says.
         bias_ptr: float32 [M, steps, parts * part], what the timestep adds to the first layer.
         class_bias_ptr: float32 [M, classes, parts * part], what a class adds to it; or None.
-        labels_ptr: int64 [M, rows], class of each row; or None.
+        class_labels_ptr: int64 [M, rows], class of each row; or None.
         classes: number of classes; the last one stands for no class.
+        labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.
+        guide_flat_ptr, guide_weights_ptr, guide_bias_ptr: the same of the classifier.
         COEFFICIENTS: 4, or 7 for a linear multistep method.
         CLASSIFIER_FREE: True for classifier-free guidance.
-        NET: :class:`~..mlp.chunks.ChunkLayout` of the denoiser.
+        NET, GUIDE: layouts of the denoiser and of the classifier.
         ROWS: rows of a tile, 16 for each warp.
         RING: number of chunks that lie in shared memory.
     """
     DIM: gl.constexpr = NET.dim
     PART: gl.constexpr = NET.part
     WIDTH: gl.constexpr = NET.parts[0] * PART
-    DTYPE: gl.constexpr = weights_ptr.dtype.element_ty
+    WARPS: gl.constexpr = ROWS // 16
+    LAYERS: gl.constexpr = NET.net.layers
     POINTS: gl.constexpr = accumulators(NET.points, ROWS)
     PAIRS: gl.constexpr = pairs(NET.points, ROWS)
     EVALUATIONS: gl.constexpr = 1 + CLASSIFIER_FREE
     model = gl.program_id(1).to(gl.int64)
     flat = flat_ptr + model * NET.net.shape.num_parameters
-    weights = weights_ptr + model * NET.size
-    stream = open_stream(
-        w_desc, gl.program_id(1) * (NET.size // PART), steps * (EVALUATIONS * NET.chunks), DTYPE,
-        RING, NET,
-    )  # fmt: skip
-    w_first = resident(weights, WIDTH, 2 * NET.points, gl.num_warps())
+    weights = weights_ptr + model * NET.starts[LAYERS]
+    if GUIDE is None:
+        CHUNKS: gl.constexpr = NET.chunks
+        chunk_row = gl.program_id(1) * (NET.starts[LAYERS] // PART) + NET.starts[1] // PART
+    else:
+        CHUNKS: gl.constexpr = NET.chunks + GUIDE.chunks
+        chunk_row = gl.program_id(1) * (CHUNKS * PART)
+    stream = open_stream(chunks_desc, chunk_row, CHUNKS, steps * (EVALUATIONS * CHUNKS), PART, RING)
+    w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
     w_last = resident(
-        weights + NET.starts[NET.net.layers - 1], NET.parts[NET.net.layers - 2] * NET.points, PART,
-        gl.num_warps(),
-    )  # fmt: skip
+        weights + NET.starts[LAYERS - 1], NET.parts[LAYERS - 2] * NET.points, PART, WARPS
+    )
+    if GUIDE is not None:
+        PIECES: gl.constexpr = len(GUIDE.pieces)
+        GUIDE_WIDTH: gl.constexpr = GUIDE.parts[0] * PART
+        LOGITS: gl.constexpr = gl.SliceLayout(1, accumulators(GUIDE.classes, ROWS))
+        g_flat = guide_flat_ptr + model * GUIDE.net.shape.num_parameters
+        g_weights = guide_weights_ptr + model * GUIDE.starts[PIECES]
+        g_first = resident(g_weights, GUIDE_WIDTH, 2 * GUIDE.points, WARPS)
+        g_last = resident_slices(g_weights + GUIDE.starts[PIECES - 1], GUIDE, WARPS)
+        signs = gl.allocate_shared_memory(
+            gl.int32, [GUIDE.signs, ROWS, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        )
+        g_row = gl.program_id(0) * ROWS + gl.arange(0, ROWS, layout=LOGITS)
+        wanted = gl.load(labels_ptr + model * rows + g_row, mask=g_row < rows, other=0)
     fence()
 
     first = gl.program_id(0) * ROWS
@@ -104,7 +127,7 @@ def chain_kernel(
     if class_bias_ptr is not None:
         ROW: gl.constexpr = gl.SliceLayout(1, accumulators(PART, ROWS))
         wide = first + gl.arange(0, ROWS, layout=ROW)
-        label = gl.load(labels_ptr + model * rows + wide, mask=wide < rows, other=0)
+        label = gl.load(class_labels_ptr + model * rows + wide, mask=wide < rows, other=0)
         class_bias = class_bias_ptr + model * classes * WIDTH
     number = 0
     for step in range(steps):
@@ -123,17 +146,23 @@ def chain_kernel(
             eps, number = evaluate(
                 x, bias, row_bias, flat, w_first, w_last, stream, number, NET
             )
+        grad = None
+        if GUIDE is not None:
+            g_bias = guide_bias_ptr + (model * steps + step) * GUIDE_WIDTH
+            grad, number = label_gradient(
+                x, g_bias, wanted, g_flat, g_first, g_last, signs, stream, number, GUIDE
+            )
         c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
         z = zeros(NET.points, ROWS)
         if c_noise != 0:
             z = noise(seed, step, drawn, NET)
         guidance = uncond if CLASSIFIER_FREE else None
         now = x
-        x = updated(now, eps, None, guidance, z, c_x, c_eps, c_noise, c_guide)
+        x = updated(now, eps, grad, guidance, z, c_x, c_eps, c_noise, c_guide)
         if COEFFICIENTS > _MEMORY:
             x += gl.load(coefficients + _MEMORY) * memory
             m_x, m_eps = gl.load(coefficients + _MEMORY_X), gl.load(coefficients + _MEMORY_EPS)
-            memory = updated(now, eps, None, guidance, None, m_x, m_eps, 0.0, c_guide)
+            memory = updated(now, eps, grad, guidance, None, m_x, m_eps, 0.0, c_guide)
         if kept_ptr is not None:
             if ((step + 1) % keep_every == 0) | (step + 1 == steps):
                 entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
@@ -167,10 +196,13 @@ def sample_chain(
         precision, capability_of(x.device), rows, models, guided=guide is not None,
         classifier_free=classifier_free,
     )  # fmt: skip
-    net = chunks_of(layout_of(denoiser.shape, precision), dim)
-    flat = denoiser.parameters.float().contiguous()
-    weights = chunk_weights(flat, net)
-    bias, class_bias = _first_biases(denoiser, time_features, condition, net)
+    net = chunks_of(layout_of(denoiser.shape, precision), dim, guided=guide is not None)
+    flat, weights, bias = _buffers(denoiser, time_features, net)
+    guiding = _guide_arguments(guide, time_features, precision, dim)
+    chunks = weights
+    if guide is not None:
+        parts = (weights, net), (guiding["guide_weights_ptr"], guiding["GUIDE"])
+        chunks = torch.cat([each[:, of.starts[1] : of.starts[-2]] for each, of in parts], dim=1)
     with device_of(x):
         chain_kernel[triton.cdiv(rows, config.hopper_rows), models](
             x_ptr=x,
@@ -181,39 +213,79 @@ def sample_chain(
             steps=steps,
             kept_ptr=kept if keep_every else None,
             keep_every=keep_every,
+            chunks_desc=chunk_descriptor(chunks, net.part),
             flat_ptr=flat,
             weights_ptr=weights,
-            w_desc=chunk_descriptor(weights, net),
             bias_ptr=bias,
-            class_bias_ptr=class_bias,
-            labels_ptr=None if condition is None else condition.labels.contiguous(),
-            classes=0 if condition is None else condition.class_features.shape[1],
+            **_condition_arguments(denoiser, condition, net),
+            **guiding,
             COEFFICIENTS=table.shape[2],
             CLASSIFIER_FREE=classifier_free,
             NET=net,
             ROWS=config.hopper_rows,
-            RING=ring_of(net, config),
+            RING=ring_of(config, net, guiding["GUIDE"]),
             num_warps=config.hopper_rows // 16,
         )
     return x, kept
 
 
-def _first_biases(
-    denoiser: Network, time_features: Tensor, condition: Condition | None, net: ChunkLayout
-) -> tuple[Tensor, Tensor | None]:
-    """Returns what timesteps and classes add to the first layer: all that x_t does not change.
+def _buffers(
+    network: Network, time_features: Tensor, net: ChunkLayout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns flat parameters, operand weights, and what timesteps add to the first layer.
 
-    They are float32 [M, steps, columns] and [M, classes, columns], computed in float64. The first
-    contains the layer's bias; the second is None without a condition.
+    The last are float32 [M, steps, columns], with the layer's bias in them.
     """
-    weights, biases, _ = denoiser.shape.unpack(denoiser.parameters.double())
+    flat = network.parameters.float().contiguous()
+    weights, biases, _ = network.shape.unpack(flat)
     width = net.dim + time_features.shape[2]
-    of_time, of_class = weights[0][..., net.dim : width], weights[0][..., width:]  # [M, out, F], E
-    padding = 0, net.parts[0] * net.part - weights[0].shape[1]
-    bias = time_features.double() @ of_time.mT
+    bias = _columns(time_features, weights[0][..., net.dim : width], net)
     if biases is not None:
-        bias += biases[0][:, None]
-    class_bias = None
-    if condition is not None:
-        class_bias = F.pad((condition.class_features.double() @ of_class.mT).float(), padding)
-    return F.pad(bias.float(), padding), class_bias
+        bias[..., : biases[0].shape[1]] += biases[0][:, None]
+    return flat, chunk_weights(flat, net), bias
+
+
+def _columns(features: Tensor, weight: Tensor, net: ChunkLayout) -> Tensor:
+    """Returns features times some of the first layer's weights, float32 [M, entries, columns].
+
+    They are multiplied in float64: PyTorch may be set to tf32.
+
+    Args:
+        features: [M, entries, F].
+        weight: [M, out, F].
+    """
+    product = features.double() @ weight.double().mT
+    return F.pad(product.float(), (0, net.parts[0] * net.part - weight.shape[1]))
+
+
+def _condition_arguments(
+    denoiser: Network, condition: Condition | None, net: ChunkLayout
+) -> dict[str, Any]:
+    """Returns ``class_bias_ptr`` to ``classes`` of the kernel."""
+    if condition is None:
+        return {"class_bias_ptr": None, "class_labels_ptr": None, "classes": 0}
+    weight = denoiser.shape.unpack(denoiser.parameters)[0][0]
+    width = condition.class_features.shape[2]
+    return {
+        "class_bias_ptr": _columns(condition.class_features, weight[..., -width:], net),
+        "class_labels_ptr": condition.labels.contiguous(),
+        "classes": condition.class_features.shape[1],
+    }
+
+
+def _guide_arguments(
+    guide: Guide | None, time_features: Tensor, precision: str, dim: int
+) -> dict[str, Any]:
+    """Returns ``labels_ptr`` to ``guide_bias_ptr`` of the kernel, and GUIDE; None without one."""
+    if guide is None:
+        names = ("labels", "guide_flat", "guide_weights", "guide_bias")
+        return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
+    net = guide_chunks_of(layout_of(guide.classifier.shape, precision), dim)
+    flat, weights, bias = _buffers(guide.classifier, time_features, net)
+    return {
+        "GUIDE": net,
+        "labels_ptr": guide.labels.contiguous(),
+        "guide_flat_ptr": flat,
+        "guide_weights_ptr": weights,
+        "guide_bias_ptr": bias,
+    }

@@ -1,0 +1,302 @@
+"""Device functions for Hopper GPUs that compute the gradient of a guide in registers.
+
+The gradient is that of log p(label | x_t) with respect to x_t, by a classifier with an activation
+that is linear on both sides of 0. Of its pre-activations only the signs are kept, one bit each, in
+shared memory: a thread has the same columns of z and of its gradient. The last hidden layer is
+never whole, see :class:`~..mlp.chunks.GuideLayout`.
+
+Names in these functions, besides those of :mod:`..mlp.hopper`:
+
+* NET: :class:`~..mlp.chunks.GuideLayout` of the classifiers;
+* ``signs``: int32 [parts and slices, ROWS, 4] in shared memory. Word (row, i) has a bit for each
+  column that thread i of the four that share a row holds;
+* ``w_first``: the first layer in shared memory, [out, 2 * points];
+* ``w_last``: the last one, [slices, classes, slice].
+"""
+
+import triton
+
+from ..gluon import gl, jit, multiply, wait_for_products
+from ..mlp.activation_kernel import has_slope, slope_of
+from ..mlp.arithmetic import UNIT_SCALE, softmax
+from ..mlp.chunks import SLICE
+from ..mlp.hopper import (
+    accumulators,
+    activated,
+    bias_of,
+    first_layer,
+    hidden_layer,
+    left_operand,
+    ready,
+    refill,
+    swizzled,
+    zeros,
+)
+
+_SLICE = gl.constexpr(SLICE)
+
+
+@triton.constexpr_function
+def quads(columns, rows):
+    """Returns the layout of accumulators as [rows, columns / 8, 4, 2]: the four threads of a row.
+
+    Each of these holds pairs of columns, eight apart.
+    """
+    registers = [[0, 0, 0, 1], [8, 0, 0, 0]]
+    registers += [[0, 1 << i, 0, 0] for i in range((columns // 8).bit_length() - 1)]
+    lanes = [[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]]
+    warps = [[16 << i, 0, 0, 0] for i in range((rows // 16).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=registers, lane_bases=lanes, warp_bases=warps, block_bases=[],
+        shape=[rows, columns // 8, 4, 2],
+    )  # fmt: skip
+
+
+@triton.constexpr_function
+def words(columns, rows):
+    """Returns the layout of the words of a part, [rows, 4]."""
+    return gl.SliceLayout(1, gl.SliceLayout(3, quads(columns, rows)))
+
+
+@jit
+def bit_of_column(COLUMNS: gl.constexpr, ROWS: gl.constexpr):
+    """Returns the bit of each column in the word of its thread, int32 [1, columns / 8, 1, 2]."""
+    QUADS: gl.constexpr = quads(COLUMNS, ROWS)
+    LAST: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, QUADS)))
+    eight = gl.arange(
+        0, COLUMNS // 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, QUADS)))
+    )
+    eight = gl.expand_dims(gl.expand_dims(gl.expand_dims(eight, 0), 2), 3)
+    second = gl.arange(0, 2, layout=LAST)
+    second = gl.expand_dims(gl.expand_dims(gl.expand_dims(second, 0), 1), 2)
+    shift = 2 * eight + second
+    return (shift * 0 + 1) << shift
+
+
+@jit
+def keep_signs(z, word):
+    """Writes which z of a part are positive.
+
+    Args:
+        z: fp32 [ROWS, columns].
+        word: int32 [ROWS, 4] in shared memory.
+    """
+    ROWS: gl.constexpr = z.shape[0]
+    COLUMNS: gl.constexpr = z.shape[1]
+    z = gl.convert_layout(z.reshape([ROWS, COLUMNS // 8, 4, 2]), quads(COLUMNS, ROWS))
+    bits = gl.where(z > 0, bit_of_column(COLUMNS, ROWS), 0)
+    word.store(gl.sum(gl.sum(bits, 3), 1))
+
+
+@jit
+def before_activation(
+    grad, word, slope, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr
+):
+    """Returns the gradient of z, given that of act(z), as left operand of a product of COLUMNS.
+
+    Args:
+        grad: fp32 [ROWS, columns].
+        word: what :func:`keep_signs` has written for z.
+    """
+    ROWS: gl.constexpr = grad.shape[0]
+    WIDTH: gl.constexpr = grad.shape[1]
+    SHAPE: gl.constexpr = NET.net.shape
+    bits = gl.expand_dims(gl.expand_dims(word.load(words(WIDTH, ROWS)), 1), 3)
+    positive = (bits & bit_of_column(WIDTH, ROWS)) != 0
+    grad = gl.convert_layout(grad.reshape([ROWS, WIDTH // 8, 4, 2]), quads(WIDTH, ROWS))
+    if has_slope(SHAPE):
+        grad = gl.where(positive, grad, grad * slope)
+    elif SHAPE.activation == "relu":
+        grad = gl.where(positive, grad, 0.0)
+    return gl.convert_layout(
+        grad.to(DTYPE).reshape([ROWS, WIDTH]), left_operand(COLUMNS, ROWS)
+    )
+
+
+@jit
+def resident_slices(pointer, NET: gl.constexpr, WARPS: gl.constexpr):
+    """Returns the operand weights of the last layer in shared memory, ``w_last``."""
+    DTYPE: gl.constexpr = pointer.dtype.element_ty
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    SLICES: gl.constexpr = NET.slices
+    row = gl.expand_dims(gl.arange(0, NET.classes, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, _SLICE, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    weights = gl.allocate_shared_memory(
+        DTYPE, [SLICES, NET.classes, _SLICE], swizzled([NET.classes, _SLICE], DTYPE)
+    )
+    for i in gl.static_range(SLICES):
+        block = pointer + i * (NET.classes * _SLICE)
+        weights.index(i).store(gl.load(block + row * _SLICE + column))
+    return weights
+
+
+@jit
+def label_gradient(x, bias, label, flat, w_first, w_last, signs, stream, number, NET: gl.constexpr):
+    """Returns the gradient of log p(label | x_t) and the number of the next chunk.
+
+    Args:
+        x: fp32 [ROWS, points], like the gradient, whose columns from the dimension on are 0.
+        bias: pointer to what all inputs but x_t contribute to the first layer.
+        label: int64 [ROWS], the classes.
+    """
+    BETWEEN: gl.constexpr = len(NET.parts) - 1  # layers between hidden layers that are whole
+    y = first_layer(x, bias, None, w_first, NET)
+    for layer in gl.static_range(BETWEEN):
+        keep_signs_of_layer(y, signs, layer, NET)
+        y = hidden_layer(y, stream, number, flat, 0, 1 + layer, NET)
+        number += NET.parts[layer] * NET.parts[layer + 1]
+    keep_signs_of_layer(y, signs, BETWEEN, NET)
+    logits = forward_slices(y, flat, w_last, signs, stream, number, NET)
+    number += NET.chunks_of_slices
+    grad = logits_gradient(logits, label, w_last.dtype, NET)
+    y = backward_slices(grad, flat, w_last, signs, stream, number, NET)
+    number += NET.chunks_of_slices
+    for i in gl.static_range(BETWEEN):
+        y = backward_layer(y, flat, signs, stream, number, BETWEEN - i, NET)
+        number += NET.parts[BETWEEN - i] * NET.parts[BETWEEN - i - 1]
+    return input_gradient(y, flat, w_first, signs, NET), number
+
+
+@triton.constexpr_function
+def place_of_signs(net, layer):
+    """Returns the place in ``signs`` of the first part, or slice, of a hidden layer."""
+    return sum(net.parts[:layer])
+
+
+@jit
+def slope_after(flat, LAYER: gl.constexpr, NET: gl.constexpr):
+    """Returns the slope for z < 0 after a hidden layer."""
+    PORTABLE: gl.constexpr = NET.net
+    return slope_of(flat + NET.net.flat[NET.net.layers], LAYER, PORTABLE)
+
+
+@jit
+def keep_signs_of_layer(y, signs, LAYER: gl.constexpr, NET: gl.constexpr):
+    """Writes which pre-activations of a hidden layer are positive."""
+    PARTS: gl.constexpr = NET.parts[LAYER]
+    for part in gl.static_range(PARTS):
+        keep_signs(y[part], signs.index(place_of_signs(NET, LAYER) + part))
+
+
+@jit
+def forward_slices(y, flat, w_last, signs, stream, number, NET: gl.constexpr):
+    """Returns the logits, fp32 [ROWS, classes], through the last hidden layer."""
+    LAST: gl.constexpr = NET.net.layers - 1
+    PARTS: gl.constexpr = NET.parts[LAST - 2]
+    SLICES: gl.constexpr = NET.slices_of_chunk
+    ROWS: gl.constexpr = y[0].shape[0]
+    DTYPE: gl.constexpr = w_last.dtype
+    h = ()
+    for part in gl.static_range(PARTS):
+        slope = slope_after(flat, LAST - 2, NET)
+        h = h + (activated(y[part], slope, _SLICE, DTYPE, NET),)
+    slope = slope_after(flat, LAST - 1, NET)
+    logits = bias_of(flat, 0, 0, NET.classes, ROWS, LAST, NET)
+    for chunk in range(NET.chunks_of_slices):
+        w = ready(stream, number + chunk)
+        for i in gl.static_range(SLICES):
+            piece = chunk * SLICES + i
+            z = bias_of(flat, 0, piece, _SLICE, ROWS, LAST - 1, NET)
+            for part in gl.static_range(PARTS):
+                block = w.slice((i * PARTS + part) * _SLICE, _SLICE)
+                z = multiply(h[part], block.permute((1, 0)), z, is_async=True)
+            z = wait_for_products(num_outstanding=0, deps=(z,))
+            if i == SLICES - 1:
+                refill(stream, number + chunk)
+            keep_signs(z, signs.index(place_of_signs(NET, LAST - 1) + piece))
+            h_last = activated(z, slope, NET.classes, DTYPE, NET)
+            logits = multiply(h_last, w_last.index(piece).permute((1, 0)), logits)
+    return logits
+
+
+@jit
+def logits_gradient(logits, label, DTYPE: gl.constexpr, NET: gl.constexpr):
+    """Returns the gradient of log softmax(logits)[label], times UNIT_SCALE, as left operand."""
+    ROWS: gl.constexpr = logits.shape[0]
+    CLASSES: gl.constexpr = NET.net.shape.widths[NET.net.layers]
+    LAYOUT: gl.constexpr = accumulators(NET.classes, ROWS)
+    column = gl.arange(0, NET.classes, layout=gl.SliceLayout(0, LAYOUT))
+    p, _ = softmax(logits, column, CLASSES)
+    chosen = gl.expand_dims(column, 0) == gl.expand_dims(label, 1)
+    grad = gl.where(chosen, UNIT_SCALE, 0.0) - UNIT_SCALE * p
+    return gl.convert_layout(grad.to(DTYPE), left_operand(_SLICE, ROWS), assert_trivial=True)
+
+
+@jit
+def backward_slices(grad, flat, w_last, signs, stream, number, NET: gl.constexpr):
+    """Returns the gradient of h before the last hidden layer, given that of the logits."""
+    LAST: gl.constexpr = NET.net.layers - 1
+    PARTS: gl.constexpr = NET.parts[LAST - 2]
+    SLICES: gl.constexpr = NET.slices_of_chunk
+    ROWS: gl.constexpr = grad.shape[0]
+    slope = slope_after(flat, LAST - 1, NET)
+    y = ()
+    for part in gl.static_range(PARTS):
+        y = y + (zeros(NET.part, ROWS),)
+    for chunk in range(NET.chunks_of_slices):
+        w = ready(stream, number + chunk)
+        for i in gl.static_range(SLICES):
+            piece = chunk * SLICES + i
+            grad_h = multiply(grad, w_last.index(piece), zeros(_SLICE, ROWS), use_acc=False)
+            word = signs.index(place_of_signs(NET, LAST - 1) + piece)
+            d = before_activation(grad_h, word, slope, NET.part, w_last.dtype, NET)
+            sums = ()
+            for part in gl.static_range(PARTS):
+                block = w.slice((i * PARTS + part) * _SLICE, _SLICE)
+                sums = sums + (multiply(d, block, y[part], is_async=True),)
+            y = finished(sums, PARTS)
+        refill(stream, number + chunk)
+    return y
+
+
+@jit
+def finished(sums, PARTS: gl.constexpr):
+    """Returns the sums of products when all of these have ended."""
+    if PARTS == 1:
+        sums = (wait_for_products(num_outstanding=0, deps=sums),)
+    else:
+        sums = wait_for_products(num_outstanding=0, deps=sums)
+    return sums
+
+
+@jit
+def backward_layer(y, flat, signs, stream, number, LAYER: gl.constexpr, NET: gl.constexpr):
+    """Returns the gradient of h before a hidden layer, given that of h after it."""
+    OUT: gl.constexpr = NET.parts[LAYER]
+    IN: gl.constexpr = NET.parts[LAYER - 1]
+    ROWS: gl.constexpr = y[0].shape[0]
+    DTYPE: gl.constexpr = stream.ring.dtype
+    slope = slope_after(flat, LAYER, NET)
+    d = ()
+    sums = ()
+    for to in gl.static_range(IN):
+        for part in gl.static_range(OUT):
+            if to == 0:
+                word = signs.index(place_of_signs(NET, LAYER) + part)
+                d = d + (before_activation(y[part], word, slope, NET.part, DTYPE, NET),)
+            if part == 0:
+                acc = zeros(NET.part, ROWS)
+            w = ready(stream, number + (to * OUT + part))
+            acc = multiply(d[part], w, acc, is_async=True)
+        acc = wait_for_products(num_outstanding=0, deps=(acc,))
+        for part in gl.static_range(OUT):
+            refill(stream, number + (to * OUT + part))
+        sums = sums + (acc,)
+    return sums
+
+
+@jit
+def input_gradient(y, flat, w_first, signs, NET: gl.constexpr):
+    """Returns the gradient of x_t, fp32 [ROWS, points], given that of h after the first layer."""
+    PARTS: gl.constexpr = NET.parts[0]
+    ROWS: gl.constexpr = y[0].shape[0]
+    slope = slope_after(flat, 0, NET)
+    sums = zeros(2 * NET.points, ROWS)
+    for part in gl.static_range(PARTS):
+        d = before_activation(y[part], signs.index(part), slope, 2 * NET.points, w_first.dtype, NET)
+        sums = multiply(d, w_first.slice(part * NET.part, NET.part), sums, is_async=True)
+    sums = wait_for_products(num_outstanding=0, deps=(sums,))
+    # The weights of the rounded coordinates and of their rests are the same.
+    grad, _ = sums.reshape([ROWS, 2, NET.points]).permute((0, 2, 1)).split()
+    grad = gl.convert_layout(grad, accumulators(NET.points, ROWS), assert_trivial=True)
+    return grad * (1 / UNIT_SCALE)
