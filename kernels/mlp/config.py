@@ -46,7 +46,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain", "adamw")
 FORMS = ("portable", "hopper")
 # Kernels that have the Hopper form.
-HOPPER_KERNELS = ("chain", "classifier-free chain")
+HOPPER_KERNELS = ("chain", "classifier-free chain", "guided chain")
 # Rows of the tiles that a call is counted in to choose its sizes.
 COUNTED = 64
 # Rows of the largest tile.
@@ -70,7 +70,8 @@ class Config:
         adamw_block, adamw_warps: parameters and warps of a program of AdamW.
         form: form of the kernel, one of :data:`FORMS`.
         hopper_rows: rows of a program of the Hopper form, 64 or 128.
-        hopper_ring: chunks of weights that it keeps in shared memory; fewer if they do not fit.
+        hopper_ring: chunks of weights that it keeps in shared memory, at least 2; fewer if they do
+            not fit.
 
     Raises:
         ValueError: a field is out of range.
@@ -100,8 +101,11 @@ class Config:
             raise ValueError(f"hopper_rows must be 64 or 128, got {self.hopper_rows!r}")
         for field in fields(self):
             size = getattr(self, field.name)
-            if field.name != "form" and (type(size) is not int or size < 1):
-                raise ValueError(f"{field.name} must be an integer of at least 1, got {size!r}")
+            least = 2 if field.name == "hopper_ring" else 1  # chunks that are multiplied together
+            if field.name != "form" and (type(size) is not int or size < least):
+                raise ValueError(
+                    f"{field.name} must be an integer of at least {least}, got {size!r}"
+                )
 
 
 # The configurations of a kernel, each with the number of tiles from which on it is used.
@@ -185,8 +189,8 @@ def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
             sizes |= change
             found[change.get("tiles", 0)] = config_of(sizes)
         if kernel not in HOPPER_KERNELS and any(c.form == "hopper" for c in found.values()):
-            others = " and ".join(HOPPER_KERNELS)
-            raise ValueError(f"form must be portable, only {others} have another, got 'hopper'")
+            others = ", ".join(HOPPER_KERNELS)
+            raise ValueError(f"form must be portable, others are for {others}, got 'hopper'")
     except ValueError as error:
         arch = 10 * capability[0] + capability[1]
         raise ValueError(f"kernels/configs for sm_{arch}, {precision}, {kernel}: {error}") from None

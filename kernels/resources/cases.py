@@ -126,7 +126,8 @@ def _sample(
 
 def _hopper(shape: MLPShape, precision: str, rows: int = 64, **options) -> None:
     """Runs a sampling chain in the form for Hopper GPUs, ``rows`` in a program."""
-    kernel = "classifier-free chain" if options.get("classifier_free") else "chain"
+    guided, classifier_free = options.get("guided"), options.get("classifier_free")
+    kernel = "guided chain" if guided else "classifier-free chain" if classifier_free else "chain"
     config = config_for(precision, (9, 0), 5000, 1, kernel)
     with in_use(kernel, replace(config, form="hopper", hopper_rows=rows)):
         _sample(shape, precision, **options)
@@ -229,9 +230,15 @@ HOPPER: dict[str, Callable[[], None]] = {
         "sample bf16": partial(_hopper, _DENOISER, "bf16"),
         "classifier-free fp16": partial(_hopper, _DENOISER, "fp16", classifier_free=True),
         "solver fp16": partial(_hopper, _DENOISER, "fp16", coefficients=7),
+        "guided fp16": partial(_hopper, _DENOISER, "fp16", guided=True),
+        "guided bf16": partial(_hopper, _DENOISER, "bf16", guided=True),
         "128 rows fp16": partial(_hopper, _DENOISER, "fp16", 128),
         "128 rows classifier-free fp16": partial(
             _hopper, _DENOISER, "fp16", 128, classifier_free=True
+        ),
+        "128 rows guided fp16": partial(_hopper, _DENOISER, "fp16", 128, guided=True),
+        "128 rows guided solver fp16": partial(
+            _hopper, _DENOISER, "fp16", 128, guided=True, coefficients=7
         ),
         "uneven": partial(_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
         **{f"width {width}": partial(_hopper, _deep(width), "fp16") for width in (64, 128, 200)},

@@ -2,7 +2,7 @@
 
 import re
 
-from ..mlp.chunks import ChunkLayout
+from ..mlp.chunks import SLICE, ChunkLayout, GuideLayout
 from ..mlp.config import Config
 from ..mlp.layout import Layout
 from . import sass
@@ -91,8 +91,12 @@ def _columns_of_layers(launch: Launch) -> tuple[set[int], int]:
     """
     constants = launch.constants.values()
     chunks = [value for value in constants if isinstance(value, ChunkLayout)]
-    if chunks:  # all but the last layer are multiplied in parts
-        return {net.points for net in chunks}, min(net.part for net in chunks)
+    if chunks:  # layers are multiplied in parts, the last hidden one of a guide in slices
+        ends = {net.points for net in chunks}
+        for net in chunks:
+            if isinstance(net, GuideLayout):
+                ends |= {SLICE, net.classes, 2 * net.points}
+        return ends, min(net.part for net in chunks)
     layouts = [value for value in constants if isinstance(value, Layout)]
     # Warpgroups take 64 rows each; those that are left share the columns.
     configs = [value for value in constants if isinstance(value, Config)]

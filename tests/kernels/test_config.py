@@ -99,12 +99,12 @@ def test_more_programs_than_fill_a_gpu_are_made_fewer():
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """A function that puts entries into a copy of a kernel's part of the file of sm_90."""
+    """A function that makes entries a kernel's part of a copy of the file of sm_90."""
 
     def write(kernel, *entries):
         files = {name: (CONFIGS / name).read_text() for name in ("sm_80.json", "sm_90.json")}
         hopper = json.loads(files["sm_90.json"])
-        hopper["half"].setdefault(kernel, []).extend(entries)
+        hopper["half"][kernel] = entries
         for name, text in (files | {"sm_90.json": json.dumps(hopper)}).items():
             (tmp_path / name).write_text(text)
         monkeypatch.setattr(config, "CONFIGS", tmp_path)
@@ -116,6 +116,7 @@ def written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kernel", HOPPER_KERNELS)
 def test_an_entry_turns_a_form_on_and_off_from_so_many_tiles(kernel, written):
+    written(kernel)
     before = config_for("fp16", (9, 0), 1, 1, kernel)
     written(
         kernel,
@@ -146,11 +147,11 @@ def test_the_portable_form_is_shipped_everywhere():
     [
         ("chain", {"form": "hoper"}, "form must be one of portable, hopper, got 'hoper'"),
         ("chain", {"hopper_rows": 96}, "hopper_rows must be 64 or 128, got 96"),
-        ("chain", {"hopper_ring": 0}, "hopper_ring must be an integer of at least 1, got 0"),
-        ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 1, got '6'"),
+        ("chain", {"hopper_ring": 1}, "hopper_ring must be an integer of at least 2, got 1"),
+        ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 2, got '6'"),
         ("chain", {"stages": 2.5}, "stages must be an integer of at least 1, got 2.5"),
         ("chain", {"columns": 64}, r"sizes must be among adamw_block, .*warps, got columns"),
-        ("mlp", {"form": "hopper"}, "form must be portable, only chain and .*, got 'hopper'"),
+        ("mlp", {"form": "hopper"}, "form must be portable, others are for .*, got 'hopper'"),
     ],
 )
 def test_a_wrong_value_in_a_file_is_named(kernel, entry, message, written):

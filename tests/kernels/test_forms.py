@@ -21,6 +21,7 @@ from .test_import import run
 HOPPER = (9, 0)
 PORTABLE = config_for("fp16", HOPPER, 64, 1, "chain")
 CHOSEN = replace(PORTABLE, form="hopper")
+LARGE = replace(CHOSEN, hopper_rows=128)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def launched(monkeypatch, compiled):  # noqa: ARG001
     monkeypatch.setattr(one_launch, "kernel", portable)
     package = sys.modules[one_launch.__package__]  # kernels.sample_chain names a function
     monkeypatch.setattr(package, "hopper", hopper, raising=False)
-    monkeypatch.setattr(config, "steps_of", lambda *_: ((0, PORTABLE), (2, CHOSEN)))
+    monkeypatch.setattr(config, "steps_of", lambda *_: ((0, PORTABLE), (2, CHOSEN), (4, LARGE)))
     _dispatch._log.cache_clear()
     return forms
 
@@ -114,7 +115,10 @@ def test_a_chain_is_launched_in_the_form_of_the_table(launched, caplog):
         for rows in (64, 65):
             chain(rows=rows)
         chain((7, 64, 64, 2), rows=65, condition=condition)
-    assert launched == ["portable", "hopper", "hopper"]
+        shape = MLPShape((3, 100, 200, 500, 5))
+        classifier = Network(torch.zeros(1, shape.num_parameters), shape)
+        chain(rows=65, guide=Guide(classifier, labels))
+    assert launched == ["portable", "hopper", "hopper", "hopper"]
     assert not caplog.records
 
 
@@ -125,17 +129,23 @@ def test_a_chain_is_launched_in_the_form_of_the_table(launched, caplog):
         ({"widths": (3, 64, 264, 2)}, "a hidden layer of 264, wider than 256"),
         ({"widths": (3, 64, 2)}, "1 hidden layers, fewer than 2"),
         ({"widths": (41, 64, 64, 40)}, "points of 40 coordinates, more than 32"),
-        ({"guided": True}, "a classifier's guidance"),
+        ({"guide": (3, 16, 5)}, "1 hidden layers, fewer than 2"),
+        ({"guide": (3, 16, 16, 65)}, "65 classes, more than 64"),
+        (
+            {"guide": (33, 256, 512, 64), "widths": (33, 256, 256, 32), "rows": 200},
+            "networks that leave no room for a ring of weights",
+        ),
     ],
 )
 def test_what_the_hopper_form_does_not_cover_is_logged_once(options, why, launched, caplog):
-    if options.pop("guided", False):
-        shape = MLPShape((3, 16, 5))
+    options = dict(options)
+    if "guide" in options:
+        shape = MLPShape(options["guide"])
         network = Network(torch.zeros(1, shape.num_parameters), shape)
         options["guide"] = Guide(network, torch.zeros(1, 65, dtype=torch.int64))
     with caplog.at_level(logging.INFO, logger="flashpoint"):
         for _ in range(2):
-            chain(rows=65, **options)
+            chain(**{"rows": 65} | options)
     assert launched == ["portable"] * 2
     assert [record.message for record in caplog.records] == [
         f"a sampling chain in the portable form instead of the Hopper form: {why}"
@@ -190,14 +200,14 @@ def test_forms_on_gpus(on_a_gpu):
         (HOPPER, "no measurement shows the Hopper form faster"),
     ):
         found = dict(on_a_gpu(capability))
-        assert found["chain"] == found["classifier-free chain"] == ("portable", why)
-        for name in ("training step", "perceptron", "guided chain", "AdamW"):
+        for name in ("chain", "classifier-free chain", "guided chain"):
+            assert found[name] == ("portable", why)
+        for name in ("training step", "perceptron", "AdamW"):
             assert found[name] == ("portable", "its only form")
 
 
 def test_an_operation_may_take_two_forms(on_a_gpu, monkeypatch):
-    some = replace(CHOSEN, hopper_rows=128)
-    steps = ((0, PORTABLE), (20, replace(PORTABLE, rows=128)), (133, CHOSEN), (265, some))
+    steps = ((0, PORTABLE), (20, replace(PORTABLE, rows=128)), (133, CHOSEN), (265, LARGE))
     monkeypatch.setattr(forms, "steps_of", lambda *_: steps)
     assert on_a_gpu(HOPPER)[2:6] == [
         ("chain", ("portable", "no measurement shows the Hopper form faster")),

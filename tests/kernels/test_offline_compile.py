@@ -7,7 +7,7 @@ import pytest
 import triton
 
 from flashpoint.kernels import MLPShape
-from flashpoint.kernels.mlp.chunks import chunks_of
+from flashpoint.kernels.mlp.chunks import chunks_of, guide_chunks_of
 from flashpoint.kernels.mlp.config import config_for
 from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.resources import Launch, Resources, faults, record, sass
@@ -362,3 +362,14 @@ def test_products_in_parts_are_as_wide_as_a_part(width, used, fault):
     counts = {f"HGMMA.{shape}": 1 for shape in used}
     assert faults.without_tensor_cores(launch, GLUON, counts) == fault
     assert faults.without_tensor_cores(launch, "", counts) is None
+
+
+def test_a_guide_has_products_of_its_slices_and_classes():
+    net = chunks_of(layout_of(MLPShape((3, 256, 256, 2)), "fp16"), 2, guided=True)
+    guide = guide_chunks_of(layout_of(MLPShape((3, 100, 200, 500, 20)), "fp16"), 2)
+    used = dict.fromkeys((f"HGMMA.64x{n}x16" for n in (128, 64, 32, 16, 8)), 1)
+    with_guide = Launch("", "", 90, {}, {(3,): net, (4,): guide}, {}, {"num_warps": 4})
+    assert faults.without_tensor_cores(with_guide, GLUON, used) is None
+    alone = replace(with_guide, constants={(3,): net})
+    fault = faults.without_tensor_cores(alone, GLUON, used)
+    assert fault == "HGMMA of 16 columns, 128 are possible"
