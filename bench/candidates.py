@@ -1,7 +1,8 @@
 """Other tile sizes for a kernel, and what their compiled code says about them, without a GPU.
 
-The candidates of a kernel are all combinations of the values in :data:`TUNED`. Those that differ in
-the fewest sizes from the shipped configuration are tried first.
+The candidates of a kernel are all combinations of the values in :data:`TUNED`, and on Hopper GPUs
+those of :data:`HOPPER_SIZES` if it has a form for these. Those that differ in the fewest sizes from
+the shipped configuration are tried first.
 """
 
 import os
@@ -15,13 +16,14 @@ from itertools import product, zip_longest
 from multiprocessing import get_context
 
 from ..diffusion import UserError
+from ..kernels.forms import HOPPER, problem_of_gluon
 from ..kernels.mlp import config as table
 from ..kernels.mlp.config import Config
 from .operations import one_line
 from .tables import duration
 from .timing import Timing
 
-Changes = dict[str, int]
+Changes = dict[str, int | str]
 
 _SHARED = 227 * 1024  # bytes of shared memory that a program may have on the largest GPUs
 _SPILLED = 64  # bytes that a kernel may spill
@@ -58,6 +60,7 @@ _TILES = {
     "warps": (8, 4),
 }
 _TILE = ("rows", "out", "reduce", "stages")
+HOPPER_SIZES = {"hopper_rows": (64, 128), "hopper_ring": (6, 5, 4)}
 TUNED = {
     "training": Tuned("mlp", "train fp16", _TILES, "warps", _TILE),
     "weight gradients": Tuned(
@@ -75,6 +78,9 @@ TUNED = {
         ("grad_in", "grad_out", "grad_rows", "grad_stages"),
     ),
     "chain": Tuned("chain", "sample fp16", _TILES, "warps", _TILE),
+    "classifier-free chain": Tuned(
+        "classifier-free chain", "classifier-free fp16", _TILES, "warps", _TILE
+    ),
     "guided chain": Tuned("guided chain", "guided fp16", _TILES, "warps", _TILE),
     "AdamW": Tuned(
         "adamw",
@@ -85,15 +91,23 @@ TUNED = {
 }
 
 
-def candidates(tuned: Tuned, shipped: Config) -> list[Changes]:
+def forms_of(tuned: Tuned, capability: tuple[int, int]) -> tuple[str, ...]:
+    """Returns the forms of a kernel that can run on a GPU."""
+    hopper = tuned.kernel in table.HOPPER_KERNELS and capability == HOPPER
+    return table.FORMS if hopper and problem_of_gluon() is None else ("portable",)
+
+
+def candidates(tuned: Tuned, shipped: Config, forms: tuple[str, ...]) -> list[Changes]:
     """Returns the changes that make each candidate of the shipped configuration.
 
     Those that cannot be fast come last.
     """
     found = []
-    for values in product(*tuned.sizes.values()):
-        sizes = dict(zip(tuned.sizes, values, strict=True))
-        found.append({n: size for n, size in sizes.items() if size != getattr(shipped, n)})
+    for form in reversed(forms):  # the more promising one first
+        tried = HOPPER_SIZES if form == "hopper" else tuned.sizes
+        for values in product(*tried.values()):
+            sizes = {"form": form, **dict(zip(tried, values, strict=True))}
+            found.append({n: size for n, size in sizes.items() if size != getattr(shipped, n)})
     return sorted(
         filter(None, found),
         key=lambda changes: (
@@ -105,7 +119,7 @@ def candidates(tuned: Tuned, shipped: Config) -> list[Changes]:
 
 def too_large(tuned: Tuned, config: Config) -> str | None:
     """Returns why a candidate cannot be fast, as far as its sizes tell, or None."""
-    if tuned.tile is None:
+    if tuned.tile is None or config.form == "hopper":
         return None
     sizes = asdict(config)
     rows, columns, length, stages = (sizes[name] for name in tuned.tile)
@@ -194,6 +208,7 @@ WORKS = (
     TunedWork("mlp", 10_000, _STEP, 133),
     TunedWork("mlp", 16_896, _STEP, 197),
     TunedWork("chain", 5000, ("chain",)),
+    TunedWork("classifier-free chain", 5000, ("classifier-free chain",)),
     TunedWork("guided chain", 25_000, ("guided chain",), 133),
     TunedWork("adamw", 2048, ("AdamW",)),
 )
@@ -256,12 +271,13 @@ def queue(
     columns = [
         [
             Candidate(work, name, changes, replace(shipped, **changes))
-            for changes in candidates(TUNED[name], shipped)[:most]
+            for changes in candidates(TUNED[name], shipped, forms)[:most]
         ]
         for work in works
         for shipped in (work.shipped(capability),)
         for name in work.kernels
         if name in kernels
+        for forms in (forms_of(TUNED[name], capability),)
     ]
     return [one for row in zip_longest(*columns) for one in row if one is not None]
 

@@ -1,4 +1,4 @@
-"""Looks for faster tile sizes on this GPU, and writes them as the file that the kernels read.
+"""Looks for faster tile sizes and forms on this GPU, and writes the file that the kernels read.
 
     python -m flashpoint.bench tune [--device cuda] [--record FOLDER]
     python -m flashpoint.bench tune --dry      without a GPU: which candidates are worth a time
@@ -38,6 +38,7 @@ from .candidates import (
     chunks,
     queue,
 )
+from .classifier_free import ClassifierFree
 from .machine import free_device, short_name
 from .operations import one_line, optimiser_error, training_step
 from .options import budget_option, rounds_option
@@ -45,7 +46,7 @@ from .peers.ours import Ours
 from .problem import states_problem
 from .race import TOLERANCE, Referee
 from .record import Record, record_option
-from .timing import Runner, from_graph, paired, seconds
+from .timing import Runner, Work, from_graph, paired, seconds
 from .workloads import CLASSES
 
 _SECONDS = 0.5  # seconds of a comparison
@@ -72,6 +73,7 @@ class TuneBench:
         self.precision = {"cuda": "half", "cpu": "fp32"}[device.type]
         self.operand = {"cuda": "fp16", "cpu": "fp32"}[device.type]
         self.referee = Referee(self.problem, device)
+        self.classifier_free = ClassifierFree(self.problem, device)
         self.peers: dict[TunedWork, Runner] = {}
 
     def runner(self, work: TunedWork, config: Config | None, chunk: int | None = None) -> Runner:
@@ -82,10 +84,7 @@ class TuneBench:
             if work.trains:
                 made = ours.training(work.rows)
             else:
-                guided = work.kernel == "guided chain"
-                labels = torch.arange(work.rows) % CLASSES if guided else None
-                chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided)
-                once = ours.chain_work(chain, work.rows, labels)
+                once = self._chain(work, ours)
                 made = from_graph(once, 1) if self.device.type == "cuda" else Runner(once)
             seconds(made, 2, self.device)
 
@@ -95,6 +94,15 @@ class TuneBench:
 
         return made._replace(run=run)
 
+    def _chain(self, work: TunedWork, ours: Ours) -> Work:
+        """Returns a chain as a work."""
+        guided = work.kernel != "chain"
+        chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided)
+        if work.kernel == "classifier-free chain":
+            return self.classifier_free.work(chain, work.rows)
+        labels = torch.arange(work.rows) % CLASSES if guided else None
+        return ours.chain_work(chain, work.rows, labels)
+
     def error(self, work: TunedWork, config: Config | None) -> tuple[float, float]:
         """Returns the relative error of a candidate against float64, and its tolerance."""
         with table.in_use(work.kernel, config):
@@ -103,6 +111,8 @@ class TuneBench:
             if work.kernel == "mlp":
                 gradients = training_step(self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance
+            if work.kernel == "classifier-free chain":
+                return self.classifier_free.error(), TOLERANCE[self.precision]
             self.referee.error.cache_clear()  # the error of another candidate
             check = "guided" if work.kernel == "guided chain" else "sampling"
             return self.referee.error("ours", self.precision, check), TOLERANCE[self.precision]

@@ -17,7 +17,7 @@ from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
 
 # Versions of triton whose names in Gluon :mod:`.gluon` knows: (major, minor), both included.
 _KNOWN = (3, 6), (3, 9)
-_HOPPER = (9, 0)
+HOPPER = (9, 0)
 # Operations by the kernel in the table that runs them.
 _OPERATIONS = {
     "training step": "mlp",
@@ -44,7 +44,7 @@ def form_of(config: Config, capability: tuple[int, int], gap: str | None = None)
         capability: compute capability of the device.
         gap: why the Hopper form does not cover the call, or None.
     """
-    if capability != _HOPPER:
+    if capability != HOPPER:
         problem = f"the Hopper form needs capability 9.0, got {capability[0]}.{capability[1]}"
     elif config.form == "portable":
         problem = "no measurement shows the Hopper form faster"

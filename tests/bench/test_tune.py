@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+import triton
 
 from flashpoint.bench import operations, tune
 from flashpoint.bench.candidates import (
@@ -20,6 +21,7 @@ from flashpoint.bench.candidates import (
     Compiler,
     candidates,
     chunks,
+    forms_of,
     queue,
     too_large,
 )
@@ -37,17 +39,18 @@ from flashpoint.kernels.train_step import kernel as train_step
 from ..kernels.processes import run_compiled
 
 CPU, HOPPER = torch.device("cpu"), (9, 0)
-STEP, MANY, MOST, CHAIN, GUIDED, ADAMW = WORKS
+STEP, MANY, MOST, CHAIN, FREE, GUIDED, ADAMW = WORKS
 
 
 def in_launches():
-    """Returns the configurations of training, the perceptron, two chains and AdamW on Hopper."""
-    chain = partial(sample_chain.chain_config_for, "fp16", HOPPER, 2048, 1, classifier_free=False)
+    """Returns the configurations of training, the perceptron, chains and AdamW on Hopper."""
+    chain = partial(sample_chain.chain_config_for, "fp16", HOPPER, 2048, 1)
     return (
         train_step.config_for("fp16", HOPPER, 2048, 1),
         mlp.config_for("fp16", HOPPER, 2048, 1),
-        chain(guided=False),
-        chain(guided=True),
+        chain(guided=False, classifier_free=False),
+        chain(guided=False, classifier_free=True),
+        chain(guided=True, classifier_free=False),
         adamw.config_for("fp16", HOPPER, 0, 1, "adamw"),
     )
 
@@ -57,7 +60,7 @@ def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
     before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
     with config.in_use(work.kernel, candidate):
         changed_ones = in_launches()
-    uses = ("mlp", "mlp", "chain", "guided chain", "adamw")
+    uses = ("mlp", "mlp", "chain", "classifier-free chain", "guided chain", "adamw")
     expected = [
         candidate if used == work.kernel else old for used, old in zip(uses, before, strict=True)
     ]
@@ -68,15 +71,32 @@ def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
 @pytest.mark.parametrize("tuned", TUNED.values(), ids=TUNED)
 def test_candidates_are_all_other_sizes_and_small_changes_come_first(tuned):
     shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
-    found = [replace(shipped, **changes) for changes in candidates(tuned, shipped)]
+    changes_of = candidates(tuned, shipped, ("portable",))
+    found = [replace(shipped, **changes) for changes in changes_of]
     number = torch.tensor([len(values) for values in tuned.sizes.values()]).prod()
     assert len(set(found)) == len(found) == number - 1
     assert shipped not in found
-    possible = [
-        one for one in candidates(tuned, shipped) if not too_large(tuned, replace(shipped, **one))
-    ]
-    assert possible == candidates(tuned, shipped)[: len(possible)]
+    possible = [one for one in changes_of if not too_large(tuned, replace(shipped, **one))]
+    assert possible == changes_of[: len(possible)]
     assert [len(one) for one in possible] == sorted(len(one) for one in possible)
+
+
+@pytest.mark.parametrize("name", ["chain", "classifier-free chain", "guided chain"])
+def test_chains_have_candidates_in_the_form_for_hopper(name, monkeypatch):
+    tuned = TUNED[name]
+    forms = forms_of(tuned, HOPPER)
+    shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
+    found = [one for one in candidates(tuned, shipped, forms) if one.get("form") == "hopper"]
+    assert [one.get("hopper_rows", 64) for one in found] == [64] * 3 + [128] * 3
+    assert [one.get("hopper_ring", 6) for one in found] == [6, 5, 4] * 2
+    chosen = replace(shipped, form="hopper", hopper_ring=4)
+    back = candidates(tuned, chosen, forms)
+    assert {"form": "portable"} in back
+    assert {"hopper_ring": 6} in back
+    assert len(back) == len(candidates(tuned, shipped, forms))
+    assert forms_of(tuned, (10, 0)) == forms_of(TUNED["training"], HOPPER) == ("portable",)
+    monkeypatch.setattr(triton, "__version__", "3.10.0")
+    assert forms_of(tuned, HOPPER) == ("portable",)
 
 
 def test_what_is_shipped_is_a_value_that_is_tried():
@@ -100,8 +120,9 @@ def test_sizes_that_cannot_be_fast(changes, why):
 
 def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
     waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
-    first = [(one.work, one.kernel) for one in waiting[:9]]
+    first = [(one.work, one.kernel) for one in waiting[:10]]
     assert first == [(work, name) for work in WORKS for name in work.kernels]
+    assert [one.config.form for one in waiting[:10]].count("hopper") == 3
     few = queue(WORKS, HOPPER, ("chain",), 2)
     assert [one.kernel for one in few] == ["chain"] * 2
     assert all(one.config == replace(one.work.shipped(HOPPER), **one.changes) for one in waiting)
@@ -270,6 +291,7 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
         made(MOST, "training", {"rows": 64}, 1.5),
         made(CHAIN, "chain", {"stages": 2}, 1.05),  # not surely faster
         made(CHAIN, "chain", {"stages": 4}),
+        made(FREE, "classifier-free chain", {"form": "hopper", "hopper_rows": 128}, 2.0),
         made(ADAMW, "AdamW", {"adamw_block": 256, "adamw_warps": 2}, 1.2),
     ]
     before = {work: work.shipped(HOPPER) for work in WORKS}
@@ -280,7 +302,6 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     config.steps_of.cache_clear()
     try:
         after = {work: work.shipped(HOPPER) for work in WORKS}
-        free = config.config_for("fp16", HOPPER, 25_000, 1, "classifier-free chain")
         assert config.config_for("fp16", HOPPER, 2**20, 1).rows == 64
     finally:
         config.steps_of.cache_clear()
@@ -288,10 +309,9 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
     assert after[MANY] == before[MANY]
     assert after[MOST] == replace(before[MOST], rows=64)
     assert after[CHAIN] == before[CHAIN]
+    assert after[FREE] == replace(before[FREE], form="hopper", hopper_rows=128)
     assert after[GUIDED] == before[GUIDED]
     assert after[ADAMW] == replace(before[ADAMW], adamw_block=256, adamw_warps=2)
-    monkeypatch.undo()
-    assert free == config.config_for("fp16", HOPPER, 25_000, 1, "classifier-free chain")
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +363,7 @@ def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (replace(one, rows=200) for one in (STEP, CHAIN, GUIDED, ADAMW)):
+    for work in (replace(one, rows=200) for one in (STEP, CHAIN, FREE, GUIDED, ADAMW)):
         error, tolerance = bench.error(work, replace(work.shipped(HOPPER), out=128))
         assert error < 1e-4 <= tolerance
 
