@@ -177,7 +177,7 @@ def bias_of(
             bias = gl.load(flat + start + column)
         else:
             bias = gl.load(flat + start + column, mask=column < OUT, other=0.0)
-        sums = gl.expand_dims(bias, 0) + sums
+        sums, _ = gl.broadcast(gl.expand_dims(bias, 0), sums)
     return sums
 
 
@@ -198,7 +198,7 @@ def first_layer(x, bias, row_bias, w_first, NET: gl.constexpr):
     y = ()
     for part in gl.static_range(PARTS):
         column = part * NET.part + gl.arange(0, NET.part, layout=gl.SliceLayout(0, LAYOUT))
-        start = gl.expand_dims(gl.load(bias + column), 0) + sums
+        start, _ = gl.broadcast(gl.expand_dims(gl.load(bias + column), 0), sums)
         if row_bias is not None:
             start += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
         w = w_first.slice(part * NET.part, NET.part).permute((1, 0))

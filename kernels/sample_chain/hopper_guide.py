@@ -83,7 +83,7 @@ def keep_signs(z, word):
     """
     ROWS: gl.constexpr = z.shape[0]
     COLUMNS: gl.constexpr = z.shape[1]
-    z = gl.convert_layout(z.reshape([ROWS, COLUMNS // 8, 4, 2]), quads(COLUMNS, ROWS))
+    z = gl.convert_layout(z.reshape([ROWS, COLUMNS // 8, 4, 2]), quads(COLUMNS, ROWS), assert_trivial=True)
     bits = gl.where(z > 0, bit_of_column(COLUMNS, ROWS), 0)
     word.store(gl.sum(gl.sum(bits, 3), 1))
 
@@ -103,13 +103,13 @@ def before_activation(
     SHAPE: gl.constexpr = NET.net.shape
     bits = gl.expand_dims(gl.expand_dims(word.load(words(WIDTH, ROWS)), 1), 3)
     positive = (bits & bit_of_column(WIDTH, ROWS)) != 0
-    grad = gl.convert_layout(grad.reshape([ROWS, WIDTH // 8, 4, 2]), quads(WIDTH, ROWS))
+    grad = gl.convert_layout(grad.reshape([ROWS, WIDTH // 8, 4, 2]), quads(WIDTH, ROWS), assert_trivial=True)
     if has_slope(SHAPE):
         grad = gl.where(positive, grad, grad * slope)
     elif SHAPE.activation == "relu":
         grad = gl.where(positive, grad, 0.0)
     return gl.convert_layout(
-        grad.to(DTYPE).reshape([ROWS, WIDTH]), left_operand(COLUMNS, ROWS)
+        grad.to(DTYPE).reshape([ROWS, WIDTH]), left_operand(COLUMNS, ROWS), assert_trivial=True
     )
 
 
