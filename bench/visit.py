@@ -48,6 +48,7 @@ _LOGGED = 200_000  # characters at the end of a stage's output that the log keep
 PARTS = {
     "kernels/test_every_network.py": 10,
     "kernels/test_mlp_kernel.py": 5,
+    "kernels/test_hopper_on_a_gpu.py": 4,
     "kernels/test_on_a_gpu.py": 2,
     "kernels/test_same_run.py": 3,
     "diffusion/test_same_on_both_devices.py": 2,
