@@ -20,15 +20,15 @@ from flashpoint.kernels.mlp.layout import layout_of
 
 CONFIG = config_for("fp16", (9, 0), 5000, 1, "chain")
 DENOISERS = {
-    "states": ((3, 256, 256, 256, 256, 2), 2),
+    "two parts": ((3, 256, 200, 2), 2),
     "narrow": ((3, 64, 64, 2), 2),
     "uneven": ((9, 100, 200, 64, 3), 3),
-    "many coordinates": ((21, 128, 256, 18), 18),
+    "many coordinates": ((21, 128, 100, 18), 18),
 }
 CLASSIFIERS = {
-    "states": ((3, 100, 200, 500, 5), 2),
-    "one part below": ((4, 200, 64, 90, 40), 3),
-    "deep": ((12, 256, 256, 130, 512, 3), 10),
+    "one part, two parts": ((3, 100, 200, 70, 5), 2),
+    "two slices in a chunk": ((4, 130, 64, 140, 40), 3),
+    "two hidden layers": ((12, 200, 130, 3), 10),
 }
 
 
