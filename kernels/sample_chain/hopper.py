@@ -270,9 +270,9 @@ def _condition_arguments(
     if condition is None:
         return {"class_bias_ptr": None, "class_labels_ptr": None, "classes": 0}
     weight = denoiser.shape.unpack(denoiser.parameters)[0][0]
-    width = condition.class_features.shape[2]
+    of_class = weight[..., weight.shape[2] - condition.class_features.shape[2] :]
     return {
-        "class_bias_ptr": _columns(condition.class_features, weight[..., -width:], net),
+        "class_bias_ptr": _columns(condition.class_features, of_class, net),
         "class_labels_ptr": condition.labels.contiguous(),
         "classes": condition.class_features.shape[1],
     }
