@@ -1,4 +1,4 @@
-"""The weights as chunks that stream through shared memory; their layout is that of :mod:`.chunks`."""
+"""Writes weights as chunks that stream through shared memory, in the layout of :mod:`.chunks`."""
 
 import triton
 import triton.language as tl

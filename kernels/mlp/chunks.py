@@ -23,15 +23,18 @@ from .layout import Layout
 
 # The widest hidden layers that registers hold, with their operands and the next layer's sums.
 _MAX_WIDTH = 256
-# The most coordinates of a point, and the most classes of a guide.
+# The most coordinates of a point, the most classes of a guide, and its widest last hidden layer.
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
+_MAX_LAST = 512
 _PART = 128
 # Columns of a guide's last hidden layer at a time.
 SLICE = 64
 # Bytes of shared memory for weights; a program on a Hopper GPU may have 3 KiB more.
 _SHARED = 224 * 1024
 _BYTES = 2  # of an operand
+# A product of up to two chunks ends before the buffers of both are filled again.
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Piece:
 
     @property
     def size(self) -> int:
+        """Number of weights."""
         return self.height * self.width * self.down * self.across
 
 
@@ -195,6 +199,8 @@ def gap_of_guide(net: Layout, dim: int) -> str | None:
         return f"a classifier with {net.shape.activation}"
     if classes > _MAX_CLASSES:
         return f"{classes} classes, more than {_MAX_CLASSES}"
+    if hidden and hidden[-1] > _MAX_LAST:
+        return f"a hidden layer of {hidden[-1]}, wider than {_MAX_LAST}"
     return _gap(net, dim, hidden, hidden[:-1])
 
 
@@ -208,6 +214,24 @@ def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...])
         return f"a hidden layer of {max(whole)}, wider than {_MAX_WIDTH}"
     if dim > _MAX_POINTS:
         return f"points of {dim} coordinates, more than {_MAX_POINTS}"
+    return None
+
+
+def gap_of_chain(net: Layout, guide: Layout | None, dim: int, config: Config) -> str | None:
+    """Returns why no kernel takes points through a whole chain in registers, or None.
+
+    Args:
+        net, guide: layouts of the denoisers and of the classifiers that guide them, if any.
+        dim: dimension of a point.
+        config: configuration of the call.
+    """
+    gap = gap_of_chunks(net, dim) or (None if guide is None else gap_of_guide(guide, dim))
+    if gap is not None:
+        return gap
+    chunks = chunks_of(net, dim, guided=guide is not None)
+    room = ring_of(config, chunks, None if guide is None else guide_chunks_of(guide, dim))
+    if room < _FEWEST:
+        return f"shared memory has room for {room} chunks of weights, fewer than {_FEWEST}"
     return None
 
 

@@ -32,7 +32,6 @@ from ..gluon import (
     wait_for_products,
 )
 from .activation_kernel import activate, slope_of
-from .chunks import ChunkLayout
 
 
 class Stream(NamedTuple):
@@ -100,7 +99,9 @@ def resident(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
 
 
 @jit
-def open_stream(descriptor, row, CHUNKS: gl.constexpr, last, PART: gl.constexpr, RING: gl.constexpr):
+def open_stream(
+    descriptor, row, CHUNKS: gl.constexpr, last, PART: gl.constexpr, RING: gl.constexpr
+):
     """Returns a :class:`Stream` of RING buffers; its first copies are under way."""
     DTYPE: gl.constexpr = descriptor.dtype
     ring = gl.allocate_shared_memory(DTYPE, [RING, PART, PART], swizzled([PART, PART], DTYPE))
@@ -202,7 +203,7 @@ def first_layer(x, bias, row_bias, w_first, NET: gl.constexpr):
         if row_bias is not None:
             start += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
         w = w_first.slice(part * NET.part, NET.part).permute((1, 0))
-        y = y + (multiply(a, w, start),)
+        y += (multiply(a, w, start),)
     return y
 
 
@@ -218,11 +219,11 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
     sums = ()
     if NET.net.exponential:  # it needs the registers that a product would have
         for part in gl.static_range(IN):
-            h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
+            h += (activated(y[part], slope, NET.part, DTYPE, NET),)
     for to in gl.static_range(OUT):
         for part in gl.static_range(IN):
             if to == 0 and not NET.net.exponential:  # the second part under a product
-                h = h + (activated(y[part], slope, NET.part, DTYPE, NET),)
+                h += (activated(y[part], slope, NET.part, DTYPE, NET),)
             if part == 0:
                 acc = bias_of(flat, i, to, NET.part, y[0].shape[0], FIRST, NET)
             w = ready(stream, number + (to * IN + part)).permute((1, 0))
@@ -230,7 +231,7 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
         acc = wait_for_products(num_outstanding=0, deps=(acc,))
         for part in gl.static_range(IN):
             refill(stream, number + (to * IN + part))
-        sums = sums + (acc,)
+        sums += (acc,)
     return sums
 
 
@@ -253,9 +254,7 @@ def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
 
 
 @jit
-def evaluate(
-    x, bias, row_bias, flat, w_first, w_last, stream, number, NET: gl.constexpr
-):
+def evaluate(x, bias, row_bias, flat, w_first, w_last, stream, number, NET: gl.constexpr):
     """Returns the output of the network at x_t, and the number of the next chunk."""
     PORTABLE: gl.constexpr = NET.net
     LAYERS: gl.constexpr = NET.net.layers

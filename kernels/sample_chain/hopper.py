@@ -17,7 +17,15 @@ from ..gluon import fence, gl, jit
 from ..mlp.chunk_weights import chunk_weights
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
-from ..mlp.hopper import accumulators, chunk_descriptor, evaluate, open_stream, pairs, resident, zeros
+from ..mlp.hopper import (
+    accumulators,
+    chunk_descriptor,
+    evaluate,
+    open_stream,
+    pairs,
+    resident,
+    zeros,
+)
 from ..mlp.layout import layout_of
 from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step import reference
@@ -65,7 +73,7 @@ def chain_kernel(
         chunks_desc: descriptor of the chunks, of the guide's after the denoiser's, for all models
             [rows, part] in blocks of a chunk. Without a guide it is that of all of ``weights``.
         flat_ptr: float32 [M, P], parameters of the denoiser.
-        weights_ptr: operand dtype [M, size], its weights as :class:`~..mlp.chunks.ChunkLayout` says.
+        weights_ptr: operand dtype [M, size], its weights, see :class:`~..mlp.chunks.ChunkLayout`.
         bias_ptr: float32 [M, steps, parts * part], what the timestep adds to the first layer.
         class_bias_ptr: float32 [M, classes, parts * part], what a class adds to it; or None.
         class_labels_ptr: int64 [M, rows], class of each row; or None.
@@ -143,9 +151,7 @@ def chain_kernel(
                     chosen = gl.where(evaluation == 0, classes - 1, label)
                 row_bias = class_bias + chosen * WIDTH
             uncond = eps
-            eps, number = evaluate(
-                x, bias, row_bias, flat, w_first, w_last, stream, number, NET
-            )
+            eps, number = evaluate(x, bias, row_bias, flat, w_first, w_last, stream, number, NET)
         grad = None
         if GUIDE is not None:
             g_bias = guide_bias_ptr + (model * steps + step) * GUIDE_WIDTH
@@ -163,10 +169,9 @@ def chain_kernel(
             x += gl.load(coefficients + _MEMORY) * memory
             m_x, m_eps = gl.load(coefficients + _MEMORY_X), gl.load(coefficients + _MEMORY_EPS)
             memory = updated(now, eps, grad, guidance, None, m_x, m_eps, 0.0, c_guide)
-        if kept_ptr is not None:
-            if ((step + 1) % keep_every == 0) | (step + 1 == steps):
-                entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
-                gl.store(kept_ptr + entry * rows * DIM + place, x, mask=exists)
+        if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
+            entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
+            gl.store(kept_ptr + entry * rows * DIM + place, x, mask=exists)
     gl.store(x_ptr + place, x, mask=exists)
 
 
@@ -265,9 +270,9 @@ def _condition_arguments(
     if condition is None:
         return {"class_bias_ptr": None, "class_labels_ptr": None, "classes": 0}
     weight = denoiser.shape.unpack(denoiser.parameters)[0][0]
-    width = condition.class_features.shape[2]
+    of_class = weight[..., weight.shape[2] - condition.class_features.shape[2] :]
     return {
-        "class_bias_ptr": _columns(condition.class_features, weight[..., -width:], net),
+        "class_bias_ptr": _columns(condition.class_features, of_class, net),
         "class_labels_ptr": condition.labels.contiguous(),
         "classes": condition.class_features.shape[1],
     }

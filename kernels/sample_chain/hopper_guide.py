@@ -83,7 +83,9 @@ def keep_signs(z, word):
     """
     ROWS: gl.constexpr = z.shape[0]
     COLUMNS: gl.constexpr = z.shape[1]
-    z = gl.convert_layout(z.reshape([ROWS, COLUMNS // 8, 4, 2]), quads(COLUMNS, ROWS), assert_trivial=True)
+    z = gl.convert_layout(
+        z.reshape([ROWS, COLUMNS // 8, 4, 2]), quads(COLUMNS, ROWS), assert_trivial=True
+    )
     bits = gl.where(z > 0, bit_of_column(COLUMNS, ROWS), 0)
     word.store(gl.sum(gl.sum(bits, 3), 1))
 
@@ -101,9 +103,10 @@ def before_activation(
     ROWS: gl.constexpr = grad.shape[0]
     WIDTH: gl.constexpr = grad.shape[1]
     SHAPE: gl.constexpr = NET.net.shape
+    QUADS: gl.constexpr = quads(WIDTH, ROWS)
     bits = gl.expand_dims(gl.expand_dims(word.load(words(WIDTH, ROWS)), 1), 3)
     positive = (bits & bit_of_column(WIDTH, ROWS)) != 0
-    grad = gl.convert_layout(grad.reshape([ROWS, WIDTH // 8, 4, 2]), quads(WIDTH, ROWS), assert_trivial=True)
+    grad = gl.convert_layout(grad.reshape(QUADS.shape), QUADS, assert_trivial=True)
     if has_slope(SHAPE):
         grad = gl.where(positive, grad, grad * slope)
     elif SHAPE.activation == "relu":
@@ -189,7 +192,7 @@ def forward_slices(y, flat, w_last, signs, stream, number, NET: gl.constexpr):
     h = ()
     for part in gl.static_range(PARTS):
         slope = slope_after(flat, LAST - 2, NET)
-        h = h + (activated(y[part], slope, _SLICE, DTYPE, NET),)
+        h += (activated(y[part], slope, _SLICE, DTYPE, NET),)
     slope = slope_after(flat, LAST - 1, NET)
     logits = bias_of(flat, 0, 0, NET.classes, ROWS, LAST, NET)
     for chunk in range(NET.chunks_of_slices):
@@ -231,8 +234,8 @@ def backward_slices(grad, flat, w_last, signs, stream, number, NET: gl.constexpr
     ROWS: gl.constexpr = grad.shape[0]
     slope = slope_after(flat, LAST - 1, NET)
     y = ()
-    for part in gl.static_range(PARTS):
-        y = y + (zeros(NET.part, ROWS),)
+    for _ in gl.static_range(PARTS):
+        y += (zeros(NET.part, ROWS),)
     for chunk in range(NET.chunks_of_slices):
         w = ready(stream, number + chunk)
         for i in gl.static_range(SLICES):
@@ -243,7 +246,7 @@ def backward_slices(grad, flat, w_last, signs, stream, number, NET: gl.constexpr
             sums = ()
             for part in gl.static_range(PARTS):
                 block = w.slice((i * PARTS + part) * _SLICE, _SLICE)
-                sums = sums + (multiply(d, block, y[part], is_async=True),)
+                sums += (multiply(d, block, y[part], is_async=True),)
             y = finished(sums, PARTS)
         refill(stream, number + chunk)
     return y
@@ -273,7 +276,7 @@ def backward_layer(y, flat, signs, stream, number, LAYER: gl.constexpr, NET: gl.
         for part in gl.static_range(OUT):
             if to == 0:
                 word = signs.index(place_of_signs(NET, LAYER) + part)
-                d = d + (before_activation(y[part], word, slope, NET.part, DTYPE, NET),)
+                d += (before_activation(y[part], word, slope, NET.part, DTYPE, NET),)
             if part == 0:
                 acc = zeros(NET.part, ROWS)
             w = ready(stream, number + (to * OUT + part))
@@ -281,7 +284,7 @@ def backward_layer(y, flat, signs, stream, number, LAYER: gl.constexpr, NET: gl.
         acc = wait_for_products(num_outstanding=0, deps=(acc,))
         for part in gl.static_range(OUT):
             refill(stream, number + (to * OUT + part))
-        sums = sums + (acc,)
+        sums += (acc,)
     return sums
 
 
