@@ -51,9 +51,11 @@ def _form(
         precision, capability, rows, models,
         guided=guide is not None, classifier_free=condition is not None and condition.free,
     )  # fmt: skip
-    net = layout_of(denoiser.shape, precision)
-    judge = None if guide is None else layout_of(guide.classifier.shape, precision)
-    form = form_of(config, capability, gap_of_chain(net, judge, dim, config))
+    gap = None
+    if config.form == "hopper":
+        judge = None if guide is None else layout_of(guide.classifier.shape, precision)
+        gap = gap_of_chain(layout_of(denoiser.shape, precision), judge, dim, config)
+    form = form_of(config, capability, gap)
     if form.name != config.form:
         log_once(f"a sampling chain in the {form.name} form instead of the Hopper form: {form.why}")
     return form
