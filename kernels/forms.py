@@ -44,6 +44,7 @@ def form_of(config: Config, capability: tuple[int, int], gap: str | None = None)
         capability: compute capability of the device.
         gap: why the Hopper form does not cover the call, or None.
     """
+    problem: str | None
     if capability != HOPPER:
         problem = f"the Hopper form needs capability 9.0, got {capability[0]}.{capability[1]}"
     elif config.form == "portable":

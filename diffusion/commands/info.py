@@ -24,11 +24,11 @@ def info_command() -> None:
     )
     click.echo(f"cuda         {torch.version.cuda or 'not in this build of torch'}")
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        memory = device.total_memory / 2**30
+        gpu = torch.cuda.get_device_properties(index)
+        memory = gpu.total_memory / 2**30
         click.echo(
-            f"cuda:{index}       {device.name}, compute capability {device.major}.{device.minor}, "
-            f"{memory:.0f} GiB, {device.multi_processor_count} multiprocessors"
+            f"cuda:{index}       {gpu.name}, compute capability {gpu.major}.{gpu.minor}, "
+            f"{memory:.0f} GiB, {gpu.multi_processor_count} multiprocessors"
         )
     device = choose_device()
     click.echo(f"\n{'operation':<21}  {'form':<8} why, on {device} in half precision")
