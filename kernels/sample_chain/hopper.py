@@ -45,17 +45,22 @@ _MEMORY_EPS = gl.constexpr(reference.MEMORY_EPS)
 
 @jit
 def noise(seed, step, row, NET: gl.constexpr):
-    """Draws z, fp32 [ROWS, points]; columns from the dimension on hold other numbers.
+    """Draws z, fp32 [ROWS, points]; columns from the dimension on are 0.
+
+    They would grow in x, without a prediction to take from them, until they overflow.
 
     Args:
         row: int64 [ROWS], global numbers of the rows.
     """
     ROWS: gl.constexpr = row.shape[0]
     PAIRS: gl.constexpr = pairs(NET.points, ROWS)
+    LAYOUT: gl.constexpr = accumulators(NET.points, ROWS)
     pair = gl.arange(0, NET.points // 2, layout=gl.SliceLayout(0, PAIRS))
     z_0, z_1 = normal_pair(seed, NOISE, step, gl.expand_dims(row, 1), gl.expand_dims(pair, 0))
     z = gl.join(z_0, z_1).reshape([ROWS, NET.points])
-    return gl.convert_layout(z, accumulators(NET.points, ROWS), assert_trivial=True)
+    z = gl.convert_layout(z, LAYOUT, assert_trivial=True)
+    column = gl.arange(0, NET.points, layout=gl.SliceLayout(0, LAYOUT))
+    return gl.where(gl.expand_dims(column, 0) < NET.dim, z, 0.0)
 
 
 @jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
