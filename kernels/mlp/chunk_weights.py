@@ -1,8 +1,10 @@
 """Writes weights as chunks that stream through shared memory, in the layout of :mod:`.chunks`."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..cuda import device_of
 from .arithmetic import operand
@@ -72,3 +74,17 @@ def chunk_weights(flat: Tensor, net: ChunkLayout) -> Tensor:
             flat_ptr=flat, weights_ptr=weights, NET=net, BLOCK=_BLOCK
         )
     return weights
+
+
+def padded_biases(flat: Tensor, net: ChunkLayout) -> Tensor:
+    """Returns the biases of all layers with their padding, or zeros; float32 [M, columns].
+
+    Args:
+        flat: float32 [M, P], flat parameters.
+        net: layout of the networks.
+    """
+    biases = net.net.shape.unpack(flat)[1]
+    if biases is None:
+        return flat.new_zeros((len(flat), net.bias_starts[-1]))
+    padded = zip(biases, net.outputs, strict=True)
+    return torch.cat([F.pad(bias, (0, out - bias.shape[1])) for bias, out in padded], dim=1)

@@ -11,7 +11,7 @@ layer:
   their use: one part of the output after the other, and for each of these all parts of the input;
 * the last one in blocks [points, part], a part of the input after the other.
 
-All padding is zero.
+All padding is zero, also that of the biases, which are float32.
 """
 
 from dataclasses import dataclass, replace
@@ -91,6 +91,17 @@ class ChunkLayout:
     def starts(self) -> tuple[int, ...]:
         """Start of each piece in the operand weights, and their number, a multiple of ``part``."""
         return tuple(accumulate((piece.size for piece in self.pieces), initial=0))
+
+    @cached_property
+    def outputs(self) -> tuple[int, ...]:
+        """Outputs of each layer with its padding."""
+        pieces = *self.pieces[: self.net.layers - 1], self.pieces[-1]
+        return tuple(piece.height * piece.down for piece in pieces)
+
+    @cached_property
+    def bias_starts(self) -> tuple[int, ...]:
+        """Start of each layer's bias in the biases of a model, and their number."""
+        return tuple(accumulate(self.outputs, initial=0))
 
     @property
     def chunks(self) -> int:

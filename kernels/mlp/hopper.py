@@ -11,6 +11,7 @@ Names in these functions, besides those of :mod:`.tile`:
 
 * NET: :class:`~.chunks.ChunkLayout` of the networks;
 * ``y``: tuple of the accumulators of a layer's parts, fp32 [ROWS, part], before the activation;
+* ``biases``, ``slopes``: fp32 pointers to the model's biases (:func:`.padded_biases`) and slopes;
 * ``stream``: where chunks come from, a :class:`Stream`;
 * ``number``: the number of a chunk since the start of the kernel.
 """
@@ -163,22 +164,11 @@ def points_operand(x, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def bias_of(
-    flat, i, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr, FIRST: gl.constexpr, NET: gl.constexpr
-):
-    """Returns a part of the bias of layer FIRST + ``i`` of a run, from which its sums start."""
-    IN: gl.constexpr = NET.net.shape.widths[FIRST]
-    OUT: gl.constexpr = NET.net.shape.widths[FIRST + 1]
+def bias_of(biases, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr):
+    """Returns a part of a bias, from which the sums of a product start, fp32 [ROWS, COLUMNS]."""
     LAYOUT: gl.constexpr = accumulators(COLUMNS, ROWS)
-    sums = zeros(COLUMNS, ROWS)
-    if NET.net.shape.bias:
-        start = NET.net.flat[FIRST] + IN * OUT + i * (IN * OUT + OUT)
-        column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
-        if OUT % COLUMNS == 0:
-            bias = gl.load(flat + start + column)
-        else:
-            bias = gl.load(flat + start + column, mask=column < OUT, other=0.0)
-        sums, _ = gl.broadcast(gl.expand_dims(bias, 0), sums)
+    column = part * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT))
+    sums, _ = gl.broadcast(gl.expand_dims(gl.load(biases + column), 0), zeros(COLUMNS, ROWS))
     return sums
 
 
@@ -193,28 +183,29 @@ def first_layer(x, bias, row_bias, w_first, NET: gl.constexpr):
         w_first: the layer's weights in shared memory, [out, 2 * points].
     """
     PARTS: gl.constexpr = NET.parts[0]
-    LAYOUT: gl.constexpr = accumulators(NET.part, x.shape[0])
+    ROWS: gl.constexpr = x.shape[0]
+    ACROSS: gl.constexpr = gl.SliceLayout(0, accumulators(NET.part, ROWS))
     a = points_operand(x, w_first.dtype, NET)
-    sums = zeros(NET.part, x.shape[0])
     y = ()
     for part in gl.static_range(PARTS):
-        column = part * NET.part + gl.arange(0, NET.part, layout=gl.SliceLayout(0, LAYOUT))
-        start, _ = gl.broadcast(gl.expand_dims(gl.load(bias + column), 0), sums)
+        sums = bias_of(bias, part, NET.part, ROWS)
         if row_bias is not None:
-            start += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
+            column = part * NET.part + gl.arange(0, NET.part, layout=ACROSS)
+            sums += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
         w = w_first.slice(part * NET.part, NET.part).permute((1, 0))
-        y += (multiply(a, w, start),)
+        y += (multiply(a, w, sums),)
     return y
 
 
 @jit
-def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.constexpr):
+def hidden_layer(y, biases, slopes, stream, number, i, FIRST: gl.constexpr, NET: gl.constexpr):
     """Returns the accumulators of layer FIRST + ``i`` of a run, given those before it."""
     PORTABLE: gl.constexpr = NET.net
     IN: gl.constexpr = NET.parts[FIRST - 1]
     OUT: gl.constexpr = NET.parts[FIRST]
     DTYPE: gl.constexpr = stream.ring.dtype
-    slope = slope_of(flat + NET.net.flat[NET.net.layers], FIRST - 1 + i, PORTABLE)
+    slope = slope_of(slopes, FIRST - 1 + i, PORTABLE)
+    bias = biases + (NET.bias_starts[FIRST] + i * NET.outputs[FIRST])
     h = ()
     sums = ()
     if NET.net.exponential:  # it needs the registers that a product would have
@@ -225,7 +216,7 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
             if to == 0 and not NET.net.exponential:  # the second part under a product
                 h += (activated(y[part], slope, NET.part, DTYPE, NET),)
             if part == 0:
-                acc = bias_of(flat, i, to, NET.part, y[0].shape[0], FIRST, NET)
+                acc = bias_of(bias, to, NET.part, y[0].shape[0])
             w = ready(stream, number + (to * IN + part)).permute((1, 0))
             acc = multiply(h[part], w, acc, is_async=True)
         acc = wait_for_products(num_outstanding=0, deps=(acc,))
@@ -236,7 +227,7 @@ def hidden_layer(y, stream, number, flat, i, FIRST: gl.constexpr, NET: gl.conste
 
 
 @jit
-def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
+def last_layer(y, biases, slopes, w_last, NET: gl.constexpr):
     """Returns the output of the network, fp32 [ROWS, points]; columns from its width on are 0.
 
     Args:
@@ -245,7 +236,9 @@ def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
     LAST: gl.constexpr = NET.net.layers - 1
     PARTS: gl.constexpr = NET.parts[LAST - 1]
     ROWS: gl.constexpr = y[0].shape[0]
-    sums = bias_of(flat, 0, 0, NET.points, ROWS, LAST, NET)
+    PORTABLE: gl.constexpr = NET.net
+    slope = slope_of(slopes, LAST - 1, PORTABLE)
+    sums = bias_of(biases + NET.bias_starts[LAST], 0, NET.points, ROWS)
     for part in gl.static_range(PARTS):
         h = activated(y[part], slope, NET.points, w_last.dtype, NET)
         w = w_last.slice(part * NET.points, NET.points).permute((1, 0))
@@ -254,31 +247,28 @@ def last_layer(y, slope, flat, w_last, NET: gl.constexpr):
 
 
 @jit
-def evaluate(x, bias, row_bias, flat, w_first, w_last, stream, number, NET: gl.constexpr):
+def evaluate(
+    x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET: gl.constexpr
+):  # fmt: skip
     """Returns the output of the network at x_t, and the number of the next chunk."""
-    PORTABLE: gl.constexpr = NET.net
-    LAYERS: gl.constexpr = NET.net.layers
     RUNS: gl.constexpr = len(NET.net.run_starts)
     y = first_layer(x, bias, row_bias, w_first, NET)
     for run in gl.static_range(RUNS):
-        y, number = hidden_run(
-            y, stream, number, flat, NET.net.run_starts[run], NET.net.run_lengths[run], NET
-        )
-    slope = slope_of(flat + NET.net.flat[LAYERS], LAYERS - 2, PORTABLE)
-    return last_layer(y, slope, flat, w_last, NET), number
+        y, number = hidden_run(y, biases, slopes, stream, number, run, NET)
+    return last_layer(y, biases, slopes, w_last, NET), number
 
 
 @jit
-def hidden_run(
-    y, stream, number, flat, FIRST: gl.constexpr, LENGTH: gl.constexpr, NET: gl.constexpr
-):
+def hidden_run(y, biases, slopes, stream, number, RUN: gl.constexpr, NET: gl.constexpr):
     """Returns the accumulators after a run of equal layers, and the number of the next chunk."""
+    FIRST: gl.constexpr = NET.net.run_starts[RUN]
+    LENGTH: gl.constexpr = NET.net.run_lengths[RUN]
     CHUNKS: gl.constexpr = NET.parts[FIRST - 1] * NET.parts[FIRST]
     if LENGTH == 1:  # the number of parts may change
-        y = hidden_layer(y, stream, number, flat, 0, FIRST, NET)
+        y = hidden_layer(y, biases, slopes, stream, number, 0, FIRST, NET)
     else:
         for i in range(LENGTH):
-            y = hidden_layer(y, stream, number + i * CHUNKS, flat, i, FIRST, NET)
+            y = hidden_layer(y, biases, slopes, stream, number + i * CHUNKS, i, FIRST, NET)
     return y, number + LENGTH * CHUNKS
 
 

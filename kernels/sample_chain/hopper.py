@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
-from ..mlp.chunk_weights import chunk_weights
+from ..mlp.chunk_weights import chunk_weights, padded_biases
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
 from ..mlp.hopper import (
@@ -45,24 +45,30 @@ _MEMORY_EPS = gl.constexpr(reference.MEMORY_EPS)
 
 @jit
 def noise(seed, step, row, NET: gl.constexpr):
-    """Draws z, fp32 [ROWS, points]; columns from the dimension on hold other numbers.
+    """Draws z, fp32 [ROWS, points]; columns from the dimension on are 0.
+
+    They would grow in x, without a prediction to take from them, until they overflow.
 
     Args:
         row: int64 [ROWS], global numbers of the rows.
     """
     ROWS: gl.constexpr = row.shape[0]
     PAIRS: gl.constexpr = pairs(NET.points, ROWS)
+    LAYOUT: gl.constexpr = accumulators(NET.points, ROWS)
     pair = gl.arange(0, NET.points // 2, layout=gl.SliceLayout(0, PAIRS))
     z_0, z_1 = normal_pair(seed, NOISE, step, gl.expand_dims(row, 1), gl.expand_dims(pair, 0))
     z = gl.join(z_0, z_1).reshape([ROWS, NET.points])
-    return gl.convert_layout(z, accumulators(NET.points, ROWS), assert_trivial=True)
+    z = gl.convert_layout(z, LAYOUT, assert_trivial=True)
+    column = gl.arange(0, NET.points, layout=gl.SliceLayout(0, LAYOUT))
+    return gl.where(gl.expand_dims(column, 0) < NET.dim, z, 0.0)
 
 
 @jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def chain_kernel(
     x_ptr, table_ptr, seed_ptr, first_row, rows, steps, kept_ptr, keep_every,
-    chunks_desc, flat_ptr, weights_ptr, bias_ptr, class_bias_ptr, class_labels_ptr, classes,
-    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_bias_ptr,
+    chunks_desc, flat_ptr, weights_ptr, biases_ptr, time_bias_ptr,
+    class_bias_ptr, class_labels_ptr, classes,
+    labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_biases_ptr, guide_time_bias_ptr,
     COEFFICIENTS: gl.constexpr, CLASSIFIER_FREE: gl.constexpr, NET: gl.constexpr,
     GUIDE: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
@@ -74,12 +80,14 @@ def chain_kernel(
             [rows, part] in blocks of a chunk. Without a guide it is that of all of ``weights``.
         flat_ptr: float32 [M, P], parameters of the denoiser.
         weights_ptr: operand dtype [M, size], its weights, see :class:`~..mlp.chunks.ChunkLayout`.
-        bias_ptr: float32 [M, steps, parts * part], what the timestep adds to the first layer.
+        biases_ptr: float32 [M, columns], its biases with their padding.
+        time_bias_ptr: float32 [M, steps, parts * part], the first layer's bias, and what the
+            timestep adds to it.
         class_bias_ptr: float32 [M, classes, parts * part], what a class adds to it; or None.
         class_labels_ptr: int64 [M, rows], class of each row; or None.
         classes: number of classes; the last one stands for no class.
         labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.
-        guide_flat_ptr, guide_weights_ptr, guide_bias_ptr: the same of the classifier.
+        guide_flat_ptr ... guide_time_bias_ptr: the same of the classifier.
         COEFFICIENTS: 4, or 7 for a linear multistep method.
         CLASSIFIER_FREE: True for classifier-free guidance.
         NET, GUIDE: layouts of the denoiser and of the classifier.
@@ -95,7 +103,8 @@ def chain_kernel(
     PAIRS: gl.constexpr = pairs(NET.points, ROWS)
     EVALUATIONS: gl.constexpr = 1 + CLASSIFIER_FREE
     model = gl.program_id(1).to(gl.int64)
-    flat = flat_ptr + model * NET.net.shape.num_parameters
+    biases = biases_ptr + model * NET.bias_starts[LAYERS]
+    slopes = flat_ptr + model * NET.net.shape.num_parameters + NET.net.flat[LAYERS]
     weights = weights_ptr + model * NET.starts[LAYERS]
     if GUIDE is None:
         CHUNKS: gl.constexpr = NET.chunks
@@ -112,7 +121,10 @@ def chain_kernel(
         PIECES: gl.constexpr = len(GUIDE.pieces)
         GUIDE_WIDTH: gl.constexpr = GUIDE.parts[0] * PART
         LOGITS: gl.constexpr = gl.SliceLayout(1, accumulators(GUIDE.classes, ROWS))
-        g_flat = guide_flat_ptr + model * GUIDE.net.shape.num_parameters
+        GUIDE_LAYERS: gl.constexpr = GUIDE.net.layers
+        g_biases = guide_biases_ptr + model * GUIDE.bias_starts[GUIDE_LAYERS]
+        g_slopes = guide_flat_ptr + model * GUIDE.net.shape.num_parameters
+        g_slopes += GUIDE.net.flat[GUIDE_LAYERS]
         g_weights = guide_weights_ptr + model * GUIDE.starts[PIECES]
         g_first = resident(g_weights, GUIDE_WIDTH, 2 * GUIDE.points, WARPS)
         g_last = resident_slices(g_weights + GUIDE.starts[PIECES - 1], GUIDE, WARPS)
@@ -140,7 +152,7 @@ def chain_kernel(
     number = 0
     for step in range(steps):
         coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
-        bias = bias_ptr + (model * steps + step) * WIDTH
+        bias = time_bias_ptr + (model * steps + step) * WIDTH
         # Two zeros: triton would not carry one value under two names through the loop.
         eps, uncond = zeros(NET.points, ROWS), zeros(NET.points, ROWS)
         for evaluation in range(EVALUATIONS):
@@ -151,12 +163,14 @@ def chain_kernel(
                     chosen = gl.where(evaluation == 0, classes - 1, label)
                 row_bias = class_bias + chosen * WIDTH
             uncond = eps
-            eps, number = evaluate(x, bias, row_bias, flat, w_first, w_last, stream, number, NET)
+            eps, number = evaluate(
+                x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
+            )
         grad = None
         if GUIDE is not None:
-            g_bias = guide_bias_ptr + (model * steps + step) * GUIDE_WIDTH
+            g_bias = guide_time_bias_ptr + (model * steps + step) * GUIDE_WIDTH
             grad, number = label_gradient(
-                x, g_bias, wanted, g_flat, g_first, g_last, signs, stream, number, GUIDE
+                x, g_bias, wanted, g_biases, g_slopes, g_first, g_last, signs, stream, number, GUIDE
             )
         c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
         z = zeros(NET.points, ROWS)
@@ -202,11 +216,11 @@ def sample_chain(
         classifier_free=classifier_free,
     )  # fmt: skip
     net = chunks_of(layout_of(denoiser.shape, precision), dim, guided=guide is not None)
-    flat, weights, bias = _buffers(denoiser, time_features, net)
+    weights = _network_arguments(denoiser, time_features, net)
     guiding = _guide_arguments(guide, time_features, precision, dim)
-    chunks = weights
+    chunks = weights["weights_ptr"]
     if guide is not None:
-        parts = (weights, net), (guiding["guide_weights_ptr"], guiding["GUIDE"])
+        parts = (chunks, net), (guiding["guide_weights_ptr"], guiding["GUIDE"])
         chunks = torch.cat([each[:, of.starts[1] : of.starts[-2]] for each, of in parts], dim=1)
     with device_of(x):
         chain_kernel[triton.cdiv(rows, config.hopper_rows), models](
@@ -219,9 +233,7 @@ def sample_chain(
             kept_ptr=kept if keep_every else None,
             keep_every=keep_every,
             chunks_desc=chunk_descriptor(chunks, net.part),
-            flat_ptr=flat,
-            weights_ptr=weights,
-            bias_ptr=bias,
+            **weights,
             **_condition_arguments(denoiser, condition, net),
             **guiding,
             COEFFICIENTS=table.shape[2],
@@ -234,20 +246,20 @@ def sample_chain(
     return x, kept
 
 
-def _buffers(
+def _network_arguments(
     network: Network, time_features: Tensor, net: ChunkLayout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns flat parameters, operand weights, and what timesteps add to the first layer.
-
-    The last are float32 [M, steps, columns], with the layer's bias in them.
-    """
+) -> dict[str, Tensor]:
+    """Returns ``flat_ptr`` to ``time_bias_ptr`` of the kernel."""
     flat = network.parameters.float().contiguous()
-    weights, biases, _ = network.shape.unpack(flat)
-    width = net.dim + time_features.shape[2]
-    bias = _columns(time_features, weights[0][..., net.dim : width], net)
-    if biases is not None:
-        bias[..., : biases[0].shape[1]] += biases[0][:, None]
-    return flat, chunk_weights(flat, net), bias
+    biases = padded_biases(flat, net)
+    weight = network.shape.unpack(flat)[0][0]  # [M, out, in]
+    of_time = weight[..., net.dim : net.dim + time_features.shape[2]]
+    return {
+        "flat_ptr": flat,
+        "weights_ptr": chunk_weights(flat, net),
+        "biases_ptr": biases,
+        "time_bias_ptr": biases[:, None, : net.outputs[0]] + _columns(time_features, of_time, net),
+    }
 
 
 def _columns(features: Tensor, weight: Tensor, net: ChunkLayout) -> Tensor:
@@ -260,7 +272,7 @@ def _columns(features: Tensor, weight: Tensor, net: ChunkLayout) -> Tensor:
         weight: [M, out, F].
     """
     product = features.double() @ weight.double().mT
-    return F.pad(product.float(), (0, net.parts[0] * net.part - weight.shape[1]))
+    return F.pad(product.float(), (0, net.outputs[0] - weight.shape[1]))
 
 
 def _condition_arguments(
@@ -281,16 +293,14 @@ def _condition_arguments(
 def _guide_arguments(
     guide: Guide | None, time_features: Tensor, precision: str, dim: int
 ) -> dict[str, Any]:
-    """Returns ``labels_ptr`` to ``guide_bias_ptr`` of the kernel, and GUIDE; None without one."""
+    """Returns ``labels_ptr`` to ``guide_time_bias_ptr``, and GUIDE; all None without a guide."""
     if guide is None:
-        names = ("labels", "guide_flat", "guide_weights", "guide_bias")
+        names = "labels", "guide_flat", "guide_weights", "guide_biases", "guide_time_bias"
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = guide_chunks_of(layout_of(guide.classifier.shape, precision), dim)
-    flat, weights, bias = _buffers(guide.classifier, time_features, net)
+    arguments = _network_arguments(guide.classifier, time_features, net)
     return {
         "GUIDE": net,
         "labels_ptr": guide.labels.contiguous(),
-        "guide_flat_ptr": flat,
-        "guide_weights_ptr": weights,
-        "guide_bias_ptr": bias,
+        **{f"guide_{name}": value for name, value in arguments.items()},
     }

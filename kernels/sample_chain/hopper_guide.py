@@ -134,7 +134,9 @@ def resident_slices(pointer, NET: gl.constexpr, WARPS: gl.constexpr):
 
 
 @jit
-def label_gradient(x, bias, label, flat, w_first, w_last, signs, stream, number, NET: gl.constexpr):
+def label_gradient(
+    x, bias, label, biases, slopes, w_first, w_last, signs, stream, number, NET: gl.constexpr
+):  # fmt: skip
     """Returns the gradient of log p(label | x_t) and the number of the next chunk.
 
     Args:
@@ -146,31 +148,24 @@ def label_gradient(x, bias, label, flat, w_first, w_last, signs, stream, number,
     y = first_layer(x, bias, None, w_first, NET)
     for layer in gl.static_range(BETWEEN):
         keep_signs_of_layer(y, signs, layer, NET)
-        y = hidden_layer(y, stream, number, flat, 0, 1 + layer, NET)
+        y = hidden_layer(y, biases, slopes, stream, number, 0, 1 + layer, NET)
         number += NET.parts[layer] * NET.parts[layer + 1]
     keep_signs_of_layer(y, signs, BETWEEN, NET)
-    logits = forward_slices(y, flat, w_last, signs, stream, number, NET)
+    logits = forward_slices(y, biases, slopes, w_last, signs, stream, number, NET)
     number += NET.chunks_of_slices
     grad = logits_gradient(logits, label, w_last.dtype, NET)
-    y = backward_slices(grad, flat, w_last, signs, stream, number, NET)
+    y = backward_slices(grad, slopes, w_last, signs, stream, number, NET)
     number += NET.chunks_of_slices
     for i in gl.static_range(BETWEEN):
-        y = backward_layer(y, flat, signs, stream, number, BETWEEN - i, NET)
+        y = backward_layer(y, slopes, signs, stream, number, BETWEEN - i, NET)
         number += NET.parts[BETWEEN - i] * NET.parts[BETWEEN - i - 1]
-    return input_gradient(y, flat, w_first, signs, NET), number
+    return input_gradient(y, slopes, w_first, signs, NET), number
 
 
 @triton.constexpr_function
 def place_of_signs(net, layer):
     """Returns the place in ``signs`` of the first part, or slice, of a hidden layer."""
     return sum(net.parts[:layer])
-
-
-@jit
-def slope_after(flat, LAYER: gl.constexpr, NET: gl.constexpr):
-    """Returns the slope for z < 0 after a hidden layer."""
-    PORTABLE: gl.constexpr = NET.net
-    return slope_of(flat + NET.net.flat[NET.net.layers], LAYER, PORTABLE)
 
 
 @jit
@@ -182,8 +177,9 @@ def keep_signs_of_layer(y, signs, LAYER: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def forward_slices(y, flat, w_last, signs, stream, number, NET: gl.constexpr):
+def forward_slices(y, biases, slopes, w_last, signs, stream, number, NET: gl.constexpr):
     """Returns the logits, fp32 [ROWS, classes], through the last hidden layer."""
+    PORTABLE: gl.constexpr = NET.net
     LAST: gl.constexpr = NET.net.layers - 1
     PARTS: gl.constexpr = NET.parts[LAST - 2]
     SLICES: gl.constexpr = NET.slices_of_chunk
@@ -191,15 +187,15 @@ def forward_slices(y, flat, w_last, signs, stream, number, NET: gl.constexpr):
     DTYPE: gl.constexpr = w_last.dtype
     h = ()
     for part in gl.static_range(PARTS):
-        slope = slope_after(flat, LAST - 2, NET)
+        slope = slope_of(slopes, LAST - 2, PORTABLE)
         h += (activated(y[part], slope, _SLICE, DTYPE, NET),)
-    slope = slope_after(flat, LAST - 1, NET)
-    logits = bias_of(flat, 0, 0, NET.classes, ROWS, LAST, NET)
+    slope = slope_of(slopes, LAST - 1, PORTABLE)
+    logits = bias_of(biases + NET.bias_starts[LAST], 0, NET.classes, ROWS)
     for chunk in range(NET.chunks_of_slices):
         w = ready(stream, number + chunk)
         for i in gl.static_range(SLICES):
             piece = chunk * SLICES + i
-            z = bias_of(flat, 0, piece, _SLICE, ROWS, LAST - 1, NET)
+            z = bias_of(biases + NET.bias_starts[LAST - 1], piece, _SLICE, ROWS)
             for part in gl.static_range(PARTS):
                 block = w.slice((i * PARTS + part) * _SLICE, _SLICE)
                 z = multiply(h[part], block.permute((1, 0)), z, is_async=True)
@@ -226,13 +222,14 @@ def logits_gradient(logits, label, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def backward_slices(grad, flat, w_last, signs, stream, number, NET: gl.constexpr):
+def backward_slices(grad, slopes, w_last, signs, stream, number, NET: gl.constexpr):
     """Returns the gradient of h before the last hidden layer, given that of the logits."""
+    PORTABLE: gl.constexpr = NET.net
     LAST: gl.constexpr = NET.net.layers - 1
     PARTS: gl.constexpr = NET.parts[LAST - 2]
     SLICES: gl.constexpr = NET.slices_of_chunk
     ROWS: gl.constexpr = grad.shape[0]
-    slope = slope_after(flat, LAST - 1, NET)
+    slope = slope_of(slopes, LAST - 1, PORTABLE)
     y = ()
     for _ in gl.static_range(PARTS):
         y += (zeros(NET.part, ROWS),)
@@ -263,13 +260,14 @@ def finished(sums, PARTS: gl.constexpr):
 
 
 @jit
-def backward_layer(y, flat, signs, stream, number, LAYER: gl.constexpr, NET: gl.constexpr):
+def backward_layer(y, slopes, signs, stream, number, LAYER: gl.constexpr, NET: gl.constexpr):
     """Returns the gradient of h before a hidden layer, given that of h after it."""
+    PORTABLE: gl.constexpr = NET.net
     OUT: gl.constexpr = NET.parts[LAYER]
     IN: gl.constexpr = NET.parts[LAYER - 1]
     ROWS: gl.constexpr = y[0].shape[0]
     DTYPE: gl.constexpr = stream.ring.dtype
-    slope = slope_after(flat, LAYER, NET)
+    slope = slope_of(slopes, LAYER, PORTABLE)
     d = ()
     sums = ()
     for to in gl.static_range(IN):
@@ -289,11 +287,12 @@ def backward_layer(y, flat, signs, stream, number, LAYER: gl.constexpr, NET: gl.
 
 
 @jit
-def input_gradient(y, flat, w_first, signs, NET: gl.constexpr):
+def input_gradient(y, slopes, w_first, signs, NET: gl.constexpr):
     """Returns the gradient of x_t, fp32 [ROWS, points], given that of h after the first layer."""
+    PORTABLE: gl.constexpr = NET.net
     PARTS: gl.constexpr = NET.parts[0]
     ROWS: gl.constexpr = y[0].shape[0]
-    slope = slope_after(flat, 0, NET)
+    slope = slope_of(slopes, 0, PORTABLE)
     sums = zeros(2 * NET.points, ROWS)
     for part in gl.static_range(PARTS):
         d = before_activation(y[part], signs.index(part), slope, 2 * NET.points, w_first.dtype, NET)
