@@ -135,3 +135,18 @@ def test_a_replay_has_the_bits_of_a_call(device, guidance):
             each.fill_(torch.nan)
         graph.replay()
         assert all(map(torch.equal, results, expected))
+
+
+def test_the_padding_of_a_point_does_not_grow(device):
+    shape = MLPShape((2, 64, 64, 2), "none", bias=False)
+    flat = torch.zeros(1, shape.num_parameters, device=device)
+    for weight in shape.unpack(flat)[0]:  # eps = x
+        weight[0, :2, :2] = torch.eye(2)
+    steps = 14
+    table = torch.tensor([3.0, -3.0, 1.0, 0.0], device=device).expand(1, steps, 4)  # x_t-1 = z
+    x_T = torch.randn(1, 10, 2, device=device)
+    arguments = Network(flat, shape), x_T, table, torch.zeros(1, steps, 0, device=device)
+    expected, _ = sample_chain(*arguments, seed=3, backend="torch")
+    with in_form("hopper"):
+        samples, _ = sample_chain(*arguments, seed=3, backend="triton")
+    torch.testing.assert_close(samples, expected, atol=0.01, rtol=0)
