@@ -106,11 +106,10 @@ def chain_kernel(
     biases = biases_ptr + model * NET.bias_starts[LAYERS]
     slopes = flat_ptr + model * NET.net.shape.num_parameters + NET.net.flat[LAYERS]
     weights = weights_ptr + model * NET.starts[LAYERS]
+    CHUNKS: gl.constexpr = NET.chunks + (0 if GUIDE is None else GUIDE.chunks)
     if GUIDE is None:
-        CHUNKS: gl.constexpr = NET.chunks
         chunk_row = gl.program_id(1) * (NET.starts[LAYERS] // PART) + NET.starts[1] // PART
     else:
-        CHUNKS: gl.constexpr = NET.chunks + GUIDE.chunks
         chunk_row = gl.program_id(1) * (CHUNKS * PART)
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, steps * (EVALUATIONS * CHUNKS), PART, RING)
     w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
