@@ -10,6 +10,11 @@ There are four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPS
 
 All widths are rounded up to multiples that tensor cores take. The padding is zero in the weights,
 so it is zero in the activations and the gradients, and no result depends on it.
+
+Kernels that keep the activations of a tile in registers leave those of hidden layers, and their
+gradients, in fragment order. Of each 32 columns a thread holds 8 a + 2 b and 8 a + 2 b + 1, for one
+b and all a from 0 to 3 (PTX ISA, wgmma register fragments). In memory they come side by side: the
+column 8 b + 2 a has the feature 8 a + 2 b, and the next column the next feature.
 """
 
 from dataclasses import dataclass
@@ -45,6 +50,7 @@ class Layout:
         weights: start of each layer in the operand weights, and the end of the last one.
         flat: start of each layer's weight in the flat parameters, and the start of the slopes.
         run_starts, run_lengths: consecutive hidden layers of equal width, which share one loop.
+        fragments: True if the columns of hidden layers are in fragment order.
     """
 
     shape: MLPShape
@@ -56,6 +62,7 @@ class Layout:
     flat: tuple[int, ...]
     run_starts: tuple[int, ...]
     run_lengths: tuple[int, ...]
+    fragments: bool = False
 
     @property
     def layers(self) -> int:
@@ -107,22 +114,31 @@ class Layout:
 
 
 @lru_cache(maxsize=1024)
-def layout_of(shape: MLPShape, precision: str) -> Layout:
-    """Returns the layout of networks of ``shape`` whose matrix products run in ``precision``."""
+def layout_of(shape: MLPShape, precision: str, part: int = 0) -> Layout:
+    """Returns the layout of networks of ``shape`` whose matrix products run in ``precision``.
+
+    Args:
+        shape, precision: as said.
+        part: columns of a part of a hidden layer, in kernels that keep parts in registers and leave
+            them in fragment order; 0 for other kernels.
+    """
     widths = shape.widths
     split = precision not in ("fp32", "tf32x3") and widths[0] <= _SPLIT_WIDTH
-    padded = (_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:]))
+    padded = [_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:])]
+    if part:
+        padded[1:-1] = (-(-width // part) * part for width in widths[1:-1])
     run_starts, run_lengths = _runs(widths)
     return Layout(
         shape=shape,
         precision=precision,
         split=split,
-        padded=padded,
+        padded=tuple(padded),
         columns=tuple(accumulate(padded, initial=0)),
         weights=tuple(accumulate((i * o for i, o in pairwise(padded)), initial=0)),
         flat=tuple(accumulate((i * o + o * shape.bias for i, o in pairwise(widths)), initial=0)),
         run_starts=run_starts,
         run_lengths=run_lengths,
+        fragments=part > 0,
     )
 
 
