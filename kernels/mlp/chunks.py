@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 from .config import Config
-from .layout import Layout
+from .layout import Layout, layout_of
 
 # The widest hidden layers that registers hold, with their operands and the next layer's sums.
 _MAX_WIDTH = 256
@@ -145,6 +145,35 @@ class GuideLayout(ChunkLayout):
         return sum(self.parts) + self.slices
 
 
+@dataclass(frozen=True)
+class TrainingLayout(ChunkLayout):
+    """The same in training: after the chunks of the way forward come those of the way back.
+
+    ``dim`` and ``points`` are those of the whole input, all of which differs from row to row.
+
+    Attributes:
+        rows: layout of the rows that a training step leaves to its weight gradients.
+    """
+
+    rows: Layout
+
+    @property
+    def outputs(self) -> int:
+        """Columns of a tile of outputs."""
+        return self.rows.padded[-1]
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights, those between the first and the last twice."""
+        forward = [
+            Piece(layer, self.part, self.part, down, across)
+            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
+        ]
+        backward = (replace(piece, by_input=True) for piece in reversed(forward))
+        last = Piece(self.net.layers - 1, self.outputs, self.part, 1, self.parts[-1])
+        return self.first, *forward, *backward, last
+
+
 @lru_cache(maxsize=1024)
 def chunks_of(net: Layout, dim: int, guided: bool = False) -> ChunkLayout:
     """Returns the chunks of networks, for points of a dimension; see :func:`gap_of_chunks`.
@@ -178,6 +207,20 @@ def guide_chunks_of(net: Layout, dim: int) -> GuideLayout:
     )
 
 
+@lru_cache(maxsize=1024)
+def training_chunks_of(net: Layout) -> TrainingLayout:
+    """Returns the chunks of networks in training; see :func:`gap_of_training`."""
+    chunks = chunks_of(net, net.shape.widths[0])
+    return TrainingLayout(
+        net=net,
+        dim=chunks.dim,
+        points=chunks.points,
+        part=chunks.part,
+        parts=chunks.parts,
+        rows=layout_of(net.shape, net.precision, chunks.part),
+    )
+
+
 def _points(dim: int) -> int:
     return max(8, 1 << (dim - 1).bit_length())
 
@@ -196,6 +239,16 @@ def gap_of_guide(net: Layout, dim: int) -> str | None:
     if classes > _MAX_CLASSES:
         return f"{classes} classes, more than {_MAX_CLASSES}"
     return _gap(net, dim, hidden, hidden[:-1])
+
+
+def gap_of_training(net: Layout) -> str | None:
+    """Returns why no kernel trains such networks with activations in registers, or None."""
+    width, *hidden, outputs = net.shape.widths
+    if width > _MAX_POINTS:
+        return f"{width} inputs, more than {_MAX_POINTS}"
+    if outputs > _MAX_CLASSES:
+        return f"{outputs} outputs, more than {_MAX_CLASSES}"
+    return _gap(net, width, tuple(hidden), tuple(hidden))
 
 
 def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...]) -> str | None:
