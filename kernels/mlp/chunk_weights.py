@@ -64,16 +64,11 @@ def chunk_weights(flat: Tensor, net: ChunkLayout) -> Tensor:
         flat: float32 [M, P], flat parameters, contiguous.
         net: layout of the networks.
     """
-    dtype = OPERAND_DTYPES[net.net.precision]
-    weights = flat.new_empty((flat.shape[0], net.starts[-1]), dtype=dtype)
-    write_chunks(flat, weights, net)
-    return weights
-
-
-def write_chunks(flat: Tensor, weights: Tensor, net: ChunkLayout) -> None:
-    """Writes the operand weights [M, size] of :func:`chunk_weights`."""
+    models = flat.shape[0]
+    weights = flat.new_empty((models, net.starts[-1]), dtype=OPERAND_DTYPES[net.net.precision])
     largest = max(piece.size for piece in net.pieces)
     with device_of(flat):
-        chunk_kernel[-(-largest // _BLOCK), len(net.pieces), len(flat)](
+        chunk_kernel[-(-largest // _BLOCK), len(net.pieces), models](
             flat_ptr=flat, weights_ptr=weights, NET=net, BLOCK=_BLOCK
         )
+    return weights

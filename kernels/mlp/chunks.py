@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 from .config import Config
-from .layout import Layout, layout_of
+from .layout import Layout, Piece, layout_of
 
 # The widest hidden layers that registers hold, with their operands and the next layer's sums.
 _MAX_WIDTH = 256
@@ -32,22 +32,6 @@ SLICE = 64
 # Bytes of shared memory for weights; a program on a Hopper GPU may have 3 KiB more.
 _SHARED = 224 * 1024
 _BYTES = 2  # of an operand
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some of a model's operand weights: blocks of a layer, each [height, width] and contiguous."""
-
-    layer: int
-    height: int
-    width: int
-    down: int  # blocks for all outputs of the layer
-    across: int  # blocks for all its inputs
-    by_input: bool = False  # the order of the blocks: all outputs of one input, or the other way
-
-    @property
-    def size(self) -> int:
-        return self.height * self.width * self.down * self.across
 
 
 @dataclass(frozen=True)
@@ -87,6 +71,11 @@ class ChunkLayout:
     def starts(self) -> tuple[int, ...]:
         """Start of each piece in the operand weights, and their number, a multiple of ``part``."""
         return tuple(accumulate((piece.size for piece in self.pieces), initial=0))
+
+    @property
+    def rest(self) -> int:
+        """Column of the first layer that meets the rest of the first input."""
+        return self.points
 
     @property
     def chunks(self) -> int:

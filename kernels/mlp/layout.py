@@ -36,6 +36,23 @@ _MAX_CLASSES = 256
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some of a model's operand weights: blocks of a layer, each [height, width] and contiguous."""
+
+    layer: int
+    height: int
+    width: int
+    down: int  # blocks for all outputs of the layer
+    across: int  # blocks for all its inputs
+    by_input: bool = False  # the order of the blocks: all outputs of one input, or the other way
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.height * self.width * self.down * self.across
+
+
+@dataclass(frozen=True)
 class Layout:
     """Networks of one shape in one precision; layer l maps padded[l] columns to padded[l + 1].
 
@@ -68,6 +85,27 @@ class Layout:
     def layers(self) -> int:
         """Number of Linear layers."""
         return len(self.padded) - 1
+
+    @property
+    def net(self) -> "Layout":
+        """This layout: those of other operand weights have it besides."""
+        return self
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights; piece i starts at ``starts[i]``."""
+        sizes = enumerate(pairwise(self.padded))
+        return tuple(Piece(layer, height, width, 1, 1) for layer, (width, height) in sizes)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Start of each piece in the operand weights, and their number."""
+        return self.weights
+
+    @property
+    def rest(self) -> int:
+        """Column of the first layer that meets the rest of the first input."""
+        return self.shape.widths[0]
 
     @cached_property
     def largest_layer(self) -> int:

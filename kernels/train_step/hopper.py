@@ -12,11 +12,11 @@ from torch import Tensor
 from .._dispatch import capability_of, step_arguments
 from ..adamw.reference import Shadow
 from ..cuda import device_of
-from ..gluon import TensorDescriptor, fence, gl, jit
+from ..dependent_launch import dependent_launch, wait_for_last_kernel
+from ..gluon import fence, gl, jit
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, softmax
-from ..mlp.chunk_weights import write_chunks
 from ..mlp.chunks import ring_of, training_chunks_of
 from ..mlp.config import OPERAND_DTYPES, PROGRAMS, Config, config_for
 from ..mlp.hopper import (
@@ -128,7 +128,7 @@ def train_kernel(
     flat_ptr, weights_ptr, chunks_desc, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr, tiles,
     DIM: gl.constexpr, TIME: gl.constexpr, CLASS: gl.constexpr, EPOCH: gl.constexpr,
-    NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr,
+    NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Takes tiles of rows through draw, forward pass, loss and backward pass; grid (programs, M).
 
@@ -145,7 +145,9 @@ def train_kernel(
         NET: layout of the network.
         ROWS: rows of a tile, 16 for each warp.
         RING: number of chunks that lie in shared memory.
+        DEPENDENT: True for a dependent launch.
     """
+    wait_for_last_kernel(DEPENDENT)
     PART: gl.constexpr = NET.part
     WARPS: gl.constexpr = ROWS // 16
     LAYERS: gl.constexpr = NET.rows.layers
@@ -225,8 +227,6 @@ def train_kernel(
 class Buffers(NamedTuple):
     """Tensors that the launches of a step pass on, for a number of rows; no step needs old ones."""
 
-    weights: Tensor  # [M, size], operand dtype, as TrainingLayout says
-    chunks: TensorDescriptor  # of the weights
     eps: Tensor  # float32 [M, rows, d]
     activations: Tensor  # [M, rows, columns], operand dtype
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
@@ -239,15 +239,11 @@ def buffers_of(
     data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str
 ) -> tuple[Buffers, int]:
     """Returns buffers for steps of up to ``rows`` rows, and the number of parts of a gradient."""
-    net = training_chunks_of(layout_of(shape, precision))
-    layout = net.rows
+    layout = training_chunks_of(layout_of(shape, precision)).rows
     config = config_for(precision, capability_of(data.points.device), rows, models)
     tiles = max(1, triton.cdiv(rows, config.hopper_rows))
     rows, new, dtype = tiles * config.hopper_rows, data.points.new_empty, OPERAND_DTYPES[precision]
-    weights = new((models, net.starts[-1]), dtype=dtype)
     buffers = Buffers(
-        weights=weights,
-        chunks=chunk_descriptor(weights, net.part),
         eps=new((models, rows, data.points.shape[-1])),
         activations=new((models, rows, layout.activation_columns), dtype=dtype),
         preactivations=new((models, rows, layout.z_columns), dtype=dtype)
@@ -276,7 +272,10 @@ def training_sums(
     rows: int,
     add: bool,
 ) -> None:
-    """Writes sums [M, S, P + 2]; the arguments are those of :func:`..training_sums`."""
+    """Writes sums [M, S, P + 2]; the arguments are those of :func:`..training_sums`.
+
+    The shadow is a chunked one.
+    """
     if not rows:
         if not add:
             sums.zero_()
@@ -287,7 +286,6 @@ def training_sums(
     warps = config.hopper_rows // _WARP_ROWS
     tile_parts = buffers.tile_parts.flatten()[: models * (net.rows.layers + 1) * tiles * warps]
     with device_of(parameters):
-        write_chunks(parameters, buffers.weights, net)
         train_kernel[min(tiles, max(1, PROGRAMS // models)), models](
             **source_arguments(data),
             **step_arguments(step),
@@ -297,8 +295,8 @@ def training_sums(
             first_row=first_row,
             rows=rows,
             flat_ptr=parameters,
-            weights_ptr=buffers.weights,
-            chunks_desc=buffers.chunks,
+            weights_ptr=shadow.packed,
+            chunks_desc=chunk_descriptor(shadow.packed, net.part),
             eps_ptr=buffers.eps,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
@@ -310,6 +308,7 @@ def training_sums(
             NET=net,
             ROWS=config.hopper_rows,
             RING=ring_of(config, net, None),
+            **dependent_launch(parameters),
             num_warps=warps,
         )
         mlp.weight_gradients(
