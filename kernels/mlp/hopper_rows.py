@@ -18,7 +18,7 @@ import triton.language as tl
 
 from ..gluon import gl, jit, multiply, wait_for_products
 from .activation_kernel import activate, activate_backward, slope_of
-from .hopper import accumulators, bias_of, left_operand, ready, refill, zeros
+from .hopper import accumulators, bias_of, left_operand, ready, start_copy, zeros
 
 
 class TileRows(NamedTuple):
@@ -29,6 +29,21 @@ class TileRows(NamedTuple):
     grads: Any
     parts: Any  # fp32, a number for each warp; the next hidden layer has its own after ``stride``
     stride: Any
+
+
+@triton.constexpr_function
+def lag_of(net):
+    """Returns how many chunks later the output part of a chunk is surely complete."""
+    return max(net.parts)
+
+
+@jit
+def release_last(stream, number, NET: gl.constexpr):
+    """Refills the buffer that is surely free, while the product with chunk ``number`` is under way."""
+    RING: gl.constexpr = stream.ring.shape[0]
+    LAG: gl.constexpr = lag_of(NET)
+    gl.static_assert(RING > LAG, "no buffer is free before all are in use")
+    start_copy(stream, gl.where(number < LAG, stream.last, number - LAG + RING))
 
 
 @triton.constexpr_function
@@ -154,11 +169,11 @@ def forward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: gl
                 )
             if part == 0:
                 acc = bias_of(flat, i, to, NET.part, y[0].shape[0], FIRST, NET)
-            w = ready(stream, number + (to * IN + part)).permute((1, 0))
+            chunk = number + (to * IN + part)
+            w = ready(stream, chunk).permute((1, 0))
             acc = multiply(h[part], w, acc, is_async=True)
+            release_last(stream, chunk, NET)
         acc = wait_for_products(num_outstanding=0, deps=(acc,))
-        for part in gl.static_range(IN):
-            refill(stream, number + (to * IN + part))
         sums = sums + (acc,)
     return sums
 
@@ -254,11 +269,11 @@ def backward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: g
                 of_slope = of_part + of_slope
             if part == 0:
                 acc = zeros(NET.part, ROWS)
-            w = ready(stream, number + (to * OUT + part))
+            chunk = number + (to * OUT + part)
+            w = ready(stream, chunk)
             acc = multiply(d[part], w, acc, is_async=True)
+            release_last(stream, chunk, NET)
         acc = wait_for_products(num_outstanding=0, deps=(acc,))
-        for part in gl.static_range(OUT):
-            refill(stream, number + (to * OUT + part))
         sums = sums + (acc,)
     store_slope_part(of_slope, FIRST + i, tile, NET)
     return sums
