@@ -39,7 +39,7 @@ def lag_of(net):
 
 @jit
 def release_last(stream, number, NET: gl.constexpr):
-    """Refills the buffer that is surely free, while the product with chunk ``number`` is under way."""
+    """Refills a buffer that is surely free, while the product with chunk ``number`` goes on."""
     RING: gl.constexpr = stream.ring.shape[0]
     LAG: gl.constexpr = lag_of(NET)
     gl.static_assert(RING > LAG, "no buffer is free before all are in use")
