@@ -18,7 +18,6 @@ from .._validate import (
 )
 from ..mlp import MLPShape
 from ..mlp.config import OPERAND_DTYPES
-from ..mlp.layout import layout_of
 from . import reference
 from .reference import AdamWState, Course, Shadow, update_shadow
 
@@ -42,7 +41,9 @@ def adamw_state(parameters: Tensor) -> AdamWState:
     )
 
 
-def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
+def shadow_of(
+    parameters: Tensor, shape: MLPShape, precision: str, *, chunked: bool = False
+) -> Shadow:
     """Returns the weights as the matrix products of the kernels read them.
 
     Args:
@@ -50,15 +51,17 @@ def shadow_of(parameters: Tensor, shape: MLPShape, precision: str) -> Shadow:
         shape: shape of the networks.
         precision: precision of the matrix products: ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
             ``fp32``.
+        chunked: True for the weights in the order in which kernels for Hopper GPUs train with them;
+            networks and precisions that those do not cover have no such order.
 
     Raises:
         ValueError: the precision is unknown, or the shapes do not fit.
     """
     check_precision(precision)
     check_shape("parameters", parameters, ("M", shape.num_parameters))
-    size = layout_of(shape, precision).weights[-1]
-    dtype = OPERAND_DTYPES[precision]
-    shadow = Shadow(parameters.new_zeros((len(parameters), size), dtype=dtype), shape, precision)
+    shadow = Shadow(parameters.new_empty(0), shape, precision, chunked)
+    packed = (len(parameters), shadow.layout.starts[-1])
+    shadow = shadow._replace(packed=parameters.new_zeros(packed, dtype=OPERAND_DTYPES[precision]))
     update_shadow(parameters, shadow)
     return shadow
 
@@ -174,9 +177,8 @@ def _check_grad(grad: Tensor, parameters: Tensor) -> None:
 
 def _check_shadow(shadow: Shadow, parameters: Tensor) -> None:
     """Raises ValueError if a shadow does not belong to M models of the parameters' size."""
-    size = layout_of(shadow.shape, shadow.precision).weights[-1]
     check_shape("parameters", parameters, (len(parameters), shadow.shape.num_parameters))
-    check_shape("shadow.packed", shadow.packed, (len(parameters), size))
+    check_shape("shadow.packed", shadow.packed, (len(parameters), shadow.layout.starts[-1]))
     check_same_device(parameters=parameters, **{"shadow.packed": shadow.packed})
 
 

@@ -17,7 +17,6 @@ from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp.arithmetic import operand, sum_of
 from ..mlp.config import config_for
-from ..mlp.layout import layout_of
 from ..reduce_grad.kernel import strides_of, sum_of_column, sum_of_parts
 from .reference import _CLIP_EPS, AdamWState, Course, Shadow
 
@@ -76,7 +75,8 @@ def adamw_kernel(
         beta2, weight1, weight2: beta2, 1 - beta1 and 1 - beta2.
         DECOUPLED: True for AdamW; False adds the weight decay to the gradient, as Adam does.
         SPLITS: parts of the sums, constant so that all are loaded at once; 0 for a mean gradient.
-        NET: :class:`~..mlp.layout.Layout` of the operand weights; None to leave them alone.
+        NET: layout of the operand weights, :class:`~..mlp.layout.Layout` or
+            :class:`~..mlp.chunks.TrainingLayout`; None to leave them alone.
         BLOCK: parameters of a program.
         DEPENDENT: True for a dependent launch.
     """
@@ -132,7 +132,7 @@ def adamw_kernel(
             tl.store(exp_avg_sq_ptr + offset, v, mask=stored)
             tl.store(ema_ptr + offset, ema, mask=stored)
             if NET is not None:
-                weights = weights_ptr + model * NET.weights[NET.layers]
+                weights = weights_ptr + model * _size_of(NET)
                 _store_shadow(weights, first, element, p, stored, NET, BLOCK)
 
 
@@ -209,36 +209,76 @@ def _correction(step, LOG_BETA: tl.constexpr):
     return tl.where(x > -0.5, -small * series, 1 - tl.exp(x))
 
 
+@triton.constexpr_function
+def _size_of(net):
+    """Returns the number of a model's operand weights."""
+    return net.starts[-1]
+
+
 @triton.jit
 def _store_shadow(weights, first, element, p, stored, NET: tl.constexpr, BLOCK: tl.constexpr):
     """Writes some parameters into the operand weights, rounded."""
-    LAYERS: tl.constexpr = NET.layers
-    for layer in tl.static_range(LAYERS):
+    PIECES: tl.constexpr = len(NET.pieces)
+    for number in tl.static_range(PIECES):
         # Few programs have parameters of two layers, so each skips most of the code.
-        if (first < _end_of(NET, layer)) & (first + BLOCK > NET.flat[layer]):
-            _store_layer(
-                weights + NET.weights[layer], element - NET.flat[layer], p, stored, NET, layer
-            )
+        if (first < _end_of(NET, number)) & (first + BLOCK > _start_of(NET, number)):
+            element_of_layer = element - _start_of(NET, number)
+            _store_piece(weights + NET.starts[number], element_of_layer, p, stored, number, NET)
 
 
 @triton.constexpr_function
-def _end_of(net, layer):
-    """Returns the end of a layer's weight in the flat parameters."""
-    return net.flat[layer] + net.shape.widths[layer] * net.shape.widths[layer + 1]
+def _start_of(net, number):
+    """Returns the start of the weight of a piece's layer in the flat parameters."""
+    return net.net.flat[net.pieces[number].layer]
+
+
+@triton.constexpr_function
+def _end_of(net, number):
+    """Returns the end of that weight."""
+    layer, widths = net.pieces[number].layer, net.net.shape.widths
+    return net.net.flat[layer] + widths[layer] * widths[layer + 1]
+
+
+@triton.constexpr_function
+def _together(net, number):
+    """Returns how many weights of a piece surely lie side by side, up to 16 bytes."""
+    piece = net.pieces[number]
+    return math.gcd(net.net.shape.widths[piece.layer], piece.width, _start_of(net, number), 8)
 
 
 @triton.jit
-def _store_layer(weights, element, p, stored, NET: tl.constexpr, LAYER: tl.constexpr):
+def _store_piece(weights, element, p, stored, NUMBER: tl.constexpr, NET: tl.constexpr):
     """Writes the weights among some parameters, counted from the first one of their layer."""
-    IN: tl.constexpr = NET.shape.widths[LAYER]
-    OUT: tl.constexpr = NET.shape.widths[LAYER + 1]
-    PADDED: tl.constexpr = NET.padded[LAYER]
+    PIECE: tl.constexpr = NET.pieces[NUMBER]
+    LAYOUT: tl.constexpr = NET.net
+    IN: tl.constexpr = NET.net.shape.widths[PIECE.layer]
+    OUT: tl.constexpr = NET.net.shape.widths[PIECE.layer + 1]
     inside = stored & (element >= 0) & (element < IN * OUT)
-    target = weights + (element if IN == PADDED else element // IN * PADDED + element % IN)
-    weight = operand(p, weights.dtype.element_ty, NET)
+    target = weights + _place(element, IN, PIECE, _together(NET, NUMBER))
+    weight = operand(p, weights.dtype.element_ty, LAYOUT)
     tl.store(target, weight, mask=inside)
-    if LAYER == 0 and NET.split:  # the rest of an input meets the weight of its rounded part
-        tl.store(target + IN, weight, mask=inside)
+    if PIECE.layer == 0 and NET.net.split:  # the rest of an input meets the same weight
+        tl.store(target + NET.rest, weight, mask=inside)
+
+
+@triton.jit
+def _place(element, IN: tl.constexpr, PIECE: tl.constexpr, TOGETHER: tl.constexpr):
+    """Returns where elements of a weight [out, IN] lie in a piece.
+
+    So many elements lie side by side, which triton does not see through blocks.
+    """
+    row, column = element // IN, element % IN
+    if PIECE.down * PIECE.across > 1:
+        down, across = row // PIECE.height, column // PIECE.width
+        block = across * PIECE.down + down if PIECE.by_input else down * PIECE.across + across
+        place = block * PIECE.height + row % PIECE.height
+        place = place * PIECE.width + column % PIECE.width
+        place = tl.max_contiguous(tl.multiple_of(place, TOGETHER), TOGETHER)
+    elif PIECE.width == IN:
+        place = element
+    else:
+        place = row * PIECE.width + column
+    return place
 
 
 def adamw_(
@@ -265,7 +305,7 @@ def adamw_(
         return
     beta1, beta2 = betas
     course, rate = (lr, 0.0) if isinstance(lr, Course) else (None, lr)
-    net = None if shadow is None else layout_of(shadow.shape, shadow.precision)
+    net = None if shadow is None else shadow.layout
     precision = "fp32" if shadow is None else shadow.precision
     config = config_for(precision, capability_of(parameters.device), 0, models, "adamw")
     splits, (stride_model, stride) = 0, (model_stride(grad), 0)

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..mlp.chunks import TrainingLayout, training_chunks_of
 from ..mlp.config import to_operand
-from ..mlp.layout import layout_of
+from ..mlp.layout import Layout, layout_of
 from ..mlp.shape import MLPShape
 from ..reduce_grad.reference import mean_of
 
@@ -40,19 +41,32 @@ class Shadow(NamedTuple):
     packed: Tensor  # [M, size], padded weights, operand dtype
     shape: MLPShape
     precision: str
+    chunked: bool = False  # as kernels read them that keep activations in registers
+
+    @property
+    def layout(self) -> Layout | TrainingLayout:
+        """The layout of ``packed``."""
+        net = layout_of(self.shape, self.precision)
+        return training_chunks_of(net) if self.chunked else net
 
 
 def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
     """Writes the rounded weights of parameters, float32 [M, P]; the padding stays zero."""
-    net = layout_of(shadow.shape, shadow.precision)
-    for layer, exact in enumerate(shadow.shape.unpack(parameters).weights):
-        weight = to_operand(exact, shadow.precision)
-        out, width = weight.shape[1:]
-        padded = shadow.packed[:, net.weights[layer] : net.weights[layer + 1]]
-        padded = padded.view(len(padded), net.padded[layer + 1], net.padded[layer])
-        padded[:, :out, :width] = weight
-        if layer == 0 and net.split:  # the rest of an input meets the weight of its rounded part
-            padded[:, :out, width : 2 * width] = weight
+    layout = shadow.layout
+    layers = shadow.shape.unpack(parameters).weights
+    for piece, start in zip(layout.pieces, layout.starts, strict=False):
+        exact = layers[piece.layer]
+        out, width = exact.shape[1:]
+        weight = exact.new_zeros(
+            (len(exact), piece.down * piece.height, piece.across * piece.width)
+        )
+        weight[:, :out, :width] = exact
+        if piece.layer == 0 and layout.net.split:  # the rest of an input meets the same weight
+            weight[:, :out, layout.rest : layout.rest + width] = exact
+        blocks = weight.view(-1, piece.down, piece.height, piece.across, piece.width)
+        blocks = blocks.permute((0, 3, 1, 2, 4) if piece.by_input else (0, 1, 3, 2, 4))
+        packed = to_operand(blocks.flatten(1), shadow.precision)
+        shadow.packed[:, start : start + piece.size] = packed
 
 
 def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:

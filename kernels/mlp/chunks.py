@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 from .config import Config
-from .layout import Layout
+from .layout import Layout, Piece, layout_of
 
 # The widest hidden layers that registers hold, with their operands and the next layer's sums.
 _MAX_WIDTH = 256
@@ -35,23 +35,6 @@ _SHARED = 224 * 1024
 _BYTES = 2  # of an operand
 # A product of up to two chunks ends before the buffers of both are filled again.
 _FEWEST = 2
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some of a model's operand weights: blocks of a layer, each [height, width] and contiguous."""
-
-    layer: int
-    height: int
-    width: int
-    down: int  # blocks for all outputs of the layer
-    across: int  # blocks for all its inputs
-    by_input: bool = False  # the order of the blocks: all outputs of one input, or the other way
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return self.height * self.width * self.down * self.across
 
 
 @dataclass(frozen=True)
@@ -102,6 +85,11 @@ class ChunkLayout:
     def bias_starts(self) -> tuple[int, ...]:
         """Start of each layer's bias in the biases of a model, and their number."""
         return tuple(accumulate(self.outputs, initial=0))
+
+    @property
+    def rest(self) -> int:
+        """Column of the first layer that meets the rest of the first input."""
+        return self.points
 
     @property
     def chunks(self) -> int:
@@ -160,6 +148,30 @@ class GuideLayout(ChunkLayout):
         return sum(self.parts) + self.slices
 
 
+@dataclass(frozen=True)
+class TrainingLayout(ChunkLayout):
+    """The same in training: after the chunks of the way forward come those of the way back.
+
+    ``dim`` and ``points`` are those of the whole input, all of which differs from row to row.
+
+    Attributes:
+        rows: layout of the rows that a training step leaves to its weight gradients.
+    """
+
+    rows: Layout
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights, those between the first and the last twice."""
+        forward = [
+            Piece(layer, self.part, self.part, down, across)
+            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
+        ]
+        backward = (replace(piece, by_input=True) for piece in reversed(forward))
+        last = Piece(self.net.layers - 1, self.rows.padded[-1], self.part, 1, self.parts[-1])
+        return self.first, *forward, *backward, last
+
+
 @lru_cache(maxsize=1024)
 def chunks_of(net: Layout, dim: int, guided: bool = False) -> ChunkLayout:
     """Returns the chunks of networks, for points of a dimension; see :func:`gap_of_chunks`.
@@ -193,6 +205,20 @@ def guide_chunks_of(net: Layout, dim: int) -> GuideLayout:
     )
 
 
+@lru_cache(maxsize=1024)
+def training_chunks_of(net: Layout) -> TrainingLayout:
+    """Returns the chunks of networks in training; see :func:`gap_of_training`."""
+    chunks = chunks_of(net, net.shape.widths[0])
+    return TrainingLayout(
+        net=net,
+        dim=chunks.dim,
+        points=chunks.points,
+        part=chunks.part,
+        parts=chunks.parts,
+        rows=layout_of(net.shape, net.precision, chunks.part),
+    )
+
+
 def _points(dim: int) -> int:
     return max(8, 1 << (dim - 1).bit_length())
 
@@ -213,6 +239,16 @@ def gap_of_guide(net: Layout, dim: int) -> str | None:
     if hidden and hidden[-1] > _MAX_LAST:
         return f"a hidden layer of {hidden[-1]}, wider than {_MAX_LAST}"
     return _gap(net, dim, hidden, hidden[:-1])
+
+
+def gap_of_training(net: Layout) -> str | None:
+    """Returns why no kernel trains such networks with activations in registers, or None."""
+    width, *hidden, outputs = net.shape.widths
+    if width > _MAX_POINTS:
+        return f"{width} inputs, more than {_MAX_POINTS}"
+    if outputs > _MAX_CLASSES:
+        return f"{outputs} outputs, more than {_MAX_CLASSES}"
+    return _gap(net, width, tuple(hidden), tuple(hidden))
 
 
 def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...]) -> str | None:

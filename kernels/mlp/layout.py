@@ -10,6 +10,11 @@ There are four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPS
 
 All widths are rounded up to multiples that tensor cores take. The padding is zero in the weights,
 so it is zero in the activations and the gradients, and no result depends on it.
+
+Kernels that keep the activations of a tile in registers leave those of hidden layers, and their
+gradients, in fragment order. Of each 32 columns a thread holds 8 a + 2 b and 8 a + 2 b + 1, for one
+b and all a from 0 to 3 (PTX ISA, wgmma register fragments). In memory they come side by side: the
+column 8 b + 2 a has the feature 8 a + 2 b, and the next column the next feature.
 """
 
 from dataclasses import dataclass
@@ -31,6 +36,23 @@ _MAX_CLASSES = 256
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some of a model's operand weights: blocks of a layer, each [height, width] and contiguous."""
+
+    layer: int
+    height: int
+    width: int
+    down: int  # blocks for all outputs of the layer
+    across: int  # blocks for all its inputs
+    by_input: bool = False  # the order of the blocks: all outputs of one input, or the other way
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.height * self.width * self.down * self.across
+
+
+@dataclass(frozen=True)
 class Layout:
     """Networks of one shape in one precision; layer l maps padded[l] columns to padded[l + 1].
 
@@ -45,6 +67,7 @@ class Layout:
         weights: start of each layer in the operand weights, and the end of the last one.
         flat: start of each layer's weight in the flat parameters, and the start of the slopes.
         run_starts, run_lengths: consecutive hidden layers of equal width, which share one loop.
+        fragments: True if the columns of hidden layers are in fragment order.
     """
 
     shape: MLPShape
@@ -56,11 +79,33 @@ class Layout:
     flat: tuple[int, ...]
     run_starts: tuple[int, ...]
     run_lengths: tuple[int, ...]
+    fragments: bool = False
 
     @property
     def layers(self) -> int:
         """Number of Linear layers."""
         return len(self.padded) - 1
+
+    @property
+    def net(self) -> "Layout":
+        """This layout: those of other operand weights have it besides."""
+        return self
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The layers in the operand weights; piece i starts at ``starts[i]``."""
+        sizes = enumerate(pairwise(self.padded))
+        return tuple(Piece(layer, height, width, 1, 1) for layer, (width, height) in sizes)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Start of each piece in the operand weights, and their number."""
+        return self.weights
+
+    @property
+    def rest(self) -> int:
+        """Column of the first layer that meets the rest of the first input."""
+        return self.shape.widths[0]
 
     @cached_property
     def largest_layer(self) -> int:
@@ -107,22 +152,31 @@ class Layout:
 
 
 @lru_cache(maxsize=1024)
-def layout_of(shape: MLPShape, precision: str) -> Layout:
-    """Returns the layout of networks of ``shape`` whose matrix products run in ``precision``."""
+def layout_of(shape: MLPShape, precision: str, part: int = 0) -> Layout:
+    """Returns the layout of networks of ``shape`` whose matrix products run in ``precision``.
+
+    Args:
+        shape, precision: as said.
+        part: columns of a part of a hidden layer, in kernels that keep parts in registers and leave
+            them in fragment order; 0 for other kernels.
+    """
     widths = shape.widths
     split = precision not in ("fp32", "tf32x3") and widths[0] <= _SPLIT_WIDTH
-    padded = (_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:]))
+    padded = [_round_up(widths[0] * (2 if split else 1)), *map(_round_up, widths[1:])]
+    if part:
+        padded[1:-1] = (-(-width // part) * part for width in widths[1:-1])
     run_starts, run_lengths = _runs(widths)
     return Layout(
         shape=shape,
         precision=precision,
         split=split,
-        padded=padded,
+        padded=tuple(padded),
         columns=tuple(accumulate(padded, initial=0)),
         weights=tuple(accumulate((i * o for i, o in pairwise(padded)), initial=0)),
         flat=tuple(accumulate((i * o + o * shape.bias for i, o in pairwise(widths)), initial=0)),
         run_starts=run_starts,
         run_lengths=run_lengths,
+        fragments=part > 0,
     )
 
 

@@ -144,6 +144,7 @@ def _tile(
     OUT: tl.constexpr = tile_of(NET, CONFIG, KIND)[1]
     tile, inputs, outputs, source, target = task, 0, 0, 0, 0
     padded_in, padded_out, start = 0, 0, 0
+    hidden_in, hidden_out = False, False
     for layer in tl.static_range(LAYERS):
         if kind_of(NET, layer) == KIND:
             chosen = task >= tiles_before(NET, CONFIG, KIND, layer)
@@ -155,6 +156,8 @@ def _tile(
             source = tl.where(chosen, NET.columns[layer], source)
             target = tl.where(chosen, NET.columns[layer + 1] - NET.columns[1], target)
             start = tl.where(chosen, NET.flat[layer], start)
+            hidden_in = tl.where(chosen, layer > 0, hidden_in)
+            hidden_out = tl.where(chosen, layer < LAYERS - 1, hidden_out)
     inputs = tl.multiple_of(inputs, common_divisor(NET, KIND, NET.shape.widths))
     start = tl.multiple_of(start, common_divisor(NET, KIND, NET.flat))
     tiles_in = tl.cdiv(inputs, IN)
@@ -169,12 +172,19 @@ def _tile(
         weight, bias = _products_of_few_outputs(
             acts, grads, count, column_in, column_out, padded_in, padded_out, NET, CONFIG
         )
+        column_in = _features(column_in, hidden_in, NET)
+        column_out = _features(column_out, hidden_out, NET)
         inside = (column_in < inputs)[:, None] & (column_out < outputs)[None, :]
         pointers = parts + column_in[:, None] + column_out[None, :] * inputs
     else:
         weight, bias = _products(
             acts, grads, count, column_in, column_out, padded_in, padded_out, NET, CONFIG
         )
+        if NET.fragments and KIND == "wide":  # to write a row of features side by side
+            weight = weight.reshape(OUT, IN // 32, 4, 4, 2).permute(0, 1, 3, 2, 4).reshape(OUT, IN)
+            hidden_in = hidden_in == 0  # the order is its own inverse
+        column_in = _features(column_in, hidden_in, NET)
+        column_out = _features(column_out, hidden_out, NET)
         inside = (column_out < outputs)[:, None] & (column_in < inputs)[None, :]
         pointers = parts + column_out[:, None] * inputs + column_in[None, :]
     _store_part(pointers, weight * factor, inside, ADD)
@@ -182,6 +192,15 @@ def _tile(
         column_out = tl.where(tile % tiles_in == 0, column_out, outputs)
         pointers = parts + inputs * outputs + column_out
         _store_part(pointers, bias * factor, column_out < outputs, ADD)
+
+
+@triton.jit
+def _features(column, hidden, NET: tl.constexpr):
+    """Returns the features in columns of the buffers; only hidden ones are in fragment order."""
+    if NET.fragments:
+        feature = column // 32 * 32 + column // 2 % 4 * 8 + column // 8 % 4 * 2 + column % 2
+        column = tl.where(hidden, feature, column)
+    return column
 
 
 @triton.jit

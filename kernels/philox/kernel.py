@@ -112,7 +112,7 @@ def permute(index, n, seed, epoch):
     Returns:
         int64, values in [0, n), the same as :func:`~.permutation.permute`.
     """
-    one = tl.full((), 1, tl.int64)
+    one = tl.cast(1, tl.int64)
     bits = 0  # of n - 1
     while (one << bits) < n:
         bits += 1
@@ -126,7 +126,7 @@ def permute(index, n, seed, epoch):
 def _feistel(value, bits, seed, epoch):
     """Runs the network once over [0, 2**bits); the halves have at most 31 bits."""
     low_bits = bits // 2
-    one = tl.full((), 1, tl.int64)
+    one = tl.cast(1, tl.int64)
     low_mask = ((one << low_bits) - 1).to(tl.uint32)
     high_mask = ((one << (bits - low_bits)) - 1).to(tl.uint32)
     high = (value >> low_bits).to(tl.uint32)

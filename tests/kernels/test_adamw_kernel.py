@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import AdamWState, Course, MLPShape, adamw_, adamw_state, shadow_of
+from flashpoint.kernels.mlp.chunk_weights import chunk_weights
 from flashpoint.kernels.reduce_grad.reference import empty_parts
 
 
@@ -171,13 +172,30 @@ def test_a_mean_gradient_tells_no_loss(device, backend):
     assert course.means.tolist() == [[5.0], [5.0]]
 
 
+def check_shadow(device, shape, precision, models, **options):
+    parameters = torch.randn(models, shape.num_parameters, device=device)
+    shadow = shadow_of(parameters, shape, precision, **options)
+    adamw_(parameters, torch.randn_like(parameters), adamw_state(parameters), lr=0.1, step=1,
+           shadow=shadow, backend="triton")  # fmt: skip
+    assert torch.equal(shadow.packed, shadow_of(parameters, shape, precision, **options).packed)
+
+
 @pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize("precision", ["fp16", "tf32", "fp32"])
 @pytest.mark.parametrize("widths", [(3, 256, 40, 2), (70, 17, 33, 1), (1, 1)])
 def test_shadow_of_every_layer(device, widths, precision, models):
+    check_shadow(device, MLPShape(widths), precision, models)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("widths", [(3, 256, 130, 100, 2), (20, 60, 33, 17)])
+def test_chunked_shadow_of_every_layer(device, widths, models):
+    check_shadow(device, MLPShape(widths), "fp16", models, chunked=True)
+
+
+@pytest.mark.parametrize("widths", [(3, 256, 130, 100, 2), (20, 60, 33, 17)])
+def test_a_chunked_shadow_has_the_layout_of_chunks(device, widths):
     shape = MLPShape(widths)
-    parameters = torch.randn(models, shape.num_parameters, device=device)
-    shadow = shadow_of(parameters, shape, precision)
-    adamw_(parameters, torch.randn_like(parameters), adamw_state(parameters), lr=0.1, step=1,
-           shadow=shadow, backend="triton")  # fmt: skip
-    assert torch.equal(shadow.packed, shadow_of(parameters, shape, precision).packed)
+    parameters = torch.randn(2, shape.num_parameters, device=device)
+    shadow = shadow_of(parameters, shape, "fp16", chunked=True)
+    assert torch.equal(shadow.packed, chunk_weights(parameters, shadow.layout))

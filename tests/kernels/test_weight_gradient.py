@@ -42,6 +42,15 @@ def columns_of(net, models, rows, first, precision, device):
     return buffer
 
 
+def as_they_lie(buffer, net, first):
+    """Returns the numbers of all layers from ``first`` on, hidden ones in their order."""
+    columns = torch.arange(buffer.shape[2], device=buffer.device)
+    if net.fragments:
+        start, end = (net.columns[layer] - net.columns[first] for layer in (1, net.layers))
+        columns[start:end] = columns[start:end].view(-1, 4, 4, 2).transpose(1, 2).flatten()
+    return buffer[..., columns]
+
+
 def expected_gradient(net, acts, grads):
     """Returns the flat gradients of weights and biases [M, P] in float64."""
     parts = []
@@ -55,8 +64,8 @@ def expected_gradient(net, acts, grads):
     return torch.cat(parts, dim=1)
 
 
-def check(device, widths, precision, *, models=1, rows=192, bias=True, **options):
-    net = layout_of(MLPShape(widths, "relu", bias=bias), precision)
+def check(device, widths, precision, *, models=1, rows=192, bias=True, part=0, **options):
+    net = layout_of(MLPShape(widths, "relu", bias=bias), precision, part)
     config = config_for(precision, (9, 0), rows, models)
     acts = columns_of(net, models, rows, 0, precision, device)
     grads = columns_of(net, models, rows, 1, precision, device)
@@ -65,7 +74,10 @@ def check(device, widths, precision, *, models=1, rows=192, bias=True, **options
     results = []
     for _ in range(2):
         parts = empty_parts(tile_parts, models, splits, net.shape.num_parameters)
-        weight_gradients(acts, grads, tile_parts, parts, net, config, **options)
+        weight_gradients(
+            as_they_lie(acts, net, 0), as_they_lie(grads, net, 1), tile_parts, parts, net, config,
+            **options,
+        )  # fmt: skip
         results.append(parts.clone())
     assert torch.equal(*results)
     actual = results[0].double().sum(dim=1)
@@ -99,6 +111,16 @@ def test_every_precision(device, precision):
 @pytest.mark.usefixtures("poisoned")
 def test_without_biases(device, precision):
     check(device, (3, 33, 20, 2), precision, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("widths", "part"),
+    [((3, 64, 40, 2), 64), ((3, 100, 256, 2), 128), ((20, 130, 128, 40), 128)],
+    ids=str,
+)
+@pytest.mark.usefixtures("poisoned")
+def test_hidden_features_in_fragment_order(device, widths, part):
+    check(device, widths, "fp16", part=part)
 
 
 @pytest.mark.usefixtures("poisoned")

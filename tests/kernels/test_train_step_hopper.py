@@ -1,0 +1,104 @@
+"""The training step for Hopper GPUs against the portable one, and the networks that it covers."""
+
+import pytest
+import torch
+
+from flashpoint.kernels import MLPShape, shadow_of
+from flashpoint.kernels.mlp.chunks import gap_of_training, training_chunks_of
+from flashpoint.kernels.mlp.layout import layout_of
+from flashpoint.kernels.reduce_grad.reference import empty_parts
+from flashpoint.kernels.train_step import kernel
+
+from .networks import relative_error
+from .training import CLASS_WIDTH, CLASSES, make_data, make_parameters
+
+HOPPER = (9, 0)
+# Both forms round the same numbers to halves; now and then the last bit before that differs.
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize(
+    ("widths", "precision", "reason"),
+    [
+        ((3, 256, 256, 256, 256, 2), "fp16", None),
+        ((32, 100, 64, 64), "bf16", None),
+        ((3, 256, 256, 2), "tf32", "precision tf32"),
+        ((33, 256, 256, 2), "fp16", "33 inputs, more than 32"),
+        ((3, 256, 256, 65), "fp16", "65 outputs, more than 64"),
+        ((3, 256, 257, 2), "fp16", "a hidden layer of 257, wider than 256"),
+        ((3, 256, 2), "fp16", "1 hidden layers, fewer than 2"),
+    ],
+)
+def test_which_networks_are_trained_in_registers(widths, precision, reason):
+    assert gap_of_training(layout_of(MLPShape(widths), precision)) == reason
+
+
+def test_the_stream_has_each_chunk_in_the_order_of_its_use():
+    """A chunk of its own number stands for each chunk of the weights."""
+    shape = MLPShape((3, 256, 100, 256, 2), bias=False, slopes=1)
+    net = training_chunks_of(layout_of(shape, "fp16"))
+    flat = torch.zeros(1, shape.num_parameters)
+    for layer, weight in enumerate(shape.unpack(flat).weights):
+        out, width = torch.meshgrid(*map(torch.arange, weight.shape[1:]), indexing="ij")
+        weight[0] = 100 * layer + 10 * (out // net.part) + width // net.part
+    chunks = shadow_of(flat, shape, "fp16", chunked=True).packed[0, net.starts[1] : net.starts[-2]]
+    assert chunks.view(net.chunks, -1)[:, 0].tolist() == [
+        *(100, 101),  # 256 -> 100: one output part
+        *(200, 210),
+        *(200, 210),  # back: one input part
+        *(100, 101),
+    ]
+
+
+def sums_of(module, parameters, shape, data, rows, precision, **options):
+    """Returns the sums of a step, added up over their parts."""
+    models, size = parameters.shape
+    buffers, splits = module.buffers_of(data, shape, models, rows, precision)
+    sums = empty_parts(parameters, models, splits, size + 2)
+    shadow = shadow_of(parameters, shape, precision, chunked=module is not kernel)
+    seed = torch.arange(models, device=parameters.device)
+    module.training_sums(
+        parameters, shape, data, sums, shadow, buffers, batch_size=rows, seed=seed, first_row=0,
+        rows=rows, add=False, **options,
+    )  # fmt: skip
+    return sums.sum(dim=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["denoiser", "classifier", "conditional"])
+@pytest.mark.parametrize("hidden", [(256, 256, 256, 256), (64, 64), (100, 256, 130)])
+@pytest.mark.parametrize(("rows", "models"), [(1, 1), (63, 2), (200, 1), (20000, 2)])
+@pytest.mark.parametrize("refresh", [None, 2])
+@pytest.mark.usefixtures("poisoned")
+def test_both_forms_of_a_step_agree(device, kind, hidden, rows, models, refresh):
+    if torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs a Hopper GPU")
+    from flashpoint.kernels.train_step import hopper
+
+    inputs = 3 + CLASS_WIDTH * (kind == "conditional")
+    shape = MLPShape((inputs, *hidden, CLASSES if kind == "classifier" else 2))
+    parameters = make_parameters(shape, models, device)
+    data = make_data(device, kind, models, points=3000)
+    options = {"step": 3, "refresh": refresh}
+    wanted = sums_of(kernel, parameters, shape, data, rows, "fp16", **options)
+    actual = sums_of(hopper, parameters, shape, data, rows, "fp16", **options)
+    assert relative_error(actual, wanted) <= TOLERANCE
+    again = sums_of(hopper, parameters, shape, data, rows, "fp16", **options)
+    assert torch.equal(actual, again)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("activation", ["prelu", "relu", "leaky_relu", "silu", "gelu", "tanh"])
+@pytest.mark.usefixtures("poisoned")
+def test_both_forms_agree_for_every_activation(device, activation, precision):
+    if torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs a Hopper GPU")
+    from flashpoint.kernels.train_step import hopper
+
+    shape = MLPShape((3, 256, 256, 256, 2), activation)
+    parameters, data = make_parameters(shape, 1, device), make_data(device, "denoiser")
+    options = {"step": 3, "refresh": None}
+    wanted = sums_of(kernel, parameters, shape, data, 500, precision, **options)
+    actual = sums_of(hopper, parameters, shape, data, 500, precision, **options)
+    assert relative_error(actual, wanted) <= TOLERANCE
