@@ -43,6 +43,7 @@ class Tuned:
         warps: the size that is the number of its warps.
         tile: rows and columns of its products, and length and stages of their sums, by size; None
             if it has no products.
+        hopper: True if it has a form for Hopper GPUs.
     """
 
     kernel: str
@@ -50,6 +51,7 @@ class Tuned:
     sizes: dict[str, tuple[int, ...]]
     warps: str
     tile: tuple[str, str, str, str] | None = None
+    hopper: bool = False
 
 
 _TILES = {
@@ -62,7 +64,7 @@ _TILES = {
 _TILE = ("rows", "out", "reduce", "stages")
 HOPPER_SIZES = {"hopper_rows": (64, 128), "hopper_ring": (6, 5, 4)}
 TUNED = {
-    "training": Tuned("mlp", "train fp16", _TILES, "warps", _TILE),
+    "training": Tuned("mlp", "train fp16", _TILES, "warps", _TILE, True),
     "weight gradients": Tuned(
         "mlp",
         "train fp16",
@@ -77,11 +79,11 @@ TUNED = {
         "grad_warps",
         ("grad_in", "grad_out", "grad_rows", "grad_stages"),
     ),
-    "chain": Tuned("chain", "sample fp16", _TILES, "warps", _TILE),
+    "chain": Tuned("chain", "sample fp16", _TILES, "warps", _TILE, True),
     "classifier-free chain": Tuned(
-        "classifier-free chain", "classifier-free fp16", _TILES, "warps", _TILE
+        "classifier-free chain", "classifier-free fp16", _TILES, "warps", _TILE, True
     ),
-    "guided chain": Tuned("guided chain", "guided fp16", _TILES, "warps", _TILE),
+    "guided chain": Tuned("guided chain", "guided fp16", _TILES, "warps", _TILE, True),
     "AdamW": Tuned(
         "adamw",
         "adamw",
@@ -93,7 +95,7 @@ TUNED = {
 
 def forms_of(tuned: Tuned, capability: tuple[int, int]) -> tuple[str, ...]:
     """Returns the forms of a kernel that can run on a GPU."""
-    hopper = tuned.kernel in table.HOPPER_KERNELS and capability == HOPPER
+    hopper = tuned.hopper and capability == HOPPER
     return table.FORMS if hopper and problem_of_gluon() is None else ("portable",)
 
 

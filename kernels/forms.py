@@ -6,14 +6,14 @@ Gluon.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from ._dispatch import capability_of, problem_of
-from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
+from ._dispatch import capability_of, log_once, problem_of
+from .mlp.config import COUNTED, Config, Steps, steps_of
 
 # Versions of triton whose names in Gluon :mod:`.gluon` knows: (major, minor), both included.
 _KNOWN = (3, 6), (3, 9)
@@ -27,6 +27,8 @@ _OPERATIONS = {
     "guided chain": "guided chain",
     "AdamW": "adamw",
 }
+# Those that have no other form.
+_PORTABLE = ("perceptron", "AdamW")
 
 
 class Form(NamedTuple):
@@ -52,6 +54,22 @@ def form_of(config: Config, capability: tuple[int, int], gap: str | None = None)
     else:
         problem = problem_of_gluon() or _problem_of_interpreter() or gap
     return Form("hopper", "measured to be faster") if problem is None else Form("portable", problem)
+
+
+def chosen_form(
+    what: str, config: Config, capability: tuple[int, int], gap: Callable[[], str | None]
+) -> str:
+    """Returns the name of the form that a call takes; logs once if the table names another one.
+
+    Args:
+        what: the call, for the log.
+        config, capability: as in :func:`form_of`.
+        gap: returns why the Hopper form does not cover the call, or None.
+    """
+    form = form_of(config, capability, gap() if config.form == "hopper" else None)
+    if form.name != config.form:
+        log_once(f"{what} in the {form.name} form instead of the Hopper form: {form.why}")
+    return form.name
 
 
 def problem_of_gluon() -> str | None:
@@ -82,14 +100,14 @@ def forms_on(device: torch.device) -> list[tuple[str, Form]]:
     capability = capability_of(device)
     found: list[tuple[str, Form]] = []
     for name, kernel in _OPERATIONS.items():
-        if kernel in HOPPER_KERNELS:
-            found += _forms_of_chain(name, steps_of("fp16", capability, kernel), capability)
-        else:
+        if name in _PORTABLE:
             found.append((name, Form("portable", "its only form")))
+        else:
+            found += _forms_by_rows(name, steps_of("fp16", capability, kernel), capability)
     return found
 
 
-def _forms_of_chain(
+def _forms_by_rows(
     name: str, steps: Steps, capability: tuple[int, int]
 ) -> Iterator[tuple[str, Form]]:
     """Yields the form of the fewest rows, and each other one that follows, with a name."""

@@ -45,8 +45,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Kernels with sizes of their own; "mlp" is training and the perceptron, forwards and backwards.
 KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain", "adamw")
 FORMS = ("portable", "hopper")
-# Kernels that have the Hopper form.
-HOPPER_KERNELS = ("chain", "classifier-free chain", "guided chain")
+# Kernels that have the Hopper form; of "mlp" it is training.
+HOPPER_KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain")
 # Rows of the tiles that a call is counted in to choose its sizes.
 COUNTED = 64
 # Rows of the largest tile.

@@ -24,7 +24,7 @@ from ..reverse_step import kernel as reverse_step
 from ..sample_chain.kernel import draw_prior
 from ..sample_chain.one_launch import sample_chain
 from ..sample_chain.reference import Condition, Guide, Network
-from ..train_step.kernel import buffers_of, training_sums
+from ..train_step.launches import prepared, training_sums
 
 _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
@@ -63,12 +63,11 @@ def _train(
         class_features=torch.zeros(1, 6, class_width) if class_width else None,
         p_uncond=torch.zeros(1) if class_width else None,
     )
-    buffers, splits = buffers_of(data, shape, 1, rows, precision)
+    shadow, buffers, splits = prepared(parameters, shape, data, rows, precision)
     training_sums(
         parameters, shape, data, empty_parts(parameters, 1, splits, shape.num_parameters + 2),
-        shadow_of(parameters, shape, precision), buffers, batch_size=rows,
-        seed=torch.tensor([0]), step=torch.tensor(0), refresh=refresh, first_row=0, rows=rows,
-        add=False,
+        shadow, buffers, batch_size=rows, seed=torch.tensor([0]), step=torch.tensor(0),
+        refresh=refresh, first_row=0, rows=rows, add=False,
     )  # fmt: skip
 
 
@@ -124,7 +123,14 @@ def _sample(
     )  # fmt: skip
 
 
-def _hopper(shape: MLPShape, precision: str, rows: int = 64, **options) -> None:
+def _train_on_hopper(shape: MLPShape, precision: str, tile: int = 64, **options) -> None:
+    """Runs a training step in the form for Hopper GPUs, with ``tile`` rows in a program."""
+    config = config_for(precision, (9, 0), 2048, 1)
+    with in_use("mlp", replace(config, form="hopper", hopper_rows=tile)):
+        _train(shape, precision, **options)
+
+
+def _sample_on_hopper(shape: MLPShape, precision: str, rows: int = 64, **options) -> None:
     """Runs a sampling chain in the form for Hopper GPUs, ``rows`` in a program."""
     guided, classifier_free = options.get("guided"), options.get("classifier_free")
     kernel = "guided chain" if guided else "classifier-free chain" if classifier_free else "chain"
@@ -221,29 +227,41 @@ VARIETY: dict[str, Callable[[], None]] = {
         for activation in sorted(TABLE.keys() - {"prelu", "leaky_relu", "none"})
     },
 }
-# Chains in the form for Hopper GPUs, on sm_90 alone. Their names begin like this.
+# Calls in the form for Hopper GPUs, on sm_90 alone. Their names begin like this.
 HOPPER_CASE = "hopper"
 HOPPER: dict[str, Callable[[], None]] = {
     f"{HOPPER_CASE} {name}": run
     for name, run in {
-        "sample fp16": partial(_hopper, _DENOISER, "fp16"),
-        "sample bf16": partial(_hopper, _DENOISER, "bf16"),
-        "classifier-free fp16": partial(_hopper, _DENOISER, "fp16", classifier_free=True),
-        "solver fp16": partial(_hopper, _DENOISER, "fp16", coefficients=7),
-        "guided fp16": partial(_hopper, _DENOISER, "fp16", guided=True),
-        "guided bf16": partial(_hopper, _DENOISER, "bf16", guided=True),
-        "128 rows fp16": partial(_hopper, _DENOISER, "fp16", 128),
+        "sample fp16": partial(_sample_on_hopper, _DENOISER, "fp16"),
+        "sample bf16": partial(_sample_on_hopper, _DENOISER, "bf16"),
+        "classifier-free fp16": partial(_sample_on_hopper, _DENOISER, "fp16", classifier_free=True),
+        "solver fp16": partial(_sample_on_hopper, _DENOISER, "fp16", coefficients=7),
+        "guided fp16": partial(_sample_on_hopper, _DENOISER, "fp16", guided=True),
+        "guided bf16": partial(_sample_on_hopper, _DENOISER, "bf16", guided=True),
+        "128 rows fp16": partial(_sample_on_hopper, _DENOISER, "fp16", 128),
         "128 rows classifier-free fp16": partial(
-            _hopper, _DENOISER, "fp16", 128, classifier_free=True
+            _sample_on_hopper, _DENOISER, "fp16", 128, classifier_free=True
         ),
-        "128 rows guided fp16": partial(_hopper, _DENOISER, "fp16", 128, guided=True),
+        "128 rows guided fp16": partial(_sample_on_hopper, _DENOISER, "fp16", 128, guided=True),
         "128 rows guided solver fp16": partial(
-            _hopper, _DENOISER, "fp16", 128, guided=True, coefficients=7
+            _sample_on_hopper, _DENOISER, "fp16", 128, guided=True, coefficients=7
         ),
-        "uneven": partial(_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
-        **{f"width {width}": partial(_hopper, _deep(width), "fp16") for width in (64, 128, 200)},
+        "train fp16": partial(_train_on_hopper, _DENOISER, "fp16"),
+        "train bf16": partial(_train_on_hopper, _DENOISER, "bf16"),
+        "128 rows train fp16": partial(_train_on_hopper, _DENOISER, "fp16", 128, rows=_MANY_ROWS),
+        "epoch fp16": partial(_train_on_hopper, _DENOISER, "fp16", refresh=25),
+        "conditional fp16": partial(_train_on_hopper, _DENOISER, "fp16", class_width=6),
+        "classifier fp16": partial(
+            _train_on_hopper, MLPShape((3, 100, 200, 256, 5)), "fp16", classify=True
+        ),
+        "train gelu": partial(_train_on_hopper, _deep(256, "gelu"), "fp16"),
+        "uneven": partial(_sample_on_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
         **{
-            activation: partial(_hopper, _deep(256, activation), "fp16")
+            f"width {width}": partial(_sample_on_hopper, _deep(width), "fp16")
+            for width in (64, 128, 200)
+        },
+        **{
+            activation: partial(_sample_on_hopper, _deep(256, activation), "fp16")
             for activation in sorted(TABLE.keys() - {"prelu", "leaky_relu", "none"})
         },
     }.items()

@@ -5,8 +5,8 @@ The form for Hopper GPUs is imported where it runs, and only there.
 
 from torch import Tensor
 
-from .._dispatch import capability_of, log_once
-from ..forms import Form, form_of
+from .._dispatch import capability_of
+from ..forms import chosen_form
 from ..mlp.chunks import gap_of_chain
 from ..mlp.config import chain_config_for
 from ..mlp.layout import layout_of
@@ -28,7 +28,7 @@ def sample_chain(
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     launch = kernel.sample_chain
-    if _form(denoiser, x, guide, condition, precision).name == "hopper":
+    if _form(denoiser, x, guide, condition, precision) == "hopper":
         from . import hopper
 
         launch = hopper.sample_chain
@@ -43,19 +43,17 @@ def _form(
     guide: Guide | None,
     condition: Condition | None,
     precision: str,
-) -> Form:
-    """Returns the form of a chain; logs once if the table names another one."""
+) -> str:
+    """Returns the name of the form of a chain."""
     models, rows, dim = x.shape
     capability = capability_of(x.device)
     config = chain_config_for(
         precision, capability, rows, models,
         guided=guide is not None, classifier_free=condition is not None and condition.free,
     )  # fmt: skip
-    gap = None
-    if config.form == "hopper":
+
+    def gap() -> str | None:
         judge = None if guide is None else layout_of(guide.classifier.shape, precision)
-        gap = gap_of_chain(layout_of(denoiser.shape, precision), judge, dim, config)
-    form = form_of(config, capability, gap)
-    if form.name != config.form:
-        log_once(f"a sampling chain in the {form.name} form instead of the Hopper form: {form.why}")
-    return form
+        return gap_of_chain(layout_of(denoiser.shape, precision), judge, dim, config)
+
+    return chosen_form("a sampling chain", config, capability, gap)

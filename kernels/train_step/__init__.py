@@ -17,7 +17,7 @@ from .._validate import (
     check_shape,
     check_step,
 )
-from ..adamw import Shadow, shadow_of
+from ..adamw import Shadow
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
 from ..overflow import observe
@@ -69,11 +69,10 @@ def workspace_of(
     gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
     if not use_triton(backend, "parameters", parameters, gap):
         return Workspace(parameters.new_empty(models, 1, size + 2), None, None)
-    from . import kernel
+    from . import launches
 
-    buffers, splits = kernel.buffers_of(data, shape, models, rows, precision)
-    sums = empty_parts(parameters, models, splits, size + 2)
-    return Workspace(sums, shadow_of(parameters, shape, precision), buffers)
+    shadow, buffers, splits = launches.prepared(parameters, shape, data, rows, precision)
+    return Workspace(empty_parts(parameters, models, splits, size + 2), shadow, buffers)
 
 
 def training_sums(
@@ -116,9 +115,9 @@ def training_sums(
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
         reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
     else:
-        from . import kernel
+        from . import launches
 
-        kernel.training_sums(
+        launches.training_sums(
             parameters, shape, data, workspace.sums, workspace.shadow, workspace.buffers,
             batch_size=batch_size, seed=seed, step=step, refresh=refresh, first_row=first_row,
             rows=rows, add=add,

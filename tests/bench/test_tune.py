@@ -81,8 +81,8 @@ def test_candidates_are_all_other_sizes_and_small_changes_come_first(tuned):
     assert [len(one) for one in possible] == sorted(len(one) for one in possible)
 
 
-@pytest.mark.parametrize("name", ["chain", "classifier-free chain", "guided chain"])
-def test_chains_have_candidates_in_the_form_for_hopper(name, monkeypatch):
+@pytest.mark.parametrize("name", ["training", "chain", "classifier-free chain", "guided chain"])
+def test_kernels_have_candidates_in_the_form_for_hopper(name, monkeypatch):
     tuned = TUNED[name]
     forms = forms_of(tuned, HOPPER)
     shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
@@ -94,7 +94,7 @@ def test_chains_have_candidates_in_the_form_for_hopper(name, monkeypatch):
     assert {"form": "portable"} in back
     assert {"hopper_ring": 6} in back
     assert len(back) == len(candidates(tuned, shipped, forms))
-    assert forms_of(tuned, (10, 0)) == forms_of(TUNED["training"], HOPPER) == ("portable",)
+    assert forms_of(tuned, (10, 0)) == forms_of(TUNED["AdamW"], HOPPER) == ("portable",)
     monkeypatch.setattr(triton, "__version__", "3.10.0")
     assert forms_of(tuned, HOPPER) == ("portable",)
 
@@ -122,7 +122,7 @@ def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
     waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
     first = [(one.work, one.kernel) for one in waiting[:10]]
     assert first == [(work, name) for work in WORKS for name in work.kernels]
-    assert [one.config.form for one in waiting[:10]].count("hopper") == 3
+    assert [one.config.form for one in waiting[:10]].count("hopper") == 6
     few = queue(WORKS, HOPPER, ("chain",), 2)
     assert [one.kernel for one in few] == ["chain"] * 2
     assert all(one.config == replace(one.work.shipped(HOPPER), **one.changes) for one in waiting)

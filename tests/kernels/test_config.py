@@ -151,7 +151,7 @@ def test_the_portable_form_is_shipped_everywhere():
         ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 2, got '6'"),
         ("chain", {"stages": 2.5}, "stages must be an integer of at least 1, got 2.5"),
         ("chain", {"columns": 64}, r"sizes must be among adamw_block, .*warps, got columns"),
-        ("mlp", {"form": "hopper"}, "form must be portable, others are for .*, got 'hopper'"),
+        ("adamw", {"form": "hopper"}, "form must be portable, others are for .*, got 'hopper'"),
     ],
 )
 def test_a_wrong_value_in_a_file_is_named(kernel, entry, message, written):

@@ -15,6 +15,7 @@ from flashpoint.kernels.forms import form_of, forms_on, problem_of_gluon
 from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp.config import KERNELS, config_for
 from flashpoint.kernels.sample_chain import one_launch
+from flashpoint.kernels.train_step import launches
 
 from .test_import import run
 
@@ -168,6 +169,43 @@ def test_the_interpreter_runs_the_portable_form_although_the_table_names_the_oth
     assert "instead of the Hopper form: Triton's interpreter" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("widths", "precision", "why"),
+    [
+        ((3, 64, 64, 2), "fp16", None),
+        ((3, 64, 64, 2), "tf32", "precision tf32"),
+        ((3, 64, 264, 2), "bf16", "a hidden layer of 264, wider than 256"),
+        ((3, 64, 2), "fp16", "1 hidden layers, fewer than 2"),
+    ],
+)
+def test_a_training_step_takes_the_form_of_the_table(
+    widths, precision, why, monkeypatch, compiled, caplog
+):  # fmt: skip
+    """Buffers and the order of the weights are those of the form."""
+    taken = []
+    package = sys.modules[launches.__package__]
+    for form, name in (("hopper", "hopper"), ("portable", "kernel")):
+        module = SimpleNamespace(
+            buffers_of=lambda *_, form=form: (form, 1),
+            training_sums=lambda *_, form=form, **__: taken.append(form),
+        )
+        monkeypatch.setattr(package, name, module, raising=False)
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", module)
+    monkeypatch.setattr(config, "steps_of", lambda *_: ((0, CHOSEN),))
+    _dispatch._log.cache_clear()
+    shape = MLPShape(widths)
+    parameters = torch.zeros(1, shape.num_parameters)
+    expected = "portable" if why else "hopper"
+    with caplog.at_level(logging.INFO, logger="flashpoint"):
+        for _ in range(2):
+            shadow, buffers, _ = launches.prepared(parameters, shape, None, 65, precision)
+            launches.training_sums(parameters, shape, None, None, shadow, buffers, rows=65)
+    assert (buffers, shadow.chunked, taken) == (expected, why is None, [expected] * 2)
+    assert [record.message for record in caplog.records] == (
+        [f"a training step in the portable form instead of the Hopper form: {why}"] if why else []
+    )
+
+
 @pytest.fixture
 def on_a_gpu(monkeypatch, compiled):  # noqa: ARG001
     """The forms on a GPU of a capability, by operation."""
@@ -200,16 +238,16 @@ def test_forms_on_gpus(on_a_gpu):
         (HOPPER, "no measurement shows the Hopper form faster"),
     ):
         found = dict(on_a_gpu(capability))
-        for name in ("chain", "classifier-free chain", "guided chain"):
+        for name in ("training step", "chain", "classifier-free chain", "guided chain"):
             assert found[name] == ("portable", why)
-        for name in ("training step", "perceptron", "AdamW"):
+        for name in ("perceptron", "AdamW"):
             assert found[name] == ("portable", "its only form")
 
 
 def test_an_operation_may_take_two_forms(on_a_gpu, monkeypatch):
     steps = ((0, PORTABLE), (20, replace(PORTABLE, rows=128)), (133, CHOSEN), (265, LARGE))
     monkeypatch.setattr(forms, "steps_of", lambda *_: steps)
-    assert on_a_gpu(HOPPER)[2:6] == [
+    assert on_a_gpu(HOPPER)[3:7] == [
         ("chain", ("portable", "no measurement shows the Hopper form faster")),
         ("  from 8,449 rows", ("hopper", "measured to be faster")),
         ("classifier-free chain", ("portable", "no measurement shows the Hopper form faster")),
