@@ -92,10 +92,10 @@ def _columns_of_layers(launch: Launch) -> tuple[set[int], int]:
     constants = launch.constants.values()
     chunks = [value for value in constants if isinstance(value, ChunkLayout)]
     if chunks:  # layers are multiplied in parts, the last hidden one of a guide in slices
-        ends = {net.points for net in chunks}
+        ends = {net.points for net in chunks} | {net.outputs[-1] for net in chunks}
         for net in chunks:
             if isinstance(net, GuideLayout):
-                ends |= {SLICE, net.classes, 2 * net.points}
+                ends |= {SLICE, 2 * net.points}
         return ends, min(net.part for net in chunks)
     layouts = [value for value in constants if isinstance(value, Layout)]
     # Warpgroups take 64 rows each; those that are left share the columns.

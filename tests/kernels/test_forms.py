@@ -178,9 +178,8 @@ def test_the_interpreter_runs_the_portable_form_although_the_table_names_the_oth
         ((3, 64, 2), "fp16", "1 hidden layers, fewer than 2"),
     ],
 )
-def test_a_training_step_takes_the_form_of_the_table(
-    widths, precision, why, monkeypatch, compiled, caplog
-):  # fmt: skip
+@pytest.mark.usefixtures("compiled")
+def test_a_training_step_takes_the_form_of_the_table(widths, precision, why, monkeypatch, caplog):
     """Buffers and the order of the weights are those of the form."""
     taken = []
     package = sys.modules[launches.__package__]
