@@ -26,6 +26,8 @@ _MAX_WIDTH = 256
 # The most coordinates of a point, and the most classes of a guide.
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
+# The most hidden layers whose biases leave room for three chunks.
+_MAX_TRAINED = 64
 _PART = 128
 # Columns of a guide's last hidden layer at a time.
 SLICE = 64
@@ -151,6 +153,11 @@ class TrainingLayout(ChunkLayout):
         """Columns of a tile of outputs."""
         return self.rows.padded[-1]
 
+    @property
+    def resident(self) -> int:
+        """Number of weights that stay in shared memory; a hidden layer's bias counts twice."""
+        return super().resident + 2 * self.part * sum(self.parts)
+
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The layers in the operand weights, those between the first and the last twice."""
@@ -237,6 +244,8 @@ def gap_of_training(net: Layout) -> str | None:
         return f"{width} inputs, more than {_MAX_POINTS}"
     if outputs > _MAX_CLASSES:
         return f"{outputs} outputs, more than {_MAX_CLASSES}"
+    if len(hidden) > _MAX_TRAINED:
+        return f"{len(hidden)} hidden layers, more than {_MAX_TRAINED}"
     return _gap(net, width, tuple(hidden), tuple(hidden))
 
 
