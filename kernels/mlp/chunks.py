@@ -27,7 +27,9 @@ _MAX_WIDTH = 256
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
 # The most hidden layers whose biases leave room for three chunks.
-_MAX_TRAINED = 64
+_MAX_TRAINED = 32
+# Threads of a program that takes most rows at once, 128.
+_THREADS = 256
 _PART = 128
 # Columns of a guide's last hidden layer at a time.
 SLICE = 64
@@ -154,9 +156,14 @@ class TrainingLayout(ChunkLayout):
         return self.rows.padded[-1]
 
     @property
+    def bias_columns(self) -> int:
+        """Columns that shared memory has for the biases of a part: one for each thread or more."""
+        return max(self.part, _THREADS)
+
+    @property
     def resident(self) -> int:
         """Number of weights that stay in shared memory; a hidden layer's bias counts twice."""
-        return super().resident + 2 * self.part * sum(self.parts)
+        return super().resident + 2 * self.bias_columns * sum(self.parts)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:

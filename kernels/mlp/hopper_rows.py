@@ -54,11 +54,14 @@ def first_part(net, layer):
 
 @jit
 def resident_biases(flat, NET: gl.constexpr, WARPS: gl.constexpr):
-    """Returns the biases of all parts of hidden layers in shared memory, fp32 [parts, part]."""
+    """Returns the biases of all parts of hidden layers in shared memory, fp32 [parts, columns].
+
+    There is a column for each thread: threads without one would write what others write.
+    """
     HIDDEN: gl.constexpr = NET.net.layers - 1
     PARTS: gl.constexpr = first_part(NET, HIDDEN)
     biases = gl.allocate_shared_memory(
-        gl.float32, [PARTS, NET.part], gl.SwizzledSharedLayout(1, 1, 1, [0])
+        gl.float32, [PARTS, NET.bias_columns], gl.SwizzledSharedLayout(1, 1, 1, [0])
     )
     for layer in gl.static_range(HIDDEN):
         store_biases(biases, flat, layer, NET, WARPS)
@@ -72,11 +75,11 @@ def store_biases(biases, flat, LAYER: gl.constexpr, NET: gl.constexpr, WARPS: gl
     OUT: gl.constexpr = NET.net.shape.widths[LAYER + 1]
     PARTS: gl.constexpr = NET.parts[LAYER]
     if NET.net.shape.bias:
-        column = gl.arange(0, NET.part, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
+        column = gl.arange(0, NET.bias_columns, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
         for part in gl.static_range(PARTS):
             place = part * NET.part + column
             pointers = flat + (NET.net.flat[LAYER] + IN * OUT) + place
-            bias = gl.load(pointers, mask=place < OUT, other=0.0)
+            bias = gl.load(pointers, mask=(column < NET.part) & (place < OUT), other=0.0)
             biases.index(first_part(NET, LAYER) + part).store(bias)
 
 
@@ -85,7 +88,8 @@ def from_bias(biases, number, ROWS: gl.constexpr, NET: gl.constexpr):
     """Returns a part's sums of products before the first one."""
     sums = zeros(NET.part, ROWS)
     if NET.net.shape.bias:
-        bias = biases.index(number).load(gl.SliceLayout(0, accumulators(NET.part, ROWS)))
+        row = biases.index(number).slice(0, NET.part)
+        bias = row.load(gl.SliceLayout(0, accumulators(NET.part, ROWS)))
         sums, _ = gl.broadcast(gl.expand_dims(bias, 0), sums)
     return sums
 
