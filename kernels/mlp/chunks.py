@@ -27,6 +27,10 @@ _MAX_WIDTH = 256
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
 _MAX_LAST = 512
+# The most hidden layers whose biases leave room for three chunks.
+_MAX_TRAINED = 32
+# Threads of a program that takes most rows at once, 128.
+_THREADS = 256
 _PART = 128
 # Columns of a guide's last hidden layer at a time.
 SLICE = 64
@@ -160,6 +164,16 @@ class TrainingLayout(ChunkLayout):
 
     rows: Layout
 
+    @property
+    def bias_columns(self) -> int:
+        """Columns that shared memory has for the biases of a part: one for each thread or more."""
+        return max(self.part, _THREADS)
+
+    @property
+    def resident(self) -> int:
+        """Number of weights that stay in shared memory; a hidden layer's bias counts twice."""
+        return super().resident + 2 * self.bias_columns * sum(self.parts)
+
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The layers in the operand weights, those between the first and the last twice."""
@@ -248,6 +262,8 @@ def gap_of_training(net: Layout) -> str | None:
         return f"{width} inputs, more than {_MAX_POINTS}"
     if outputs > _MAX_CLASSES:
         return f"{outputs} outputs, more than {_MAX_CLASSES}"
+    if len(hidden) > _MAX_TRAINED:
+        return f"{len(hidden)} hidden layers, more than {_MAX_TRAINED}"
     return _gap(net, width, tuple(hidden), tuple(hidden))
 
 

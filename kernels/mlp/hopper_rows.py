@@ -47,6 +47,54 @@ def release_last(stream, number, NET: gl.constexpr):
 
 
 @triton.constexpr_function
+def first_part(net, layer):
+    """Returns the number of a layer's first part among those of all hidden layers."""
+    return sum(net.parts[:layer])
+
+
+@jit
+def resident_biases(flat, NET: gl.constexpr, WARPS: gl.constexpr):
+    """Returns the biases of all parts of hidden layers in shared memory, fp32 [parts, columns].
+
+    There is a column for each thread: threads without one would write what others write.
+    """
+    HIDDEN: gl.constexpr = NET.net.layers - 1
+    PARTS: gl.constexpr = first_part(NET, HIDDEN)
+    biases = gl.allocate_shared_memory(
+        gl.float32, [PARTS, NET.bias_columns], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
+    for layer in gl.static_range(HIDDEN):
+        store_biases(biases, flat, layer, NET, WARPS)
+    return biases
+
+
+@jit
+def store_biases(biases, flat, LAYER: gl.constexpr, NET: gl.constexpr, WARPS: gl.constexpr):
+    """Writes the biases of a hidden layer."""
+    IN: gl.constexpr = NET.net.shape.widths[LAYER]
+    OUT: gl.constexpr = NET.net.shape.widths[LAYER + 1]
+    PARTS: gl.constexpr = NET.parts[LAYER]
+    if NET.net.shape.bias:
+        column = gl.arange(0, NET.bias_columns, layout=gl.BlockedLayout([1], [32], [WARPS], [0]))
+        for part in gl.static_range(PARTS):
+            place = part * NET.part + column
+            pointers = flat + (NET.net.flat[LAYER] + IN * OUT) + place
+            bias = gl.load(pointers, mask=(column < NET.part) & (place < OUT), other=0.0)
+            biases.index(first_part(NET, LAYER) + part).store(bias)
+
+
+@jit
+def from_bias(biases, number, ROWS: gl.constexpr, NET: gl.constexpr):
+    """Returns a part's sums of products before the first one."""
+    sums = zeros(NET.part, ROWS)
+    if NET.net.shape.bias:
+        row = biases.index(number).slice(0, NET.part)
+        bias = row.load(gl.SliceLayout(0, accumulators(NET.part, ROWS)))
+        sums, _ = gl.broadcast(gl.expand_dims(bias, 0), sums)
+    return sums
+
+
+@triton.constexpr_function
 def fragments(columns, rows):
     """Returns the layout of columns in fragment order: 8 of them, or 16 bytes, after the other."""
     registers = [[0, 1], [0, 2], [0, 4], [8, 0]]
@@ -137,39 +185,34 @@ def slope_after(flat, hidden_layer, NET: gl.constexpr):
 
 
 @jit
-def bias_of_layer(
-    flat, i, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr, FIRST: gl.constexpr, NET: gl.constexpr
-):
-    """Returns a part of the bias of layer FIRST + ``i`` of a run, from which its sums start.
-
-    The flat parameters, which change at every step, have no padding.
-    """
-    IN: gl.constexpr = NET.rows.shape.widths[FIRST]
-    OUT: gl.constexpr = NET.rows.shape.widths[FIRST + 1]
-    sums = zeros(COLUMNS, ROWS)
+def last_bias(flat, ROWS: gl.constexpr, NET: gl.constexpr):
+    """Returns the bias of the last layer, from which its sums start, fp32 [ROWS, outputs]."""
+    LAST: gl.constexpr = NET.rows.layers - 1
+    WIDTH: gl.constexpr = NET.rows.shape.widths[LAST + 1]
+    OUTPUTS: gl.constexpr = NET.rows.padded[LAST + 1]
+    sums = zeros(OUTPUTS, ROWS)
     if NET.rows.shape.bias:
-        start = NET.rows.flat[FIRST] + IN * OUT + i * (IN * OUT + OUT)
-        across = gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, accumulators(COLUMNS, ROWS)))
-        column = part * COLUMNS + across
-        bias = gl.load(flat + start + column, mask=column < OUT, other=0.0)
+        start = flat + (NET.rows.flat[LAST] + NET.rows.shape.widths[LAST] * WIDTH)
+        column = gl.arange(0, OUTPUTS, layout=gl.SliceLayout(0, accumulators(OUTPUTS, ROWS)))
+        bias = gl.load(start + column, mask=column < WIDTH, other=0.0)
         sums, _ = gl.broadcast(gl.expand_dims(bias, 0), sums)
     return sums
 
 
 @jit
-def first_layer(x, flat, w_first, NET: gl.constexpr):
+def first_layer(x, biases, w_first, NET: gl.constexpr):
     """Returns the accumulators of the first layer, given its input as left operand."""
     PARTS: gl.constexpr = NET.parts[0]
     y = ()
     for part in gl.static_range(PARTS):
-        start = bias_of_layer(flat, 0, part, NET.part, x.shape[0], 0, NET)
+        start = from_bias(biases, part, x.shape[0], NET)
         w = w_first.slice(part * NET.part, NET.part).permute((1, 0))
         y += (multiply(x, w, start),)
     return y
 
 
 @jit
-def forward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: gl.constexpr):
+def forward_layer(y, stream, number, flat, biases, i, tile, FIRST: gl.constexpr, NET: gl.constexpr):
     """Returns the accumulators of layer FIRST + ``i`` of a run, given those before it."""
     IN: gl.constexpr = NET.parts[FIRST - 1]
     OUT: gl.constexpr = NET.parts[FIRST]
@@ -186,7 +229,7 @@ def forward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: gl
             if to == 0 and not NET.net.exponential:  # the second part under a product
                 h += (kept(y[part], slope, column + part * NET.part, tile, NET.part, DTYPE, NET),)
             if part == 0:
-                acc = bias_of_layer(flat, i, to, NET.part, y[0].shape[0], FIRST, NET)
+                acc = from_bias(biases, first_part(NET, FIRST) + i * OUT + to, y[0].shape[0], NET)
             chunk = number + (to * IN + part)
             w = ready(stream, chunk).permute((1, 0))
             acc = multiply(h[part], w, acc, is_async=True)
@@ -197,17 +240,17 @@ def forward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: gl
 
 
 @jit
-def forward(x, flat, w_first, w_last, stream, number, tile, NET: gl.constexpr):
+def forward(x, flat, biases, w_first, w_last, stream, number, tile, NET: gl.constexpr):
     """Returns the output, fp32 [ROWS, outputs], and the number of the next chunk."""
     LAST: gl.constexpr = NET.rows.layers - 1
     OUTPUTS: gl.constexpr = NET.rows.padded[LAST + 1]
     PARTS: gl.constexpr = NET.parts[LAST - 1]
     RUNS: gl.constexpr = len(NET.rows.run_starts)
-    y = first_layer(x, flat, w_first, NET)
+    y = first_layer(x, biases, w_first, NET)
     for run in gl.static_range(RUNS):
-        y, number = forward_run(y, stream, number, flat, tile, run, NET)
+        y, number = forward_run(y, stream, number, flat, biases, tile, run, NET)
     slope = slope_after(flat, LAST - 1, NET)
-    sums = bias_of_layer(flat, 0, 0, OUTPUTS, x.shape[0], LAST, NET)
+    sums = last_bias(flat, x.shape[0], NET)
     for part in gl.static_range(PARTS):
         column = NET.rows.columns[LAST] + part * NET.part
         h = kept(y[part], slope, column, tile, OUTPUTS, w_last.dtype, NET)
@@ -217,16 +260,16 @@ def forward(x, flat, w_first, w_last, stream, number, tile, NET: gl.constexpr):
 
 
 @jit
-def forward_run(y, stream, number, flat, tile, RUN: gl.constexpr, NET: gl.constexpr):
+def forward_run(y, stream, number, flat, biases, tile, RUN: gl.constexpr, NET: gl.constexpr):
     """Returns the accumulators after a run of equal layers, and the number of the next chunk."""
     FIRST: gl.constexpr = NET.rows.run_starts[RUN]
     LENGTH: gl.constexpr = NET.rows.run_lengths[RUN]
     CHUNKS: gl.constexpr = NET.parts[FIRST - 1] * NET.parts[FIRST]
     if LENGTH == 1:  # the number of parts may change
-        y = forward_layer(y, stream, number, flat, 0, tile, FIRST, NET)
+        y = forward_layer(y, stream, number, flat, biases, 0, tile, FIRST, NET)
     else:
         for i in range(LENGTH):
-            y = forward_layer(y, stream, number + i * CHUNKS, flat, i, tile, FIRST, NET)
+            y = forward_layer(y, stream, number + i * CHUNKS, flat, biases, i, tile, FIRST, NET)
     return y, number + LENGTH * CHUNKS
 
 

@@ -28,7 +28,7 @@ from ..mlp.hopper import (
     points_operand,
     resident,
 )
-from ..mlp.hopper_rows import TileRows, backward, forward, store_sums
+from ..mlp.hopper_rows import TileRows, backward, forward, resident_biases, store_sums
 from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
@@ -166,6 +166,7 @@ def train_kernel(
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
     w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
     w_last = resident(weights + NET.starts[PIECES - 1], HEIGHT, PART, WARPS)
+    biases = resident_biases(flat, NET, WARPS)
     fence()
     seed = gl.load(seed_ptr + model)
     if step_ptr is not None:
@@ -205,7 +206,7 @@ def train_kernel(
             x = with_features(x, features, live, DIM + TIME, CLASS, NET)
         x = points_operand(x, w_first.dtype, NET)
         store_columns(acts, x, NET.rows.activation_columns, INPUT)
-        y, number = forward(x, flat, w_first, w_last, stream, number, tile, NET)
+        y, number = forward(x, flat, biases, w_first, w_last, stream, number, tile, NET)
         alive = gl.convert_layout(live, gl.SliceLayout(1, Y), assert_trivial=True)
         terms = gl.where(alive, 1.0, 0.0)
         if labels_ptr is None or CLASS > 0:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flashpoint.kernels import MLPShape, shadow_of
-from flashpoint.kernels.mlp.chunks import gap_of_training, training_chunks_of
+from flashpoint.kernels.mlp.chunks import gap_of_training, ring_of, training_chunks_of
+from flashpoint.kernels.mlp.config import config_for
 from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.reduce_grad.reference import empty_parts
 from flashpoint.kernels.train_step import kernel
@@ -27,10 +28,18 @@ TOLERANCE = 1e-4
         ((3, 256, 256, 65), "fp16", "65 outputs, more than 64"),
         ((3, 256, 257, 2), "fp16", "a hidden layer of 257, wider than 256"),
         ((3, 256, 2), "fp16", "1 hidden layers, fewer than 2"),
+        ((3, *[64] * 33, 2), "fp16", "33 hidden layers, more than 32"),
     ],
 )
 def test_which_networks_are_trained_in_registers(widths, precision, reason):
     assert gap_of_training(layout_of(MLPShape(widths), precision)) == reason
+
+
+def test_three_chunks_have_room_beside_the_largest_networks_that_are_covered():
+    layout = layout_of(MLPShape((32, *[256] * 32, 64)), "fp16")
+    assert gap_of_training(layout) is None
+    config = config_for("fp16", HOPPER, 64, 1)
+    assert ring_of(config, training_chunks_of(layout), None) == 3
 
 
 def test_the_stream_has_each_chunk_in_the_order_of_its_use():
