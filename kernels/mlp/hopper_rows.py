@@ -1,8 +1,8 @@
 """Device functions for Hopper GPUs that train a network on a tile of rows, in registers.
 
 The weight gradients need the activations of all rows and the gradients of all pre-activations. They
-leave the registers in fragment order (:mod:`.layout`): 16 bytes of each thread side by
-side. A thread reads only pre-activations that it has written itself, so no barrier is needed.
+leave the registers in fragment order (:mod:`.layout`): 16 bytes of each thread side by side. A
+thread reads only pre-activations that it has written itself, so no barrier is needed.
 
 Names in these functions, besides those of :mod:`.hopper`:
 
