@@ -70,8 +70,8 @@ class Config:
         adamw_block, adamw_warps: parameters and warps of a program of AdamW.
         form: form of the kernel, one of :data:`FORMS`.
         hopper_rows: rows of a program of the Hopper form, 64 or 128.
-        hopper_ring: chunks of weights that it keeps in shared memory, at least 2; fewer if they do
-            not fit.
+        hopper_ring: chunks of weights that it keeps in shared memory, at least 3; a chain keeps
+            fewer if they do not fit.
 
     Raises:
         ValueError: a field is out of range.
@@ -101,7 +101,8 @@ class Config:
             raise ValueError(f"hopper_rows must be 64 or 128, got {self.hopper_rows!r}")
         for field in fields(self):
             size = getattr(self, field.name)
-            least = 2 if field.name == "hopper_ring" else 1  # chunks that are multiplied together
+            # Two chunks are multiplied while the next one is on its way.
+            least = 3 if field.name == "hopper_ring" else 1
             if field.name != "form" and (type(size) is not int or size < least):
                 raise ValueError(
                     f"{field.name} must be an integer of at least {least}, got {size!r}"

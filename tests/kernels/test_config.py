@@ -147,8 +147,8 @@ def test_the_portable_form_is_shipped_everywhere():
     [
         ("chain", {"form": "hoper"}, "form must be one of portable, hopper, got 'hoper'"),
         ("chain", {"hopper_rows": 96}, "hopper_rows must be 64 or 128, got 96"),
-        ("chain", {"hopper_ring": 1}, "hopper_ring must be an integer of at least 2, got 1"),
-        ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 2, got '6'"),
+        ("chain", {"hopper_ring": 1}, "hopper_ring must be an integer of at least 3, got 1"),
+        ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 3, got '6'"),
         ("chain", {"stages": 2.5}, "stages must be an integer of at least 1, got 2.5"),
         ("chain", {"columns": 64}, r"sizes must be among adamw_block, .*warps, got columns"),
         ("adamw", {"form": "hopper"}, "form must be portable, others are for .*, got 'hopper'"),

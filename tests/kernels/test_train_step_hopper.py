@@ -1,11 +1,21 @@
 """The training step for Hopper GPUs against the portable one, and the networks that it covers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from flashpoint.kernels import MLPShape, shadow_of
+from flashpoint.kernels import (
+    MLPShape,
+    adamw_,
+    adamw_state,
+    shadow_of,
+    training_sums,
+    workspace_of,
+)
+from flashpoint.kernels.cuda import capture, side_stream
 from flashpoint.kernels.mlp.chunks import gap_of_training, ring_of, training_chunks_of
-from flashpoint.kernels.mlp.config import config_for
+from flashpoint.kernels.mlp.config import config_for, in_use
 from flashpoint.kernels.mlp.layout import layout_of
 from flashpoint.kernels.reduce_grad.reference import empty_parts
 from flashpoint.kernels.train_step import kernel
@@ -111,3 +121,55 @@ def test_both_forms_agree_for_every_activation(device, activation, precision):
     wanted = sums_of(kernel, parameters, shape, data, 500, precision, **options)
     actual = sums_of(hopper, parameters, shape, data, 500, precision, **options)
     assert relative_error(actual, wanted) <= TOLERANCE
+
+
+def test_steps_lower_the_loss():
+    shape = MLPShape((3, 64, 64, 2))
+    data, start = make_data("cpu", "denoiser", points=100), make_parameters(shape, 1, "cpu")
+    workspace = workspace_of(start, shape, data, 2048)
+    options = {"batch_size": 2048, "seed": torch.zeros(1, dtype=torch.int64), "step": 99}
+    before = training_sums(start, shape, data, workspace, **options)[0, 0, -2].item()
+    after = training_sums(trained(start, shape, data), shape, data, workspace, **options)
+    assert after[0, 0, -2] < 0.9 * before
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("poisoned")
+def test_trainings_in_both_forms_agree(device):
+    """Steps and their updates in a graph: AdamW writes the weights in the order of the form."""
+    if torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs a Hopper GPU")
+    shape = MLPShape((3, 256, 256, 256, 256, 2))
+    data, start = make_data(device, "denoiser", points=3000), make_parameters(shape, 1, device)
+    portable = config_for("fp16", HOPPER, 2048, 1)
+    ends = []
+    for form in ("portable", "hopper", "hopper"):
+        with in_use("mlp", replace(portable, form=form)):
+            ends.append(trained(start.clone(), shape, data))
+    assert relative_error(ends[1] - start, ends[0] - start) <= 1e-2
+    assert torch.equal(ends[1], ends[2])
+
+
+def trained(parameters, shape, data):
+    """Returns parameters after 20 steps; a graph replays all but the first on a GPU."""
+    workspace = workspace_of(parameters, shape, data, 2048)
+    state = adamw_state(parameters)
+    step, seed = torch.zeros(2, 1, dtype=torch.int64, device=parameters.device)
+
+    def once():
+        sums = training_sums(
+            parameters, shape, data, workspace, batch_size=2048, seed=seed, step=step
+        )
+        step.add_(1)
+        adamw_(parameters, sums, state, lr=1e-3, step=step, shadow=workspace.shadow)
+
+    if not parameters.is_cuda:
+        for _ in range(20):
+            once()
+        return parameters
+    with side_stream() as stream:
+        once()
+    graph = capture(once, stream)
+    for _ in range(19):
+        graph.replay()
+    return parameters
