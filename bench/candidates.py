@@ -107,8 +107,9 @@ def candidates(tuned: Tuned, shipped: Config, forms: tuple[str, ...]) -> list[Ch
     Those that cannot be fast come last.
     """
     found = []
-    for form in reversed(forms):  # the more promising one first
-        tried = HOPPER_SIZES if form == "hopper" else tuned.sizes
+    # The more promising form comes first. Kernels that have one form leave that of others alone.
+    for form in reversed(forms) if tuned.hopper else (shipped.form,):
+        tried = HOPPER_SIZES if form == "hopper" and tuned.hopper else tuned.sizes
         for values in product(*tried.values()):
             sizes = {"form": form, **dict(zip(tried, values, strict=True))}
             found.append({n: size for n, size in sizes.items() if size != getattr(shipped, n)})
@@ -123,12 +124,15 @@ def candidates(tuned: Tuned, shipped: Config, forms: tuple[str, ...]) -> list[Ch
 
 def too_large(tuned: Tuned, config: Config) -> str | None:
     """Returns why a candidate cannot be fast, as far as its sizes tell, or None."""
-    if tuned.tile is None or config.form == "hopper":
+    if tuned.tile is None:
+        return None
+    tile = config.hopper_rows if config.form == "hopper" else config.rows
+    if tile % config.grad_rows:
+        return f"tiles of {tile} rows are not multiples of grad_rows={config.grad_rows}"
+    if config.form == "hopper":
         return None
     sizes = asdict(config)
     rows, columns, length, stages = (sizes[name] for name in tuned.tile)
-    if config.rows % config.grad_rows:
-        return f"tiles of {config.rows} rows are not multiples of grad_rows={config.grad_rows}"
     accumulators = rows * columns // (32 * sizes[tuned.warps])
     if accumulators >= _ACCUMULATORS:
         return f"{accumulators} accumulators in each thread"

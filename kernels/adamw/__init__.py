@@ -17,7 +17,9 @@ from .._validate import (
     check_step,
 )
 from ..mlp import MLPShape
+from ..mlp.chunks import gap_of_training
 from ..mlp.config import OPERAND_DTYPES
+from ..mlp.layout import layout_of
 from . import reference
 from .reference import AdamWState, Course, Shadow, update_shadow
 
@@ -51,14 +53,17 @@ def shadow_of(
         shape: shape of the networks.
         precision: precision of the matrix products: ``fp16``, ``bf16``, ``tf32``, ``tf32x3`` or
             ``fp32``.
-        chunked: True for the weights in the order in which kernels for Hopper GPUs train with them;
-            networks and precisions that those do not cover have no such order.
+        chunked: True for the weights in the order in which kernels for Hopper GPUs train with them.
 
     Raises:
-        ValueError: the precision is unknown, or the shapes do not fit.
+        ValueError: the precision is unknown, the shapes do not fit, or no kernel trains such
+            networks with chunked weights.
     """
     check_precision(precision)
     check_shape("parameters", parameters, ("M", shape.num_parameters))
+    gap = gap_of_training(layout_of(shape, precision)) if chunked else None
+    if gap is not None:
+        raise ValueError(f"chunked must be False for these networks, got True: {gap}")
     shadow = Shadow(parameters.new_empty(0), shape, precision, chunked)
     packed = (len(parameters), shadow.layout.starts[-1])
     shadow = shadow._replace(packed=parameters.new_zeros(packed, dtype=OPERAND_DTYPES[precision]))

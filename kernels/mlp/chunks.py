@@ -9,7 +9,8 @@ layer:
   bias;
 * those between hidden layers in chunks [part, part], each contiguous in memory, in the order of
   their use: one part of the output after the other, and for each of these all parts of the input;
-* the last one in blocks [points, part], a part of the input after the other.
+* the last one in blocks [points, part], or [outputs, part] in training, a part of the input after
+  the other.
 
 All padding is zero, also that of the biases, which are float32.
 """

@@ -63,7 +63,8 @@ class Config:
         reduce: columns of a layer's input that are multiplied at once.
         stages, warps: pipeline stages and warps of the forward and backward kernels.
         grad_in, grad_out: tile of a weight gradient.
-        grad_rows: rows that are multiplied at once for it, a divisor of ``rows``.
+        grad_rows: rows that are multiplied at once for it, a divisor of ``rows``, and of
+            ``hopper_rows`` where that form trains.
         grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
         grad_programs: programs for which it splits the rows. All devices of an architecture split
             them alike, however many multiprocessors they have, and so add in the same order.

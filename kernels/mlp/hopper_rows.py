@@ -56,7 +56,7 @@ def first_part(net, layer):
 def resident_biases(flat, NET: gl.constexpr, WARPS: gl.constexpr):
     """Returns the biases of all parts of hidden layers in shared memory, fp32 [parts, columns].
 
-    There is a column for each thread: threads without one would write what others write.
+    Each thread has a column of its own; otherwise several threads would write the same one.
     """
     HIDDEN: gl.constexpr = NET.net.layers - 1
     PARTS: gl.constexpr = first_part(NET, HIDDEN)

@@ -318,7 +318,8 @@ def weight_gradients(
             ``loss`` [M, hidden layers + 2, tiles], then its loss and the number of terms in it.
         parts: float32 [M, S, P], with ``loss`` [M, S, P + 2], S from :func:`split_rows`; written.
         net, config: layout and tile sizes.
-        rows: number of rows of the buffers to sum, a multiple of ``config.rows``; None for all.
+        rows: number of rows of the buffers to sum, a multiple of ``config.grad_rows``; None
+            for all.
             Parts without rows are zero.
         abs_max: float32 [M], by which ``grads`` were scaled; None if they were not.
         factor: multiplies the gradients, but neither the loss nor the number of its terms.

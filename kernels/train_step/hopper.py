@@ -18,7 +18,7 @@ from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import ring_of, training_chunks_of
-from ..mlp.config import OPERAND_DTYPES, PROGRAMS, Config, config_for
+from ..mlp.config import OPERAND_DTYPES, Config, config_for
 from ..mlp.hopper import (
     accumulators,
     chunk_descriptor,
@@ -277,7 +277,7 @@ def training_sums(
 
     The shadow is a chunked one.
     """
-    if not rows:
+    if not rows or not len(parameters):
         if not add:
             sums.zero_()
         return
@@ -287,7 +287,7 @@ def training_sums(
     warps = config.hopper_rows // _WARP_ROWS
     tile_parts = buffers.tile_parts.flatten()[: models * (net.rows.layers + 1) * tiles * warps]
     with device_of(parameters):
-        train_kernel[min(tiles, max(1, PROGRAMS // models)), models](
+        train_kernel[min(tiles, mlp.slots(models, parameters.device)), models](
             **source_arguments(data),
             **step_arguments(step),
             seed_ptr=seed,

@@ -99,6 +99,17 @@ def test_kernels_have_candidates_in_the_form_for_hopper(name, monkeypatch):
     assert forms_of(tuned, HOPPER) == ("portable",)
 
 
+def test_weight_gradients_leave_the_form_of_a_training_step_alone():
+    tuned, step = TUNED["weight gradients"], replace(STEP.shipped(HOPPER), form="hopper")
+    found = candidates(tuned, step, forms_of(tuned, HOPPER))
+    assert found
+    assert all("form" not in changes for changes in found)
+    wrong = replace(step, grad_rows=128)
+    assert too_large(tuned, wrong) == "tiles of 64 rows are not multiples of grad_rows=128"
+    assert too_large(TUNED["training"], wrong) is not None
+    assert too_large(TUNED["training"], replace(wrong, hopper_rows=128)) is None
+
+
 def test_what_is_shipped_is_a_value_that_is_tried():
     for work in WORKS:
         sizes = asdict(work.shipped(HOPPER))

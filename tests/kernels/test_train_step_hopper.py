@@ -69,18 +69,72 @@ def test_the_stream_has_each_chunk_in_the_order_of_its_use():
     ]
 
 
-def sums_of(module, parameters, shape, data, rows, precision, **options):
-    """Returns the sums of a step, added up over their parts."""
+def sums_of(
+    module,
+    parameters,
+    shape,
+    data,
+    room,
+    precision,
+    *,
+    first_row=0,
+    rows=None,
+    add=False,
+    **options,
+):
+    """Returns the sums of a step, added up over their parts, in a workspace with room for rows."""
     models, size = parameters.shape
-    buffers, splits = module.buffers_of(data, shape, models, rows, precision)
+    buffers, splits = module.buffers_of(data, shape, models, room, precision)
     sums = empty_parts(parameters, models, splits, size + 2)
+    before = 2.0**-10 if add else torch.nan
+    sums.fill_(before)
     shadow = shadow_of(parameters, shape, precision, chunked=module is not kernel)
     seed = torch.arange(models, device=parameters.device)
     module.training_sums(
-        parameters, shape, data, sums, shadow, buffers, batch_size=rows, seed=seed, first_row=0,
-        rows=rows, add=False, **options,
+        parameters, shape, data, sums, shadow, buffers, batch_size=room, seed=seed,
+        first_row=first_row, rows=room - first_row if rows is None else rows, add=add, **options,
     )  # fmt: skip
-    return sums.sum(dim=1)
+    return sums.sum(dim=1) - (splits * before if add else 0.0)
+
+
+def agree(actual, wanted, shape):
+    """Compares the gradient of each weight, bias and slope, the loss and the number of terms."""
+    (ours, theirs), ends = (shape.unpack(each[:, :-2]) for each in (actual, wanted)), (-2, -1)
+    for a, b in zip(ours, theirs, strict=True):
+        for one, other in zip(
+            *((x if isinstance(x, tuple) else (x,)) for x in (a, b)), strict=True
+        ):
+            assert one is other is None or relative_error(one, other) <= TOLERANCE
+    for end in ends:
+        assert relative_error(actual[:, end], wanted[:, end]) <= TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (MLPShape((3, 256, 256, 256, 256, 2), bias=False), {}),
+        (MLPShape((3, 256, 256, 256, 256, 2), slopes=4), {"first_row": 70}),
+        (MLPShape((3, 128, 128, 2), "leaky_relu", negative_slope=-0.2), {"rows": 100}),
+        (MLPShape((3, 96, 96, 96, 2), linear_input=True), {"first_row": 70, "rows": 100}),
+    ],
+    ids=["no bias", "slopes", "negative slope", "linear input"],
+)
+@pytest.mark.parametrize("tile", [64, 128])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.usefixtures("poisoned")
+def test_other_networks_and_parts_of_a_batch(device, shape, options, tile, add):
+    if torch.cuda.get_device_capability() != HOPPER:
+        pytest.skip("needs a Hopper GPU")
+    from flashpoint.kernels.train_step import hopper
+
+    parameters, data = make_parameters(shape, 2, device), make_data(device, "denoiser", 2)
+    options = {"step": 3, "refresh": None, "add": add} | options
+    wanted = sums_of(kernel, parameters, shape, data, 300, "fp16", **options)
+    config = replace(config_for("fp16", HOPPER, 300, 2), form="hopper", hopper_rows=tile)
+    with in_use("mlp", config):
+        actual = sums_of(hopper, parameters, shape, data, 300, "fp16", **options)
+    agree(actual, wanted, shape)
 
 
 @pytest.mark.gpu
@@ -101,7 +155,7 @@ def test_both_forms_of_a_step_agree(device, kind, hidden, rows, models, refresh)
     options = {"step": 3, "refresh": refresh}
     wanted = sums_of(kernel, parameters, shape, data, rows, "fp16", **options)
     actual = sums_of(hopper, parameters, shape, data, rows, "fp16", **options)
-    assert relative_error(actual, wanted) <= TOLERANCE
+    agree(actual, wanted, shape)
     again = sums_of(hopper, parameters, shape, data, rows, "fp16", **options)
     assert torch.equal(actual, again)
 
@@ -120,7 +174,20 @@ def test_both_forms_agree_for_every_activation(device, activation, precision):
     options = {"step": 3, "refresh": None}
     wanted = sums_of(kernel, parameters, shape, data, 500, precision, **options)
     actual = sums_of(hopper, parameters, shape, data, 500, precision, **options)
-    assert relative_error(actual, wanted) <= TOLERANCE
+    agree(actual, wanted, shape)
+
+
+def test_sums_that_are_added_to_are_told_apart():
+    """The helper of the GPU tests, with the kernels that run everywhere."""
+    shape = MLPShape((3, 16, 16, 2))
+    parameters, data = make_parameters(shape, 2, "cpu"), make_data("cpu", "denoiser", 2)
+    options = {"step": 3, "refresh": None, "first_row": 5, "rows": 20}
+    wanted, actual = (
+        sums_of(kernel, parameters, shape, data, 40, "fp16", add=add, **options)
+        for add in (False, True)
+    )
+    agree(actual, wanted, shape)
+    assert actual[0, -1] == 20 * 2
 
 
 def test_steps_lower_the_loss():
@@ -145,14 +212,20 @@ def test_trainings_in_both_forms_agree(device):
     ends = []
     for form in ("portable", "hopper", "hopper"):
         with in_use("mlp", replace(portable, form=form)):
-            ends.append(trained(start.clone(), shape, data))
+            ends.append(trained(start.clone(), shape, data, form))
     assert relative_error(ends[1] - start, ends[0] - start) <= 1e-2
     assert torch.equal(ends[1], ends[2])
 
 
-def trained(parameters, shape, data):
-    """Returns parameters after 20 steps; a graph replays all but the first on a GPU."""
+def in_order(shadow):
+    """Returns the form whose kernels read a shadow."""
+    return "hopper" if shadow.chunked else "portable"
+
+
+def trained(parameters, shape, data, form="PyTorch"):
+    """Returns parameters after 20 steps in a form; a graph replays all but the first on a GPU."""
     workspace = workspace_of(parameters, shape, data, 2048)
+    assert form == ("PyTorch" if workspace.shadow is None else in_order(workspace.shadow))
     state = adamw_state(parameters)
     step, seed = torch.zeros(2, 1, dtype=torch.int64, device=parameters.device)
 
