@@ -95,7 +95,11 @@ def resources(arch: str) -> str:
             f"| {use['spill_stores'] + use['spill_loads']} | {instructions} |"
         )
         for kind, reason in use.get("accepted", {}).items():
-            fault = use["faults"].get(kind, f"{use['seconds']} s of processor time")
+            beyond = {
+                "compilation": f"{use['seconds']} s of processor time",
+                "spills": f"{max(use['spill_stores'], use['spill_loads'])} bytes",
+            }
+            fault = (use["faults"] | beyond)[kind]
             reasons.append(f"- {kernel}, {kind}: {fault}. {reason}")
     return "\n".join([*lines, "", *reasons])
 
