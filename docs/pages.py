@@ -87,7 +87,7 @@ def resources(arch: str) -> str:
     ]
     reasons = []
     for kernel, use in sorted(record[newest][arch].items()):
-        if kernel.startswith("width "):
+        if kernel.startswith(("width ", "hopper width ")):
             continue
         instructions = ", ".join(f"{n} {name}" for name, n in use["tensor_core"].items())
         lines.append(

@@ -15,8 +15,8 @@ import torch
 from ._dispatch import capability_of, log_once, problem_of
 from .mlp.config import COUNTED, Config, Steps, steps_of
 
-# Versions of triton whose names in Gluon :mod:`.gluon` knows: (major, minor), both included.
-_KNOWN = (3, 6), (3, 9)
+# Versions of triton whose names in Gluon :mod:`.gluon` knows, with which kernels were compiled.
+_KNOWN = ("3.6", "3.9")
 HOPPER = (9, 0)
 # Operations by the kernel in the table that runs them.
 _OPERATIONS = {
@@ -78,10 +78,8 @@ def problem_of_gluon() -> str | None:
         return "triton is not installed"
     from triton import __version__ as version
 
-    major, minor = version.split(".")[:2]
-    if not _KNOWN[0] <= (int(major), int(minor)) <= _KNOWN[1]:
-        oldest, newest = (".".join(map(str, known)) for known in _KNOWN)
-        return f"triton {version}, Gluon is known for {oldest} to {newest}"
+    if ".".join(version.split(".")[:2]) not in _KNOWN:
+        return f"triton {version}, Gluon is known for {' and '.join(_KNOWN)}"
     return None
 
 

@@ -31,6 +31,11 @@ def info_command() -> None:
             f"{memory:.0f} GiB, {gpu.multi_processor_count} multiprocessors"
         )
     device = choose_device()
+    try:
+        forms = forms_on(device)
+    except ValueError as error:  # a wrong file of tile sizes
+        click.echo(f"\nforms of kernels: {error}")
+        return
     click.echo(f"\n{'operation':<21}  {'form':<8} why, on {device} in half precision")
-    for operation, (name, why) in forms_on(device):
+    for operation, (name, why) in forms:
         click.echo(f"{operation:<21}  {name.replace('hopper', 'Hopper'):<8} {why}")

@@ -28,6 +28,10 @@ _MAX_WIDTH = 256
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
 _MAX_LAST = 512
+# Layers with code of their own, which takes time to compile: the most hidden layers of a guide, and
+# the most runs of equal layers.
+_MAX_GUIDE = 4
+_MAX_RUNS = 6
 # The most hidden layers whose biases leave room for three chunks.
 _MAX_TRAINED = 32
 # Threads of a program that takes most rows at once, 128.
@@ -251,6 +255,8 @@ def gap_of_guide(net: Layout, dim: int) -> str | None:
         return f"a classifier with {net.shape.activation}"
     if classes > _MAX_CLASSES:
         return f"{classes} classes, more than {_MAX_CLASSES}"
+    if len(hidden) > _MAX_GUIDE:
+        return f"a classifier of {len(hidden)} hidden layers, more than {_MAX_GUIDE}"
     if hidden and hidden[-1] > _MAX_LAST:
         return f"a hidden layer of {hidden[-1]}, wider than {_MAX_LAST}"
     return _gap(net, dim, hidden, hidden[:-1])
@@ -273,9 +279,11 @@ def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...])
     if net.precision not in ("fp16", "bf16"):
         return f"precision {net.precision}"
     if len(hidden) < 2:
-        return f"{len(hidden)} hidden layers, fewer than 2"
+        return f"fewer than 2 hidden layers, {len(hidden)}"
     if max(whole) > _MAX_WIDTH:
         return f"a hidden layer of {max(whole)}, wider than {_MAX_WIDTH}"
+    if len(net.run_starts) > _MAX_RUNS:
+        return f"{len(net.run_starts)} runs of equal layers, more than {_MAX_RUNS}"
     if dim > _MAX_POINTS:
         return f"points of {dim} coordinates, more than {_MAX_POINTS}"
     return None

@@ -22,7 +22,7 @@ that form all the same. No file names the Hopper form without a measurement on s
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class Config:
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if self.hopper_rows not in (64, 128):
+        if type(self.hopper_rows) is not int or self.hopper_rows not in (64, 128):
             raise ValueError(f"hopper_rows must be 64 or 128, got {self.hopper_rows!r}")
         for field in fields(self):
             size = getattr(self, field.name)
@@ -184,12 +184,18 @@ def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
     """
     precision = "half" if precision in ("fp16", "bf16") else precision
     table = table_of(precision, capability)
-    sizes = table["all"]
     try:
+        unknown = table.keys() - {"all", *KERNELS}
+        if unknown:
+            names = ", ".join(("all", *KERNELS))
+            raise ValueError(f"kernels must be among {names}, got {', '.join(sorted(unknown))}")
+        sizes = table.get("all", {})
         found = {0: config_of(sizes)}
         for change in table.get(kernel, ()):
-            sizes |= change
-            found[change.get("tiles", 0)] = config_of(sizes)
+            tiles, sizes = change.get("tiles", 0), sizes | change
+            if type(tiles) is not int or tiles < max(found):
+                raise ValueError(f"tiles must be integers that grow, got {tiles!r}")
+            found[tiles] = config_of(sizes)
         if kernel not in HOPPER_KERNELS and any(c.form == "hopper" for c in found.values()):
             others = ", ".join(HOPPER_KERNELS)
             raise ValueError(f"form must be portable, others are for {others}, got 'hopper'")
@@ -219,6 +225,9 @@ def config_of(sizes: dict[str, Any]) -> Config:
     if not sizes.keys() <= known:
         unknown, names = sorted(sizes.keys() - known), ", ".join(sorted(known))
         raise ValueError(f"sizes must be among {names}, got {', '.join(unknown)}")
+    missing = {field.name for field in fields(Config) if field.default is MISSING} - sizes.keys()
+    if missing:
+        raise ValueError(f"all sizes must be given, got none for {', '.join(sorted(missing))}")
     return Config(**sizes)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -253,11 +254,15 @@ def test_info_says_which_form_each_operation_takes_and_why(monkeypatch):
     missing = "needs the package triton, which is not installed"
     assert on_gpu((9, 0), missing) == [f"{name} PyTorch {missing}" for name in operations]
     on_blackwell = on_gpu((10, 0))
-    assert on_blackwell[0] == "training step portable its only form"
-    assert on_blackwell[2] == "chain portable the Hopper form needs capability 9.0, got 10.0"
+    why = "the Hopper form needs capability 9.0, got 10.0"
+    assert on_blackwell[0] == f"training step portable {why}"
+    assert on_blackwell[1] == "perceptron portable its only form"
+    assert on_blackwell[2] == f"chain portable {why}"
     assert on_gpu((9, 0))[2] == "chain portable no measurement shows the Hopper form faster"
     monkeypatch.setattr(forms, "form_of", lambda *_: forms.Form("hopper", "measured to be faster"))
     assert on_gpu((9, 0))[3] == "classifier-free chain Hopper measured to be faster"
+    monkeypatch.setattr(forms, "steps_of", Mock(side_effect=ValueError("tiles must grow")))
+    assert flashpoint("info").output.endswith("\nforms of kernels: tiles must grow\n")
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):

@@ -148,6 +148,9 @@ def test_the_portable_form_is_shipped_everywhere():
     [
         ("chain", {"form": "hoper"}, "form must be one of portable, hopper, got 'hoper'"),
         ("chain", {"hopper_rows": 96}, "hopper_rows must be 64 or 128, got 96"),
+        ("chain", {"hopper_rows": 64.0}, "hopper_rows must be 64 or 128, got 64.0"),
+        ("chain", {"tiles": -1}, "tiles must be integers that grow, got -1"),
+        ("chain", {"tiles": "2"}, "tiles must be integers that grow, got '2'"),
         ("chain", {"hopper_ring": 1}, "hopper_ring must be an integer of at least 3, got 1"),
         ("chain", {"hopper_ring": "6"}, "hopper_ring must be an integer of at least 3, got '6'"),
         ("chain", {"stages": 2.5}, "stages must be an integer of at least 1, got 2.5"),
@@ -159,6 +162,20 @@ def test_a_wrong_value_in_a_file_is_named(kernel, entry, message, written):
     written(kernel, entry)
     with pytest.raises(ValueError, match=f"^kernels/configs for sm_90, half, {kernel}: {message}$"):
         config_for("fp16", (9, 0), 64, 1, kernel)
+
+
+def test_kernels_and_sizes_of_a_file_are_those_that_exist(monkeypatch):
+    def refused(table, message):
+        monkeypatch.setattr(config, "table_of", lambda *_: table)
+        with pytest.raises(ValueError, match=message):
+            steps_of.__wrapped__("fp16", (9, 0), "chain")
+
+    sizes = config.table_of("half", (9, 0))["all"]
+    refused({"all": sizes, "chian": []}, "kernels must be among all, mlp, .*, got chian$")
+    refused({"chain": []}, "all sizes must be given, got none for adamw_block, .*, warps$")
+    few = {name: size for name, size in sizes.items() if name != "out"}
+    refused({"all": few}, "all sizes must be given, got none for out$")
+    refused({"all": sizes, "chain": [{"tiles": 9}, {"tiles": 3}]}, "integers that grow, got 3$")
 
 
 @pytest.mark.parametrize("rows", [1, 65, 129])

@@ -44,20 +44,20 @@ def test_the_portable_form_runs_where_the_other_cannot(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert form_of(CHOSEN, HOPPER, "points of 99 coordinates").why == "Triton's interpreter"
     monkeypatch.setattr(triton, "__version__", "3.10.0")
-    assert form_of(CHOSEN, HOPPER).why == "triton 3.10.0, Gluon is known for 3.6 to 3.9"
+    assert form_of(CHOSEN, HOPPER).why == "triton 3.10.0, Gluon is known for 3.6 and 3.9"
     assert {form_of(CHOSEN, capability).name for capability in [(8, 0), HOPPER]} == {"portable"}
 
 
-@pytest.mark.parametrize("version", ["3.6.0", "3.7.1+git12", "3.9.3", "3.9.0rc1"])
+@pytest.mark.parametrize("version", ["3.6.0", "3.6.1+git12", "3.9.3", "3.9.0rc1"])
 def test_known_versions_of_gluon(version, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
     assert problem_of_gluon() is None
 
 
-@pytest.mark.parametrize("version", ["3.5.1", "3.10.0", "4.6.0", "2.8.0"])
+@pytest.mark.parametrize("version", ["3.5.1", "3.7.1", "3.10.0", "4.6.0", "2.8.0"])
 def test_unknown_versions_of_gluon(version, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
-    assert problem_of_gluon() == (f"triton {version}, Gluon is known for 3.6 to 3.9")
+    assert problem_of_gluon() == (f"triton {version}, Gluon is known for 3.6 and 3.9")
 
 
 def test_no_gluon_without_triton(monkeypatch):
@@ -128,9 +128,9 @@ def test_a_chain_is_launched_in_the_form_of_the_table(launched, caplog):
     [
         ({"precision": "tf32"}, "precision tf32"),
         ({"widths": (3, 64, 264, 2)}, "a hidden layer of 264, wider than 256"),
-        ({"widths": (3, 64, 2)}, "1 hidden layers, fewer than 2"),
+        ({"widths": (3, 64, 2)}, "fewer than 2 hidden layers, 1"),
         ({"widths": (41, 64, 64, 40)}, "points of 40 coordinates, more than 32"),
-        ({"guide": (3, 16, 5)}, "1 hidden layers, fewer than 2"),
+        ({"guide": (3, 16, 5)}, "fewer than 2 hidden layers, 1"),
         ({"guide": (3, 16, 16, 65)}, "65 classes, more than 64"),
         (
             {"guide": (33, 256, 512, 64), "widths": (33, 256, 256, 32), "rows": 200},
@@ -175,7 +175,7 @@ def test_the_interpreter_runs_the_portable_form_although_the_table_names_the_oth
         ((3, 64, 64, 2), "fp16", None),
         ((3, 64, 64, 2), "tf32", "precision tf32"),
         ((3, 64, 264, 2), "bf16", "a hidden layer of 264, wider than 256"),
-        ((3, 64, 2), "fp16", "1 hidden layers, fewer than 2"),
+        ((3, 64, 2), "fp16", "fewer than 2 hidden layers, 1"),
     ],
 )
 @pytest.mark.usefixtures("compiled")

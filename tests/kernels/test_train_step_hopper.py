@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
         ((33, 256, 256, 2), "fp16", "33 inputs, more than 32"),
         ((3, 256, 256, 65), "fp16", "65 outputs, more than 64"),
         ((3, 256, 257, 2), "fp16", "a hidden layer of 257, wider than 256"),
-        ((3, 256, 2), "fp16", "1 hidden layers, fewer than 2"),
+        ((3, 256, 2), "fp16", "fewer than 2 hidden layers, 1"),
         ((3, *[64] * 33, 2), "fp16", "33 hidden layers, more than 32"),
     ],
 )
