@@ -67,17 +67,26 @@ class ChunkLayout:
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The layers in the operand weights."""
-        between = (
-            Piece(layer, self.part, self.part, down, across)
-            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
-        )
         last = Piece(self.net.layers - 1, self.points, self.part, 1, self.parts[-1])
-        return self.first, *between, last
+        return self.first, *self.forward, last
 
     @property
     def first(self) -> Piece:
         """The first layer."""
         return Piece(0, self.part, 2 * self.points, self.parts[0], 1)
+
+    @property
+    def forward(self) -> tuple[Piece, ...]:
+        """The layers between hidden layers that are whole, as the way forward takes them."""
+        return tuple(
+            Piece(layer, self.part, self.part, down, across)
+            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
+        )
+
+    @property
+    def backward(self) -> tuple[Piece, ...]:
+        """The same layers as the way back takes them."""
+        return tuple(replace(piece, by_input=True) for piece in reversed(self.forward))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -132,14 +141,9 @@ class GuideLayout(ChunkLayout):
     def pieces(self) -> tuple[Piece, ...]:
         """The layers in the operand weights, those between the first and the last twice."""
         last = self.net.layers - 1
-        forward = [
-            Piece(layer, self.part, self.part, down, across)
-            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
-        ]
         wide = Piece(last - 1, SLICE, self.part, self.slices, self.parts[-1])
-        backward = (replace(piece, by_input=True) for piece in reversed(forward))
         logits = Piece(last, self.classes, SLICE, 1, self.slices)
-        return self.first, *forward, wide, wide, *backward, logits
+        return self.first, *self.forward, wide, wide, *self.backward, logits
 
     @property
     def chunks_of_slices(self) -> int:
@@ -182,13 +186,8 @@ class TrainingLayout(ChunkLayout):
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The layers in the operand weights, those between the first and the last twice."""
-        forward = [
-            Piece(layer, self.part, self.part, down, across)
-            for layer, (across, down) in enumerate(pairwise(self.parts), start=1)
-        ]
-        backward = (replace(piece, by_input=True) for piece in reversed(forward))
         last = Piece(self.net.layers - 1, self.rows.padded[-1], self.part, 1, self.parts[-1])
-        return self.first, *forward, *backward, last
+        return self.first, *self.forward, *self.backward, last
 
 
 @lru_cache(maxsize=1024)

@@ -4,8 +4,6 @@ The first launch keeps the activations and the gradients of a tile of rows in re
 :mod:`..mlp.hopper_rows`.
 """
 
-from typing import NamedTuple
-
 import triton
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import ring_of, training_chunks_of
-from ..mlp.config import OPERAND_DTYPES, Config, config_for
+from ..mlp.config import config_for
 from ..mlp.hopper import (
     accumulators,
     chunk_descriptor,
@@ -33,7 +31,7 @@ from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
 from ..q_sample.reference import TrainingData
-from .kernel import _VARYING
+from .kernel import _VARYING, Buffers, allocated
 
 _WARP_ROWS = 16  # whose sums are a part of the tile's
 
@@ -225,36 +223,14 @@ def train_kernel(
         number = backward(grad, flat, w_last, stream, number, tile, NET)
 
 
-class Buffers(NamedTuple):
-    """Tensors that the launches of a step pass on, for a number of rows; no step needs old ones."""
-
-    eps: Tensor  # float32 [M, rows, d]
-    activations: Tensor  # [M, rows, columns], operand dtype
-    preactivations: Tensor | None  # [M, rows, columns], operand dtype
-    gradients: Tensor  # [M, rows, columns], operand dtype
-    tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles, warps]
-    config: Config
-
-
 def buffers_of(
     data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str
 ) -> tuple[Buffers, int]:
     """Returns buffers for steps of up to ``rows`` rows, and the number of parts of a gradient."""
-    layout = training_chunks_of(layout_of(shape, precision)).rows
+    net = training_chunks_of(layout_of(shape, precision)).rows
     config = config_for(precision, capability_of(data.points.device), rows, models)
-    tiles = max(1, triton.cdiv(rows, config.hopper_rows))
-    rows, new, dtype = tiles * config.hopper_rows, data.points.new_empty, OPERAND_DTYPES[precision]
-    buffers = Buffers(
-        eps=new((models, rows, data.points.shape[-1])),
-        activations=new((models, rows, layout.activation_columns), dtype=dtype),
-        preactivations=new((models, rows, layout.z_columns), dtype=dtype)
-        if layout.keeps_z
-        else None,
-        gradients=new((models, rows, layout.gradient_columns), dtype=dtype),
-        tile_parts=new((models, layout.layers + 1, tiles, config.hopper_rows // _WARP_ROWS)),
-        config=config,
-    )
-    return buffers, mlp.split_rows(layout, config, models, rows)[0]
+    tile = config.hopper_rows
+    return allocated(data, net, models, rows, config, tile, tile // _WARP_ROWS)
 
 
 def training_sums(

@@ -22,7 +22,7 @@ from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, power_of_two, softmax
 from ..mlp.config import OPERAND_DTYPES, Config, config_for
 from ..mlp.input_columns import clear_padding, store_features, store_inputs
-from ..mlp.layout import layout_of
+from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns
 from ..philox.kernel import DRAW, normal_columns
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
@@ -217,7 +217,7 @@ class Buffers(NamedTuple):
     activations: Tensor  # [M, rows, columns], operand dtype
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
     gradients: Tensor  # [M, rows, columns], operand dtype
-    tile_parts: Tensor  # float32 [M, hidden layers + 2, tiles]
+    tile_parts: Tensor  # float32 [M, hidden layers + 2, parts of tiles]
     config: Config
 
 
@@ -225,16 +225,36 @@ def buffers_of(
     data: TrainingData, shape: MLPShape, models: int, rows: int, precision: str
 ) -> tuple[Buffers, int]:
     """Returns buffers for steps of up to ``rows`` rows, and the number of parts of a gradient."""
-    net = layout_of(shape, precision)
     config = config_for(precision, capability_of(data.points.device), rows, models)
-    tiles = max(1, triton.cdiv(rows, config.rows))
-    rows, new, dtype = tiles * config.rows, data.points.new_empty, OPERAND_DTYPES[precision]
+    return allocated(data, layout_of(shape, precision), models, rows, config, config.rows)
+
+
+def allocated(
+    data: TrainingData,
+    net: Layout,
+    models: int,
+    rows: int,
+    config: Config,
+    tile: int,
+    parts_of_tile: int = 1,
+) -> tuple[Buffers, int]:
+    """Returns what :func:`buffers_of` does.
+
+    Args:
+        data, models, rows: as there.
+        net: layout of the networks.
+        config: configuration of the steps.
+        tile: rows of a tile.
+        parts_of_tile: number of parts in which a tile's sums are written.
+    """
+    tiles = max(1, triton.cdiv(rows, tile))
+    rows, new, dtype = tiles * tile, data.points.new_empty, OPERAND_DTYPES[net.precision]
     buffers = Buffers(
         eps=new((models, rows, data.points.shape[-1])),
         activations=new((models, rows, net.activation_columns), dtype=dtype),
         preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
         gradients=new((models, rows, net.gradient_columns), dtype=dtype),
-        tile_parts=new((models, net.layers + 1, tiles)),
+        tile_parts=new((models, net.layers + 1, tiles * parts_of_tile)),
         config=config,
     )
     return buffers, mlp.split_rows(net, config, models, rows)[0]
