@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import triton
 
 from . import record
-from .cases import CASES, HOPPER, MAIN, VARIETY
+from .cases import CASES, HOPPER, HOPPER_MAIN, MAIN, VARIETY
 from .compilation import Resources, compile_offline
 from .launch import launches
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _cases_for(arch: int, main_only: bool) -> dict[str, Callable[[], None]]:
     if main_only:
-        return MAIN
+        return MAIN | HOPPER_MAIN if arch == 90 else MAIN
     return CASES | VARIETY | HOPPER if arch == 90 else CASES
 
 

@@ -1,6 +1,7 @@
 """The calls of operations whose kernels are compiled.
 
-A new kernel gets a call in :data:`CASES`. A test compiles :data:`MAIN` each time.
+A new kernel gets a call in :data:`CASES`. A test compiles :data:`MAIN`, and on sm_90
+:data:`HOPPER_MAIN`, each time.
 """
 
 from collections.abc import Callable
@@ -265,4 +266,9 @@ HOPPER: dict[str, Callable[[], None]] = {
             for activation in sorted(TABLE.keys() - {"prelu", "leaky_relu", "none"})
         },
     }.items()
+}
+# Those of them that a test compiles each time.
+HOPPER_MAIN = {
+    name: HOPPER[name]
+    for name in (f"{HOPPER_CASE} {each} fp16" for each in ("sample", "guided", "train"))
 }
