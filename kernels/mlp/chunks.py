@@ -1,8 +1,8 @@
 """The layout of operand weights that stream through shared memory in chunks.
 
 Kernels that keep the activations of a tile in registers hold a hidden layer in parts of 128
-columns, or of 64 in networks that are no wider. The operand weights of a model [size] are layer by
-layer:
+columns, or of 64 in networks that are no wider. In wide networks (:attr:`ChunkLayout.wide`) they
+hold the sums of one part at a time. The operand weights of a model [size] are layer by layer:
 
 * the first one as [out, 2 * points]: the weights of x_t, once for the rounded coordinates and once
   for the rest of each. What a chain's other inputs contribute does not depend on x_t and comes as a
@@ -22,8 +22,10 @@ from itertools import accumulate, pairwise
 from .config import Config
 from .layout import Layout, Piece, layout_of
 
-# The widest hidden layers that registers hold, with their operands and the next layer's sums.
-_MAX_WIDTH = 256
+# The widest hidden layers that registers hold as operands, with the sums of a part of the next one,
+_MAX_WIDTH = 512
+# and those whose sums they hold besides, with the sums of all of the next one.
+_MAX_SUMS = 256
 # The most coordinates of a point, the most classes of a guide, and its widest last hidden layer.
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
@@ -32,8 +34,6 @@ _MAX_LAST = 512
 # the most runs of equal layers.
 _MAX_GUIDE = 4
 _MAX_RUNS = 6
-# The most hidden layers whose biases leave room for three chunks.
-_MAX_TRAINED = 32
 # Threads of a program that takes most rows at once, 128.
 _THREADS = 256
 _PART = 128
@@ -42,8 +42,10 @@ SLICE = 64
 # Bytes of shared memory for weights; a program on a Hopper GPU may have 3 KiB more.
 _SHARED = 224 * 1024
 _BYTES = 2  # of an operand
-# A product of up to two chunks ends before the buffers of both are filled again.
+# Products with two chunks start before the buffer of the first is filled again,
 _FEWEST = 2
+# and in training with a third one: see :attr:`.config.Config.hopper_ring`.
+_FEWEST_IN_TRAINING = 3
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,16 @@ class ChunkLayout:
         """Number of weights that stay in shared memory."""
         return self.starts[1] + self.starts[-1] - self.starts[-2]
 
+    @property
+    def wide(self) -> bool:
+        """True if the parts of a hidden layer leave the registers as soon as they are complete."""
+        return max(self.parts) * self.part > _MAX_SUMS
+
+    @property
+    def stashed(self) -> int:
+        """Number of activations of a row that a chain keeps in shared memory between two layers."""
+        return max(self.parts) * self.part if self.wide else 0
+
 
 @dataclass(frozen=True)
 class GuideLayout(ChunkLayout):
@@ -177,6 +189,11 @@ class TrainingLayout(ChunkLayout):
     def bias_columns(self) -> int:
         """Columns that shared memory has for the biases of a part: one for each thread or more."""
         return max(self.part, _THREADS)
+
+    @property
+    def stashed(self) -> int:
+        """0: those that it leaves to its weight gradients serve the next layer as well."""
+        return 0
 
     @property
     def resident(self) -> int:
@@ -244,7 +261,7 @@ def _points(dim: int) -> int:
 def gap_of_chunks(net: Layout, dim: int) -> str | None:
     """Returns why no kernel keeps the activations of such networks in registers, or None."""
     hidden = net.shape.widths[1:-1]
-    return _gap(net, dim, hidden, hidden)
+    return _gap(net, dim, hidden, max(hidden, default=0), _MAX_WIDTH)
 
 
 def gap_of_guide(net: Layout, dim: int) -> str | None:
@@ -258,7 +275,7 @@ def gap_of_guide(net: Layout, dim: int) -> str | None:
         return f"a classifier of {len(hidden)} hidden layers, more than {_MAX_GUIDE}"
     if hidden and hidden[-1] > _MAX_LAST:
         return f"a hidden layer of {hidden[-1]}, wider than {_MAX_LAST}"
-    return _gap(net, dim, hidden, hidden[:-1])
+    return _gap(net, dim, hidden, max(hidden[:-1], default=0), _MAX_SUMS)
 
 
 def gap_of_training(net: Layout) -> str | None:
@@ -268,19 +285,18 @@ def gap_of_training(net: Layout) -> str | None:
         return f"{width} inputs, more than {_MAX_POINTS}"
     if outputs > _MAX_CLASSES:
         return f"{outputs} outputs, more than {_MAX_CLASSES}"
-    if len(hidden) > _MAX_TRAINED:
-        return f"{len(hidden)} hidden layers, more than {_MAX_TRAINED}"
-    return _gap(net, width, tuple(hidden), tuple(hidden))
+    gap = _gap(net, width, tuple(hidden), max(hidden, default=0), _MAX_WIDTH)
+    return gap or _gap_of_room(_room(training_chunks_of(net)), _FEWEST_IN_TRAINING)
 
 
-def _gap(net: Layout, dim: int, hidden: tuple[int, ...], whole: tuple[int, ...]) -> str | None:
-    """Returns why a network is not covered whose ``whole`` hidden layers are in registers."""
+def _gap(net: Layout, dim: int, hidden: tuple[int, ...], widest: int, limit: int) -> str | None:
+    """Returns why a network is not covered, of whose layers the ``widest`` has a limit."""
     if net.precision not in ("fp16", "bf16"):
         return f"precision {net.precision}"
     if len(hidden) < 2:
         return f"fewer than 2 hidden layers, {len(hidden)}"
-    if max(whole) > _MAX_WIDTH:
-        return f"a hidden layer of {max(whole)}, wider than {_MAX_WIDTH}"
+    if widest > limit:
+        return f"a hidden layer of {widest}, wider than {limit}"
     if len(net.run_starts) > _MAX_RUNS:
         return f"{len(net.run_starts)} runs of equal layers, more than {_MAX_RUNS}"
     if dim > _MAX_POINTS:
@@ -300,16 +316,26 @@ def gap_of_chain(net: Layout, guide: Layout | None, dim: int, config: Config) ->
     if gap is not None:
         return gap
     chunks = chunks_of(net, dim, guided=guide is not None)
-    room = ring_of(config, chunks, None if guide is None else guide_chunks_of(guide, dim))
-    if room < _FEWEST:
-        return f"shared memory has room for {room} chunks of weights, fewer than {_FEWEST}"
-    return None
+    judge = None if guide is None else guide_chunks_of(guide, dim)
+    return _gap_of_room(ring_of(config, chunks, judge), _FEWEST)
+
+
+def _gap_of_room(chunks: int, fewest: int) -> str | None:
+    """Returns why shared memory has too little room for the chunks of a network, or None."""
+    if chunks >= fewest:
+        return None
+    return f"shared memory has room for {chunks} chunks of weights, fewer than {fewest}"
 
 
 def ring_of(config: Config, net: ChunkLayout, guide: GuideLayout | None) -> int:
     """Returns how many chunks lie in shared memory beside all that stays there."""
-    bytes_left = _SHARED - _BYTES * net.resident
+    taken = _BYTES * net.stashed * config.hopper_rows
     if guide is not None:
         signs = 4 * 4 * guide.signs * config.hopper_rows  # four words for each row
-        bytes_left -= _BYTES * guide.resident + signs
-    return min(config.hopper_ring, bytes_left // (_BYTES * net.part**2))
+        taken += _BYTES * guide.resident + signs
+    return min(config.hopper_ring, _room(net, taken))
+
+
+def _room(net: ChunkLayout, taken: int = 0) -> int:
+    """Returns for how many chunks shared memory has room, if other things take so many bytes."""
+    return max(0, _SHARED - _BYTES * net.resident - taken) // (_BYTES * net.part**2)

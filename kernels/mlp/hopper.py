@@ -91,12 +91,18 @@ def zeros(COLUMNS: gl.constexpr, ROWS: gl.constexpr):
 def resident(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
     """Returns operand weights [OUT, IN] in shared memory, where they stay."""
     DTYPE: gl.constexpr = pointer.dtype.element_ty
+    weights = block_of(pointer, OUT, IN, WARPS)
+    return gl.allocate_shared_memory(DTYPE, [OUT, IN], swizzled([OUT, IN], DTYPE), weights)
+
+
+@jit
+def block_of(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
+    """Returns operand weights [OUT, IN] that are contiguous in memory."""
     ACROSS: gl.constexpr = min(32, IN // 8)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // ACROSS, ACROSS], [WARPS, 1], [1, 0])
     row = gl.expand_dims(gl.arange(0, OUT, layout=gl.SliceLayout(1, LAYOUT)), 1)
     column = gl.expand_dims(gl.arange(0, IN, layout=gl.SliceLayout(0, LAYOUT)), 0)
-    weights = gl.load(pointer + row * IN + column)
-    return gl.allocate_shared_memory(DTYPE, [OUT, IN], swizzled([OUT, IN], DTYPE), weights)
+    return gl.load(pointer + row * IN + column)
 
 
 @jit
@@ -183,18 +189,31 @@ def first_layer(x, bias, row_bias, w_first, NET: gl.constexpr):
         w_first: the layer's weights in shared memory, [out, 2 * points].
     """
     PARTS: gl.constexpr = NET.parts[0]
-    ROWS: gl.constexpr = x.shape[0]
-    ACROSS: gl.constexpr = gl.SliceLayout(0, accumulators(NET.part, ROWS))
     a = points_operand(x, w_first.dtype, NET)
     y = ()
     for part in gl.static_range(PARTS):
-        sums = bias_of(bias, part, NET.part, ROWS)
-        if row_bias is not None:
-            column = part * NET.part + gl.arange(0, NET.part, layout=ACROSS)
-            sums += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
-        w = w_first.slice(part * NET.part, NET.part).permute((1, 0))
-        y += (multiply(a, w, sums),)
+        w = w_first.slice(part * NET.part, NET.part)
+        y += (part_of_first_layer(a, bias, row_bias, w, part, NET),)
     return y
+
+
+@jit
+def part_of_first_layer(a, bias, row_bias, w, part, NET: gl.constexpr):
+    """Returns the accumulators of a part of the first layer.
+
+    Args:
+        a: x_t as left operand.
+        bias, row_bias: as in :func:`first_layer`.
+        w: the weights of this part, [part, 2 * points].
+        part: its number.
+    """
+    ROWS: gl.constexpr = a.shape[0]
+    ACROSS: gl.constexpr = gl.SliceLayout(0, accumulators(NET.part, ROWS))
+    sums = bias_of(bias, part, NET.part, ROWS)
+    if row_bias is not None:
+        column = part * NET.part + gl.arange(0, NET.part, layout=ACROSS)
+        sums += gl.load(gl.expand_dims(row_bias, 1) + gl.expand_dims(column, 0))
+    return multiply(a, w.permute((1, 0)), sums)
 
 
 @jit

@@ -282,20 +282,26 @@ def slope_terms(z, grad_h):
 
 
 @jit
+def load_z(column, tile, ROWS: gl.constexpr, NET: gl.constexpr):
+    """Returns a part of z, or of the activations if they tell the derivative."""
+    return load_part(tile.z + NET.rows.z_start + column, NET.rows.z_columns, NET.part, ROWS)
+
+
+@jit
 def before_activation(
-    grad_h, slope, column, tile, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr
-):
+    grad_h, z, slope, column, tile, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr
+):  # fmt: skip
     """Writes the gradient of a part of z, and returns it as left operand of a product of COLUMNS.
 
     Also returns the part of each row of the slope's gradient, fp32 [ROWS].
 
     Args:
         grad_h: fp32 [ROWS, part], gradient of act(z).
+        z: what :func:`load_z` returns for this part.
         column: the part's first column in the activations.
     """
     ROWS: gl.constexpr = grad_h.shape[0]
     LAYOUT: gl.constexpr = NET.rows
-    z = load_part(tile.z + NET.rows.z_start + column, NET.rows.z_columns, NET.part, ROWS)
     of_slope = gl.sum(slope_terms(z, grad_h), 1)
     grad_z = activate_backward(grad_h, z.to(gl.float32), slope, LAYOUT).to(DTYPE)
     store_part(tile.grads - NET.rows.columns[1] + column, grad_z, NET.rows.gradient_columns)
@@ -324,8 +330,10 @@ def backward_layer(y, stream, number, flat, i, tile, FIRST: gl.constexpr, NET: g
     for to in gl.static_range(IN):
         for part in gl.static_range(OUT):
             if to == 0:
+                place = column + part * NET.part
+                z = load_z(place, tile, ROWS, NET)
                 grad_z, of_part = before_activation(
-                    y[part], slope, column + part * NET.part, tile, NET.part, DTYPE, NET
+                    y[part], z, slope, place, tile, NET.part, DTYPE, NET
                 )
                 d += (grad_z,)
                 of_slope = of_part + of_slope
@@ -379,7 +387,8 @@ def backward(grad_y, flat, w_last, stream, number, tile, NET: gl.constexpr):
     of_slope = 0.0
     for part in gl.static_range(FIRST_PARTS):
         column = NET.rows.columns[1] + part * NET.part
-        _, of_part = before_activation(y[part], slope, column, tile, NET.part, w_last.dtype, NET)
+        z = load_z(column, tile, ROWS, NET)
+        _, of_part = before_activation(y[part], z, slope, column, tile, NET.part, w_last.dtype, NET)
         of_slope = of_part + of_slope
     store_slope_part(of_slope, 0, tile, NET)
     return number

@@ -28,6 +28,8 @@ from ..sample_chain.reference import Condition, Guide, Network
 from ..train_step.launches import prepared, training_sums
 
 _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
+_WIDE = MLPShape((3, 512, 512, 512, 2))
+_WIDE_AND_UNEVEN = MLPShape((3, 512, 256, 384, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
 _CLASS_WIDTH = 16  # of the class feature of a conditional denoiser
 _MANY_ROWS = 10_000  # so many that tiles are larger
@@ -257,6 +259,17 @@ HOPPER: dict[str, Callable[[], None]] = {
         ),
         "train gelu": partial(_train_on_hopper, _deep(256, "gelu"), "fp16"),
         "uneven": partial(_sample_on_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
+        "wide train fp16": partial(_train_on_hopper, _WIDE, "fp16"),
+        "wide train gelu": partial(_train_on_hopper, replace(_WIDE, activation="gelu"), "fp16"),
+        "wide train uneven": partial(_train_on_hopper, _WIDE_AND_UNEVEN, "fp16"),
+        "wide sample fp16": partial(_sample_on_hopper, _WIDE, "fp16"),
+        "wide sample uneven": partial(_sample_on_hopper, _WIDE_AND_UNEVEN, "bf16"),
+        "wide gelu": partial(_sample_on_hopper, replace(_WIDE, activation="gelu"), "fp16"),
+        "wide classifier-free fp16": partial(
+            _sample_on_hopper, _WIDE, "fp16", classifier_free=True
+        ),
+        "wide guided fp16": partial(_sample_on_hopper, _WIDE, "fp16", guided=True),
+        "wide 128 rows fp16": partial(_sample_on_hopper, _WIDE, "fp16", 128),
         **{
             f"width {width}": partial(_sample_on_hopper, _deep(width), "fp16")
             for width in (64, 128, 200)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
+from ..mlp import hopper_wide
 from ..mlp.chunk_weights import chunk_weights, padded_biases
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
@@ -112,10 +113,16 @@ def chain_kernel(
     else:
         chunk_row = gl.program_id(1) * (CHUNKS * PART)
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, steps * (EVALUATIONS * CHUNKS), PART, RING)
-    w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
-    w_last = resident(
-        weights + NET.starts[LAYERS - 1], NET.parts[LAYERS - 2] * NET.points, PART, WARPS
-    )
+    LAST_PARTS: gl.constexpr = NET.parts[LAYERS - 2]
+    if NET.wide:
+        w_first = hopper_wide.resident_parts(weights, NET.parts[0], PART, 2 * NET.points, WARPS)
+        w_last = hopper_wide.resident_parts(
+            weights + NET.starts[LAYERS - 1], LAST_PARTS, NET.points, PART, WARPS
+        )
+        stash = hopper_wide.open_stash(w_first.dtype, ROWS, NET)
+    else:
+        w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
+        w_last = resident(weights + NET.starts[LAYERS - 1], LAST_PARTS * NET.points, PART, WARPS)
     if GUIDE is not None:
         PIECES: gl.constexpr = len(GUIDE.pieces)
         GUIDE_WIDTH: gl.constexpr = GUIDE.parts[0] * PART
@@ -162,9 +169,14 @@ def chain_kernel(
                     chosen = gl.where(evaluation == 0, classes - 1, label)
                 row_bias = class_bias + chosen * WIDTH
             uncond = eps
-            eps, number = evaluate(
-                x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
-            )
+            if NET.wide:
+                eps, number = hopper_wide.evaluate(
+                    x, bias, row_bias, biases, slopes, w_first, w_last, stash, stream, number, NET
+                )
+            else:
+                eps, number = evaluate(
+                    x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
+                )
         grad = None
         if GUIDE is not None:
             g_bias = guide_time_bias_ptr + (model * steps + step) * GUIDE_WIDTH

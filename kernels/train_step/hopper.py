@@ -12,7 +12,7 @@ from ..adamw.reference import Shadow
 from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..gluon import fence, gl, jit
-from ..mlp import MLPShape
+from ..mlp import MLPShape, hopper_rows, hopper_wide
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import ring_of, training_chunks_of
@@ -26,7 +26,7 @@ from ..mlp.hopper import (
     points_operand,
     resident,
 )
-from ..mlp.hopper_rows import TileRows, backward, forward, resident_biases, store_sums
+from ..mlp.hopper_rows import TileRows, resident_biases, store_sums
 from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
 from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
@@ -151,19 +151,25 @@ def train_kernel(
     LAYERS: gl.constexpr = NET.rows.layers
     PIECES: gl.constexpr = len(NET.pieces)
     CHUNKS: gl.constexpr = NET.chunks
-    WIDTH: gl.constexpr = NET.parts[0] * PART
-    HEIGHT: gl.constexpr = NET.parts[LAYERS - 2] * NET.rows.padded[LAYERS]
+    LAST_PARTS: gl.constexpr = NET.parts[LAYERS - 2]
+    OUTPUTS: gl.constexpr = NET.rows.padded[LAYERS]
     INPUT: gl.constexpr = left_operand(PART, ROWS)
     ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.points, ROWS))
-    Y: gl.constexpr = accumulators(NET.rows.padded[LAYERS], ROWS)
+    Y: gl.constexpr = accumulators(OUTPUTS, ROWS)
     model = gl.program_id(1).to(gl.int64)
     flat = flat_ptr + model * NET.rows.shape.num_parameters
     weights = weights_ptr + model * NET.starts[PIECES]
     turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
     chunk_row = gl.program_id(1) * (NET.starts[PIECES] // PART) + NET.starts[1] // PART
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
-    w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
-    w_last = resident(weights + NET.starts[PIECES - 1], HEIGHT, PART, WARPS)
+    if NET.wide:
+        w_first = hopper_wide.resident_parts(weights, NET.parts[0], PART, 2 * NET.points, WARPS)
+        w_last = hopper_wide.resident_parts(
+            weights + NET.starts[PIECES - 1], LAST_PARTS, OUTPUTS, PART, WARPS
+        )
+    else:
+        w_first = resident(weights, NET.parts[0] * PART, 2 * NET.points, WARPS)
+        w_last = resident(weights + NET.starts[PIECES - 1], LAST_PARTS * OUTPUTS, PART, WARPS)
     biases = resident_biases(flat, NET, WARPS)
     fence()
     seed = gl.load(seed_ptr + model)
@@ -204,7 +210,14 @@ def train_kernel(
             x = with_features(x, features, live, DIM + TIME, CLASS, NET)
         x = points_operand(x, w_first.dtype, NET)
         store_columns(acts, x, NET.rows.activation_columns, INPUT)
-        y, number = forward(x, flat, biases, w_first, w_last, stream, number, tile, NET)
+        if NET.wide:
+            y, number = hopper_wide.forward(
+                x, flat, biases, w_first, w_last, stream, number, tile, NET
+            )
+        else:
+            y, number = hopper_rows.forward(
+                x, flat, biases, w_first, w_last, stream, number, tile, NET
+            )
         alive = gl.convert_layout(live, gl.SliceLayout(1, Y), assert_trivial=True)
         terms = gl.where(alive, 1.0, 0.0)
         if labels_ptr is None or CLASS > 0:
@@ -220,7 +233,10 @@ def train_kernel(
         target = grads + (NET.rows.columns[LAYERS] - NET.rows.columns[1])
         store_columns(target, grad, NET.rows.gradient_columns, Y)
         grad = gl.convert_layout(grad, INPUT, assert_trivial=True)
-        number = backward(grad, flat, w_last, stream, number, tile, NET)
+        if NET.wide:
+            number = hopper_wide.backward(grad, flat, w_last, stream, number, tile, NET)
+        else:
+            number = hopper_rows.backward(grad, flat, w_last, stream, number, tile, NET)
 
 
 def buffers_of(

@@ -24,6 +24,7 @@ DENOISERS = {
     "narrow": ((3, 64, 64, 2), 2),
     "uneven": ((9, 100, 200, 64, 3), 3),
     "many coordinates": ((21, 128, 100, 18), 18),
+    "wide": ((3, 512, 300, 130, 2), 2),
 }
 CLASSIFIERS = {
     "one part, two parts": ((3, 100, 200, 70, 5), 2),
@@ -123,7 +124,9 @@ def test_blocks_of_a_guide_lie_in_the_order_of_their_use(name):
         ((3, 256, 256, 2), None, 2, "tf32", "precision tf32"),
         ((3, 256, 2), None, 2, "fp16", "fewer than 2 hidden layers, 1"),
         ((3, 2), None, 2, "fp16", "fewer than 2 hidden layers, 0"),
-        ((3, 256, 257, 2), None, 2, "fp16", "a hidden layer of 257, wider than 256"),
+        ((3, 512, 257, 2), None, 2, "fp16", None),
+        ((3, 512, 257, 2), (3, 100, 200, 500, 5), 2, "fp16", None),
+        ((3, 256, 513, 2), None, 2, "fp16", "a hidden layer of 513, wider than 512"),
         ((34, 64, 64, 33), None, 33, "fp16", "points of 33 coordinates, more than 32"),
         ((3, 64, 64, 2), (3, 64, 64, 65), 2, "fp16", "65 classes, more than 64"),
         ((3, 64, 64, 2), (3, 64, 513, 5), 2, "fp16", "a hidden layer of 513, wider than 512"),
@@ -165,3 +168,14 @@ def test_chunks_fit_beside_what_stays_in_shared_memory():
     assert ring_of(CONFIG, narrow, None) == CONFIG.hopper_ring
     states = chunks_of(layout_of(MLPShape((3, 256, 256, 2)), "fp16"), 2)
     assert ring_of(replace(CONFIG, hopper_ring=9), states, None) == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "room"), [(64, 2, 4), (128, 2, 2), (64, 32, 2), (128, 32, 0)]
+)
+def test_chunks_fit_beside_the_activations_of_a_wide_layer(rows, dim, room):
+    layout = layout_of(MLPShape((dim + 1, 300, 512, dim)), "fp16")
+    config = replace(CONFIG, hopper_rows=rows)
+    assert ring_of(config, chunks_of(layout, dim), None) == room
+    gap = f"shared memory has room for {room} chunks of weights, fewer than 2"
+    assert gap_of_chain(layout, None, dim, config) == (None if room >= 2 else gap)

@@ -27,6 +27,10 @@ NETS = {
     "uneven": ((100, 256, 64, 130), {"slopes": 4}),
     "leaky": ((130, 70), {"activation": "leaky_relu", "negative_slope": -0.2}),
     "linear input": ((96, 96, 96), {"linear_input": True, "bias": False}),
+    "512": ((512,) * 3, {}),
+    "512 silu": ((512,) * 3, {"activation": "silu"}),
+    "512 uneven": ((512, 64, 257, 384), {"slopes": 4}),
+    "512 linear input": ((300, 300, 300), {"linear_input": True, "bias": False}),
 }
 GUIDANCE = ("none", "class", "free", "classifier")
 
@@ -96,6 +100,19 @@ def test_networks(device, net):
 @pytest.mark.parametrize("tile", [64, 128])
 def test_guidance(device, guidance, precision, tile):
     compare(*chain(device, guidance=guidance), precision, tile)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_guidance_of_wide_networks(device, guidance, precision):
+    compare(*chain(device, (512,) * 3, guidance=guidance), precision)
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.parametrize("tile", [64, 128])
+def test_rows_and_models_of_wide_networks(device, rows, models, tile):
+    compare(*chain(device, (512, 256, 384), rows=rows, models=models), rows=tile)
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])

@@ -36,20 +36,37 @@ TOLERANCE = 1e-4
         ((3, 256, 256, 2), "tf32", "precision tf32"),
         ((33, 256, 256, 2), "fp16", "33 inputs, more than 32"),
         ((3, 256, 256, 65), "fp16", "65 outputs, more than 64"),
-        ((3, 256, 257, 2), "fp16", "a hidden layer of 257, wider than 256"),
+        ((3, 512, 257, 300, 2), "fp16", None),
+        ((3, 256, 513, 2), "fp16", "a hidden layer of 513, wider than 512"),
         ((3, 256, 2), "fp16", "fewer than 2 hidden layers, 1"),
-        ((3, *[64] * 33, 2), "fp16", "33 hidden layers, more than 32"),
+        ((3, *[64] * 100, 2), "fp16", None),
+        (
+            (32, *[512] * 3, 64),
+            "fp16",
+            "shared memory has room for 2 chunks of weights, fewer than 3",
+        ),
     ],
 )
 def test_which_networks_are_trained_in_registers(widths, precision, reason):
     assert gap_of_training(layout_of(MLPShape(widths), precision)) == reason
 
 
-def test_three_chunks_have_room_beside_the_largest_networks_that_are_covered():
-    layout = layout_of(MLPShape((32, *[256] * 32, 64)), "fp16")
-    assert gap_of_training(layout) is None
+@pytest.mark.parametrize(
+    ("inputs", "width", "outputs", "most"), [(32, 256, 64, 32), (3, 512, 2, 24)]
+)
+def test_three_chunks_have_room_beside_the_deepest_networks_that_are_covered(
+    inputs, width, outputs, most
+):
     config = config_for("fp16", HOPPER, 64, 1)
-    assert ring_of(config, training_chunks_of(layout), None) == 3
+    deepest, deeper = (
+        layout_of(MLPShape((inputs, *[width] * depth, outputs)), "fp16")
+        for depth in (most, most + 1)
+    )
+    assert gap_of_training(deepest) is None
+    assert ring_of(config, training_chunks_of(deepest), None) == 3
+    assert gap_of_training(deeper) == (
+        "shared memory has room for 2 chunks of weights, fewer than 3"
+    )
 
 
 def test_the_stream_has_each_chunk_in_the_order_of_its_use():
@@ -117,8 +134,10 @@ def agree(actual, wanted, shape):
         (MLPShape((3, 256, 256, 256, 256, 2), slopes=4), {"first_row": 70}),
         (MLPShape((3, 128, 128, 2), "leaky_relu", negative_slope=-0.2), {"rows": 100}),
         (MLPShape((3, 96, 96, 96, 2), linear_input=True), {"first_row": 70, "rows": 100}),
+        (MLPShape((3, 512, 512, 512, 512, 2), slopes=4), {"first_row": 70}),
+        (MLPShape((3, 300, 300, 300, 2), linear_input=True, bias=False), {"rows": 100}),
     ],
-    ids=["no bias", "slopes", "negative slope", "linear input"],
+    ids=["no bias", "slopes", "negative slope", "linear input", "wide slopes", "wide no bias"],
 )
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("add", [False, True])
@@ -139,7 +158,10 @@ def test_other_networks_and_parts_of_a_batch(device, shape, options, tile, add):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["denoiser", "classifier", "conditional"])
-@pytest.mark.parametrize("hidden", [(256, 256, 256, 256), (64, 64), (100, 256, 130)])
+@pytest.mark.parametrize(
+    "hidden",
+    [(256, 256, 256, 256), (64, 64), (100, 256, 130), (512, 512, 512), (512, 200, 384)],
+)
 @pytest.mark.parametrize(("rows", "models"), [(1, 1), (63, 2), (200, 1), (20000, 2)])
 @pytest.mark.parametrize("refresh", [None, 2])
 @pytest.mark.usefixtures("poisoned")
@@ -163,13 +185,14 @@ def test_both_forms_of_a_step_agree(device, kind, hidden, rows, models, refresh)
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("activation", ["prelu", "relu", "leaky_relu", "silu", "gelu", "tanh"])
+@pytest.mark.parametrize("width", [256, 512])
 @pytest.mark.usefixtures("poisoned")
-def test_both_forms_agree_for_every_activation(device, activation, precision):
+def test_both_forms_agree_for_every_activation(device, width, activation, precision):
     if torch.cuda.get_device_capability() != HOPPER:
         pytest.skip("needs a Hopper GPU")
     from flashpoint.kernels.train_step import hopper
 
-    shape = MLPShape((3, 256, 256, 256, 2), activation)
+    shape = MLPShape((3, width, width, width, 2), activation)
     parameters, data = make_parameters(shape, 1, device), make_data(device, "denoiser")
     options = {"step": 3, "refresh": None}
     wanted = sums_of(kernel, parameters, shape, data, 500, precision, **options)
