@@ -2,11 +2,10 @@
 
 Registers do not hold the sums of all parts of a layer of more than 256 columns. A part leaves them
 here as soon as it is complete, activated and rounded, and the next layer reads all its parts as
-left operands before its first product. They are in fragment order (:mod:`.layout`): 16 bytes of
-each thread side by side. A thread reads only what it has written itself.
+left operands before its first product. A thread reads only what it has written itself.
 
-* A chain writes activations to ``stash``, [parts, ROWS, part] in shared memory. A layer writes over
-  its own input, which is in registers by then.
+* A chain writes activations to ``stash``, [parts, ROWS * part] in shared memory. A layer writes
+  over its own input, which is in registers by then.
 * A training step writes activations and gradients where its weight gradients need them anyway.
 
 Names in these functions, besides those of :mod:`.hopper` and :mod:`.hopper_rows`:
@@ -37,13 +36,11 @@ from .hopper import (
 from .hopper_rows import (
     before_activation,
     first_part,
-    fragments,
     from_bias,
     kept,
     last_bias,
     load_part,
     load_z,
-    reordered,
     slope_after,
     store_slope_part,
 )
@@ -93,32 +90,48 @@ def resident_parts(
 
 
 @triton.constexpr_function
-def stashed():
-    """Returns the layout of a stash: the 16 bytes of eight threads lie in different banks."""
-    return gl.SwizzledSharedLayout(vec=32, per_phase=1, max_phase=2, order=[1, 0])
+def stashed(columns, rows):
+    """Returns the layout of a part in a stash: 16 bytes are what a thread gives to one wgmma.
+
+    In another order they would have to be moved before each product.
+    """
+    warps, steps = rows // 16, columns // 16
+    registers = [[1], [2], [4], *([256 * warps << i] for i in range(steps.bit_length() - 1))]
+    return gl.DistributedLinearLayout(
+        reg_bases=registers, lane_bases=[[8 << i] for i in range(5)],
+        warp_bases=[[256 << i] for i in range(warps.bit_length() - 1)], block_bases=[],
+        shape=[rows * columns],
+    )  # fmt: skip
 
 
 @jit
 def open_stash(DTYPE: gl.constexpr, ROWS: gl.constexpr, NET: gl.constexpr):
     """Returns a stash, without contents."""
     PARTS: gl.constexpr = NET.stashed // NET.part
-    return gl.allocate_shared_memory(DTYPE, [PARTS, ROWS, NET.part], stashed())
+    return gl.allocate_shared_memory(
+        DTYPE, [PARTS, ROWS * NET.part], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
 
 
 @jit
 def put(stash, part, y, slope, NET: gl.constexpr):
     """Writes act(y) of a part."""
-    h = activated(y, slope, NET.part, stash.dtype, NET)
-    stash.index(part).store(gl.convert_layout(reordered(h), fragments(y.shape[1], y.shape[0])))
+    ROWS: gl.constexpr = y.shape[0]
+    COLUMNS: gl.constexpr = y.shape[1]
+    h = activated(y, slope, COLUMNS, stash.dtype, NET)
+    h = h.reshape([ROWS // 16, 2, 8, COLUMNS // 16, 2, 4, 2])  # [warp, 8, row, step, 8, column, 2]
+    h = h.permute((3, 0, 2, 5, 4, 1, 6)).reshape([ROWS * COLUMNS])
+    stash.index(part).store(gl.convert_layout(h, stashed(COLUMNS, ROWS), assert_trivial=True))
 
 
 @jit
-def taken(stash, part, COLUMNS: gl.constexpr):
+def taken(stash, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr):
     """Returns a part as left operand of a product of COLUMNS."""
-    ROWS: gl.constexpr = stash.shape[1]
-    PART: gl.constexpr = stash.shape[2]
-    h = stash.index(part).load(fragments(PART, ROWS))
-    return gl.convert_layout(reordered(h), left_operand(COLUMNS, ROWS))
+    PART: gl.constexpr = stash.shape[1] // ROWS
+    h = stash.index(part).load(stashed(PART, ROWS))
+    h = h.reshape([PART // 16, ROWS // 16, 8, 4, 2, 2, 2])
+    h = h.permute((1, 5, 2, 0, 4, 3, 6)).reshape([ROWS, PART])
+    return gl.convert_layout(h, left_operand(COLUMNS, ROWS), assert_trivial=True)
 
 
 @jit
@@ -141,7 +154,7 @@ def evaluate(
     sums = bias_of(biases + NET.bias_starts[LAST], 0, NET.points, x.shape[0])
     for part in gl.static_range(LAST_PARTS):
         w = w_last.index(part).permute((1, 0))
-        sums = multiply(taken(stash, part, NET.points), w, sums, is_async=True)
+        sums = multiply(taken(stash, part, NET.points, x.shape[0]), w, sums, is_async=True)
     return wait_for_products(num_outstanding=0, deps=(sums,)), number
 
 
@@ -166,12 +179,12 @@ def hidden_layer(
     PORTABLE: gl.constexpr = NET.net
     IN: gl.constexpr = NET.parts[FIRST - 1]
     OUT: gl.constexpr = NET.parts[FIRST]
-    ROWS: gl.constexpr = stash.shape[1]
+    ROWS: gl.constexpr = stash.shape[1] // NET.part
     slope = slope_of(slopes, FIRST + i, PORTABLE)
     bias = biases + (NET.bias_starts[FIRST] + i * NET.outputs[FIRST])
     h = ()
     for part in gl.static_range(IN):
-        h += (taken(stash, part, NET.part),)
+        h += (taken(stash, part, NET.part, ROWS),)
     for to in range(OUT):
         sums = products(h, bias_of(bias, to, NET.part, ROWS), stream, number + to * IN, False)
         put(stash, to, ended(sums, stream, number + to * IN + IN - 1), slope, NET)
