@@ -127,7 +127,7 @@ def test_a_chain_is_launched_in_the_form_of_the_table(launched, caplog):
     ("options", "why"),
     [
         ({"precision": "tf32"}, "precision tf32"),
-        ({"widths": (3, 64, 264, 2)}, "a hidden layer of 264, wider than 256"),
+        ({"widths": (3, 64, 520, 2)}, "a hidden layer of 520, wider than 512"),
         ({"widths": (3, 64, 2)}, "fewer than 2 hidden layers, 1"),
         ({"widths": (41, 64, 64, 40)}, "points of 40 coordinates, more than 32"),
         ({"guide": (3, 16, 5)}, "fewer than 2 hidden layers, 1"),
@@ -174,7 +174,7 @@ def test_the_interpreter_runs_the_portable_form_although_the_table_names_the_oth
     [
         ((3, 64, 64, 2), "fp16", None),
         ((3, 64, 64, 2), "tf32", "precision tf32"),
-        ((3, 64, 264, 2), "bf16", "a hidden layer of 264, wider than 256"),
+        ((3, 64, 520, 2), "bf16", "a hidden layer of 520, wider than 512"),
         ((3, 64, 2), "fp16", "fewer than 2 hidden layers, 1"),
     ],
 )
