@@ -30,10 +30,11 @@ _MAX_SUMS = 256
 _MAX_POINTS = 32
 _MAX_CLASSES = 64
 _MAX_LAST = 512
-# Layers with code of their own, which takes time to compile: the most hidden layers of a guide, and
-# the most runs of equal layers.
-_MAX_GUIDE = 4
+# Runs of equal layers have code of their own, which takes time to compile: the most runs, and those
+# of a guide with its last hidden layer, which is one by itself. Exponentials have longer code.
 _MAX_RUNS = 6
+_MAX_GUIDE_RUNS = 3
+_MAX_EXPONENTIAL_RUNS = 2
 # Threads of a program that takes most rows at once, 128.
 _THREADS = 256
 _PART = 128
@@ -167,10 +168,31 @@ class GuideLayout(ChunkLayout):
         """Number of slices in a chunk."""
         return 2 // self.parts[-1]
 
+    @cached_property
+    def run_starts(self) -> tuple[int, ...]:
+        """First layers of runs of equal layers, of those between hidden layers that are whole."""
+        return tuple(start for start in self.net.run_starts if start < len(self.parts))
+
+    @cached_property
+    def run_lengths(self) -> tuple[int, ...]:
+        """Number of layers of each run; a run ends before the last hidden layer."""
+        ends = *self.run_starts[1:], len(self.parts)
+        return tuple(end - start for start, end in zip(self.run_starts, ends, strict=False))
+
+    @property
+    def keeps_z(self) -> bool:
+        """True if the way back needs all pre-activations; otherwise their signs are enough."""
+        return self.net.exponential
+
     @property
     def signs(self) -> int:
         """Number of parts and slices of hidden layers, whose signs a chain keeps."""
-        return sum(self.parts) + self.slices
+        return 0 if self.keeps_z else sum(self.parts) + self.slices
+
+    @property
+    def z_columns(self) -> int:
+        """Width of a row of pre-activations that a chain keeps."""
+        return sum(self.parts) * self.part + self.slices * SLICE if self.keeps_z else 0
 
 
 @dataclass(frozen=True)
@@ -267,12 +289,13 @@ def gap_of_chunks(net: Layout, dim: int) -> str | None:
 def gap_of_guide(net: Layout, dim: int) -> str | None:
     """Returns why no kernel keeps the activations of such classifiers in registers, or None."""
     hidden, classes = net.shape.widths[1:-1], net.shape.widths[-1]
-    if net.exponential:
-        return f"a classifier with {net.shape.activation}"
     if classes > _MAX_CLASSES:
         return f"{classes} classes, more than {_MAX_CLASSES}"
-    if len(hidden) > _MAX_GUIDE:
-        return f"a classifier of {len(hidden)} hidden layers, more than {_MAX_GUIDE}"
+    runs = 1 + sum(start < len(hidden) - 1 for start in net.run_starts)
+    most = _MAX_EXPONENTIAL_RUNS if net.exponential else _MAX_GUIDE_RUNS
+    if runs > most:
+        named = f"{net.shape.activation} and " if net.exponential else ""
+        return f"a classifier with {named}{runs} runs of equal layers, more than {most}"
     if hidden and hidden[-1] > _MAX_LAST:
         return f"a hidden layer of {hidden[-1]}, wider than {_MAX_LAST}"
     return _gap(net, dim, hidden, max(hidden[:-1], default=0), _MAX_SUMS)

@@ -109,6 +109,7 @@ def _sample(
     classifier_free: bool = False,
     coefficients: int = 4,
     rows: int = 5000,
+    classifier: MLPShape = _CLASSIFIER,
 ) -> None:
     """Runs a sampling chain, guided by a classifier or by the denoiser itself if asked.
 
@@ -122,7 +123,7 @@ def _sample(
     sample_chain(
         _network(shape), torch.zeros(1, rows, 2), torch.zeros(1, 1, coefficients),
         torch.zeros(1, 1, 1), torch.tensor([0]),
-        Guide(_network(_CLASSIFIER), labels) if guided else None, condition, 0, 0, precision,
+        Guide(_network(classifier), labels) if guided else None, condition, 0, 0, precision,
     )  # fmt: skip
 
 
@@ -140,6 +141,11 @@ def _sample_on_hopper(shape: MLPShape, precision: str, rows: int = 64, **options
     config = config_for(precision, (9, 0), 5000, 1, kernel)
     with in_use(kernel, replace(config, form="hopper", hopper_rows=rows)):
         _sample(shape, precision, **options)
+
+
+def _guide_on_hopper(classifier: MLPShape, rows: int = 64) -> None:
+    """Runs such a chain with a guide."""
+    _sample_on_hopper(_DENOISER, "fp16", rows, guided=True, classifier=classifier)
 
 
 def _perceptron(
@@ -241,6 +247,21 @@ HOPPER: dict[str, Callable[[], None]] = {
         "solver fp16": partial(_sample_on_hopper, _DENOISER, "fp16", coefficients=7),
         "guided fp16": partial(_sample_on_hopper, _DENOISER, "fp16", guided=True),
         "guided bf16": partial(_sample_on_hopper, _DENOISER, "bf16", guided=True),
+        **{
+            f"guided {activation}": partial(
+                _guide_on_hopper, replace(_CLASSIFIER, activation=activation)
+            )
+            for activation in ("gelu", "silu", "tanh")
+        },
+        **{
+            f"deep guided {activation}": partial(
+                _guide_on_hopper, MLPShape((3, *[256] * 9, 5), activation)
+            )
+            for activation in ("prelu", "silu")
+        },
+        "128 rows guided silu": partial(
+            _guide_on_hopper, replace(_CLASSIFIER, activation="silu"), 128
+        ),
         "128 rows fp16": partial(_sample_on_hopper, _DENOISER, "fp16", 128),
         "128 rows classifier-free fp16": partial(
             _sample_on_hopper, _DENOISER, "fp16", 128, classifier_free=True

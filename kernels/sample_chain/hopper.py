@@ -15,6 +15,7 @@ from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
 from ..mlp import hopper_wide
+from ..mlp import kernel as mlp
 from ..mlp.chunk_weights import chunk_weights, padded_biases
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
@@ -70,10 +71,14 @@ def chain_kernel(
     chunks_desc, flat_ptr, weights_ptr, biases_ptr, time_bias_ptr,
     class_bias_ptr, class_labels_ptr, classes,
     labels_ptr, guide_flat_ptr, guide_weights_ptr, guide_biases_ptr, guide_time_bias_ptr,
+    guide_z_ptr,
     COEFFICIENTS: gl.constexpr, CLASSIFIER_FREE: gl.constexpr, NET: gl.constexpr,
     GUIDE: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr,
 ):  # fmt: skip
     """Takes x from x_T to x_0, in place; grid (tiles, M).
+
+    Where the guide keeps its pre-activations, the grid is (programs, M), and a program takes every
+    so many tiles: it has room for those of one.
 
     Args:
         x_ptr ... keep_every: as in :func:`.kernel.chain_kernel`.
@@ -89,6 +94,8 @@ def chain_kernel(
         classes: number of classes; the last one stands for no class.
         labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.
         guide_flat_ptr ... guide_time_bias_ptr: the same of the classifier.
+        guide_z_ptr: operand dtype [M, programs, ROWS, z_columns], its pre-activations; written.
+            None if it keeps signs.
         COEFFICIENTS: 4, or 7 for a linear multistep method.
         CLASSIFIER_FREE: True for classifier-free guidance.
         NET, GUIDE: layouts of the denoiser and of the classifier.
@@ -112,7 +119,11 @@ def chain_kernel(
         chunk_row = gl.program_id(1) * (NET.starts[LAYERS] // PART) + NET.starts[1] // PART
     else:
         chunk_row = gl.program_id(1) * (CHUNKS * PART)
-    stream = open_stream(chunks_desc, chunk_row, CHUNKS, steps * (EVALUATIONS * CHUNKS), PART, RING)
+    turns = 1
+    if guide_z_ptr is not None:
+        turns = gl.cdiv(gl.cdiv(rows, ROWS) - gl.program_id(0), gl.num_programs(0))
+    last = turns * steps * (EVALUATIONS * CHUNKS)
+    stream = open_stream(chunks_desc, chunk_row, CHUNKS, last, PART, RING)
     LAST_PARTS: gl.constexpr = NET.parts[LAYERS - 2]
     if NET.wide:
         w_first = hopper_wide.resident_parts(weights, NET.parts[0], PART, 2 * NET.points, WARPS)
@@ -134,70 +145,77 @@ def chain_kernel(
         g_weights = guide_weights_ptr + model * GUIDE.starts[PIECES]
         g_first = resident(g_weights, GUIDE_WIDTH, 2 * GUIDE.points, WARPS)
         g_last = resident_slices(g_weights + GUIDE.starts[PIECES - 1], GUIDE, WARPS)
-        signs = gl.allocate_shared_memory(
-            gl.int32, [GUIDE.signs, ROWS, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        )
-        g_row = gl.program_id(0) * ROWS + gl.arange(0, ROWS, layout=LOGITS)
-        wanted = gl.load(labels_ptr + model * rows + g_row, mask=g_row < rows, other=0)
-    fence()
-
-    first = gl.program_id(0) * ROWS
-    row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, POINTS))
-    column = gl.expand_dims(gl.arange(0, NET.points, layout=gl.SliceLayout(0, POINTS)), 0)
-    exists = gl.expand_dims(row < rows, 1) & (column < DIM)
-    place = (model * rows + gl.expand_dims(row, 1)) * DIM + column
-    x = gl.load(x_ptr + place, mask=exists, other=0.0)
-    memory = zeros(NET.points, ROWS)
-    drawn = first_row + first.to(gl.int64) + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
-    seed = gl.load(seed_ptr + model)
-    if class_bias_ptr is not None:
-        ROW: gl.constexpr = gl.SliceLayout(1, accumulators(PART, ROWS))
-        wide = first + gl.arange(0, ROWS, layout=ROW)
-        label = gl.load(class_labels_ptr + model * rows + wide, mask=wide < rows, other=0)
-        class_bias = class_bias_ptr + model * classes * WIDTH
-    number = 0
-    for step in range(steps):
-        coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
-        bias = time_bias_ptr + (model * steps + step) * WIDTH
-        # Two zeros: triton would not carry one value under two names through the loop.
-        eps, uncond = zeros(NET.points, ROWS), zeros(NET.points, ROWS)
-        for evaluation in range(EVALUATIONS):
-            row_bias = None
-            if class_bias_ptr is not None:
-                chosen = label
-                if CLASSIFIER_FREE:  # first without a class, then with it
-                    chosen = gl.where(evaluation == 0, classes - 1, label)
-                row_bias = class_bias + chosen * WIDTH
-            uncond = eps
-            if NET.wide:
-                eps, number = hopper_wide.evaluate(
-                    x, bias, row_bias, biases, slopes, w_first, w_last, stash, stream, number, NET
-                )
-            else:
-                eps, number = evaluate(
-                    x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
-                )
-        grad = None
-        if GUIDE is not None:
-            g_bias = guide_time_bias_ptr + (model * steps + step) * GUIDE_WIDTH
-            grad, number = label_gradient(
-                x, g_bias, wanted, g_biases, g_slopes, g_first, g_last, signs, stream, number, GUIDE
+        if guide_z_ptr is not None:
+            slot = model * gl.num_programs(0) + gl.program_id(0)
+            g_kept = guide_z_ptr + slot * (ROWS * GUIDE.z_columns)
+        else:
+            g_kept = gl.allocate_shared_memory(
+                gl.int32, [GUIDE.signs, ROWS, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
             )
-        c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
-        z = zeros(NET.points, ROWS)
-        if c_noise != 0:
-            z = noise(seed, step, drawn, NET)
-        guidance = uncond if CLASSIFIER_FREE else None
-        now = x
-        x = updated(now, eps, grad, guidance, z, c_x, c_eps, c_noise, c_guide)
-        if COEFFICIENTS > _MEMORY:
-            x += gl.load(coefficients + _MEMORY) * memory
-            m_x, m_eps = gl.load(coefficients + _MEMORY_X), gl.load(coefficients + _MEMORY_EPS)
-            memory = updated(now, eps, grad, guidance, None, m_x, m_eps, 0.0, c_guide)
-        if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
-            entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
-            gl.store(kept_ptr + entry * rows * DIM + place, x, mask=exists)
-    gl.store(x_ptr + place, x, mask=exists)
+    fence()
+    number = 0
+    for turn in range(turns):
+        first = (gl.program_id(0) + turn * gl.num_programs(0)) * ROWS
+        if GUIDE is not None:
+            g_row = first + gl.arange(0, ROWS, layout=LOGITS)
+            wanted = gl.load(labels_ptr + model * rows + g_row, mask=g_row < rows, other=0)
+        row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, POINTS))
+        column = gl.expand_dims(gl.arange(0, NET.points, layout=gl.SliceLayout(0, POINTS)), 0)
+        exists = gl.expand_dims(row < rows, 1) & (column < DIM)
+        place = (model * rows + gl.expand_dims(row, 1)) * DIM + column
+        x = gl.load(x_ptr + place, mask=exists, other=0.0)
+        memory = zeros(NET.points, ROWS)
+        drawn = first_row + first.to(gl.int64) + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
+        seed = gl.load(seed_ptr + model)
+        if class_bias_ptr is not None:
+            ROW: gl.constexpr = gl.SliceLayout(1, accumulators(PART, ROWS))
+            wide = first + gl.arange(0, ROWS, layout=ROW)
+            label = gl.load(class_labels_ptr + model * rows + wide, mask=wide < rows, other=0)
+            class_bias = class_bias_ptr + model * classes * WIDTH
+        for step in range(steps):
+            coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
+            bias = time_bias_ptr + (model * steps + step) * WIDTH
+            # Two zeros: triton would not carry one value under two names through the loop.
+            eps, uncond = zeros(NET.points, ROWS), zeros(NET.points, ROWS)
+            for evaluation in range(EVALUATIONS):
+                row_bias = None
+                if class_bias_ptr is not None:
+                    chosen = label
+                    if CLASSIFIER_FREE:  # first without a class, then with it
+                        chosen = gl.where(evaluation == 0, classes - 1, label)
+                    row_bias = class_bias + chosen * WIDTH
+                uncond = eps
+                if NET.wide:
+                    eps, number = hopper_wide.evaluate(
+                        x, bias, row_bias, biases, slopes, w_first, w_last, stash, stream, number,
+                        NET,
+                    )  # fmt: skip
+                else:
+                    eps, number = evaluate(
+                        x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
+                    )
+            grad = None
+            if GUIDE is not None:
+                g_bias = guide_time_bias_ptr + (model * steps + step) * GUIDE_WIDTH
+                grad, number = label_gradient(
+                    x, g_bias, wanted, g_biases, g_slopes, g_first, g_last, g_kept, stream, number,
+                    GUIDE,
+                )  # fmt: skip
+            c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
+            z = zeros(NET.points, ROWS)
+            if c_noise != 0:
+                z = noise(seed, step, drawn, NET)
+            guidance = uncond if CLASSIFIER_FREE else None
+            now = x
+            x = updated(now, eps, grad, guidance, z, c_x, c_eps, c_noise, c_guide)
+            if COEFFICIENTS > _MEMORY:
+                x += gl.load(coefficients + _MEMORY) * memory
+                m_x, m_eps = gl.load(coefficients + _MEMORY_X), gl.load(coefficients + _MEMORY_EPS)
+                memory = updated(now, eps, grad, guidance, None, m_x, m_eps, 0.0, c_guide)
+            if kept_ptr is not None and (((step + 1) % keep_every == 0) | (step + 1 == steps)):
+                entry = gl.cdiv(step + 1, keep_every).to(gl.int64) * gl.num_programs(1)
+                gl.store(kept_ptr + entry * rows * DIM + place, x, mask=exists)
+        gl.store(x_ptr + place, x, mask=exists)
 
 
 def sample_chain(
@@ -228,13 +246,18 @@ def sample_chain(
     )  # fmt: skip
     net = chunks_of(layout_of(denoiser.shape, precision), dim, guided=guide is not None)
     weights = _network_arguments(denoiser, time_features, net)
+    programs = triton.cdiv(rows, config.hopper_rows)
     guiding = _guide_arguments(guide, time_features, precision, dim)
+    if guide is not None and guiding["GUIDE"].keeps_z:
+        programs = min(programs, mlp.slots(models, x.device))
+        room = models, programs, config.hopper_rows, guiding["GUIDE"].z_columns
+        guiding["guide_z_ptr"] = guiding["guide_weights_ptr"].new_empty(room)
     chunks = weights["weights_ptr"]
     if guide is not None:
         parts = (chunks, net), (guiding["guide_weights_ptr"], guiding["GUIDE"])
         chunks = torch.cat([each[:, of.starts[1] : of.starts[-2]] for each, of in parts], dim=1)
     with device_of(x):
-        chain_kernel[triton.cdiv(rows, config.hopper_rows), models](
+        chain_kernel[programs, models](
             x_ptr=x,
             table_ptr=table.contiguous(),
             seed_ptr=seed.contiguous(),
@@ -304,9 +327,13 @@ def _condition_arguments(
 def _guide_arguments(
     guide: Guide | None, time_features: Tensor, precision: str, dim: int
 ) -> dict[str, Any]:
-    """Returns ``labels_ptr`` to ``guide_time_bias_ptr``, and GUIDE; all None without a guide."""
+    """Returns ``labels_ptr`` to ``guide_z_ptr``, the last one None, and GUIDE.
+
+    All are None without a guide.
+    """
     if guide is None:
-        names = "labels", "guide_flat", "guide_weights", "guide_biases", "guide_time_bias"
+        names = ("labels", "guide_flat", "guide_weights", "guide_biases", "guide_time_bias",
+                 "guide_z")  # fmt: skip
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = guide_chunks_of(layout_of(guide.classifier.shape, precision), dim)
     arguments = _network_arguments(guide.classifier, time_features, net)
@@ -314,4 +341,5 @@ def _guide_arguments(
         "GUIDE": net,
         "labels_ptr": guide.labels.contiguous(),
         **{f"guide_{name}": value for name, value in arguments.items()},
+        "guide_z_ptr": None,
     }

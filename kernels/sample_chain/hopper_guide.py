@@ -1,15 +1,19 @@
 """Device functions for Hopper GPUs that compute the gradient of a guide in registers.
 
-The gradient is that of log p(label | x_t) with respect to x_t, by a classifier with an activation
-that is linear on both sides of 0. Of its pre-activations only the signs are kept, one bit each, in
-shared memory: a thread has the same columns of z and of its gradient. The last hidden layer is
-never whole, see :class:`~..mlp.chunks.GuideLayout`.
+The gradient is that of log p(label | x_t) with respect to x_t, by a classifier. If the activation
+is linear on both sides of 0, only the signs of the pre-activations are kept, one bit each, in
+shared memory. If not, they are kept themselves, as operands, in memory. A thread has the same
+columns of z and of its gradient: it reads only what it has written, so no barrier is needed. The
+last hidden layer is never whole, see :class:`~..mlp.chunks.GuideLayout`.
 
 Names in these functions, besides those of :mod:`..mlp.hopper`:
 
 * NET: :class:`~..mlp.chunks.GuideLayout` of the classifiers;
-* ``signs``: int32 [parts and slices, ROWS, 4] in shared memory. Word (row, i) has a bit for each
-  column that thread i of the four that share a row holds;
+* ``kept``: what is kept of the pre-activations. Signs are int32 [parts and slices, ROWS, 4] in
+  shared memory; word (row, i) has a bit for each column that thread i of the four that share a row
+  holds. If NET.keeps_z, it is a pointer to the program's z, operand dtype [ROWS, z_columns], with
+  columns in fragment order (:mod:`..mlp.layout`);
+* ``place``: the number of a part or slice among those of all hidden layers;
 * ``w_first``: the first layer in shared memory, [out, 2 * points];
 * ``w_last``: the last one, [slices, classes, slice].
 """
@@ -17,7 +21,7 @@ Names in these functions, besides those of :mod:`..mlp.hopper`:
 import triton
 
 from ..gluon import gl, jit, multiply, wait_for_products
-from ..mlp.activation_kernel import has_slope, slope_of
+from ..mlp.activation_kernel import activate_backward, has_slope, slope_of
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import SLICE
 from ..mlp.hopper import (
@@ -32,6 +36,7 @@ from ..mlp.hopper import (
     swizzled,
     zeros,
 )
+from ..mlp.hopper_rows import load_part, store_part
 
 _SLICE = gl.constexpr(SLICE)
 
@@ -91,10 +96,8 @@ def keep_signs(z, word):
 
 
 @jit
-def before_activation(
-    grad, word, slope, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr
-):
-    """Returns the gradient of z, given that of act(z), as left operand of a product of COLUMNS.
+def before_sign(grad, word, slope, NET: gl.constexpr):
+    """Returns the gradient of z, fp32 [ROWS, columns], given that of act(z) and its signs.
 
     Args:
         grad: fp32 [ROWS, columns].
@@ -111,6 +114,54 @@ def before_activation(
         grad = gl.where(positive, grad, grad * slope)
     elif SHAPE.activation == "relu":
         grad = gl.where(positive, grad, 0.0)
+    return grad
+
+
+@triton.constexpr_function
+def place_of(net, layer):
+    """Returns the place of the first part, or slice, of a hidden layer."""
+    return sum(net.parts[:layer])
+
+
+@jit
+def column_of(place, COLUMNS: gl.constexpr, NET: gl.constexpr):
+    """Returns the first column of a part or slice in the rows of z."""
+    # Before the slices are parts, which are twice as wide.
+    BEFORE: gl.constexpr = 0 if NET.part == COLUMNS else place_of(NET, len(NET.parts))
+    return (place + BEFORE) * COLUMNS
+
+
+@jit
+def keep(z, kept, place, NET: gl.constexpr):
+    """Keeps what the way back needs of z.
+
+    Args:
+        z: fp32 [ROWS, columns].
+    """
+    if NET.keeps_z:
+        pointer = kept + column_of(place, z.shape[1], NET)
+        store_part(pointer, z.to(kept.dtype.element_ty), NET.z_columns)
+    else:
+        keep_signs(z, kept.index(place))
+
+
+@jit
+def before_activation(
+    grad, kept, place, slope, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET: gl.constexpr
+):
+    """Returns the gradient of z, given that of act(z), as left operand of a product of COLUMNS.
+
+    Args:
+        grad: fp32 [ROWS, columns].
+    """
+    ROWS: gl.constexpr = grad.shape[0]
+    WIDTH: gl.constexpr = grad.shape[1]
+    PORTABLE: gl.constexpr = NET.net
+    if NET.keeps_z:
+        z = load_part(kept + column_of(place, WIDTH, NET), NET.z_columns, WIDTH, ROWS)
+        grad = activate_backward(grad, z.to(gl.float32), slope, PORTABLE)
+    else:
+        grad = before_sign(grad, kept.index(place), slope, NET)
     return gl.convert_layout(
         grad.to(DTYPE).reshape([ROWS, WIDTH]), left_operand(COLUMNS, ROWS), assert_trivial=True
     )
@@ -135,7 +186,7 @@ def resident_slices(pointer, NET: gl.constexpr, WARPS: gl.constexpr):
 
 @jit
 def label_gradient(
-    x, bias, label, biases, slopes, w_first, w_last, signs, stream, number, NET: gl.constexpr
+    x, bias, label, biases, slopes, w_first, w_last, kept, stream, number, NET: gl.constexpr
 ):  # fmt: skip
     """Returns the gradient of log p(label | x_t) and the number of the next chunk.
 
@@ -144,40 +195,48 @@ def label_gradient(
         bias: pointer to what all inputs but x_t contribute to the first layer.
         label: int64 [ROWS], the classes.
     """
-    BETWEEN: gl.constexpr = len(NET.parts) - 1  # layers between hidden layers that are whole
+    LAYERS: gl.constexpr = len(NET.parts)
+    RUNS: gl.constexpr = len(NET.run_starts)
     y = first_layer(x, bias, None, w_first, NET)
-    for layer in gl.static_range(BETWEEN):
-        keep_signs_of_layer(y, signs, layer, NET)
-        y = hidden_layer(y, biases, slopes, stream, number, 0, 1 + layer, NET)
-        number += NET.parts[layer] * NET.parts[layer + 1]
-    keep_signs_of_layer(y, signs, BETWEEN, NET)
-    logits = forward_slices(y, biases, slopes, w_last, signs, stream, number, NET)
+    for run in gl.static_range(RUNS):
+        y, number = forward_run(y, biases, slopes, kept, stream, number, run, NET)
+    keep_layer(y, kept, 0, LAYERS - 1, NET)
+    logits = forward_slices(y, biases, slopes, w_last, kept, stream, number, NET)
     number += NET.chunks_of_slices
     grad = logits_gradient(logits, label, w_last.dtype, NET)
-    y = backward_slices(grad, slopes, w_last, signs, stream, number, NET)
+    y = backward_slices(grad, slopes, w_last, kept, stream, number, NET)
     number += NET.chunks_of_slices
-    for i in gl.static_range(BETWEEN):
-        y = backward_layer(y, slopes, signs, stream, number, BETWEEN - i, NET)
-        number += NET.parts[BETWEEN - i] * NET.parts[BETWEEN - i - 1]
-    return input_gradient(y, slopes, w_first, signs, NET), number
-
-
-@triton.constexpr_function
-def place_of_signs(net, layer):
-    """Returns the place in ``signs`` of the first part, or slice, of a hidden layer."""
-    return sum(net.parts[:layer])
+    for r in gl.static_range(RUNS):
+        y, number = backward_run(y, slopes, kept, stream, number, RUNS - 1 - r, NET)
+    return input_gradient(y, slopes, w_first, kept, NET), number
 
 
 @jit
-def keep_signs_of_layer(y, signs, LAYER: gl.constexpr, NET: gl.constexpr):
-    """Writes which pre-activations of a hidden layer are positive."""
-    PARTS: gl.constexpr = NET.parts[LAYER]
+def forward_run(y, biases, slopes, kept, stream, number, RUN: gl.constexpr, NET: gl.constexpr):
+    """Returns the accumulators after a run of equal layers, and the number of the next chunk."""
+    FIRST: gl.constexpr = NET.run_starts[RUN]
+    LENGTH: gl.constexpr = NET.run_lengths[RUN]
+    CHUNKS: gl.constexpr = NET.parts[FIRST - 1] * NET.parts[FIRST]
+    if LENGTH == 1:  # the number of parts may change
+        keep_layer(y, kept, 0, FIRST - 1, NET)
+        y = hidden_layer(y, biases, slopes, stream, number, 0, FIRST, NET)
+    else:
+        for i in range(LENGTH):
+            keep_layer(y, kept, i, FIRST - 1, NET)
+            y = hidden_layer(y, biases, slopes, stream, number + i * CHUNKS, i, FIRST, NET)
+    return y, number + LENGTH * CHUNKS
+
+
+@jit
+def keep_layer(y, kept, i, FIRST: gl.constexpr, NET: gl.constexpr):
+    """Keeps what the way back needs of the pre-activations of hidden layer FIRST + ``i``."""
+    PARTS: gl.constexpr = NET.parts[FIRST]
     for part in gl.static_range(PARTS):
-        keep_signs(y[part], signs.index(place_of_signs(NET, LAYER) + part))
+        keep(y[part], kept, place_of(NET, FIRST) + i * PARTS + part, NET)
 
 
 @jit
-def forward_slices(y, biases, slopes, w_last, signs, stream, number, NET: gl.constexpr):
+def forward_slices(y, biases, slopes, w_last, kept, stream, number, NET: gl.constexpr):
     """Returns the logits, fp32 [ROWS, classes], through the last hidden layer."""
     PORTABLE: gl.constexpr = NET.net
     LAST: gl.constexpr = NET.net.layers - 1
@@ -202,7 +261,7 @@ def forward_slices(y, biases, slopes, w_last, signs, stream, number, NET: gl.con
             z = wait_for_products(num_outstanding=0, deps=(z,))
             if i == SLICES - 1:
                 refill(stream, number + chunk)
-            keep_signs(z, signs.index(place_of_signs(NET, LAST - 1) + piece))
+            keep(z, kept, place_of(NET, LAST - 1) + piece, NET)
             h_last = activated(z, slope, NET.classes, DTYPE, NET)
             logits = multiply(h_last, w_last.index(piece).permute((1, 0)), logits)
     return logits
@@ -222,7 +281,7 @@ def logits_gradient(logits, label, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def backward_slices(grad, slopes, w_last, signs, stream, number, NET: gl.constexpr):
+def backward_slices(grad, slopes, w_last, kept, stream, number, NET: gl.constexpr):
     """Returns the gradient of h before the last hidden layer, given that of the logits."""
     PORTABLE: gl.constexpr = NET.net
     LAST: gl.constexpr = NET.net.layers - 1
@@ -238,8 +297,8 @@ def backward_slices(grad, slopes, w_last, signs, stream, number, NET: gl.constex
         for i in gl.static_range(SLICES):
             piece = chunk * SLICES + i
             grad_h = multiply(grad, w_last.index(piece), zeros(_SLICE, ROWS), use_acc=False)
-            word = signs.index(place_of_signs(NET, LAST - 1) + piece)
-            d = before_activation(grad_h, word, slope, NET.part, w_last.dtype, NET)
+            place = place_of(NET, LAST - 1) + piece
+            d = before_activation(grad_h, kept, place, slope, NET.part, w_last.dtype, NET)
             sums = ()
             for part in gl.static_range(PARTS):
                 block = w.slice((i * PARTS + part) * _SLICE, _SLICE)
@@ -260,21 +319,37 @@ def finished(sums, PARTS: gl.constexpr):
 
 
 @jit
-def backward_layer(y, slopes, signs, stream, number, LAYER: gl.constexpr, NET: gl.constexpr):
-    """Returns the gradient of h before a hidden layer, given that of h after it."""
+def backward_run(y, slopes, kept, stream, number, RUN: gl.constexpr, NET: gl.constexpr):
+    """Returns the gradient of h before a run of equal layers, and the number of the next chunk."""
+    FIRST: gl.constexpr = NET.run_starts[RUN]
+    LENGTH: gl.constexpr = NET.run_lengths[RUN]
+    CHUNKS: gl.constexpr = NET.parts[FIRST - 1] * NET.parts[FIRST]
+    if LENGTH == 1:  # the number of parts may change
+        y = backward_layer(y, slopes, kept, stream, number, 0, FIRST, NET)
+    else:
+        for i in range(LENGTH):
+            y = backward_layer(
+                y, slopes, kept, stream, number + i * CHUNKS, LENGTH - 1 - i, FIRST, NET
+            )
+    return y, number + LENGTH * CHUNKS
+
+
+@jit
+def backward_layer(y, slopes, kept, stream, number, i, FIRST: gl.constexpr, NET: gl.constexpr):
+    """Returns the gradient of h before layer FIRST + ``i`` of a run, given that of h after it."""
     PORTABLE: gl.constexpr = NET.net
-    OUT: gl.constexpr = NET.parts[LAYER]
-    IN: gl.constexpr = NET.parts[LAYER - 1]
+    OUT: gl.constexpr = NET.parts[FIRST]
+    IN: gl.constexpr = NET.parts[FIRST - 1]
     ROWS: gl.constexpr = y[0].shape[0]
     DTYPE: gl.constexpr = stream.ring.dtype
-    slope = slope_of(slopes, LAYER, PORTABLE)
+    slope = slope_of(slopes, FIRST + i, PORTABLE)
+    place = place_of(NET, FIRST) + i * OUT
     d = ()
     sums = ()
     for to in gl.static_range(IN):
         for part in gl.static_range(OUT):
             if to == 0:
-                word = signs.index(place_of_signs(NET, LAYER) + part)
-                d += (before_activation(y[part], word, slope, NET.part, DTYPE, NET),)
+                d += (before_activation(y[part], kept, place + part, slope, NET.part, DTYPE, NET),)
             if part == 0:
                 acc = zeros(NET.part, ROWS)
             w = ready(stream, number + (to * OUT + part))
@@ -287,7 +362,7 @@ def backward_layer(y, slopes, signs, stream, number, LAYER: gl.constexpr, NET: g
 
 
 @jit
-def input_gradient(y, slopes, w_first, signs, NET: gl.constexpr):
+def input_gradient(y, slopes, w_first, kept, NET: gl.constexpr):
     """Returns the gradient of x_t, fp32 [ROWS, points], given that of h after the first layer."""
     PORTABLE: gl.constexpr = NET.net
     PARTS: gl.constexpr = NET.parts[0]
@@ -295,7 +370,7 @@ def input_gradient(y, slopes, w_first, signs, NET: gl.constexpr):
     slope = slope_of(slopes, 0, PORTABLE)
     sums = zeros(2 * NET.points, ROWS)
     for part in gl.static_range(PARTS):
-        d = before_activation(y[part], signs.index(part), slope, 2 * NET.points, w_first.dtype, NET)
+        d = before_activation(y[part], kept, part, slope, 2 * NET.points, w_first.dtype, NET)
         sums = multiply(d, w_first.slice(part * NET.part, NET.part), sums, is_async=True)
     sums = wait_for_products(num_outstanding=0, deps=(sums,))
     # The weights of the rounded coordinates and of their rests are the same.

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashpoint.kernels import MLPShape
+from flashpoint.kernels.mlp.activation import TABLE
 from flashpoint.kernels.mlp.chunks import (
     SLICE,
     chunks_of,
@@ -133,11 +134,19 @@ def test_blocks_of_a_guide_lie_in_the_order_of_their_use(name):
         ((3, 64, 64, 2), (3, 300, 64, 5), 2, "fp16", "a hidden layer of 300, wider than 256"),
         (
             (3, 64, 64, 2),
-            (3, *[64] * 5, 5),
+            (3, 64, 32, 64, 32, 5),
             2,
             "fp16",
-            "a classifier of 5 hidden layers, more than 4",
+            None,
         ),
+        (
+            (3, 64, 64, 2),
+            (3, 64, 32, 64, 32, 64, 5),
+            2,
+            "fp16",
+            "a classifier with 4 runs of equal layers, more than 3",
+        ),
+        ((3, 64, 64, 2), (3, *[64] * 20, 5), 2, "fp16", None),
         ((3, *[64, 32] * 4, 2), None, 2, "fp16", "7 runs of equal layers, more than 6"),
         ((3, *[64] * 20, 2), None, 2, "fp16", None),
         ((3, 64, 64, 2), (3, 64, 5), 2, "fp16", "fewer than 2 hidden layers, 1"),
@@ -149,11 +158,54 @@ def test_networks_outside_are_named(denoiser, classifier, dim, precision, reason
     assert gap_of_chain(net, guide, dim, CONFIG) == reason
 
 
-def test_a_guide_with_exponentials_is_outside():
-    guide = layout_of(MLPShape((3, 64, 64, 5), "silu"), "fp16")
-    net = layout_of(MLPShape((3, 64, 64, 2), "silu"), "fp16")
-    assert gap_of_chain(net, None, 2, CONFIG) is None
-    assert gap_of_chain(net, guide, 2, CONFIG) == "a classifier with silu"
+@pytest.mark.parametrize(
+    ("hidden", "starts", "lengths"),
+    [
+        ((100, 500), (), ()),
+        ((100, 200, 500), (1,), (1,)),
+        ((64,) * 6, (1,), (4,)),
+        ((64, 64, 128, 500), (1, 2), (1, 1)),
+        ((64, 64, 64, 500), (1,), (2,)),
+    ],
+)
+def test_runs_of_a_guide_end_before_its_last_hidden_layer(hidden, starts, lengths):
+    net = guide_chunks_of(layout_of(MLPShape((3, *hidden, 5)), "fp16"), 2)
+    assert (net.run_starts, net.run_lengths) == (starts, lengths)
+
+
+@pytest.mark.parametrize("activation", TABLE)
+def test_a_guide_keeps_signs_where_they_tell_the_derivative(activation):
+    shape = MLPShape((3, 100, 200, 500, 5), activation)
+    guide = layout_of(shape, "fp16")
+    net = layout_of(MLPShape((3, 256, 256, 2), activation), "fp16")
+    assert gap_of_chain(net, guide, 2, CONFIG) is None
+    chunks = guide_chunks_of(guide, 2)
+    exponential = activation in ("silu", "gelu", "tanh")
+    assert chunks.signs == (0 if exponential else 3 + 8)
+    assert chunks.z_columns == (3 * 128 + 8 * 64 if exponential else 0)
+
+
+def test_a_guide_with_exponentials_has_fewer_runs():
+    net = layout_of(MLPShape((3, 256, 256, 2)), "fp16")
+    relu, tanh = (
+        layout_of(MLPShape((3, 64, 32, 64, 32, 5), activation), "fp16")
+        for activation in ("relu", "tanh")
+    )
+    assert gap_of_chain(net, relu, 2, CONFIG) is None
+    assert gap_of_chain(net, tanh, 2, CONFIG) == (
+        "a classifier with tanh and 3 runs of equal layers, more than 2"
+    )
+
+
+def test_a_deep_guide_keeps_z_where_its_signs_leave_no_room():
+    net = layout_of(MLPShape((3, 256, 256, 2)), "fp16")
+    relu, silu = (
+        layout_of(MLPShape((3, *[256] * 80, 5), name), "fp16") for name in ("relu", "silu")
+    )
+    assert gap_of_chain(net, relu, 2, CONFIG) == (
+        "shared memory has room for 1 chunks of weights, fewer than 2"
+    )
+    assert gap_of_chain(net, silu, 2, CONFIG) is None
 
 
 def test_chunks_fit_beside_what_stays_in_shared_memory():

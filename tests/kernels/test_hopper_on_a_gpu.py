@@ -7,8 +7,9 @@ from unittest import mock
 import pytest
 import torch
 
-from flashpoint.kernels import MLPShape, Network, sample_chain
+from flashpoint.kernels import Guide, MLPShape, Network, sample_chain
 from flashpoint.kernels.cuda import capture, side_stream
+from flashpoint.kernels.mlp import kernel as mlp
 from flashpoint.kernels.mlp.config import HOPPER_KERNELS, config_for, in_use
 
 from .test_sample_chain_kernel import TOLERANCE, check, problem, with_memory
@@ -31,6 +32,16 @@ NETS = {
     "512 silu": ((512,) * 3, {"activation": "silu"}),
     "512 uneven": ((512, 64, 257, 384), {"slopes": 4}),
     "512 linear input": ((300, 300, 300), {"linear_input": True, "bias": False}),
+}
+# Hidden widths of guides, and what else differs from the classifier of the other tests.
+GUIDES = {
+    "silu": ((100, 200, 500), {"activation": "silu"}),
+    "gelu": ((100, 200, 500), {"activation": "gelu"}),
+    "tanh": ((200, 64), {"activation": "tanh"}),
+    "leaky": ((128, 70), {"activation": "leaky_relu", "negative_slope": -0.2}),
+    "deep": ((64,) * 6, {"slopes": 6}),
+    "deep, two parts": ((256,) * 5, {"activation": "silu"}),
+    "deep, wide at the end": ((128, 128, 128, 500), {"activation": "tanh"}),
 }
 GUIDANCE = ("none", "class", "free", "classifier")
 
@@ -77,6 +88,15 @@ def some_models(given, models):
     return type(given)(*(some_models(each, models) for each in given))
 
 
+def guided(device, hidden, rows=65, models=2, **changes):
+    """Arguments of a chain with a guide that differs from that of the other tests."""
+    arguments, options = chain(device, rows=rows, guidance="classifier", models=models)
+    (_, shape), labels = options["guide"]
+    shape = replace(shape, widths=(shape.widths[0], *hidden, shape.widths[-1]), **changes)
+    network = Network(make_parameters(shape, 2, device)[:models], shape)
+    return arguments, options | {"guide": Guide(network, labels)}
+
+
 def compare(arguments, options, precision="fp16", rows=64):
     """Compares a chain with float64, with the portable form, and with itself once more."""
     call = {"backend": "triton", "precision": precision, "keep_every": 2} | options
@@ -113,6 +133,20 @@ def test_guidance_of_wide_networks(device, guidance, precision):
 @pytest.mark.parametrize("tile", [64, 128])
 def test_rows_and_models_of_wide_networks(device, rows, models, tile):
     compare(*chain(device, (512, 256, 384), rows=rows, models=models), rows=tile)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("tile", [64, 128])
+def test_guides(device, guide, precision, tile):
+    hidden, changes = GUIDES[guide]
+    compare(*guided(device, hidden, **changes), precision, tile)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_program_takes_many_tiles_with_room_for_one(device, monkeypatch, models):
+    monkeypatch.setattr(mlp, "slots", lambda *_: 3)
+    compare(*guided(device, (100, 200), rows=500, models=models, activation="silu"))
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
