@@ -257,7 +257,7 @@ def _store_piece(weights, element, p, stored, NUMBER: tl.constexpr, NET: tl.cons
     target = weights + _place(element, IN, PIECE, _together(NET, NUMBER))
     weight = operand(p, weights.dtype.element_ty, LAYOUT)
     tl.store(target, weight, mask=inside)
-    if PIECE.layer == 0 and NET.net.split:  # the rest of an input meets the same weight
+    if PIECE.layer == 0 and NET.rest is not None:  # the rest of an input meets the same weight
         tl.store(target + NET.rest, weight, mask=inside)
 
 

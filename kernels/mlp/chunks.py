@@ -112,6 +112,11 @@ class ChunkLayout:
         """Column of the first layer that meets the rest of the first input."""
         return self.points
 
+    @cached_property
+    def largest_piece(self) -> int:
+        """Number of operand weights of the largest piece."""
+        return max(piece.size for piece in self.pieces)
+
     @property
     def chunks(self) -> int:
         """Number of chunks that one evaluation of a network multiplies."""

@@ -11,7 +11,7 @@ Names in these functions, besides those of :mod:`.tile`:
 
 * NET: :class:`~.chunks.ChunkLayout` of the networks;
 * ``y``: tuple of the accumulators of a layer's parts, fp32 [ROWS, part], before the activation;
-* ``biases``, ``slopes``: fp32 pointers to the model's biases (:func:`.padded_biases`) and slopes;
+* ``biases``, ``slopes``: fp32 pointers to the model's biases, with their padding, and slopes;
 * ``stream``: where chunks come from, a :class:`Stream`;
 * ``number``: the number of a chunk since the start of the kernel.
 """

@@ -16,8 +16,6 @@ takes both operands from memory as they are. z is kept as well if the derivative
 of a PReLU may be negative, and then h does not tell the sign of z.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -29,7 +27,7 @@ from ..reduce_grad.kernel import add_up
 from ..reduce_grad.reference import empty_parts
 from .arithmetic import gradient_scale, largest_magnitude, power_of_two_scale
 from .config import PROGRAMS, config_for, saved_rows
-from .layout import Layout, layout_of
+from .layout import Layout, Saved, layout_of
 from .operand_weights import operand_weights, operands_of_layers
 from .shape import MLPParameters, MLPShape
 from .tile import (
@@ -173,15 +171,6 @@ def backward_kernel(
             grad_x = grad_x_ptr + (model * rows + first) * NET.shape.widths[0]
             store_grad_x(grads, weights, grad_x, live, inverse, NET, CONFIG, ROWS)
         tl.debug_barrier()
-
-
-class Saved(NamedTuple):
-    """Tensors of the forward pass that the backward pass needs; autograd may keep them."""
-
-    activations: Tensor  # [M, rows rounded up, columns]: the input and every h, operand dtype
-    weights: Tensor  # [M, size], operand weights, operand dtype
-    flat: Tensor  # float32 [M, P]
-    preactivations: Tensor | None = None  # [M, rows rounded up, columns]: every z, if kept
 
 
 def forward(

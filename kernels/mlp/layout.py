@@ -20,8 +20,10 @@ column 8 b + 2 a has the feature 8 a + 2 b, and the next column the next feature
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .activation import TABLE
 from .shape import MLPShape
@@ -103,14 +105,19 @@ class Layout:
         return self.weights
 
     @property
-    def rest(self) -> int:
-        """Column of the first layer that meets the rest of the first input."""
+    def rest(self) -> int | None:
+        """Column of the first layer that meets the rest of the first input; None if none does."""
+        return self.shape.widths[0] if self.split else None
+
+    @property
+    def dim(self) -> int:
+        """Inputs of the first layer that its operand weights are for: all."""
         return self.shape.widths[0]
 
     @cached_property
-    def largest_layer(self) -> int:
+    def largest_piece(self) -> int:
         """Number of operand weights of the largest layer."""
-        return max(i * o for i, o in pairwise(self.padded))
+        return max(piece.size for piece in self.pieces)
 
     @property
     def activation_columns(self) -> int:
@@ -149,6 +156,15 @@ class Layout:
     def input_precision(self) -> str:
         """The ``input_precision`` of ``tl.dot``; products of half-precision operands are exact."""
         return self.precision if self.precision in ("tf32", "tf32x3") else "ieee"
+
+
+class Saved(NamedTuple):
+    """Tensors of the forward pass that the backward pass needs; autograd may keep them."""
+
+    activations: Tensor  # [M, rows rounded up, columns]: the input and every h, operand dtype
+    weights: Tensor  # [M, size], operand weights, operand dtype
+    flat: Tensor  # float32 [M, P]
+    preactivations: Tensor | None = None  # [M, rows rounded up, columns]: every z, if kept
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,6 @@ from ..cuda import device_of
 from ..gluon import fence, gl, jit
 from ..mlp import hopper_wide
 from ..mlp import kernel as mlp
-from ..mlp.chunk_weights import chunk_weights, padded_biases
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
 from ..mlp.hopper import (
@@ -29,6 +28,7 @@ from ..mlp.hopper import (
     zeros,
 )
 from ..mlp.layout import layout_of
+from ..mlp.operand_weights import operands_of
 from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
@@ -285,15 +285,24 @@ def _network_arguments(
 ) -> dict[str, Tensor]:
     """Returns ``flat_ptr`` to ``time_bias_ptr`` of the kernel."""
     flat = network.parameters.float().contiguous()
-    biases = padded_biases(flat, net)
+    biases = _padded_biases(flat, net)
     weight = network.shape.unpack(flat)[0][0]  # [M, out, in]
     of_time = weight[..., net.dim : net.dim + time_features.shape[2]]
     return {
         "flat_ptr": flat,
-        "weights_ptr": chunk_weights(flat, net),
+        "weights_ptr": operands_of(flat, net),
         "biases_ptr": biases,
         "time_bias_ptr": biases[:, None, : net.outputs[0]] + _columns(time_features, of_time, net),
     }
+
+
+def _padded_biases(flat: Tensor, net: ChunkLayout) -> Tensor:
+    """Returns the biases of all layers with their padding, or zeros; float32 [M, columns]."""
+    biases = net.net.shape.unpack(flat)[1]
+    if biases is None:
+        return flat.new_zeros((len(flat), net.bias_starts[-1]))
+    padded = zip(biases, net.outputs, strict=True)
+    return torch.cat([F.pad(bias, (0, out - bias.shape[1])) for bias, out in padded], dim=1)
 
 
 def _columns(features: Tensor, weight: Tensor, net: ChunkLayout) -> Tensor:

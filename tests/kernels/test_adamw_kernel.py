@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashpoint.kernels import AdamWState, Course, MLPShape, adamw_, adamw_state, shadow_of
-from flashpoint.kernels.mlp.chunk_weights import chunk_weights
+from flashpoint.kernels.mlp.operand_weights import operands_of
 from flashpoint.kernels.reduce_grad.reference import empty_parts
 
 
@@ -198,4 +198,4 @@ def test_a_chunked_shadow_has_the_layout_of_chunks(device, widths):
     shape = MLPShape(widths)
     parameters = torch.randn(2, shape.num_parameters, device=device)
     shadow = shadow_of(parameters, shape, "fp16", chunked=True)
-    assert torch.equal(shadow.packed, chunk_weights(parameters, shadow.layout))
+    assert torch.equal(shadow.packed, operands_of(parameters, shadow.layout))

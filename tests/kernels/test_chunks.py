@@ -60,13 +60,13 @@ def first_operand(weight: Tensor, net) -> Tensor:
 
 def written(net, models: int = 2) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """Returns random weights of each layer, rounded, and the pieces that the kernel writes."""
-    from flashpoint.kernels.mlp.chunk_weights import chunk_weights
+    from flashpoint.kernels.mlp.operand_weights import operands_of
 
     shape, precision = net.net.shape, net.net.precision
     # Triton's interpreter truncates to bf16: these numbers need no rounding.
     flat = to_operand(torch.randn(models, shape.num_parameters), precision).float()
     weights = tuple(to_operand(weight, precision) for weight in shape.unpack(flat)[0])
-    return weights, pieces_of(chunk_weights(flat, net), net)
+    return weights, pieces_of(operands_of(flat, net), net)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
