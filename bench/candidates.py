@@ -64,22 +64,24 @@ _TILES = {
     "warps": (8, 4),
 }
 _TILE = ("rows", "out", "reduce", "stages")
+_GRADIENT_TILES = {
+    "grad_in": (128, 64, 256),
+    "grad_out": (128, 64, 256),
+    "grad_rows": (64, 32, 128),
+    "grad_stages": (3, 4, 2),
+    "grad_warps": (8, 4),
+    "grad_programs": (132, 264, 66),
+}
+_GRADIENT_TILE = ("grad_in", "grad_out", "grad_rows", "grad_stages")
 HOPPER_SIZES = {"hopper_rows": (64, 128), "hopper_ring": (6, 5, 4)}
 TUNED = {
-    "training": Tuned("mlp", "train fp16", _TILES, "warps", _TILE, True),
+    "training": Tuned("training", "train fp16", _TILES, "warps", _TILE, True),
     "weight gradients": Tuned(
-        "mlp",
-        "train fp16",
-        {
-            "grad_in": (128, 64, 256),
-            "grad_out": (128, 64, 256),
-            "grad_rows": (64, 32, 128),
-            "grad_stages": (3, 4, 2),
-            "grad_warps": (8, 4),
-            "grad_programs": (132, 264, 66),
-        },
-        "grad_warps",
-        ("grad_in", "grad_out", "grad_rows", "grad_stages"),
+        "training", "train fp16", _GRADIENT_TILES, "grad_warps", _GRADIENT_TILE
+    ),
+    "drop-in": Tuned("perceptron", "autocast fp16", _TILES, "warps", _TILE, True),
+    "drop-in weight gradients": Tuned(
+        "perceptron", "autocast fp16", _GRADIENT_TILES, "grad_warps", _GRADIENT_TILE
     ),
     "chain": Tuned("chain", "sample fp16", _TILES, "warps", _TILE, True),
     "classifier-free chain": Tuned(
@@ -201,27 +203,34 @@ class TunedWork:
 
     @property
     def trains(self) -> bool:
-        """True if it is a training step, False if it is a chain."""
-        return "chain" not in self.kernel
+        """True if it is a training step."""
+        return self.kernel in ("training", "adamw")
 
     def shipped(self, capability: tuple[int, int]) -> Config:
         """Returns the configuration of half precision."""
         return table.config_for("fp16", capability, self.rows, 1, self.kernel)
 
 
-_TITLES = {"mlp": "training step", "adamw": "AdamW in a training step"}
+_TITLES = {
+    "training": "training step",
+    "perceptron": "drop-in forward and backward",
+    "adamw": "AdamW in a training step",
+}
 _STEP = ("training", "weight gradients")
+_DROP_IN = ("drop-in", "drop-in weight gradients")
 WORKS = (
-    TunedWork("mlp", 2048, _STEP),
-    TunedWork("mlp", 10_000, _STEP, 133),
-    TunedWork("mlp", 16_896, _STEP, 197),
+    TunedWork("training", 2048, _STEP),
+    TunedWork("training", 10_000, _STEP, 133),
+    TunedWork("training", 16_896, _STEP, 197),
+    TunedWork("perceptron", 2048, _DROP_IN),
+    TunedWork("perceptron", 10_000, _DROP_IN, 133),
     TunedWork("chain", 5000, ("chain",)),
     TunedWork("classifier-free chain", 5000, ("classifier-free chain",)),
     TunedWork("guided chain", 25_000, ("guided chain",), 133),
     TunedWork("adamw", 2048, ("AdamW",)),
 )
 # Chunks of the rows, of which the shipped one is 16,896.
-CHUNKED, CHUNK_ROWS = TunedWork("mlp", 131_072, ()), (8448, 33_792)
+CHUNKED, CHUNK_ROWS = TunedWork("training", 131_072, ()), (8448, 33_792)
 
 
 @dataclass

@@ -5,8 +5,8 @@
 
 Candidates (:mod:`.candidates`) are compiled in parallel, and left out if their code is bad. Each
 that is ready is checked against float64. Then it and the shipped configuration do a whole training
-step or chain in turn, A B B A, in a CUDA graph and in half precision. First one kernel at a time
-changes; then the best two of each kernel are crossed.
+step, a chain, or both passes of the perceptron in turn, A B B A, in a CUDA graph and in half
+precision. First one kernel at a time changes; then the best two of each kernel are crossed.
 
 The best ones are written into the folder of the record as ``tiles-<GPU>-triton-<version>.json``,
 and without a record only printed. To ship them, copy this file to ``kernels/configs/`` under the
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import click
@@ -40,7 +41,7 @@ from .candidates import (
 )
 from .classifier_free import ClassifierFree
 from .machine import free_device, short_name
-from .operations import one_line, optimiser_error, training_step
+from .operations import one_line, optimiser_error, perceptron, training_step
 from .options import budget_option, rounds_option
 from .peers.ours import Ours
 from .problem import states_problem
@@ -84,7 +85,7 @@ class TuneBench:
             if work.trains:
                 made = ours.training(work.rows)
             else:
-                once = self._chain(work, ours)
+                once = self._work(work, ours)
                 made = from_graph(once, 1) if self.device.type == "cuda" else Runner(once)
             seconds(made, 2, self.device)
 
@@ -94,8 +95,10 @@ class TuneBench:
 
         return made._replace(run=run)
 
-    def _chain(self, work: TunedWork, ours: Ours) -> Work:
-        """Returns a chain as a work."""
+    def _work(self, work: TunedWork, ours: Ours) -> Work:
+        """Returns a work that is no training step: a chain, or the perceptron alone."""
+        if work.kernel == "perceptron":
+            return perceptron(self.device, work.rows, self.operand, training=True).ours
         guided = work.kernel != "chain"
         chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided)
         if work.kernel == "classifier-free chain":
@@ -108,8 +111,11 @@ class TuneBench:
         with table.in_use(work.kernel, config):
             if work.kernel == "adamw":
                 return optimiser_error(self.device), TOLERANCE["fp32"]
-            if work.kernel == "mlp":
-                gradients = training_step(self.device, work.rows, self.operand)
+            if work.kernel in ("training", "perceptron"):
+                if work.trains:
+                    gradients = training_step(self.device, work.rows, self.operand)
+                else:
+                    gradients = perceptron(self.device, work.rows, self.operand, training=True)
                 return gradients.error(), gradients.tolerance
             if work.kernel == "classifier-free chain":
                 return self.classifier_free.error(), TOLERANCE[self.precision]
@@ -191,18 +197,41 @@ def _entries(
     reasons = {entry.get("tiles", 0): entry.get("why") for entry in half.get(kernel, ())}
     config = table.config_of(half["all"])
     before, entries = asdict(config), []
+    winners = winners_of(found, capability)
     for tiles in sorted(works.keys() | shipped.keys()):
         config = shipped.get(tiles, config)
-        best = _fastest(found, works[tiles])[:1] if tiles in works else []
-        sizes = asdict(best[0].config if best else config)
+        best = winners[works[tiles]] if tiles in works else None
+        sizes = asdict(best.config if best else config)
         why = reasons.get(tiles) or f"nothing is faster: {source}"
         if best:
-            why = f"{best[0].timing.speedup:.2f} times as fast: {source}"
+            why = f"{best.timing.speedup:.2f} times as fast: {source}"
         new = {name: size for name, size in sizes.items() if size != before[name]}
         if new:
             entries.append({"tiles": tiles, **new, "why": why})
         before = sizes
     return entries
+
+
+def winners_of(
+    found: Sequence[Candidate], capability: tuple[int, int]
+) -> dict[TunedWork, Candidate | None]:
+    """Returns the fastest candidate of each work, or None where the shipped one stays.
+
+    The works of the perceptron take the same form. It is one that is shipped, or faster at each of
+    them, and of two such forms the one with the larger product of speedups.
+    """
+    best = {work: next(iter(_fastest(found, work)), None) for work in WORKS}
+    works = [work for work in WORKS if work.kernel == "perceptron"]
+    most = 0.0
+    for form in table.FORMS:
+        inside = [one for one in found if one.config.form == form]
+        chosen = {work: next(iter(_fastest(inside, work)), None) for work in works}
+        stays = all(one or work.shipped(capability).form == form for work, one in chosen.items())
+        speedup = prod(one.timing.speedup for one in chosen.values() if one)
+        if stays and speedup > most:
+            most = speedup
+            best |= chosen
+    return best
 
 
 @dataclass
@@ -267,10 +296,15 @@ class Search:
 
     def winners(self) -> Iterator[str]:
         """Yields the fastest candidate of each work, and how to ship them."""
+        chosen = winners_of(self.found, self.capability)
         for work in dict.fromkeys(one.work for one in self.found):
-            best = _fastest(self.found, work)
+            best = chosen.get(work)
             yield f"{work.title}: {'the fastest is' if best else 'nothing is faster'}"
-            yield from (one.line for one in best[:1])
+            if best:
+                yield best.line
+            others = _fastest(self.found, work)[:1]
+            if others and others[0] is not best:
+                yield f"    left out, all rows take the same form:\n{others[0].line}"
         if self.path is not None and self.path.exists():
             name = f"kernels/configs/sm_{self.capability[0]}{self.capability[1]}.json"
             yield f"to ship: cp {self.path} {name}"
@@ -302,7 +336,7 @@ def check_can_judge(capability: tuple[int, int]) -> None:
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
-    """Look for faster tile sizes of a training step and of chains."""
+    """Look for faster tile sizes of a training step, the perceptron and chains."""
     if dry and device is not None:
         raise UserError(f"device must not be given with --dry, got {device}")
     start, processors = time.monotonic(), len(os.sched_getaffinity(0))
@@ -325,7 +359,7 @@ def main(device, rounds, small, dry, only, most, budget, busy, folder) -> None:
         shares = (1, 1) if dry else (_COMPILING, _ALONE)
         until, end = (start + share * budget for share in shares)
         search.run(compiler.ready(waiting, until), end)
-        if on_gpu and any(one.work.kernel == "mlp" for one in waiting):
+        if on_gpu and any(one.work.kernel == "training" for one in waiting):
             search.run(chunks(capability), end)
         combined = crossed(search.found, works)
         compiler.submit(combined)

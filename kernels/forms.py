@@ -13,22 +13,20 @@ from typing import NamedTuple
 import torch
 
 from ._dispatch import capability_of, log_once, problem_of
-from .mlp.config import COUNTED, Config, Steps, steps_of
+from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
 
 # Versions of triton whose names in Gluon :mod:`.gluon` knows, with which kernels were compiled.
 _KNOWN = ("3.6", "3.9")
 HOPPER = (9, 0)
 # Operations by the kernel in the table that runs them.
 _OPERATIONS = {
-    "training step": "mlp",
-    "perceptron": "mlp",
+    "training step": "training",
+    "perceptron": "perceptron",
     "chain": "chain",
     "classifier-free chain": "classifier-free chain",
     "guided chain": "guided chain",
     "AdamW": "adamw",
 }
-# Those that have no other form.
-_PORTABLE = ("perceptron", "AdamW")
 
 
 class Form(NamedTuple):
@@ -98,7 +96,7 @@ def forms_on(device: torch.device) -> list[tuple[str, Form]]:
     capability = capability_of(device)
     found: list[tuple[str, Form]] = []
     for name, kernel in _OPERATIONS.items():
-        if name in _PORTABLE:
+        if kernel not in HOPPER_KERNELS:
             found.append((name, Form("portable", "its only form")))
         else:
             found += _forms_by_rows(name, steps_of("fp16", capability, kernel), capability)

@@ -84,14 +84,17 @@ def gradient_scale(abs_max_ptr, model, NET: tl.constexpr):
 
 
 @triton.jit
-def largest_magnitude(
-    pointer, stride_row, stride_column, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Returns the largest magnitude among ``size`` numbers in rows of WIDTH, fp32, or NaN."""
-    most = tl.zeros((BLOCK,), tl.int32)
+def largest_magnitude(pointer, stride_row, stride_column, size, block, WIDTH: tl.constexpr):
+    """Returns the largest magnitude among ``size`` numbers in rows of WIDTH, fp32, or NaN.
+
+    Args:
+        block: int32, the numbers from 0 on, as many as are read at once.
+    """
+    BLOCK: tl.constexpr = block.shape[0]
+    most = block * 0
     for start in range(0, size, 4 * BLOCK):
         for i in tl.static_range(4):  # loads go out side by side
-            element = start + i * BLOCK + tl.arange(0, BLOCK)
+            element = start + i * BLOCK + block
             row, column = (element // WIDTH).to(tl.int64), (element % WIDTH).to(tl.int64)
             x = tl.load(
                 pointer + row * stride_row + column * stride_column, mask=element < size, other=0.0

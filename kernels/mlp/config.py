@@ -4,7 +4,7 @@ The file ``kernels/configs/sm_90.json`` has the sizes for GPUs of compute capabi
 precision and kernel::
 
     {"half": {"all": {"rows": 64, "out": 256, ...},
-              "mlp": [{"tiles": 133, "rows": 128, "out": 128, "why": "..."}]}}
+              "training": [{"tiles": 133, "rows": 128, "out": 128, "why": "..."}]}}
 
 "half" stands for fp16 and bf16. The sizes under "all" hold for all kernels. Those of a kernel
 replace them in calls of at least so many ``tiles`` of 64 rows, over all models; of several entries
@@ -42,11 +42,11 @@ OPERAND_DTYPES = {
 PROGRAMS = 132
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Kernels with sizes of their own; "mlp" is training and the perceptron, forwards and backwards.
-KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain", "adamw")
+# Kernels with sizes of their own; "perceptron" is the network alone, forwards and backwards.
+KERNELS = ("training", "perceptron", "chain", "classifier-free chain", "guided chain", "adamw")
 FORMS = ("portable", "hopper")
-# Kernels that have the Hopper form; of "mlp" it is training.
-HOPPER_KERNELS = ("mlp", "chain", "classifier-free chain", "guided chain")
+# Kernels that have the Hopper form.
+HOPPER_KERNELS = KERNELS[:-1]
 # Rows of the tiles that a call is counted in to choose its sizes.
 COUNTED = 64
 # Rows of the largest tile.
@@ -64,15 +64,15 @@ class Config:
         stages, warps: pipeline stages and warps of the forward and backward kernels.
         grad_in, grad_out: tile of a weight gradient.
         grad_rows: rows that are multiplied at once for it, a divisor of ``rows``, and of
-            ``hopper_rows`` where that form trains.
+            ``hopper_rows`` where that form runs.
         grad_stages, grad_warps: pipeline stages and warps of the weight gradient kernel.
         grad_programs: programs for which it splits the rows. All devices of an architecture split
             them alike, however many multiprocessors they have, and so add in the same order.
         adamw_block, adamw_warps: parameters and warps of a program of AdamW.
         form: form of the kernel, one of :data:`FORMS`.
         hopper_rows: rows of a program of the Hopper form, 64 or 128.
-        hopper_ring: chunks of weights that it keeps in shared memory, at least 3; a chain keeps
-            fewer if they do not fit.
+        hopper_ring: chunks of weights that it keeps in shared memory, at least 3; fewer
+            if they do not fit.
 
     Raises:
         ValueError: a field is out of range.
@@ -117,7 +117,7 @@ _in_use: dict[str, Config] = {}
 
 
 def config_for(
-    precision: str, capability: tuple[int, int], rows: int, models: int, kernel: str = "mlp"
+    precision: str, capability: tuple[int, int], rows: int, models: int, kernel: str = "training"
 ) -> Config:
     """Returns the configuration of a call.
 
@@ -196,13 +196,28 @@ def steps_of(precision: str, capability: tuple[int, int], kernel: str) -> Steps:
             if type(tiles) is not int or tiles < max(found):
                 raise ValueError(f"tiles must be integers that grow, got {tiles!r}")
             found[tiles] = config_of(sizes)
-        if kernel not in HOPPER_KERNELS and any(c.form == "hopper" for c in found.values()):
-            others = ", ".join(HOPPER_KERNELS)
-            raise ValueError(f"form must be portable, others are for {others}, got 'hopper'")
+        _check_forms(kernel, [config.form for config in found.values()])
     except ValueError as error:
         arch = 10 * capability[0] + capability[1]
         raise ValueError(f"kernels/configs for sm_{arch}, {precision}, {kernel}: {error}") from None
     return tuple(found.items())
+
+
+def _check_forms(kernel: str, forms: list[str]) -> None:
+    """Raises ValueError if a kernel does not have the forms that a file gives to it."""
+    if kernel not in HOPPER_KERNELS and "hopper" in forms:
+        others = ", ".join(HOPPER_KERNELS)
+        raise ValueError(f"form must be portable, others are for {others}, got 'hopper'")
+    if kernel == "perceptron" and len(set(forms)) > 1:
+        raise ValueError(f"form must be the same for all tiles, got {', '.join(forms)}")
+
+
+def form_of_perceptron(precision: str, capability: tuple[int, int]) -> Config:
+    """Returns a configuration with the form of the perceptron, which is the same for all rows.
+
+    Else compiled code would depend on the number of rows: each form saves tensors of its own.
+    """
+    return config_for(precision, capability, 0, 1, "perceptron")
 
 
 def table_of(precision: str, capability: tuple[int, int]) -> dict[str, Any]:

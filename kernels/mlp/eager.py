@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .._dispatch import onlooker
 from ..overflow import observe
-from . import operator
+from . import launches, operator
+from .layout import Saved
 from .shape import MLPShape
 
 
@@ -38,9 +39,7 @@ class Call(NamedTuple):
         """Returns y and the tensors that :meth:`backward` needs."""
         shape = self.shape
         y = x.new_empty((*x.shape[:-1], shape.widths[-1]), dtype=self.y_dtype)
-        _, saved = operator.kernels().forward(
-            _rows(x, layers), layers, shape, self.precision, save=save, y=y
-        )
+        _, saved = launches.forward(_rows(x, layers), layers, shape, self.precision, save=save, y=y)
         observe("mlp", self.precision, [x, *layers[: len(shape.widths) - 1]], [y])
         return y, saved
 
@@ -49,15 +48,15 @@ class Call(NamedTuple):
         needs_x: bool, needs_layers: bool,
     ) -> tuple:  # fmt: skip
         """Returns the gradient of x and those of the layers, None if they are not needed."""
-        shape, kernels = self.shape, operator.kernels()
+        shape = self.shape
         grad_x = x.new_empty(x.shape) if needs_x else None
         grad = flat = None
         if needs_layers:
             axis = layers[0].shape[:-2]  # [] or [M]
             grad = layers[0].new_empty((*axis, shape.num_parameters))
             flat = grad if axis else grad.view(1, -1)
-        kernels.write_gradients(
-            _rows(grad_y, layers), kernels.Saved(*saved), shape, self.precision,
+        launches.write_gradients(
+            _rows(grad_y, layers), Saved(*saved), shape, self.precision,
             grad_x=grad_x, grad=flat,
         )  # fmt: skip
         gradients = [each for each in (grad_x, grad) if each is not None]

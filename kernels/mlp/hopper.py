@@ -170,6 +170,42 @@ def points_operand(x, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
+def load_columns(
+    pointer, stride_row, stride_column, live, WIDTH: gl.constexpr, COLUMNS: gl.constexpr
+):
+    """Returns WIDTH columns of a tile in the layout of sums, fp32 [ROWS, COLUMNS], else 0.
+
+    Args:
+        live: bool [ROWS], False for rows of zeros.
+    """
+    ROWS: gl.constexpr = live.shape[0]
+    LAYOUT: gl.constexpr = accumulators(COLUMNS, ROWS)
+    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    pointers = pointer + row * stride_row + column.to(gl.int64) * stride_column
+    inside = gl.expand_dims(live, 1) & (column < WIDTH)
+    return gl.load(pointers, mask=inside, other=0.0).to(gl.float32)
+
+
+@jit
+def store_rows(pointer, value, live, WIDTH: gl.constexpr):
+    """Writes the first WIDTH columns of a tile, those of its rows that are live, contiguous."""
+    LAYOUT: gl.constexpr = accumulators(value.shape[1], value.shape[0])
+    row = gl.expand_dims(gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, LAYOUT)), 1)
+    column = gl.expand_dims(gl.arange(0, value.shape[1], layout=gl.SliceLayout(0, LAYOUT)), 0)
+    inside = gl.expand_dims(live, 1) & (column < WIDTH)
+    gl.store(pointer + row * WIDTH + column, value.to(pointer.dtype.element_ty), mask=inside)
+
+
+@jit
+def store_columns(pointer, value, STRIDE: gl.constexpr, LAYOUT: gl.constexpr):
+    """Writes columns of a tile that are in their natural order."""
+    row = gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, LAYOUT))
+    column = gl.arange(0, value.shape[1], layout=gl.SliceLayout(0, LAYOUT))
+    gl.store(pointer + gl.expand_dims(row * STRIDE, 1) + gl.expand_dims(column, 0), value)
+
+
+@jit
 def bias_of(biases, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr):
     """Returns a part of a bias, from which the sums of a product start, fp32 [ROWS, COLUMNS]."""
     LAYOUT: gl.constexpr = accumulators(COLUMNS, ROWS)

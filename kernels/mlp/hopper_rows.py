@@ -22,7 +22,10 @@ from .hopper import accumulators, left_operand, ready, start_copy, zeros
 
 
 class TileRows(NamedTuple):
-    """Pointers to a tile's first row in the buffers of :class:`~.layout.Layout`."""
+    """Pointers to a tile's first row in the buffers of :class:`~.layout.Layout`.
+
+    Those that a pass does not use, or that nobody reads after it, are None.
+    """
 
     acts: Any
     z: Any  # the activations, if they tell the derivative
@@ -170,10 +173,11 @@ def kept(y, slope, column, tile, COLUMNS: gl.constexpr, DTYPE: gl.constexpr, NET
     """
     ROWS: gl.constexpr = y.shape[0]
     LAYOUT: gl.constexpr = NET.rows
-    if NET.rows.keeps_z:
+    if NET.rows.keeps_z and tile.z is not None:
         store_part(tile.z + NET.rows.z_start + column, y.to(DTYPE), NET.rows.z_columns)
     h = activate(y, slope, LAYOUT).to(DTYPE)
-    store_part(tile.acts + column, h, NET.rows.activation_columns)
+    if tile.acts is not None:
+        store_part(tile.acts + column, h, NET.rows.activation_columns)
     return gl.convert_layout(h, left_operand(COLUMNS, ROWS), assert_trivial=True)
 
 
@@ -304,14 +308,15 @@ def before_activation(
     LAYOUT: gl.constexpr = NET.rows
     of_slope = gl.sum(slope_terms(z, grad_h), 1)
     grad_z = activate_backward(grad_h, z.to(gl.float32), slope, LAYOUT).to(DTYPE)
-    store_part(tile.grads - NET.rows.columns[1] + column, grad_z, NET.rows.gradient_columns)
+    if tile.grads is not None:
+        store_part(tile.grads - NET.rows.columns[1] + column, grad_z, NET.rows.gradient_columns)
     return gl.convert_layout(grad_z, left_operand(COLUMNS, ROWS), assert_trivial=True), of_slope
 
 
 @jit
 def store_slope_part(of_slope, hidden_layer, tile, NET: gl.constexpr):
     """Writes the tile's part of the gradient of the slope after a hidden layer."""
-    if NET.net.shape.activation == "prelu":
+    if NET.net.shape.activation == "prelu" and tile.parts is not None:
         store_sums(tile.parts + hidden_layer * tile.stride, of_slope)
 
 
@@ -366,11 +371,15 @@ def backward_run(y, stream, number, flat, tile, RUN: gl.constexpr, NET: gl.const
 
 
 @jit
-def backward(grad_y, flat, w_last, stream, number, tile, NET: gl.constexpr):
-    """Writes the gradients of all hidden pre-activations, and returns the number of the next chunk.
+def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.constexpr):
+    """Writes the gradients of all hidden pre-activations.
+
+    Returns the gradient of the input, fp32 [ROWS, points], and the number of the next chunk.
 
     Args:
         grad_y: gradient of the output, [ROWS, outputs], as left operand.
+        w_first: the first layer in shared memory, [parts * part, 2 * points]; None for a gradient
+            of the input that is 0.
     """
     PARTS: gl.constexpr = NET.parts[NET.rows.layers - 2]
     FIRST_PARTS: gl.constexpr = NET.parts[0]
@@ -385,10 +394,28 @@ def backward(grad_y, flat, w_last, stream, number, tile, NET: gl.constexpr):
         y, number = backward_run(y, stream, number, flat, tile, RUNS - 1 - r, NET)
     slope = slope_after(flat, 0, NET)
     of_slope = 0.0
+    sums = zeros(2 * NET.points, ROWS)
     for part in gl.static_range(FIRST_PARTS):
         column = NET.rows.columns[1] + part * NET.part
         z = load_z(column, tile, ROWS, NET)
-        _, of_part = before_activation(y[part], z, slope, column, tile, NET.part, w_last.dtype, NET)
+        d, of_part = before_activation(
+            y[part], z, slope, column, tile, 2 * NET.points, w_last.dtype, NET
+        )
         of_slope = of_part + of_slope
+        if w_first is not None:
+            w = w_first.slice(part * NET.part, NET.part)
+            sums = multiply(d, w, sums, is_async=True)
     store_slope_part(of_slope, 0, tile, NET)
-    return number
+    if w_first is not None:
+        sums = wait_for_products(num_outstanding=0, deps=(sums,))
+    return coordinates(sums, NET), number
+
+
+@jit
+def coordinates(grad, NET: gl.constexpr):
+    """Returns the gradient of an input, given that of its rounded numbers and their rests.
+
+    Both meet the same weights, so their gradients are the same.
+    """
+    grad, _ = grad.reshape([grad.shape[0], 2, NET.points]).permute((0, 2, 1)).split()
+    return gl.convert_layout(grad, accumulators(NET.points, grad.shape[0]), assert_trivial=True)

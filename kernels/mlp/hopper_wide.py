@@ -35,6 +35,7 @@ from .hopper import (
 )
 from .hopper_rows import (
     before_activation,
+    coordinates,
     first_part,
     from_bias,
     kept,
@@ -269,11 +270,14 @@ def forward_layer(
 
 
 @jit
-def backward(grad_y, flat, w_last, stream, number, tile, NET: gl.constexpr):
-    """Writes the gradients of all hidden pre-activations, and returns the number of the next chunk.
+def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.constexpr):
+    """Writes the gradients of all hidden pre-activations.
+
+    Returns the gradient of the input, fp32 [ROWS, points], and the number of the next chunk.
 
     Args:
         grad_y: gradient of the output, [ROWS, outputs], as left operand.
+        w_first: None for a gradient of the input that is 0.
     """
     LAST: gl.constexpr = NET.rows.layers - 1
     PARTS: gl.constexpr = NET.parts[LAST - 1]
@@ -290,7 +294,17 @@ def backward(grad_y, flat, w_last, stream, number, tile, NET: gl.constexpr):
     store_slope_part(of_slope, LAST - 1, tile, NET)
     for r in gl.static_range(RUNS):
         number = backward_run(stream, number, flat, tile, RUNS - 1 - r, ROWS, NET)
-    return number
+    sums = zeros(2 * NET.points, ROWS)
+    if w_first is not None:
+        FIRST_PARTS: gl.constexpr = NET.parts[0]
+        d = operands(tile.grads, NET.rows.gradient_columns, FIRST_PARTS, ROWS, NET)
+        for part in gl.static_range(FIRST_PARTS):
+            d_part = gl.convert_layout(
+                d[part], left_operand(2 * NET.points, ROWS), assert_trivial=True
+            )
+            sums = multiply(d_part, w_first.index(part), sums, is_async=True)
+        sums = wait_for_products(num_outstanding=0, deps=(sums,))
+    return coordinates(sums, NET), number
 
 
 @jit

@@ -45,18 +45,18 @@ pack = operand_weights  # its former name
 # Each program of the backward pass measures gradients of y of at most so many numbers, for which it
 # reads up to 128 KiB from cache. For more, PyTorch's norm is one more launch.
 _MEASURED = 32_768
-_BLOCK = tl.constexpr(1024)  # numbers that are measured at once
+BLOCK = tl.constexpr(1024)  # numbers that are measured at once
 
 # Arguments that change from call to call: no kernel is compiled anew for a value of 1 or of 16.
-_VARYING = [
+VARYING = [
     "rows", "x_stride_model", "x_stride_row", "grad_y_stride_model", "grad_y_stride_row",
 ]  # fmt: skip
 # Nor is one compiled anew for another alignment of the caller's tensors. Kernels for dense columns
 # differ from those for all others.
-_UNALIGNED = ["x_ptr", "x_stride_column", "grad_y_ptr", "grad_y_stride_column"]
+UNALIGNED = ["x_ptr", "x_stride_column", "grad_y_ptr", "grad_y_stride_column"]
 
 
-@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def forward_kernel(
     x_ptr, x_stride_model, x_stride_row, x_stride_column,
     flat_ptr, weights_ptr, acts_ptr, acts_rows, z_ptr, y_ptr, rows,
@@ -102,7 +102,7 @@ def forward_kernel(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def backward_kernel(
     grad_y_ptr, grad_y_stride_model, grad_y_stride_row, grad_y_stride_column, abs_max_ptr,
     flat_ptr, weights_ptr, z_ptr, z_rows,
@@ -149,8 +149,9 @@ def backward_kernel(
     grad_y_ptr += model * grad_y_stride_model
     if MEASURE:
         abs_max = largest_magnitude(
-            grad_y_ptr, grad_y_stride_row, grad_y_stride_column, rows * OUT, OUT, BLOCK=_BLOCK
-        )
+            grad_y_ptr, grad_y_stride_row, grad_y_stride_column, rows * OUT,
+            tl.arange(0, BLOCK), OUT,
+        )  # fmt: skip
         if program == 0:
             tl.store(abs_max_ptr + model, abs_max)
         scale, inverse = power_of_two_scale(abs_max)
@@ -215,8 +216,8 @@ def forward_flat(
 def _launch_forward(
     x: Tensor, weights: Tensor, flat: Tensor, net: Layout, save: bool, y: Tensor | None
 ) -> tuple[Tensor, Saved]:
-    x, models, rows, strides = _extent(x)
-    config = config_for(net.precision, capability_of(x.device), rows, models)
+    x, models, rows, strides = extent(x)
+    config = config_for(net.precision, capability_of(x.device), rows, models, "perceptron")
     tiles = -(-rows // config.rows)
     programs = tiles if save else min(tiles, slots(models, x.device))
     buffer_rows = saved_rows(rows) if save else programs * config.rows
@@ -249,17 +250,12 @@ def _launch_forward(
     return y, Saved(acts, weights, flat, z)
 
 
-def zero_unwritten(saved: Saved, rows: int, precision: str) -> None:
-    """Writes zeros into the rows of saved tensors that no tile covers: two runs give equal bits."""
-    models = saved.activations.shape[0]
-    config = config_for(precision, capability_of(saved.activations.device), rows, models)
-    written = -(-rows // config.rows) * config.rows
-    for tensor in (saved.activations, saved.preactivations):
-        if tensor is not None and written < tensor.shape[1]:
-            tensor[:, written:].zero_()
+def rows_of_tile(rows: int, models: int, precision: str, device: torch.device) -> int:
+    """Returns the rows of a tile of a call."""
+    return config_for(precision, capability_of(device), rows, models, "perceptron").rows
 
 
-def _extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
+def extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
     """Returns x [M, B, d] or [B, d], M, B, and the strides between models, rows and columns.
 
     It is a copy of x if 32 bits do not count the elements between the rows of a tile.
@@ -324,12 +320,12 @@ def write_gradients(
         grad: float [M, P], receives the flat gradients of the parameters; None leaves them out.
     """
     net = layout_of(shape, precision)
-    grad_y, models, rows, strides = _extent(grad_y)
+    grad_y, models, rows, strides = extent(grad_y)
     if not (rows and models):
         if grad is not None:
             grad.zero_()
         return
-    config = config_for(precision, capability_of(grad_y.device), rows, models)
+    config = config_for(precision, capability_of(grad_y.device), rows, models, "perceptron")
     z = saved.activations if saved.preactivations is None else saved.preactivations
     tiles = -(-rows // config.rows)
     if grad is None:
@@ -339,10 +335,7 @@ def write_gradients(
         programs, buffer_rows = tiles, saved.activations.shape[1]
     grads = saved.activations.new_empty((models, buffer_rows, net.gradient_columns))
     slope_parts = saved.flat.new_empty((models, net.layers - 1, tiles))
-    abs_max, measure = None, False
-    if precision == "fp16":
-        measure = rows * shape.widths[-1] <= _MEASURED
-        abs_max = saved.flat.new_empty(models) if measure else _abs_max(grad_y, models)
+    abs_max, measure = abs_max_of(grad_y, models, precision)
     with device_of(grad_y):
         backward_kernel[programs, models](
             grad_y_ptr=grad_y,
@@ -388,7 +381,14 @@ def slots(models: int, device: torch.device) -> int:
     return max(1, programs // models)
 
 
-def _abs_max(grad_y: Tensor, models: int) -> Tensor:
-    """Returns the largest magnitude of each model's gradient, M float32; NaN stays NaN."""
+def abs_max_of(grad_y: Tensor, models: int, precision: str) -> tuple[Tensor | None, bool]:
+    """Returns the largest magnitude of each model's gradient, M float32, which is NaN with NaN.
+
+    Also returns whether the backward kernel still has to find it. Only fp16 needs it.
+    """
+    if precision != "fp16":
+        return None, False
+    if grad_y.numel() // models <= _MEASURED:
+        return grad_y.new_empty(models, dtype=torch.float32), True
     dims = None if models == 1 else (1, 2)  # given dimensions cost time on the host
-    return torch.linalg.vector_norm(grad_y, torch.inf, dim=dims, dtype=torch.float32)
+    return torch.linalg.vector_norm(grad_y, torch.inf, dim=dims, dtype=torch.float32), False

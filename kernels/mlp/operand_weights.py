@@ -104,7 +104,7 @@ def _write_piece(
 def _place(element, PIECE: tl.constexpr):
     """Returns the output and the input, rows and columns of a layer, of elements of a piece."""
     SIZE: tl.constexpr = PIECE.height * PIECE.width
-    if SIZE == PIECE.size:
+    if PIECE.size == SIZE:
         return element // PIECE.width, element % PIECE.width
     block, place = element // SIZE, element % SIZE
     if PIECE.by_input:

@@ -20,7 +20,6 @@ reference runs.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,9 +28,9 @@ from torch.autograd import forward_ad
 
 from .._dispatch import in_forward_mode
 from ..overflow import observe
-from . import reference
+from . import launches, reference
 from .config import OPERAND_DTYPES, saved_rows
-from .layout import layout_of
+from .layout import Saved
 from .shape import MLPParameters, MLPShape
 
 _NETWORK = (
@@ -135,9 +134,9 @@ def _forward(*network, save=False):
         with _no_autocast(call.x):
             y = reference.mlp(call.x, call.parameters, call.shape)
     else:
-        y, saved = kernels().forward(call.x, call.layers, call.shape, call.precision, save=save)
+        y, saved = launches.forward(call.x, call.layers, call.shape, call.precision, save=save)
         if save:
-            kernels().zero_unwritten(saved, call.x.shape[1], call.precision)
+            launches.zero_unwritten(saved, call.x.shape[1], call.shape, call.precision)
             kept = [tensor for tensor in saved if tensor is not None]
     observe("mlp", call.precision, [call.x, *network[1]], [y])
     return y.reshape(*network[0].shape[:-1], call.shape.widths[-1]), kept
@@ -155,8 +154,8 @@ def _backward(grad_y, saved, needs_x, *network):
         grad_x = grad_x.reshape(network[0].shape) if needs_x else call.x.new_empty(0)
     else:
         grad_x = call.x.new_empty(network[0].shape if needs_x else 0)
-        kernels().write_gradients(
-            grad_y, kernels().Saved(*saved), shape, call.precision,
+        launches.write_gradients(
+            grad_y, Saved(*saved), shape, call.precision,
             grad_x=grad_x if needs_x else None, grad=grad,
         )  # fmt: skip
     observe("mlp_backward", call.precision, [grad_y, call.x, *network[1]], [grad_x, grad])
@@ -172,8 +171,8 @@ def _input_gradient(grad_y, saved, *network):
             grad_x = reference.input_gradient(grad_y, z, call.parameters, call.shape)
         grad_x = grad_x.reshape(network[0].shape)
     else:
-        grad_x, saved = call.x.new_empty(network[0].shape), kernels().Saved(*saved)
-        kernels().write_gradients(
+        grad_x, saved = call.x.new_empty(network[0].shape), Saved(*saved)
+        launches.write_gradients(
             grad_y, saved, call.shape, call.precision, grad_x=grad_x, grad=None
         )
     observe("mlp_input_gradient", call.precision, [grad_y, call.x, *network[1]], [grad_x])
@@ -185,14 +184,6 @@ def _no_autocast(x: Tensor):
     return torch.autocast(x.device.type, enabled=False)
 
 
-@cache
-def kernels():
-    """Returns the kernels, imported when they first run because they need triton."""
-    from . import kernel
-
-    return kernel
-
-
 # Fake implementations: only shapes, which may be symbolic.
 
 
@@ -202,13 +193,13 @@ def _fake_forward(*network, save=False):
     if not save or precision is None:
         return y, []
     call = _call(*network)
-    net = layout_of(_concrete(call.shape), precision)
+    net, weights = launches.saved_layout(_concrete(call.shape), precision, x.device)
     models, rows, _ = call.x.shape
     rows = saved_rows(rows)
     dtype = OPERAND_DTYPES[precision]
     saved = [
         x.new_empty((models, rows, net.activation_columns), dtype=dtype),
-        x.new_empty((models, net.weights[-1]), dtype=dtype),
+        x.new_empty((models, weights), dtype=dtype),
         x.new_empty((models, net.shape.num_parameters), dtype=torch.float32),
     ]
     if net.keeps_z:

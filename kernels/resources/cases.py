@@ -14,7 +14,7 @@ import triton
 from ..adamw import Course, adamw_state, shadow_of
 from ..adamw.kernel import adamw_
 from ..mlp import MLPShape
-from ..mlp import kernel as mlp
+from ..mlp import launches as mlp
 from ..mlp.activation import TABLE
 from ..mlp.config import config_for, in_use
 from ..q_sample import kernel as q_sample
@@ -130,7 +130,7 @@ def _sample(
 def _train_on_hopper(shape: MLPShape, precision: str, tile: int = 64, **options) -> None:
     """Runs a training step in the form for Hopper GPUs, with ``tile`` rows in a program."""
     config = config_for(precision, (9, 0), 2048, 1)
-    with in_use("mlp", replace(config, form="hopper", hopper_rows=tile)):
+    with in_use("training", replace(config, form="hopper", hopper_rows=tile)):
         _train(shape, precision, **options)
 
 
@@ -154,15 +154,32 @@ def _perceptron(
     dtype: torch.dtype = torch.float32,
     y_dtype: torch.dtype = torch.float32,
     rows: int = 2048,
+    wanted: str = "x and layers",
 ) -> None:
-    """Runs a network forwards and backwards, as layers do whose parameters and x have a dtype."""
+    """Runs a network forwards and backwards, as layers do whose parameters and x have a dtype.
+
+    Args:
+        shape, precision, dtype, y_dtype, rows: as said.
+        wanted: what gets gradients: ``x``, ``layers``, ``x and layers``, or ``nothing``, for which
+            there is no way back.
+    """
     weights, biases, slope = shape.unpack(_network(shape).parameters.to(dtype))
     layers = *weights, *(biases or ()), *(() if slope is None else (slope,))
+    layers = tuple(layer.clone() for layer in layers)  # each at an address of its own
     x = torch.zeros(1, rows, shape.widths[0], dtype=dtype)
     y = torch.zeros(1, rows, shape.widths[-1], dtype=y_dtype)
-    _, saved = mlp.forward(x, layers, shape, precision, y=y)
-    grad = torch.empty(1, shape.num_parameters, dtype=dtype)
-    mlp.backward(y, saved, shape, precision, grad=grad)
+    _, saved = mlp.forward(x, layers, shape, precision, save=wanted != "nothing", y=y)
+    if wanted != "nothing":
+        grad_x = torch.empty_like(x) if "x" in wanted else None
+        grad = torch.empty(1, shape.num_parameters, dtype=dtype) if "layers" in wanted else None
+        mlp.write_gradients(y, saved, shape, precision, grad_x=grad_x, grad=grad)
+
+
+def _perceptron_on_hopper(shape: MLPShape, precision: str, tile: int = 64, **options) -> None:
+    """Runs a network in the form for Hopper GPUs, with ``tile`` rows in a program."""
+    config = config_for(precision, (9, 0), 2048, 1, "perceptron")
+    with in_use("perceptron", replace(config, form="hopper", hopper_rows=tile)):
+        _perceptron(shape, precision, **options)
 
 
 def _everything(shape: MLPShape, precision: str) -> None:
@@ -207,7 +224,10 @@ CASES: dict[str, Callable[[], None]] = {
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
     "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16, torch.float16),
     "most rows fp16": partial(_perceptron, _DENOISER, "fp16", rows=_MOST_ROWS),
-    "autocast fp16": partial(_perceptron, _DENOISER, "fp16", y_dtype=torch.float16),
+    # What a training step under autocast runs.
+    "autocast fp16": partial(
+        _perceptron, _DENOISER, "fp16", y_dtype=torch.float16, wanted="layers"
+    ),
     "elementwise": _elementwise,
     **{
         f"many rows {name}": partial(run, shape, precision, rows=_MANY_ROWS)
@@ -278,6 +298,21 @@ HOPPER: dict[str, Callable[[], None]] = {
         "classifier fp16": partial(
             _train_on_hopper, MLPShape((3, 100, 200, 256, 5)), "fp16", classify=True
         ),
+        "drop-in fp16": partial(_perceptron_on_hopper, _DENOISER, "fp16"),
+        "drop-in bf16": partial(_perceptron_on_hopper, _DENOISER, "bf16"),
+        "128 rows drop-in fp16": partial(
+            _perceptron_on_hopper, _DENOISER, "fp16", 128, rows=_MOST_ROWS
+        ),
+        "autocast fp16": partial(
+            _perceptron_on_hopper, _DENOISER, "fp16", y_dtype=torch.float16, wanted="layers"
+        ),
+        "frozen fp16": partial(_perceptron_on_hopper, _DENOISER, "fp16", wanted="x"),
+        "no gradients fp16": partial(_perceptron_on_hopper, _DENOISER, "fp16", wanted="nothing"),
+        "wide drop-in fp16": partial(_perceptron_on_hopper, _deep(512), "fp16"),
+        "wide no gradients fp16": partial(
+            _perceptron_on_hopper, _deep(512), "fp16", wanted="nothing"
+        ),
+        "drop-in gelu": partial(_perceptron_on_hopper, _deep(256, "gelu"), "fp16"),
         "train gelu": partial(_train_on_hopper, _deep(256, "gelu"), "fp16"),
         "uneven": partial(_sample_on_hopper, MLPShape((3, 100, 200, 64, 256, 2)), "fp16"),
         "wide train fp16": partial(_train_on_hopper, _WIDE, "fp16"),

@@ -1,7 +1,7 @@
 """The whole reverse process in one launch on Hopper GPUs; same contract as :mod:`.kernel`.
 
 A program takes a tile of rows through all steps. Points and activations stay in registers, the
-first and the last layer in shared memory; see :mod:`..mlp.hopper`.
+first and the last layer in shared memory; see :mod:`..mlp.hopper_network`.
 """
 
 from typing import Any
@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
-from ..mlp import hopper_wide
 from ..mlp import kernel as mlp
 from ..mlp.chunks import ChunkLayout, chunks_of, guide_chunks_of, ring_of
 from ..mlp.config import chain_config_for
 from ..mlp.hopper import (
     accumulators,
     chunk_descriptor,
-    evaluate,
     open_stream,
     pairs,
     resident,
     zeros,
 )
+from ..mlp.hopper_network import evaluate, resident_first, resident_last
+from ..mlp.hopper_wide import open_stash
 from ..mlp.layout import layout_of
 from ..mlp.operand_weights import operands_of
 from ..philox.kernel import NOISE, normal_pair
@@ -124,16 +124,9 @@ def chain_kernel(
         turns = gl.cdiv(gl.cdiv(rows, ROWS) - gl.program_id(0), gl.num_programs(0))
     last = turns * steps * (EVALUATIONS * CHUNKS)
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, last, PART, RING)
-    LAST_PARTS: gl.constexpr = NET.parts[LAYERS - 2]
-    if NET.wide:
-        w_first = hopper_wide.resident_parts(weights, NET.parts[0], PART, 2 * NET.points, WARPS)
-        w_last = hopper_wide.resident_parts(
-            weights + NET.starts[LAYERS - 1], LAST_PARTS, NET.points, PART, WARPS
-        )
-        stash = hopper_wide.open_stash(w_first.dtype, ROWS, NET)
-    else:
-        w_first = resident(weights, WIDTH, 2 * NET.points, WARPS)
-        w_last = resident(weights + NET.starts[LAYERS - 1], LAST_PARTS * NET.points, PART, WARPS)
+    w_first = resident_first(weights, NET, WARPS)
+    w_last = resident_last(weights, NET, WARPS)
+    stash = open_stash(weights_ptr.dtype.element_ty, ROWS, NET) if NET.wide else None
     if GUIDE is not None:
         PIECES: gl.constexpr = len(GUIDE.pieces)
         GUIDE_WIDTH: gl.constexpr = GUIDE.parts[0] * PART
@@ -185,15 +178,9 @@ def chain_kernel(
                         chosen = gl.where(evaluation == 0, classes - 1, label)
                     row_bias = class_bias + chosen * WIDTH
                 uncond = eps
-                if NET.wide:
-                    eps, number = hopper_wide.evaluate(
-                        x, bias, row_bias, biases, slopes, w_first, w_last, stash, stream, number,
-                        NET,
-                    )  # fmt: skip
-                else:
-                    eps, number = evaluate(
-                        x, bias, row_bias, biases, slopes, w_first, w_last, stream, number, NET
-                    )
+                eps, number = evaluate(
+                    x, bias, row_bias, biases, slopes, w_first, w_last, stash, stream, number, NET
+                )
             grad = None
             if GUIDE is not None:
                 g_bias = guide_time_bias_ptr + (model * steps + step) * GUIDE_WIDTH

@@ -1,7 +1,7 @@
 """The sums of a training step on Hopper GPUs; same contract as :mod:`.kernel`.
 
 The first launch keeps the activations and the gradients of a tile of rows in registers, see
-:mod:`..mlp.hopper_rows`.
+:mod:`..mlp.hopper_network`.
 """
 
 import triton
@@ -12,7 +12,7 @@ from ..adamw.reference import Shadow
 from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..gluon import fence, gl, jit
-from ..mlp import MLPShape, hopper_rows, hopper_wide
+from ..mlp import MLPShape
 from ..mlp import kernel as mlp
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import ring_of, training_chunks_of
@@ -24,8 +24,9 @@ from ..mlp.hopper import (
     open_stream,
     pairs,
     points_operand,
-    resident,
+    store_columns,
 )
+from ..mlp.hopper_network import backward, forward, resident_first, resident_last
 from ..mlp.hopper_rows import TileRows, resident_biases, store_sums
 from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
@@ -80,15 +81,6 @@ def with_features(x, features, live, FIRST: gl.constexpr, WIDTH: gl.constexpr, N
     inside = gl.expand_dims((column >= 0) & (column < WIDTH), 0) & gl.expand_dims(live, 1)
     pointers = gl.expand_dims(features, 1) + gl.expand_dims(column, 0)
     return x + gl.load(pointers, mask=inside, other=0.0)
-
-
-@jit
-def store_columns(pointer, value, STRIDE: gl.constexpr, LAYOUT: gl.constexpr):
-    """Writes columns of a tile that are in their natural order, and returns them."""
-    row = gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, LAYOUT))
-    column = gl.arange(0, value.shape[1], layout=gl.SliceLayout(0, LAYOUT))
-    gl.store(pointer + gl.expand_dims(row * STRIDE, 1) + gl.expand_dims(column, 0), value)
-    return value
 
 
 @jit
@@ -151,25 +143,17 @@ def train_kernel(
     LAYERS: gl.constexpr = NET.rows.layers
     PIECES: gl.constexpr = len(NET.pieces)
     CHUNKS: gl.constexpr = NET.chunks
-    LAST_PARTS: gl.constexpr = NET.parts[LAYERS - 2]
-    OUTPUTS: gl.constexpr = NET.rows.padded[LAYERS]
     INPUT: gl.constexpr = left_operand(PART, ROWS)
     ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.points, ROWS))
-    Y: gl.constexpr = accumulators(OUTPUTS, ROWS)
+    Y: gl.constexpr = accumulators(NET.rows.padded[LAYERS], ROWS)
     model = gl.program_id(1).to(gl.int64)
     flat = flat_ptr + model * NET.rows.shape.num_parameters
     weights = weights_ptr + model * NET.starts[PIECES]
     turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
     chunk_row = gl.program_id(1) * (NET.starts[PIECES] // PART) + NET.starts[1] // PART
     stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
-    if NET.wide:
-        w_first = hopper_wide.resident_parts(weights, NET.parts[0], PART, 2 * NET.points, WARPS)
-        w_last = hopper_wide.resident_parts(
-            weights + NET.starts[PIECES - 1], LAST_PARTS, OUTPUTS, PART, WARPS
-        )
-    else:
-        w_first = resident(weights, NET.parts[0] * PART, 2 * NET.points, WARPS)
-        w_last = resident(weights + NET.starts[PIECES - 1], LAST_PARTS * OUTPUTS, PART, WARPS)
+    w_first = resident_first(weights, NET, WARPS)
+    w_last = resident_last(weights, NET, WARPS)
     biases = resident_biases(flat, NET, WARPS)
     fence()
     seed = gl.load(seed_ptr + model)
@@ -210,14 +194,7 @@ def train_kernel(
             x = with_features(x, features, live, DIM + TIME, CLASS, NET)
         x = points_operand(x, w_first.dtype, NET)
         store_columns(acts, x, NET.rows.activation_columns, INPUT)
-        if NET.wide:
-            y, number = hopper_wide.forward(
-                x, flat, biases, w_first, w_last, stream, number, tile, NET
-            )
-        else:
-            y, number = hopper_rows.forward(
-                x, flat, biases, w_first, w_last, stream, number, tile, NET
-            )
+        y, number = forward(x, flat, biases, w_first, w_last, stream, number, tile, NET)
         alive = gl.convert_layout(live, gl.SliceLayout(1, Y), assert_trivial=True)
         terms = gl.where(alive, 1.0, 0.0)
         if labels_ptr is None or CLASS > 0:
@@ -233,10 +210,7 @@ def train_kernel(
         target = grads + (NET.rows.columns[LAYERS] - NET.rows.columns[1])
         store_columns(target, grad, NET.rows.gradient_columns, Y)
         grad = gl.convert_layout(grad, INPUT, assert_trivial=True)
-        if NET.wide:
-            number = hopper_wide.backward(grad, flat, w_last, stream, number, tile, NET)
-        else:
-            number = hopper_rows.backward(grad, flat, w_last, stream, number, tile, NET)
+        number = backward(grad, flat, None, w_last, stream, number, tile, NET)[1]
 
 
 def buffers_of(

@@ -1,4 +1,4 @@
-"""Candidates for the tile sizes, and the search for faster ones."""
+"""The search for faster tile sizes, and the file that it writes."""
 
 import json
 import os
@@ -6,151 +6,30 @@ import signal
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-import triton
 
 from flashpoint.bench import operations, tune
 from flashpoint.bench.candidates import (
-    TUNED,
     WORKS,
     Candidate,
     Compiler,
-    candidates,
     chunks,
-    forms_of,
-    queue,
-    too_large,
 )
 from flashpoint.bench.record import Record
 from flashpoint.bench.timing import Runner, Timing, paired
 from flashpoint.bench.tune import Search, TuneBench, crossed, tuned_file
 from flashpoint.diffusion import UserError
 from flashpoint.kernels import adamw_
-from flashpoint.kernels.adamw import kernel as adamw
 from flashpoint.kernels.mlp import config
-from flashpoint.kernels.mlp import kernel as mlp
-from flashpoint.kernels.sample_chain import kernel as sample_chain
-from flashpoint.kernels.train_step import kernel as train_step
 
 from ..kernels.processes import run_compiled
 
 CPU, HOPPER = torch.device("cpu"), (9, 0)
-STEP, MANY, MOST, CHAIN, FREE, GUIDED, ADAMW = WORKS
-
-
-def in_launches():
-    """Returns the configurations of training, the perceptron, chains and AdamW on Hopper."""
-    chain = partial(sample_chain.chain_config_for, "fp16", HOPPER, 2048, 1)
-    return (
-        train_step.config_for("fp16", HOPPER, 2048, 1),
-        mlp.config_for("fp16", HOPPER, 2048, 1),
-        chain(guided=False, classifier_free=False),
-        chain(guided=False, classifier_free=True),
-        chain(guided=True, classifier_free=False),
-        adamw.config_for("fp16", HOPPER, 0, 1, "adamw"),
-    )
-
-
-@pytest.mark.parametrize("work", WORKS)
-def test_kernels_use_a_candidate_and_then_again_the_shipped_one(work):
-    before, candidate = in_launches(), replace(work.shipped(HOPPER), stages=7)
-    with config.in_use(work.kernel, candidate):
-        changed_ones = in_launches()
-    uses = ("mlp", "mlp", "chain", "classifier-free chain", "guided chain", "adamw")
-    expected = [
-        candidate if used == work.kernel else old for used, old in zip(uses, before, strict=True)
-    ]
-    assert list(changed_ones) == expected
-    assert in_launches() == before
-
-
-@pytest.mark.parametrize("tuned", TUNED.values(), ids=TUNED)
-def test_candidates_are_all_other_sizes_and_small_changes_come_first(tuned):
-    shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
-    changes_of = candidates(tuned, shipped, ("portable",))
-    found = [replace(shipped, **changes) for changes in changes_of]
-    number = torch.tensor([len(values) for values in tuned.sizes.values()]).prod()
-    assert len(set(found)) == len(found) == number - 1
-    assert shipped not in found
-    possible = [one for one in changes_of if not too_large(tuned, replace(shipped, **one))]
-    assert possible == changes_of[: len(possible)]
-    assert [len(one) for one in possible] == sorted(len(one) for one in possible)
-
-
-@pytest.mark.parametrize("name", ["training", "chain", "classifier-free chain", "guided chain"])
-def test_kernels_have_candidates_in_the_form_for_hopper(name, monkeypatch):
-    tuned = TUNED[name]
-    forms = forms_of(tuned, HOPPER)
-    shipped = config.config_for("fp16", HOPPER, 2048, 1, tuned.kernel)
-    found = [one for one in candidates(tuned, shipped, forms) if one.get("form") == "hopper"]
-    assert [one.get("hopper_rows", 64) for one in found] == [64] * 3 + [128] * 3
-    assert [one.get("hopper_ring", 6) for one in found] == [6, 5, 4] * 2
-    chosen = replace(shipped, form="hopper", hopper_ring=4)
-    back = candidates(tuned, chosen, forms)
-    assert {"form": "portable"} in back
-    assert {"hopper_ring": 6} in back
-    assert len(back) == len(candidates(tuned, shipped, forms))
-    assert forms_of(tuned, (10, 0)) == forms_of(TUNED["AdamW"], HOPPER) == ("portable",)
-    monkeypatch.setattr(triton, "__version__", "3.10.0")
-    assert forms_of(tuned, HOPPER) == ("portable",)
-
-
-def test_weight_gradients_leave_the_form_of_a_training_step_alone():
-    tuned, step = TUNED["weight gradients"], replace(STEP.shipped(HOPPER), form="hopper")
-    found = candidates(tuned, step, forms_of(tuned, HOPPER))
-    assert found
-    assert all("form" not in changes for changes in found)
-    wrong = replace(step, grad_rows=128)
-    assert too_large(tuned, wrong) == "tiles of 64 rows are not multiples of grad_rows=128"
-    assert too_large(TUNED["training"], wrong) is not None
-    assert too_large(TUNED["training"], replace(wrong, hopper_rows=128)) is None
-
-
-def test_what_is_shipped_is_a_value_that_is_tried():
-    for work in WORKS:
-        sizes = asdict(work.shipped(HOPPER))
-        for name in work.kernels:
-            assert all(sizes[size] in values for size, values in TUNED[name].sizes.items())
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({}, None),
-        ({"rows": 128}, "128 accumulators in each thread"),
-        ({"reduce": 128, "stages": 4}, "320 KiB of shared memory"),
-    ],
-)
-def test_sizes_that_cannot_be_fast(changes, why):
-    assert too_large(TUNED["training"], replace(STEP.shipped(HOPPER), **changes)) == why
-
-
-def test_the_first_candidates_are_one_of_each_kernel_at_each_work():
-    waiting = queue(WORKS, HOPPER, tuple(TUNED), None)
-    first = [(one.work, one.kernel) for one in waiting[:10]]
-    assert first == [(work, name) for work in WORKS for name in work.kernels]
-    assert [one.config.form for one in waiting[:10]].count("hopper") == 6
-    few = queue(WORKS, HOPPER, ("chain",), 2)
-    assert [one.kernel for one in few] == ["chain"] * 2
-    assert all(one.config == replace(one.work.shipped(HOPPER), **one.changes) for one in waiting)
-
-
-NARROW = """
-from dataclasses import replace
-from flashpoint.bench.candidates import TUNED, WORKS, compile_candidate
-shipped = WORKS[3].shipped((9, 0))
-print(compile_candidate(90, TUNED["chain"], replace(shipped, out=64)))
-"""
-
-
-def test_bad_code_is_found_without_a_gpu():
-    done = run_compiled("-c", NARROW)
-    assert "chain_kernel" in done.stdout, done.stderr
-    assert "tensor cores" in done.stdout or "serialised" in done.stdout
+STEP, MANY, MOST, FEW, MORE, CHAIN, FREE, GUIDED, ADAMW = WORKS
 
 
 def test_a_dry_search_says_what_is_left_and_leaves_it_compiled(tmp_path):
@@ -200,37 +79,6 @@ def test_interpreted_kernels_are_not_tuned(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(UserError, match="TRITON_INTERPRET must not be 1"):
         Compiler(HOPPER, 1)
-
-
-TRAINER = """
-from flashpoint.bench.peers.ours import Ours
-from flashpoint.bench.problem import states_problem
-from flashpoint.kernels.resources import MAIN, launches
-from flashpoint.kernels.train_step.kernel import buffers_of, training_sums
-from flashpoint.kernels.adamw import shadow_of
-from flashpoint.kernels.reduce_grad.reference import empty_parts
-import torch
-
-engine = Ours(states_problem(), torch.device("cpu"), "half").trainer(2048, False).engine
-
-def step():
-    buffers, splits = buffers_of(engine.data, engine.shape, 1, 2048, "fp16")
-    sums = empty_parts(engine.parameters, 1, splits, engine.shape.num_parameters + 2)
-    shadow = shadow_of(engine.parameters, engine.shape, "fp16")
-    training_sums(engine.parameters, engine.shape, engine.data, sums, shadow, buffers,
-                  batch_size=2048, seed=engine.seeds, step=engine._step_numbers[0],
-                  refresh=None, first_row=0, rows=2048, add=False)
-
-kept = launches(90, {"": MAIN["train fp16"]})
-for name, launch in launches(90, {"": step}).items():
-    if name in (": train_kernel", ": weight_gradient_kernel"):
-        print(launch == kept[name])
-"""
-
-
-def test_what_is_compiled_beforehand_is_what_training_launches():
-    done = run_compiled("-c", TRAINER)
-    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 def made(work, kernel, changes, speedup=None):
@@ -295,8 +143,24 @@ def test_without_faster_candidates_the_file_says_what_ships(tmp_path, monkeypatc
         config.steps_of.cache_clear()
 
 
-def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
-    found = [
+@pytest.fixture
+def after(tmp_path, monkeypatch):
+    """A function that ships candidates, and returns the configuration of each work then."""
+
+    def ship(found):
+        (tmp_path / "sm_90.json").write_text(json.dumps(tuned_file(found, HOPPER, "a GPU")))
+        (tmp_path / "sm_80.json").write_text((config.CONFIGS / "sm_80.json").read_text())
+        monkeypatch.setattr(config, "CONFIGS", tmp_path)
+        config.steps_of.cache_clear()
+        return {work: work.shipped(HOPPER) for work in WORKS}
+
+    yield ship
+    config.steps_of.cache_clear()
+
+
+def test_the_file_makes_calls_use_the_fastest_candidates(after):
+    before = {work: work.shipped(HOPPER) for work in WORKS}
+    found = after([
         made(STEP, "training", {"stages": 4}, 1.3),
         made(STEP, "crossed", {"stages": 2, "grad_rows": 32}, 1.4),
         made(MOST, "training", {"rows": 64}, 1.5),
@@ -304,25 +168,45 @@ def test_the_file_makes_calls_use_the_fastest_candidates(tmp_path, monkeypatch):
         made(CHAIN, "chain", {"stages": 4}),
         made(FREE, "classifier-free chain", {"form": "hopper", "hopper_rows": 128}, 2.0),
         made(ADAMW, "AdamW", {"adamw_block": 256, "adamw_warps": 2}, 1.2),
+    ])  # fmt: skip
+    assert found == before | {
+        STEP: replace(before[STEP], stages=2, grad_rows=32),
+        MOST: replace(before[MOST], rows=64),
+        FREE: replace(before[FREE], form="hopper", hopper_rows=128),
+        ADAMW: replace(before[ADAMW], adamw_block=256, adamw_warps=2),
+    }
+    assert config.config_for("fp16", HOPPER, 2**20, 1).rows == 64
+
+
+@pytest.mark.parametrize(
+    ("hopper", "portable", "form"),
+    [((2.0, 1.5), (1.3, 1.6), "hopper"), ((2.0, 0.9), (1.3, 1.6), "portable"),
+     ((1.2, 1.2), (1.3, 1.6), "portable")],
+)  # fmt: skip
+def test_the_perceptron_has_the_same_form_for_all_rows(after, hopper, portable, form):
+    shipped = {work: work.shipped(HOPPER) for work in (FEW, MORE)}
+    found = [
+        made(work, "drop-in", changes, speedups[place])
+        for place, work in enumerate((FEW, MORE))
+        for changes, speedups in (({"form": "hopper"}, hopper), ({"stages": 4}, portable))
     ]
-    before = {work: work.shipped(HOPPER) for work in WORKS}
-    (tmp_path / "sm_90.json").write_text(json.dumps(tuned_file(found, HOPPER, "a GPU")))
-    oldest = (config.CONFIGS / "sm_80.json").read_text()
-    (tmp_path / "sm_80.json").write_text(oldest)
-    monkeypatch.setattr(config, "CONFIGS", tmp_path)
-    config.steps_of.cache_clear()
-    try:
-        after = {work: work.shipped(HOPPER) for work in WORKS}
-        assert config.config_for("fp16", HOPPER, 2**20, 1).rows == 64
-    finally:
-        config.steps_of.cache_clear()
-    assert after[STEP] == replace(before[STEP], stages=2, grad_rows=32)
-    assert after[MANY] == before[MANY]
-    assert after[MOST] == replace(before[MOST], rows=64)
-    assert after[CHAIN] == before[CHAIN]
-    assert after[FREE] == replace(before[FREE], form="hopper", hopper_rows=128)
-    assert after[GUIDED] == before[GUIDED]
-    assert after[ADAMW] == replace(before[ADAMW], adamw_block=256, adamw_warps=2)
+    changes = {"form": "hopper"} if form == "hopper" else {"stages": 4}
+    search = Search(HOPPER, Record(None), 3, None, found)
+    lines = list(search.winners())
+    assert sum("left out" in line for line in lines) == sum(
+        (ours > theirs) != (form == "hopper") for ours, theirs in zip(hopper, portable, strict=True)
+    )
+    now = after(found)
+    assert [now[work] for work in shipped] == [
+        replace(config, **changes) for config in shipped.values()
+    ]
+
+
+def test_the_steps_of_the_perceptron_are_those_that_are_tuned():
+    """Others would keep a form when it changes."""
+    for capability in ((8, 0), HOPPER, (10, 0)):
+        steps = config.steps_of("fp16", capability, "perceptron")
+        assert {tiles for tiles, _ in steps} == {FEW.tiles, MORE.tiles}
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +258,7 @@ def test_a_right_candidate_is_timed_beside_the_shipped_one(bench, monkeypatch):
 
 
 def test_checks_are_those_of_the_work(bench):
-    for work in (replace(one, rows=200) for one in (STEP, CHAIN, FREE, GUIDED, ADAMW)):
+    for work in (replace(one, rows=200) for one in (STEP, FEW, CHAIN, FREE, GUIDED, ADAMW)):
         error, tolerance = bench.error(work, replace(work.shipped(HOPPER), out=128))
         assert error < 1e-4 <= tolerance
 
@@ -417,7 +301,7 @@ def test_results_are_written_as_they_come(bench, tmp_path, monkeypatch):
     search = Search(HOPPER, Record(tmp_path), 3, bench)
     one, another = (made(STEP, "training", {"stages": n}) for n in (4, 2))
     search.run([one], time.monotonic() + 60)
-    assert json.loads(search.path.read_text())["half"]["mlp"][0]["stages"] == 4
+    assert json.loads(search.path.read_text())["half"]["training"][0]["stages"] == 4
     search.run([another], time.monotonic() - 1)
     assert another.unavailable == "no time was left for it"
     results = json.loads((tmp_path / "record.json").read_text())["stages"]["tune"]["results"]

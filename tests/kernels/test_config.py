@@ -31,7 +31,7 @@ CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
 @pytest.fixture
 def large_tiles(monkeypatch):
     """The configuration of many rows for any number of them."""
-    largest = config.steps_of("fp16", (9, 0), "mlp")[-1][1]
+    largest = config.steps_of("fp16", (9, 0), "training")[-1][1]
     assert largest.rows == 128
     monkeypatch.setattr(config, "steps_of", lambda *_: ((0, largest),))
 
@@ -115,7 +115,7 @@ def written(tmp_path, monkeypatch):
     steps_of.cache_clear()
 
 
-@pytest.mark.parametrize("kernel", HOPPER_KERNELS)
+@pytest.mark.parametrize("kernel", [each for each in HOPPER_KERNELS if each != "perceptron"])
 def test_an_entry_turns_a_form_on_and_off_from_so_many_tiles(kernel, written):
     written(kernel)
     before = config_for("fp16", (9, 0), 1, 1, kernel)
@@ -132,6 +132,18 @@ def test_an_entry_turns_a_form_on_and_off_from_so_many_tiles(kernel, written):
     assert some == replace(before, form="hopper", hopper_ring=4)
     assert many == replace(some, hopper_rows=128)
     assert most == replace(many, form="portable", rows=128)
+
+
+def test_the_perceptron_has_one_form_for_all_rows(written):
+    """Compiled code must not depend on the number of rows."""
+    written("perceptron", {"form": "hopper"}, {"tiles": 133, "hopper_rows": 128})
+    few, many = (config_for("fp16", (9, 0), 64 * n, 1, "perceptron") for n in (1, 133))
+    assert (few.form, few.hopper_rows) == ("hopper", 64)
+    assert (many.form, many.hopper_rows) == ("hopper", 128)
+    written("perceptron", {"tiles": 133, "form": "hopper"})
+    message = "perceptron: form must be the same for all tiles, got portable, hopper"
+    with pytest.raises(ValueError, match=message):
+        config_for("fp16", (9, 0), 64, 1, "perceptron")
 
 
 def test_the_portable_form_is_shipped_everywhere():
@@ -171,7 +183,7 @@ def test_kernels_and_sizes_of_a_file_are_those_that_exist(monkeypatch):
             steps_of.__wrapped__("fp16", (9, 0), "chain")
 
     sizes = config.table_of("half", (9, 0))["all"]
-    refused({"all": sizes, "chian": []}, "kernels must be among all, mlp, .*, got chian$")
+    refused({"all": sizes, "chian": []}, "kernels must be among all, training, .*, got chian$")
     refused({"chain": []}, "all sizes must be given, got none for adamw_block, .*, warps$")
     few = {name: size for name, size in sizes.items() if name != "out"}
     refused({"all": few}, "all sizes must be given, got none for out$")

@@ -151,7 +151,7 @@ def test_other_networks_and_parts_of_a_batch(device, shape, options, tile, add):
     options = {"step": 3, "refresh": None, "add": add} | options
     wanted = sums_of(kernel, parameters, shape, data, 300, "fp16", **options)
     config = replace(config_for("fp16", HOPPER, 300, 2), form="hopper", hopper_rows=tile)
-    with in_use("mlp", config):
+    with in_use("training", config):
         actual = sums_of(hopper, parameters, shape, data, 300, "fp16", **options)
     agree(actual, wanted, shape)
 
@@ -234,7 +234,7 @@ def test_trainings_in_both_forms_agree(device):
     portable = config_for("fp16", HOPPER, 2048, 1)
     ends = []
     for form in ("portable", "hopper", "hopper"):
-        with in_use("mlp", replace(portable, form=form)):
+        with in_use("training", replace(portable, form=form)):
             ends.append(trained(start.clone(), shape, data, form))
     assert relative_error(ends[1] - start, ends[0] - start) <= 1e-2
     assert torch.equal(ends[1], ends[2])
