@@ -31,6 +31,7 @@ from ..diffusion.files import save_json
 from ..kernels.mlp import config as table
 from ..kernels.mlp.config import Config
 from .candidates import (
+    CHUNKED,
     TUNED,
     WORKS,
     Candidate,
@@ -220,7 +221,7 @@ def winners_of(
     The works of the perceptron take the same form. It is one that is shipped, or faster at each of
     them, and of two such forms the one with the larger product of speedups.
     """
-    best = {work: next(iter(_fastest(found, work)), None) for work in WORKS}
+    best = {work: next(iter(_fastest(found, work)), None) for work in (*WORKS, CHUNKED)}
     works = [work for work in WORKS if work.kernel == "perceptron"]
     most = 0.0
     for form in table.FORMS:
@@ -298,7 +299,7 @@ class Search:
         """Yields the fastest candidate of each work, and how to ship them."""
         chosen = winners_of(self.found, self.capability)
         for work in dict.fromkeys(one.work for one in self.found):
-            best = chosen.get(work)
+            best = chosen[work]
             yield f"{work.title}: {'the fastest is' if best else 'nothing is faster'}"
             if best:
                 yield best.line

@@ -50,6 +50,7 @@ PARTS = {
     "kernels/test_mlp_kernel.py": 5,
     "kernels/test_hopper_on_a_gpu.py": 4,
     "kernels/test_train_step_hopper.py": 4,
+    "kernels/test_mlp_hopper.py": 4,
     "kernels/test_on_a_gpu.py": 2,
     "kernels/test_same_run.py": 3,
     "diffusion/test_same_on_both_devices.py": 2,

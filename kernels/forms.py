@@ -18,7 +18,7 @@ from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
 # Versions of triton whose names in Gluon :mod:`.gluon` knows, with which kernels were compiled.
 _KNOWN = ("3.6", "3.9")
 HOPPER = (9, 0)
-# Operations by the kernel in the table that runs them.
+# The kernel in the table that runs each operation.
 _OPERATIONS = {
     "training step": "training",
     "perceptron": "perceptron",

@@ -61,7 +61,8 @@ def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
             (len(exact), piece.down * piece.height, piece.across * piece.width)
         )
         weight[:, :out, :width] = exact
-        if piece.layer == 0 and layout.net.split:  # the rest of an input meets the same weight
+        # The rest of an input meets the same weight.
+        if piece.layer == 0 and layout.rest is not None:
             weight[:, :out, layout.rest : layout.rest + width] = exact
         blocks = weight.view(-1, piece.down, piece.height, piece.across, piece.width)
         blocks = blocks.permute((0, 3, 1, 2, 4) if piece.by_input else (0, 1, 3, 2, 4))

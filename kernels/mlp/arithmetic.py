@@ -91,7 +91,7 @@ def largest_magnitude(pointer, stride_row, stride_column, size, block, WIDTH: tl
         block: int32, the numbers from 0 on, as many as are read at once.
     """
     BLOCK: tl.constexpr = block.shape[0]
-    most = block * 0
+    most = block * 0  # in its layout, which a caller in Gluon has chosen
     for start in range(0, size, 4 * BLOCK):
         for i in tl.static_range(4):  # loads go out side by side
             element = start + i * BLOCK + block

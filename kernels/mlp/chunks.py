@@ -352,7 +352,7 @@ def _gap_of_room(chunks: int, fewest: int) -> str | None:
     """Returns why shared memory has too little room for the chunks of a network, or None."""
     if chunks >= fewest:
         return None
-    return f"shared memory has room for {chunks} chunks of weights, fewer than {fewest}"
+    return f"shared memory has room for {chunks} of the {fewest} chunks of weights that it needs"
 
 
 def ring_of(config: Config, net: ChunkLayout, guide: GuideLayout | None) -> int:

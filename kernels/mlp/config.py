@@ -11,7 +11,7 @@ replace them in calls of at least so many ``tiles`` of 64 rows, over all models;
 each replaces sizes of those before. ``python -m flashpoint.bench tune`` times other sizes.
 
 Kernels of :data:`HOPPER_KERNELS` have a second form, for Hopper GPUs alone. An entry turns it on,
-and another one may turn it off again for more tiles::
+and another one may turn it off again for more tiles; the perceptron has one form for all tiles::
 
     "chain": [{"form": "hopper", "hopper_rows": 64, "why": "..."}]
 
@@ -46,7 +46,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 KERNELS = ("training", "perceptron", "chain", "classifier-free chain", "guided chain", "adamw")
 FORMS = ("portable", "hopper")
 # Kernels that have the Hopper form.
-HOPPER_KERNELS = KERNELS[:-1]
+HOPPER_KERNELS = tuple(kernel for kernel in KERNELS if kernel != "adamw")
 # Rows of the tiles that a call is counted in to choose its sizes.
 COUNTED = 64
 # Rows of the largest tile.
@@ -210,14 +210,6 @@ def _check_forms(kernel: str, forms: list[str]) -> None:
         raise ValueError(f"form must be portable, others are for {others}, got 'hopper'")
     if kernel == "perceptron" and len(set(forms)) > 1:
         raise ValueError(f"form must be the same for all tiles, got {', '.join(forms)}")
-
-
-def form_of_perceptron(precision: str, capability: tuple[int, int]) -> Config:
-    """Returns a configuration with the form of the perceptron, which is the same for all rows.
-
-    Else compiled code would depend on the number of rows: each form saves tensors of its own.
-    """
-    return config_for(precision, capability, 0, 1, "perceptron")
 
 
 def table_of(precision: str, capability: tuple[int, int]) -> dict[str, Any]:

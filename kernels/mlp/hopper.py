@@ -106,6 +106,18 @@ def block_of(pointer, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr):
 
 
 @jit
+def resident_parts(
+    pointer, PARTS: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr
+):
+    """Returns operand weights [PARTS, OUT, IN] in shared memory, where they stay."""
+    DTYPE: gl.constexpr = pointer.dtype.element_ty
+    weights = gl.allocate_shared_memory(DTYPE, [PARTS, OUT, IN], swizzled([OUT, IN], DTYPE))
+    for part in gl.static_range(PARTS):
+        weights.index(part).store(block_of(pointer + part * (OUT * IN), OUT, IN, WARPS))
+    return weights
+
+
+@jit
 def open_stream(
     descriptor, row, CHUNKS: gl.constexpr, last, PART: gl.constexpr, RING: gl.constexpr
 ):
@@ -170,10 +182,8 @@ def points_operand(x, DTYPE: gl.constexpr, NET: gl.constexpr):
 
 
 @jit
-def load_columns(
-    pointer, stride_row, stride_column, live, WIDTH: gl.constexpr, COLUMNS: gl.constexpr
-):
-    """Returns WIDTH columns of a tile in the layout of sums, fp32 [ROWS, COLUMNS], else 0.
+def load_tile(pointer, stride_row, stride_column, live, WIDTH: gl.constexpr, COLUMNS: gl.constexpr):
+    """Returns the first WIDTH columns of a tile, fp32 [ROWS, COLUMNS]; all other numbers are 0.
 
     Args:
         live: bool [ROWS], False for rows of zeros.
@@ -188,8 +198,8 @@ def load_columns(
 
 
 @jit
-def store_rows(pointer, value, live, WIDTH: gl.constexpr):
-    """Writes the first WIDTH columns of a tile, those of its rows that are live, contiguous."""
+def store_tile(pointer, value, live, WIDTH: gl.constexpr):
+    """Writes the first WIDTH columns of the live rows of a tile, which are contiguous."""
     LAYOUT: gl.constexpr = accumulators(value.shape[1], value.shape[0])
     row = gl.expand_dims(gl.arange(0, value.shape[0], layout=gl.SliceLayout(1, LAYOUT)), 1)
     column = gl.expand_dims(gl.arange(0, value.shape[1], layout=gl.SliceLayout(0, LAYOUT)), 0)

@@ -1,10 +1,9 @@
 """The fused multi-layer perceptron on Hopper GPUs; same contract as :mod:`.kernel`.
 
-A tile of rows goes through all layers in registers, see :mod:`.hopper_rows`. Nothing leaves them
-but what the backward pass and the weight gradients read.
+A tile of rows goes through all layers, see :mod:`.hopper_network`. A narrow network leaves to
+memory only what the backward pass and the weight gradients read.
 """
 
-import torch
 import triton
 from torch import Tensor
 
@@ -20,11 +19,11 @@ from .hopper import (
     accumulators,
     chunk_descriptor,
     left_operand,
-    load_columns,
+    load_tile,
     open_stream,
     points_operand,
     store_columns,
-    store_rows,
+    store_tile,
 )
 from .hopper_network import backward as backward_tile
 from .hopper_network import forward as forward_tile
@@ -90,7 +89,7 @@ def forward_kernel(
         if z_ptr is not None:
             z = z_ptr + (model * acts_rows + first) * NET.rows.z_columns
         x = x_ptr + model * x_stride_model + first * x_stride_row
-        x = load_columns(x, x_stride_row, x_stride_column, live, NET.dim, NET.points)
+        x = load_tile(x, x_stride_row, x_stride_column, live, NET.dim, NET.points)
         x = points_operand(x, w_first.dtype, NET)
         if SAVE:
             store_columns(acts, x, NET.rows.activation_columns, INPUT)
@@ -98,7 +97,7 @@ def forward_kernel(
         y, number = forward_tile(x, flat, biases, w_first, w_last, stream, number, tile, NET)
         OUT: gl.constexpr = NET.rows.shape.widths[LAYERS]
         live = gl.convert_layout(live, Y_ROW, assert_trivial=True)
-        store_rows(y_ptr + (model * rows + first) * OUT, y, live, OUT)
+        store_tile(y_ptr + (model * rows + first) * OUT, y, live, OUT)
 
 
 @jit(do_not_specialize=[*VARYING, "tiles"], do_not_specialize_on_alignment=UNALIGNED)
@@ -114,8 +113,8 @@ def backward_kernel(
     Args:
         grad_y_ptr ... rows: as in :func:`.kernel.backward_kernel`, but hidden features are in
             fragment order, and ``slope_parts_ptr`` has a number for each warp instead of each tile.
-            It is None without SAVE, and so is ``grads_ptr`` unless the network is wide, as
-            ``acts_ptr`` is on the way forward. ``grad_x_ptr`` is None to leave out the gradient
+            It is not written without SAVE. Then ``grads_ptr`` is None unless the network is wide,
+            as ``acts_ptr`` is on the way forward. ``grad_x_ptr`` is None to leave out the gradient
             of x.
         weights_ptr, chunks_desc, tiles: as in :func:`forward_kernel`.
         NET, ROWS, RING: as there.
@@ -169,7 +168,7 @@ def backward_kernel(
         if SAVE:
             parts = slope_parts_ptr + (model * (LAYERS - 1) * tiles + tile_number) * WARPS
         grad = grad_y_ptr + first * grad_y_stride_row
-        grad = load_columns(grad, grad_y_stride_row, grad_y_stride_column, live, OUT, OUTPUTS)
+        grad = load_tile(grad, grad_y_stride_row, grad_y_stride_column, live, OUT, OUTPUTS)
         grad = (grad * scale).to(w_last.dtype)
         if SAVE:
             target = grads + (NET.rows.columns[LAYERS] - NET.rows.columns[1])
@@ -180,7 +179,7 @@ def backward_kernel(
         if grad_x_ptr is not None:
             live = gl.convert_layout(live, X_ROW, assert_trivial=True)
             pointer = grad_x_ptr + (model * rows + first) * NET.dim
-            store_rows(pointer, grad_x * inverse, live, NET.dim)
+            store_tile(pointer, grad_x * inverse, live, NET.dim)
 
 
 def forward(
@@ -194,7 +193,7 @@ def forward(
 ) -> tuple[Tensor, Saved]:
     """Returns y = MLP(x) and the saved tensors; see :func:`.kernel.forward`.
 
-    Those of rows are empty without ``save``.
+    Without ``save`` the activations are empty, or scratch memory of a wide network.
     """
     net = training_chunks_of(layout_of(shape, precision))
     weights, flat = operands_of_layers(layers, net, x.shape[0] if x.dim() == 3 else 1)
@@ -239,11 +238,6 @@ def _scratch_rows(programs: int, net: TrainingLayout, config: Config) -> int:
     return programs * config.hopper_rows if net.wide else 0
 
 
-def rows_of_tile(rows: int, models: int, precision: str, device: torch.device) -> int:
-    """Returns the rows of a tile of a call."""
-    return config_for(precision, capability_of(device), rows, models, "perceptron").hopper_rows
-
-
 def write_gradients(
     grad_y: Tensor,
     saved: Saved,
@@ -263,11 +257,10 @@ def write_gradients(
     config = config_for(precision, capability_of(grad_y.device), rows, models, "perceptron")
     z = saved.activations if saved.preactivations is None else saved.preactivations
     tiles, warps = triton.cdiv(rows, config.hopper_rows), config.hopper_rows // _WARP_ROWS
-    programs, slope_parts = min(tiles, slots(models, grad_y.device)), None
+    programs = min(tiles, slots(models, grad_y.device))
     buffer_rows = _scratch_rows(programs, net, config) if grad is None else z.shape[1]
     grads = z.new_empty((models, buffer_rows, net.rows.gradient_columns))
-    if grad is not None:
-        slope_parts = saved.flat.new_empty((models, net.rows.layers - 1, tiles * warps))
+    slope_parts = saved.flat.new_empty((models, net.rows.layers - 1, tiles * warps))
     abs_max, measure = abs_max_of(grad_y, models, precision)
     with device_of(grad_y):
         backward_kernel[programs, models](

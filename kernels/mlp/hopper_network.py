@@ -10,13 +10,13 @@ from . import hopper, hopper_rows, hopper_wide
 
 
 @jit
-def resident_parts(
+def resident_layer(
     pointer, PARTS: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, NET: gl.constexpr,
     WARPS: gl.constexpr,
 ):  # fmt: skip
     """Returns parts [OUT, IN] of a layer in shared memory, where they stay."""
     if NET.wide:
-        return hopper_wide.resident_parts(pointer, PARTS, OUT, IN, WARPS)
+        return hopper.resident_parts(pointer, PARTS, OUT, IN, WARPS)
     else:
         return hopper.resident(pointer, PARTS * OUT, IN, WARPS)
 
@@ -24,7 +24,7 @@ def resident_parts(
 @jit
 def resident_first(weights, NET: gl.constexpr, WARPS: gl.constexpr):
     """Returns the first layer in shared memory."""
-    return resident_parts(weights, NET.parts[0], NET.part, 2 * NET.points, NET, WARPS)
+    return resident_layer(weights, NET.parts[0], NET.part, 2 * NET.points, NET, WARPS)
 
 
 @jit
@@ -33,7 +33,7 @@ def resident_last(weights, NET: gl.constexpr, WARPS: gl.constexpr):
     LAST: gl.constexpr = len(NET.pieces) - 1
     PARTS: gl.constexpr = NET.pieces[LAST].across
     HEIGHT: gl.constexpr = NET.pieces[LAST].height
-    return resident_parts(weights + NET.starts[LAST], PARTS, HEIGHT, NET.part, NET, WARPS)
+    return resident_layer(weights + NET.starts[LAST], PARTS, HEIGHT, NET.part, NET, WARPS)
 
 
 @jit
@@ -72,7 +72,7 @@ def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.conste
 
     Args:
         grad_y: gradient of the output, [ROWS, outputs], as left operand.
-        w_first: None for a gradient of the input that is 0.
+        w_first: None if the gradient of the input is not wanted; zeros are returned.
     """
     if NET.wide:
         return hopper_wide.backward(grad_y, flat, w_first, w_last, stream, number, tile, NET)

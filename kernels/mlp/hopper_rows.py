@@ -1,14 +1,16 @@
-"""Device functions for Hopper GPUs that train a network on a tile of rows, in registers.
+"""Device functions for Hopper GPUs that take a tile of rows through a network and back.
 
-The weight gradients need the activations of all rows and the gradients of all pre-activations. They
-leave the registers in fragment order (:mod:`.layout`): 16 bytes of each thread side by side. A
-thread reads only pre-activations that it has written itself, so no barrier is needed.
+Activations stay in registers. The weight gradients need those of all rows, and the gradients of all
+pre-activations. They leave the registers in fragment order (:mod:`.layout`): 16 bytes of each
+thread side by side. A thread reads only pre-activations that it has written itself, so no barrier
+is needed.
 
 Names in these functions, besides those of :mod:`.hopper`:
 
 * NET: :class:`~.chunks.TrainingLayout` of the networks;
 * ``tile``: the tile's rows in memory, a :class:`TileRows`;
-* ``w_last``: the last layer in shared memory, [parts * outputs, part].
+* ``w_first``, ``w_last``: the first and the last layer in shared memory,
+  [parts * part, 2 * points] and [parts * outputs, part].
 """
 
 from typing import Any, NamedTuple
@@ -378,8 +380,7 @@ def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.conste
 
     Args:
         grad_y: gradient of the output, [ROWS, outputs], as left operand.
-        w_first: the first layer in shared memory, [parts * part, 2 * points]; None for a gradient
-            of the input that is 0.
+        w_first: None if the gradient of the input is not wanted; zeros are returned.
     """
     PARTS: gl.constexpr = NET.parts[NET.rows.layers - 2]
     FIRST_PARTS: gl.constexpr = NET.parts[0]

@@ -24,13 +24,11 @@ from .hopper import (
     accumulators,
     activated,
     bias_of,
-    block_of,
     left_operand,
     part_of_first_layer,
     points_operand,
     ready,
     refill,
-    swizzled,
     zeros,
 )
 from .hopper_rows import (
@@ -78,20 +76,8 @@ def ended(sums, stream, number):
     return sums
 
 
-@jit
-def resident_parts(
-    pointer, PARTS: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, WARPS: gl.constexpr
-):
-    """Returns operand weights [PARTS, OUT, IN] in shared memory, where they stay."""
-    DTYPE: gl.constexpr = pointer.dtype.element_ty
-    weights = gl.allocate_shared_memory(DTYPE, [PARTS, OUT, IN], swizzled([OUT, IN], DTYPE))
-    for part in gl.static_range(PARTS):
-        weights.index(part).store(block_of(pointer + part * (OUT * IN), OUT, IN, WARPS))
-    return weights
-
-
 @triton.constexpr_function
-def stashed(columns, rows):
+def stash_fragments(columns, rows):
     """Returns the layout of a part in a stash: 16 bytes are what a thread gives to one wgmma.
 
     In another order they would have to be moved before each product.
@@ -122,14 +108,16 @@ def put(stash, part, y, slope, NET: gl.constexpr):
     h = activated(y, slope, COLUMNS, stash.dtype, NET)
     h = h.reshape([ROWS // 16, 2, 8, COLUMNS // 16, 2, 4, 2])  # [warp, 8, row, step, 8, column, 2]
     h = h.permute((3, 0, 2, 5, 4, 1, 6)).reshape([ROWS * COLUMNS])
-    stash.index(part).store(gl.convert_layout(h, stashed(COLUMNS, ROWS), assert_trivial=True))
+    stash.index(part).store(
+        gl.convert_layout(h, stash_fragments(COLUMNS, ROWS), assert_trivial=True)
+    )
 
 
 @jit
 def taken(stash, part, COLUMNS: gl.constexpr, ROWS: gl.constexpr):
     """Returns a part as left operand of a product of COLUMNS."""
     PART: gl.constexpr = stash.shape[1] // ROWS
-    h = stash.index(part).load(stashed(PART, ROWS))
+    h = stash.index(part).load(stash_fragments(PART, ROWS))
     h = h.reshape([PART // 16, ROWS // 16, 8, 4, 2, 2, 2])
     h = h.permute((1, 5, 2, 0, 4, 3, 6)).reshape([ROWS, PART])
     return gl.convert_layout(h, left_operand(COLUMNS, ROWS), assert_trivial=True)
@@ -187,7 +175,7 @@ def hidden_layer(
     for part in gl.static_range(IN):
         h += (taken(stash, part, NET.part, ROWS),)
     for to in range(OUT):
-        sums = products(h, bias_of(bias, to, NET.part, ROWS), stream, number + to * IN, False)
+        sums = products(h, bias_of(bias, to, NET.part, ROWS), stream, number + to * IN, BACK=False)
         put(stash, to, ended(sums, stream, number + to * IN + IN - 1), slope, NET)
     return number + IN * OUT
 
@@ -263,7 +251,7 @@ def forward_layer(
     h = operands(tile.acts + before, NET.rows.activation_columns, IN, ROWS, NET)
     for to in range(OUT):
         bias = from_bias(biases, first_part(NET, FIRST) + i * OUT + to, ROWS, NET)
-        sums = products(h, bias, stream, number + to * IN, False)
+        sums = products(h, bias, stream, number + to * IN, BACK=False)
         sums = ended(sums, stream, number + to * IN + IN - 1)
         kept(sums, slope, column + to * NET.part, tile, NET.part, DTYPE, NET)
     return number + IN * OUT
@@ -277,7 +265,7 @@ def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.conste
 
     Args:
         grad_y: gradient of the output, [ROWS, outputs], as left operand.
-        w_first: None for a gradient of the input that is 0.
+        w_first: None if the gradient of the input is not wanted; zeros are returned.
     """
     LAST: gl.constexpr = NET.rows.layers - 1
     PARTS: gl.constexpr = NET.parts[LAST - 1]
@@ -336,7 +324,7 @@ def backward_layer(
     d = operands(tile.grads + after, NET.rows.gradient_columns, OUT, ROWS, NET)
     of_slope = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, accumulators(NET.part, ROWS)))
     for to in range(IN):
-        grad_h = products(d, zeros(NET.part, ROWS), stream, number + to * OUT, True)
+        grad_h = products(d, zeros(NET.part, ROWS), stream, number + to * OUT, BACK=True)
         place = column + to * NET.part
         z = load_z(place, tile, ROWS, NET)  # under the last product
         grad_h = ended(grad_h, stream, number + to * OUT + OUT - 1)

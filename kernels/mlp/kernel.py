@@ -250,11 +250,6 @@ def _launch_forward(
     return y, Saved(acts, weights, flat, z)
 
 
-def rows_of_tile(rows: int, models: int, precision: str, device: torch.device) -> int:
-    """Returns the rows of a tile of a call."""
-    return config_for(precision, capability_of(device), rows, models, "perceptron").rows
-
-
 def extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
     """Returns x [M, B, d] or [B, d], M, B, and the strides between models, rows and columns.
 
@@ -382,9 +377,10 @@ def slots(models: int, device: torch.device) -> int:
 
 
 def abs_max_of(grad_y: Tensor, models: int, precision: str) -> tuple[Tensor | None, bool]:
-    """Returns the largest magnitude of each model's gradient, M float32, which is NaN with NaN.
+    """Returns the largest magnitude of each model's gradient, M float32; NaN stays NaN.
 
-    Also returns whether the backward kernel still has to find it. Only fp16 needs it.
+    Also returns whether the backward kernel still has to find it. Both are for fp16 alone: None and
+    False otherwise.
     """
     if precision != "fp16":
         return None, False

@@ -1,4 +1,4 @@
-"""The perceptron's passes in the form that fits; same contract as :mod:`.kernel`.
+"""The perceptron's passes, in the form that fits.
 
 This module needs no triton. Each form is imported where it runs, and only there.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from .._dispatch import capability_of
 from ..forms import chosen_form
 from .chunks import gap_of_training, training_chunks_of
-from .config import form_of_perceptron
+from .config import config_for
 from .layout import Layout, Saved, layout_of
 from .shape import MLPShape
 
@@ -47,10 +47,10 @@ def write_gradients(
 
 def zero_unwritten(saved: Saved, rows: int, shape: MLPShape, precision: str) -> None:
     """Writes zeros into the rows of saved tensors that no tile covers: two runs give equal bits."""
-    models = saved.activations.shape[0]
-    device = saved.activations.device
-    launches = _module(_form_of(saved, shape, precision))
-    tile = launches.rows_of_tile(rows, models, precision, device)
+    models, device = saved.activations.shape[0], saved.activations.device
+    config = config_for(precision, capability_of(device), rows, models, "perceptron")
+    hopper = _form_of(saved, shape, precision) == "hopper"
+    tile = config.hopper_rows if hopper else config.rows
     written = -(-rows // tile) * tile
     for tensor in (saved.activations, saved.preactivations):
         if tensor is not None and written < tensor.shape[1]:
@@ -69,14 +69,19 @@ def saved_layout(shape: MLPShape, precision: str, device: torch.device) -> tuple
 def _form(shape: MLPShape, precision: str, device: torch.device) -> str:
     """Returns the name of the form of a call."""
     capability = capability_of(device)
+    # All rows take the same form: compiled code must not depend on their number.
+    config = config_for(precision, capability, 0, 1, "perceptron")
     return chosen_form(
-        "a perceptron", form_of_perceptron(precision, capability), capability,
+        "a perceptron", config, capability,
         lambda: gap_of_training(layout_of(shape, precision)),
     )  # fmt: skip
 
 
 def _form_of(saved: Saved, shape: MLPShape, precision: str) -> str:
-    """Returns the name of the form that saved tensors, whose weights are its own."""
+    """Returns the name of the form whose operand weights have the size of the saved ones.
+
+    In chunks they are always more: those between hidden layers are there twice.
+    """
     portable = layout_of(shape, precision).starts[-1]
     return "portable" if saved.weights.shape[1] == portable else "hopper"
 

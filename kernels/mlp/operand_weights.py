@@ -84,20 +84,19 @@ def _write_piece(
     USED: tl.constexpr = NET.dim if PIECE.layer == 0 else IN
     element = block * BLOCK + tl.arange(0, BLOCK)
     row, column = _place(element, PIECE)
-    inside = (row < OUT) & (column < USED)
-    place = row * IN + column
+    read = column
     if PIECE.layer == 0 and NET.rest is not None:
         # The rest of an input meets the weight of its rounded part.
-        column = tl.where(column < NET.rest, column, column - NET.rest)
-    real = (row < OUT) & (column < USED)
-    weight = tl.load(source + row * IN + column, mask=real, other=0.0).to(tl.float32)
+        read = tl.where(column < NET.rest, column, column - NET.rest)
+    real = (row < OUT) & (read < USED)
+    weight = tl.load(source + row * IN + read, mask=real, other=0.0).to(tl.float32)
     tl.store(
         weights + NET.starts[NUMBER] + element,
         operand(weight, weights.dtype.element_ty, LAYOUT),
         mask=element < PIECE.size,
     )
     if copy is not None:
-        tl.store(copy + place, weight, mask=inside)
+        tl.store(copy + row * IN + column, weight, mask=(row < OUT) & (column < USED))
 
 
 @triton.jit

@@ -159,13 +159,12 @@ def _perceptron(
     """Runs a network forwards and backwards, as layers do whose parameters and x have a dtype.
 
     Args:
-        shape, precision, dtype, y_dtype, rows: as said.
         wanted: what gets gradients: ``x``, ``layers``, ``x and layers``, or ``nothing``, for which
             there is no way back.
     """
     weights, biases, slope = shape.unpack(_network(shape).parameters.to(dtype))
     layers = *weights, *(biases or ()), *(() if slope is None else (slope,))
-    layers = tuple(layer.clone() for layer in layers)  # each at an address of its own
+    layers = tuple(layer.clone() for layer in layers)  # aligned, as parameters of a module are
     x = torch.zeros(1, rows, shape.widths[0], dtype=dtype)
     y = torch.zeros(1, rows, shape.widths[-1], dtype=y_dtype)
     _, saved = mlp.forward(x, layers, shape, precision, save=wanted != "nothing", y=y)
@@ -200,6 +199,7 @@ MAIN: dict[str, Callable[[], None]] = {
     "train fp16": partial(_train, _DENOISER, "fp16"),
     "adamw": _update_weights,
     "sample fp16": partial(_sample, _DENOISER, "fp16"),
+    "drop-in fp16": partial(_perceptron, _DENOISER, "fp16"),
 }
 CASES: dict[str, Callable[[], None]] = {
     **MAIN,
@@ -212,7 +212,6 @@ CASES: dict[str, Callable[[], None]] = {
     "classifier fp16": partial(_train, _CLASSIFIER, "fp16", classify=True),
     "classifier bf16": partial(_train, _CLASSIFIER, "bf16", classify=True),
     "draw": _draw,
-    "drop-in fp16": partial(_perceptron, _DENOISER, "fp16"),
     "train bf16": partial(_train, _DENOISER, "bf16"),
     "train tf32": partial(_train, _DENOISER, "tf32"),
     "train fp32": partial(_train, _DENOISER, "fp32"),
@@ -339,5 +338,5 @@ HOPPER: dict[str, Callable[[], None]] = {
 # Those of them that a test compiles each time.
 HOPPER_MAIN = {
     name: HOPPER[name]
-    for name in (f"{HOPPER_CASE} {each} fp16" for each in ("sample", "guided", "train"))
+    for name in (f"{HOPPER_CASE} {each} fp16" for each in ("sample", "guided", "train", "drop-in"))
 }

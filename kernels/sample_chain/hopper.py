@@ -22,7 +22,6 @@ from ..mlp.hopper import (
     chunk_descriptor,
     open_stream,
     pairs,
-    resident,
     zeros,
 )
 from ..mlp.hopper_network import evaluate, resident_first, resident_last
@@ -32,7 +31,7 @@ from ..mlp.operand_weights import operands_of
 from ..philox.kernel import NOISE, normal_pair
 from ..reverse_step import reference
 from ..reverse_step.kernel import load_coefficients, updated
-from .hopper_guide import label_gradient, resident_slices
+from .hopper_guide import label_gradient, open_guide
 from .reference import Condition, Guide, Network
 
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
@@ -119,7 +118,7 @@ def chain_kernel(
         chunk_row = gl.program_id(1) * (NET.starts[LAYERS] // PART) + NET.starts[1] // PART
     else:
         chunk_row = gl.program_id(1) * (CHUNKS * PART)
-    turns = 1
+    turns = 1  # a program for each tile
     if guide_z_ptr is not None:
         turns = gl.cdiv(gl.cdiv(rows, ROWS) - gl.program_id(0), gl.num_programs(0))
     last = turns * steps * (EVALUATIONS * CHUNKS)
@@ -128,24 +127,16 @@ def chain_kernel(
     w_last = resident_last(weights, NET, WARPS)
     stash = open_stash(weights_ptr.dtype.element_ty, ROWS, NET) if NET.wide else None
     if GUIDE is not None:
-        PIECES: gl.constexpr = len(GUIDE.pieces)
         GUIDE_WIDTH: gl.constexpr = GUIDE.parts[0] * PART
         LOGITS: gl.constexpr = gl.SliceLayout(1, accumulators(GUIDE.classes, ROWS))
-        GUIDE_LAYERS: gl.constexpr = GUIDE.net.layers
-        g_biases = guide_biases_ptr + model * GUIDE.bias_starts[GUIDE_LAYERS]
-        g_slopes = guide_flat_ptr + model * GUIDE.net.shape.num_parameters
-        g_slopes += GUIDE.net.flat[GUIDE_LAYERS]
-        g_weights = guide_weights_ptr + model * GUIDE.starts[PIECES]
-        g_first = resident(g_weights, GUIDE_WIDTH, 2 * GUIDE.points, WARPS)
-        g_last = resident_slices(g_weights + GUIDE.starts[PIECES - 1], GUIDE, WARPS)
-        if guide_z_ptr is not None:
-            slot = model * gl.num_programs(0) + gl.program_id(0)
-            g_kept = guide_z_ptr + slot * (ROWS * GUIDE.z_columns)
-        else:
-            g_kept = gl.allocate_shared_memory(
-                gl.int32, [GUIDE.signs, ROWS, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-            )
+        g_biases, g_slopes, g_first, g_last, g_kept = open_guide(
+            guide_flat_ptr, guide_weights_ptr, guide_biases_ptr, guide_z_ptr, model,
+            ROWS, GUIDE, WARPS,
+        )  # fmt: skip
     fence()
+    seed = gl.load(seed_ptr + model)
+    if class_bias_ptr is not None:
+        class_bias = class_bias_ptr + model * classes * WIDTH
     number = 0
     for turn in range(turns):
         first = (gl.program_id(0) + turn * gl.num_programs(0)) * ROWS
@@ -159,12 +150,10 @@ def chain_kernel(
         x = gl.load(x_ptr + place, mask=exists, other=0.0)
         memory = zeros(NET.points, ROWS)
         drawn = first_row + first.to(gl.int64) + gl.arange(0, ROWS, layout=gl.SliceLayout(1, PAIRS))
-        seed = gl.load(seed_ptr + model)
         if class_bias_ptr is not None:
             ROW: gl.constexpr = gl.SliceLayout(1, accumulators(PART, ROWS))
             wide = first + gl.arange(0, ROWS, layout=ROW)
             label = gl.load(class_labels_ptr + model * rows + wide, mask=wide < rows, other=0)
-            class_bias = class_bias_ptr + model * classes * WIDTH
         for step in range(steps):
             coefficients = table_ptr + (model * steps + step) * COEFFICIENTS
             bias = time_bias_ptr + (model * steps + step) * WIDTH
@@ -235,10 +224,11 @@ def sample_chain(
     weights = _network_arguments(denoiser, time_features, net)
     programs = triton.cdiv(rows, config.hopper_rows)
     guiding = _guide_arguments(guide, time_features, precision, dim)
+    guide_z = None
     if guide is not None and guiding["GUIDE"].keeps_z:
         programs = min(programs, mlp.slots(models, x.device))
         room = models, programs, config.hopper_rows, guiding["GUIDE"].z_columns
-        guiding["guide_z_ptr"] = guiding["guide_weights_ptr"].new_empty(room)
+        guide_z = weights["weights_ptr"].new_empty(room)
     chunks = weights["weights_ptr"]
     if guide is not None:
         parts = (chunks, net), (guiding["guide_weights_ptr"], guiding["GUIDE"])
@@ -257,6 +247,7 @@ def sample_chain(
             **weights,
             **_condition_arguments(denoiser, condition, net),
             **guiding,
+            guide_z_ptr=guide_z,
             COEFFICIENTS=table.shape[2],
             CLASSIFIER_FREE=classifier_free,
             NET=net,
@@ -323,13 +314,9 @@ def _condition_arguments(
 def _guide_arguments(
     guide: Guide | None, time_features: Tensor, precision: str, dim: int
 ) -> dict[str, Any]:
-    """Returns ``labels_ptr`` to ``guide_z_ptr``, the last one None, and GUIDE.
-
-    All are None without a guide.
-    """
+    """Returns ``labels_ptr`` to ``guide_time_bias_ptr``, and GUIDE; all None without a guide."""
     if guide is None:
-        names = ("labels", "guide_flat", "guide_weights", "guide_biases", "guide_time_bias",
-                 "guide_z")  # fmt: skip
+        names = "labels", "guide_flat", "guide_weights", "guide_biases", "guide_time_bias"
         return {"GUIDE": None, **{f"{name}_ptr": None for name in names}}
     net = guide_chunks_of(layout_of(guide.classifier.shape, precision), dim)
     arguments = _network_arguments(guide.classifier, time_features, net)
@@ -337,5 +324,4 @@ def _guide_arguments(
         "GUIDE": net,
         "labels_ptr": guide.labels.contiguous(),
         **{f"guide_{name}": value for name, value in arguments.items()},
-        "guide_z_ptr": None,
     }

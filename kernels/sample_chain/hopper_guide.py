@@ -21,7 +21,7 @@ Names in these functions, besides those of :mod:`..mlp.hopper`:
 import triton
 
 from ..gluon import gl, jit, multiply, wait_for_products
-from ..mlp.activation_kernel import activate_backward, has_slope, slope_of
+from ..mlp.activation_kernel import activate_backward, slope_of
 from ..mlp.arithmetic import UNIT_SCALE, softmax
 from ..mlp.chunks import SLICE
 from ..mlp.hopper import (
@@ -33,10 +33,11 @@ from ..mlp.hopper import (
     left_operand,
     ready,
     refill,
-    swizzled,
+    resident,
+    resident_parts,
     zeros,
 )
-from ..mlp.hopper_rows import load_part, store_part
+from ..mlp.hopper_rows import coordinates, first_part, load_part, store_part
 
 _SLICE = gl.constexpr(SLICE)
 
@@ -105,29 +106,20 @@ def before_sign(grad, word, slope, NET: gl.constexpr):
     """
     ROWS: gl.constexpr = grad.shape[0]
     WIDTH: gl.constexpr = grad.shape[1]
-    SHAPE: gl.constexpr = NET.net.shape
+    PORTABLE: gl.constexpr = NET.net
     QUADS: gl.constexpr = quads(WIDTH, ROWS)
     bits = gl.expand_dims(gl.expand_dims(word.load(words(WIDTH, ROWS)), 1), 3)
     positive = (bits & bit_of_column(WIDTH, ROWS)) != 0
     grad = gl.convert_layout(grad.reshape(QUADS.shape), QUADS, assert_trivial=True)
-    if has_slope(SHAPE):
-        grad = gl.where(positive, grad, grad * slope)
-    elif SHAPE.activation == "relu":
-        grad = gl.where(positive, grad, 0.0)
-    return grad
-
-
-@triton.constexpr_function
-def place_of(net, layer):
-    """Returns the place of the first part, or slice, of a hidden layer."""
-    return sum(net.parts[:layer])
+    # Any numbers of these signs have its derivative.
+    return activate_backward(grad, gl.where(positive, 1.0, -1.0), slope, PORTABLE)
 
 
 @jit
 def column_of(place, COLUMNS: gl.constexpr, NET: gl.constexpr):
     """Returns the first column of a part or slice in the rows of z."""
     # Before the slices are parts, which are twice as wide.
-    BEFORE: gl.constexpr = 0 if NET.part == COLUMNS else place_of(NET, len(NET.parts))
+    BEFORE: gl.constexpr = 0 if NET.part == COLUMNS else first_part(NET, len(NET.parts))
     return (place + BEFORE) * COLUMNS
 
 
@@ -168,20 +160,32 @@ def before_activation(
 
 
 @jit
-def resident_slices(pointer, NET: gl.constexpr, WARPS: gl.constexpr):
-    """Returns the operand weights of the last layer in shared memory, ``w_last``."""
-    DTYPE: gl.constexpr = pointer.dtype.element_ty
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
-    SLICES: gl.constexpr = NET.slices
-    row = gl.expand_dims(gl.arange(0, NET.classes, layout=gl.SliceLayout(1, LAYOUT)), 1)
-    column = gl.expand_dims(gl.arange(0, _SLICE, layout=gl.SliceLayout(0, LAYOUT)), 0)
-    weights = gl.allocate_shared_memory(
-        DTYPE, [SLICES, NET.classes, _SLICE], swizzled([NET.classes, _SLICE], DTYPE)
+def open_guide(
+    flat_ptr, weights_ptr, biases_ptr, z_ptr, model, ROWS: gl.constexpr, NET: gl.constexpr,
+    WARPS: gl.constexpr,
+):  # fmt: skip
+    """Returns a model's ``biases``, ``slopes``, ``w_first``, ``w_last`` and ``kept``.
+
+    Args:
+        flat_ptr, weights_ptr, biases_ptr, z_ptr: the guide's in :func:`.hopper.chain_kernel`.
+    """
+    LAYERS: gl.constexpr = NET.net.layers
+    PIECES: gl.constexpr = len(NET.pieces)
+    biases = biases_ptr + model * NET.bias_starts[LAYERS]
+    slopes = flat_ptr + model * NET.net.shape.num_parameters + NET.net.flat[LAYERS]
+    weights = weights_ptr + model * NET.starts[PIECES]
+    w_first = resident(weights, NET.parts[0] * NET.part, 2 * NET.points, WARPS)
+    w_last = resident_parts(
+        weights + NET.starts[PIECES - 1], NET.slices, NET.classes, _SLICE, WARPS
     )
-    for i in gl.static_range(SLICES):
-        block = pointer + i * (NET.classes * _SLICE)
-        weights.index(i).store(gl.load(block + row * _SLICE + column))
-    return weights
+    if NET.keeps_z:
+        slot = model * gl.num_programs(0) + gl.program_id(0)
+        kept = z_ptr + slot * (ROWS * NET.z_columns)
+    else:
+        kept = gl.allocate_shared_memory(
+            gl.int32, [NET.signs, ROWS, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        )
+    return biases, slopes, w_first, w_last, kept
 
 
 @jit
@@ -232,7 +236,7 @@ def keep_layer(y, kept, i, FIRST: gl.constexpr, NET: gl.constexpr):
     """Keeps what the way back needs of the pre-activations of hidden layer FIRST + ``i``."""
     PARTS: gl.constexpr = NET.parts[FIRST]
     for part in gl.static_range(PARTS):
-        keep(y[part], kept, place_of(NET, FIRST) + i * PARTS + part, NET)
+        keep(y[part], kept, first_part(NET, FIRST) + i * PARTS + part, NET)
 
 
 @jit
@@ -261,7 +265,7 @@ def forward_slices(y, biases, slopes, w_last, kept, stream, number, NET: gl.cons
             z = wait_for_products(num_outstanding=0, deps=(z,))
             if i == SLICES - 1:
                 refill(stream, number + chunk)
-            keep(z, kept, place_of(NET, LAST - 1) + piece, NET)
+            keep(z, kept, first_part(NET, LAST - 1) + piece, NET)
             h_last = activated(z, slope, NET.classes, DTYPE, NET)
             logits = multiply(h_last, w_last.index(piece).permute((1, 0)), logits)
     return logits
@@ -297,7 +301,7 @@ def backward_slices(grad, slopes, w_last, kept, stream, number, NET: gl.constexp
         for i in gl.static_range(SLICES):
             piece = chunk * SLICES + i
             grad_h = multiply(grad, w_last.index(piece), zeros(_SLICE, ROWS), use_acc=False)
-            place = place_of(NET, LAST - 1) + piece
+            place = first_part(NET, LAST - 1) + piece
             d = before_activation(grad_h, kept, place, slope, NET.part, w_last.dtype, NET)
             sums = ()
             for part in gl.static_range(PARTS):
@@ -343,7 +347,7 @@ def backward_layer(y, slopes, kept, stream, number, i, FIRST: gl.constexpr, NET:
     ROWS: gl.constexpr = y[0].shape[0]
     DTYPE: gl.constexpr = stream.ring.dtype
     slope = slope_of(slopes, FIRST + i, PORTABLE)
-    place = place_of(NET, FIRST) + i * OUT
+    place = first_part(NET, FIRST) + i * OUT
     d = ()
     sums = ()
     for to in gl.static_range(IN):
@@ -373,7 +377,4 @@ def input_gradient(y, slopes, w_first, kept, NET: gl.constexpr):
         d = before_activation(y[part], kept, part, slope, 2 * NET.points, w_first.dtype, NET)
         sums = multiply(d, w_first.slice(part * NET.part, NET.part), sums, is_async=True)
     sums = wait_for_products(num_outstanding=0, deps=(sums,))
-    # The weights of the rounded coordinates and of their rests are the same.
-    grad, _ = sums.reshape([ROWS, 2, NET.points]).permute((0, 2, 1)).split()
-    grad = gl.convert_layout(grad, accumulators(NET.points, ROWS), assert_trivial=True)
-    return grad * (1 / UNIT_SCALE)
+    return coordinates(sums, NET) * (1 / UNIT_SCALE)

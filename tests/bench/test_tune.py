@@ -14,6 +14,7 @@ import torch
 
 from flashpoint.bench import operations, tune
 from flashpoint.bench.candidates import (
+    CHUNKED,
     WORKS,
     Candidate,
     Compiler,
@@ -200,6 +201,12 @@ def test_the_perceptron_has_the_same_form_for_all_rows(after, hopper, portable, 
     assert [now[work] for work in shipped] == [
         replace(config, **changes) for config in shipped.values()
     ]
+
+
+def test_a_faster_number_of_chunk_rows_is_shown():
+    one = replace(chunks(HOPPER)[1], timing=made(STEP, "training", {}, 1.2).timing)
+    lines = list(Search(HOPPER, Record(None), 3, None, [one]).winners())
+    assert lines == [f"{CHUNKED.title}: the fastest is", one.line]
 
 
 def test_the_steps_of_the_perceptron_are_those_that_are_tuned():

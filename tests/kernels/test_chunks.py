@@ -203,7 +203,7 @@ def test_a_deep_guide_keeps_z_where_its_signs_leave_no_room():
         layout_of(MLPShape((3, *[256] * 80, 5), name), "fp16") for name in ("relu", "silu")
     )
     assert gap_of_chain(net, relu, 2, CONFIG) == (
-        "shared memory has room for 1 chunks of weights, fewer than 2"
+        "shared memory has room for 1 of the 2 chunks of weights that it needs"
     )
     assert gap_of_chain(net, silu, 2, CONFIG) is None
 
@@ -214,7 +214,7 @@ def test_chunks_fit_beside_what_stays_in_shared_memory():
     assert gap_of_chain(wide, None, 32, CONFIG) is None
     rows = replace(CONFIG, hopper_rows=128)
     assert gap_of_chain(wide, guide, 32, rows) == (
-        "shared memory has room for 1 chunks of weights, fewer than 2"
+        "shared memory has room for 1 of the 2 chunks of weights that it needs"
     )
     narrow = chunks_of(layout_of(MLPShape((3, 64, 64, 2)), "fp16"), 2)
     assert ring_of(CONFIG, narrow, None) == CONFIG.hopper_ring
@@ -229,5 +229,5 @@ def test_chunks_fit_beside_the_activations_of_a_wide_layer(rows, dim, room):
     layout = layout_of(MLPShape((dim + 1, 300, 512, dim)), "fp16")
     config = replace(CONFIG, hopper_rows=rows)
     assert ring_of(config, chunks_of(layout, dim), None) == room
-    gap = f"shared memory has room for {room} chunks of weights, fewer than 2"
+    gap = f"shared memory has room for {room} of the 2 chunks of weights that it needs"
     assert gap_of_chain(layout, None, dim, config) == (None if room >= 2 else gap)

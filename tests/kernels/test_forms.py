@@ -134,7 +134,7 @@ def test_a_chain_is_launched_in_the_form_of_the_table(launched, caplog):
         ({"guide": (3, 16, 16, 65)}, "65 classes, more than 64"),
         (
             {"guide": (33, 256, 512, 64), "widths": (33, 256, 256, 32), "rows": 200},
-            "shared memory has room for 1 chunks of weights, fewer than 2",
+            "shared memory has room for 1 of the 2 chunks of weights that it needs",
         ),
     ],
 )

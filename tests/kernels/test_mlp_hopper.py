@@ -13,7 +13,7 @@ from flashpoint.kernels.cuda import capture, side_stream
 from flashpoint.kernels.mlp import launches, operator
 from flashpoint.kernels.mlp.chunks import training_chunks_of
 from flashpoint.kernels.mlp.config import config_for, in_use
-from flashpoint.kernels.mlp.layout import layout_of
+from flashpoint.kernels.mlp.layout import Saved, layout_of
 
 from .networks import TOLERANCE, exact, make_batch, make_network, relative_error, tensors_of
 
@@ -58,7 +58,7 @@ def test_saved_tensors_tell_their_form(shape, form):
         rows, weights = launches.saved_layout(shape, "fp16", torch.device("cpu"))
     chunks = training_chunks_of(net)
     assert rows == (chunks.rows if form == "hopper" else net)
-    saved = operator.Saved(torch.empty(1, 0, 16), torch.empty(1, weights), torch.empty(1, 0))
+    saved = Saved(torch.empty(1, 0, 16), torch.empty(1, weights), torch.empty(1, 0))
     assert launches._form_of(saved, shape, "fp16") == form
 
 

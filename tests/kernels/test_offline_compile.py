@@ -23,7 +23,10 @@ def compile_offline(*arguments):
 def test_training_and_sampling_on_hopper():
     done = compile_offline("--main", "--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
-    for kernel in ("train fp16: train", "sample fp16: chain", "guided fp16: chain"):
+    for kernel in (
+        "train fp16: train", "sample fp16: chain", "guided fp16: chain", "drop-in fp16: forward",
+        "drop-in fp16: backward",
+    ):  # fmt: skip
         assert f"hopper {kernel}_kernel" in done.stdout
     assert "HGMMA" in done.stdout
 

@@ -43,7 +43,7 @@ TOLERANCE = 1e-4
         (
             (32, *[512] * 3, 64),
             "fp16",
-            "shared memory has room for 2 chunks of weights, fewer than 3",
+            "shared memory has room for 2 of the 3 chunks of weights that it needs",
         ),
     ],
 )
@@ -65,7 +65,7 @@ def test_three_chunks_have_room_beside_the_deepest_networks_that_are_covered(
     assert gap_of_training(deepest) is None
     assert ring_of(config, training_chunks_of(deepest), None) == 3
     assert gap_of_training(deeper) == (
-        "shared memory has room for 2 chunks of weights, fewer than 3"
+        "shared memory has room for 2 of the 3 chunks of weights that it needs"
     )
 
 
