@@ -373,7 +373,7 @@ def slots(models: int, device: torch.device) -> int:
     programs = PROGRAMS
     if device.type == "cuda":
         programs = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, programs // models)
+    return max(1, programs // max(1, models))
 
 
 def abs_max_of(grad_y: Tensor, models: int, precision: str) -> tuple[Tensor | None, bool]:

@@ -143,9 +143,9 @@ def _sample_on_hopper(shape: MLPShape, precision: str, rows: int = 64, **options
         _sample(shape, precision, **options)
 
 
-def _guide_on_hopper(classifier: MLPShape, rows: int = 64) -> None:
+def _guide_on_hopper(classifier: MLPShape, rows: int = 64, denoiser: MLPShape = _DENOISER) -> None:
     """Runs such a chain with a guide."""
-    _sample_on_hopper(_DENOISER, "fp16", rows, guided=True, classifier=classifier)
+    _sample_on_hopper(denoiser, "fp16", rows, guided=True, classifier=classifier)
 
 
 def _perceptron(
@@ -308,6 +308,7 @@ HOPPER: dict[str, Callable[[], None]] = {
         "frozen fp16": partial(_perceptron_on_hopper, _DENOISER, "fp16", wanted="x"),
         "no gradients fp16": partial(_perceptron_on_hopper, _DENOISER, "fp16", wanted="nothing"),
         "wide drop-in fp16": partial(_perceptron_on_hopper, _deep(512), "fp16"),
+        "wide frozen fp16": partial(_perceptron_on_hopper, _deep(512), "fp16", wanted="x"),
         "wide no gradients fp16": partial(
             _perceptron_on_hopper, _deep(512), "fp16", wanted="nothing"
         ),
@@ -324,6 +325,9 @@ HOPPER: dict[str, Callable[[], None]] = {
             _sample_on_hopper, _WIDE, "fp16", classifier_free=True
         ),
         "wide guided fp16": partial(_sample_on_hopper, _WIDE, "fp16", guided=True),
+        "wide guided silu": partial(
+            _guide_on_hopper, replace(_CLASSIFIER, activation="silu"), denoiser=_WIDE
+        ),
         "wide 128 rows fp16": partial(_sample_on_hopper, _WIDE, "fp16", 128),
         **{
             f"width {width}": partial(_sample_on_hopper, _deep(width), "fp16")

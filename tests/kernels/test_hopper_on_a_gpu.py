@@ -88,9 +88,9 @@ def some_models(given, models):
     return type(given)(*(some_models(each, models) for each in given))
 
 
-def guided(device, hidden, rows=65, models=2, **changes):
+def guided(device, hidden, rows=65, models=2, denoiser=(256,) * 4, **changes):
     """Arguments of a chain with a guide that differs from that of the other tests."""
-    arguments, options = chain(device, rows=rows, guidance="classifier", models=models)
+    arguments, options = chain(device, denoiser, rows, "classifier", models=models)
     (_, shape), labels = options["guide"]
     shape = replace(shape, widths=(shape.widths[0], *hidden, shape.widths[-1]), **changes)
     network = Network(make_parameters(shape, 2, device)[:models], shape)
@@ -144,9 +144,11 @@ def test_guides(device, guide, precision, tile):
 
 
 @pytest.mark.parametrize("models", [1, 2])
-def test_a_program_takes_many_tiles_with_room_for_one(device, monkeypatch, models):
+@pytest.mark.parametrize("denoiser", [(256,) * 4, (512,) * 2])
+def test_a_program_takes_many_tiles_with_room_for_one(device, monkeypatch, models, denoiser):
     monkeypatch.setattr(mlp, "slots", lambda *_: 3)
-    compare(*guided(device, (100, 200), rows=500, models=models, activation="silu"))
+    options = {"rows": 500, "models": models, "denoiser": denoiser, "activation": "silu"}
+    compare(*guided(device, (100, 200), **options))
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])

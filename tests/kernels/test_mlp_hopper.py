@@ -113,6 +113,7 @@ def gradients_alone(x, flat, grad_y, shape, precision, tile):
     grad_x, grad = torch.full_like(x, torch.nan), torch.full_like(flat, torch.nan)
     with in_form("hopper", tile):
         _, saved = launches.forward(x, layers, shape, precision)
+        assert launches._form_of(saved, shape, precision) == "hopper"
         launches.write_gradients(grad_y, saved, shape, precision, grad_x=grad_x, grad=None)
         launches.write_gradients(grad_y, saved, shape, precision, grad_x=None, grad=grad)
     return {"x": grad_x, "layers": grad}
@@ -164,9 +165,20 @@ def test_both_forms_of_the_passes_agree(device, shape, rows, models, tile, preci
 
 @pytest.mark.gpu
 @on_hopper
+@pytest.mark.parametrize("net", ["denoiser", "512"])
 @pytest.mark.parametrize("tile", [64, 128])
-def test_programs_take_several_tiles(device, tile):
-    compare(NETS["denoiser"], 40_000, 1, device, tile=tile)
+def test_programs_take_several_tiles(device, net, tile):
+    compare(NETS[net], 40_000, 1, device, tile=tile)
+
+
+@pytest.mark.gpu
+@on_hopper
+@pytest.mark.parametrize("net", ["denoiser", "512", "512 uneven"])
+def test_one_program_takes_all_tiles(device, monkeypatch, net):
+    from flashpoint.kernels.mlp import hopper_kernel
+
+    monkeypatch.setattr(hopper_kernel, "slots", lambda *_: 1)
+    compare(NETS[net], 200, 2, device)
 
 
 @pytest.mark.gpu
