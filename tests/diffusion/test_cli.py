@@ -255,9 +255,8 @@ def test_info_says_which_form_each_operation_takes_and_why(monkeypatch):
     assert on_gpu((9, 0), missing) == [f"{name} PyTorch {missing}" for name in operations]
     on_blackwell = on_gpu((10, 0))
     why = "the Hopper form needs capability 9.0, got 10.0"
-    assert on_blackwell[0] == f"training step portable {why}"
-    assert on_blackwell[1] == "perceptron portable its only form"
-    assert on_blackwell[2] == f"chain portable {why}"
+    assert on_blackwell[:-1] == [f"{name} portable {why}" for name in operations[:-1]]
+    assert on_blackwell[-1] == "AdamW portable its only form"
     assert on_gpu((9, 0))[2] == "chain portable no measurement shows the Hopper form faster"
     monkeypatch.setattr(forms, "form_of", lambda *_: forms.Form("hopper", "measured to be faster"))
     assert on_gpu((9, 0))[3] == "classifier-free chain Hopper measured to be faster"
