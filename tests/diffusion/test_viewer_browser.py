@@ -169,6 +169,7 @@ def test_playing_and_pausing(plane):
     body = plane.find("body")
     plane.run("document.getElementById('speed').selectedIndex = 0")  # slow, until the key arrives
     body.send_keys(Keys.HOME)
+    plane.drawn()  # what was drawn before would look like progress
     body.send_keys(Keys.SPACE)
     assert plane.find("#play").get_attribute("aria-label") == "Pause"
     wait_until(lambda: plane.state()["t"] != "30")
