@@ -30,7 +30,8 @@ function paint() {
 let before = 0;
 function tick(now) {
   if (!view.playing) return;
-  const passed = Math.min((now - before) / 1000, 0.1);
+  // The first frame may have begun before the key was pressed.
+  const passed = Math.min(Math.max(now - before, 0) / 1000, 0.1);
   before = now;
   if (view.at < last) view.at = Math.min(last, view.at + passed * FRAMES_PER_SECOND * Number($("speed").value));
   else if ((view.rest += passed) > PAUSE_AT_END) [view.at, view.rest] = [0, 0];
