@@ -180,6 +180,14 @@ def test_playing_and_pausing(plane):
     assert plane.drawn()[0]["t"] == paused["t"]
 
 
+def test_playing_does_not_step_back(plane):
+    """The frame that is drawn first may have begun before the key was pressed."""
+    at = plane.run(
+        "goTo(0); play(true); tick(before - 50); const { at } = view; play(false); return at"
+    )
+    assert at == 0
+
+
 def test_maps_and_scores_are_drawn(plane):
     before = plane.drawn()[1]
     seen = [before]
