@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from math import prod
@@ -56,6 +57,8 @@ _SECONDS = 0.5  # seconds of a comparison
 _COMPILING, _ALONE = 0.5, 0.75
 _CROSSED = 2  # candidates of each kernel that are crossed
 _CHAIN_STEPS = {"cuda": 500, "cpu": 4}
+# Comparisons of the gradients that a kernel computes.
+_GRADIENTS = {"training": training_step, "perceptron": partial(perceptron, training=True)}
 
 
 class _Chunked(Ours):
@@ -99,7 +102,7 @@ class TuneBench:
     def _work(self, work: TunedWork, ours: Ours) -> Work:
         """Returns a work that is no training step: a chain, or the perceptron alone."""
         if work.kernel == "perceptron":
-            return perceptron(self.device, work.rows, self.operand, training=True).ours
+            return _GRADIENTS[work.kernel](self.device, work.rows, self.operand).ours
         guided = work.kernel != "chain"
         chain = self.problem.chain(_CHAIN_STEPS[self.device.type], "ddpm", guided)
         if work.kernel == "classifier-free chain":
@@ -112,11 +115,8 @@ class TuneBench:
         with table.in_use(work.kernel, config):
             if work.kernel == "adamw":
                 return optimiser_error(self.device), TOLERANCE["fp32"]
-            if work.kernel in ("training", "perceptron"):
-                if work.trains:
-                    gradients = training_step(self.device, work.rows, self.operand)
-                else:
-                    gradients = perceptron(self.device, work.rows, self.operand, training=True)
+            if work.kernel in _GRADIENTS:
+                gradients = _GRADIENTS[work.kernel](self.device, work.rows, self.operand)
                 return gradients.error(), gradients.tolerance
             if work.kernel == "classifier-free chain":
                 return self.classifier_free.error(), TOLERANCE[self.precision]

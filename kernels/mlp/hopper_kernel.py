@@ -10,8 +10,6 @@ from torch import Tensor
 from .._dispatch import capability_of
 from ..cuda import device_of
 from ..gluon import fence, gl, jit
-from ..reduce_grad.kernel import add_up
-from ..reduce_grad.reference import empty_parts
 from .arithmetic import gradient_scale, largest_magnitude, power_of_two_scale
 from .chunks import TrainingLayout, ring_of, training_chunks_of
 from .config import Config, config_for, saved_rows
@@ -20,20 +18,27 @@ from .hopper import (
     chunk_descriptor,
     left_operand,
     load_tile,
-    open_stream,
     points_operand,
     store_columns,
     store_tile,
 )
 from .hopper_network import backward as backward_tile
 from .hopper_network import forward as forward_tile
-from .hopper_network import resident_first, resident_last
+from .hopper_network import open_network, resident_first, resident_last
 from .hopper_rows import TileRows, resident_biases
-from .kernel import BLOCK, UNALIGNED, VARYING, abs_max_of, extent, slots
+from .kernel import (
+    BLOCK,
+    UNALIGNED,
+    VARYING,
+    abs_max_of,
+    extent,
+    slots,
+    strided,
+    sum_gradients,
+)
 from .layout import Saved, layout_of
 from .operand_weights import operands_of_layers
 from .shape import MLPShape
-from .weight_gradient import split_rows, weight_gradients
 
 _WARP_ROWS = 16  # whose slope gradients are a part of the tile's
 
@@ -63,17 +68,14 @@ def forward_kernel(
     PART: gl.constexpr = NET.part
     WARPS: gl.constexpr = ROWS // 16
     LAYERS: gl.constexpr = NET.rows.layers
-    PIECES: gl.constexpr = len(NET.pieces)
     CHUNKS: gl.constexpr = NET.chunks // 2
     INPUT: gl.constexpr = left_operand(PART, ROWS)
     ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.points, ROWS))
     Y_ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.rows.padded[LAYERS], ROWS))
     model = gl.program_id(1).to(gl.int64)
-    flat = flat_ptr + model * NET.rows.shape.num_parameters
-    weights = weights_ptr + model * NET.starts[PIECES]
-    turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
-    chunk_row = gl.program_id(1) * (NET.starts[PIECES] // PART) + NET.starts[1] // PART
-    stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
+    flat, weights, turns, stream = open_network(
+        flat_ptr, weights_ptr, chunks_desc, tiles, 0, CHUNKS, NET, RING
+    )
     w_first = resident_first(weights, NET, WARPS)
     w_last = resident_last(weights, NET, WARPS)
     biases = resident_biases(flat, NET, WARPS)
@@ -124,7 +126,6 @@ def backward_kernel(
     PART: gl.constexpr = NET.part
     WARPS: gl.constexpr = ROWS // 16
     LAYERS: gl.constexpr = NET.rows.layers
-    PIECES: gl.constexpr = len(NET.pieces)
     CHUNKS: gl.constexpr = NET.chunks // 2
     OUT: gl.constexpr = NET.rows.shape.widths[LAYERS]
     OUTPUTS: gl.constexpr = NET.rows.padded[LAYERS]
@@ -132,12 +133,10 @@ def backward_kernel(
     Y: gl.constexpr = accumulators(OUTPUTS, ROWS)
     X_ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.points, ROWS))
     model = gl.program_id(1).to(gl.int64)
-    flat = flat_ptr + model * NET.rows.shape.num_parameters
-    weights = weights_ptr + model * NET.starts[PIECES]
-    turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
-    chunk_row = gl.program_id(1) * (NET.starts[PIECES] // PART)
-    chunk_row += NET.starts[1] // PART + CHUNKS * PART  # those of the way back follow
-    stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
+    # The chunks of the way back follow those of the way forward.
+    flat, weights, turns, stream = open_network(
+        flat_ptr, weights_ptr, chunks_desc, tiles, CHUNKS, CHUNKS, NET, RING
+    )
     w_first = None
     if grad_x_ptr is not None:
         w_first = resident_first(weights, NET, WARPS)
@@ -188,8 +187,8 @@ def forward(
     shape: MLPShape,
     precision: str,
     *,
-    save: bool,
-    y: Tensor | None,
+    save: bool = True,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """Returns y = MLP(x) and the saved tensors; see :func:`.kernel.forward`.
 
@@ -211,10 +210,7 @@ def forward(
     if rows and models:
         with device_of(x):
             forward_kernel[programs, models](
-                x_ptr=x,
-                x_stride_model=strides[0],
-                x_stride_row=strides[1],
-                x_stride_column=strides[2],
+                **strided("x", x, strides),
                 flat_ptr=flat,
                 weights_ptr=weights,
                 chunks_desc=chunk_descriptor(weights, net.part),
@@ -264,10 +260,7 @@ def write_gradients(
     abs_max, measure = abs_max_of(grad_y, models, precision)
     with device_of(grad_y):
         backward_kernel[programs, models](
-            grad_y_ptr=grad_y,
-            grad_y_stride_model=strides[0],
-            grad_y_stride_row=strides[1],
-            grad_y_stride_column=strides[2],
+            **strided("grad_y", grad_y, strides),
             abs_max_ptr=abs_max,
             flat_ptr=saved.flat,
             weights_ptr=saved.weights,
@@ -288,10 +281,5 @@ def write_gradients(
             num_warps=warps,
         )
         if grad is not None:
-            splits, _ = split_rows(net.rows, config, models, z.shape[1])
-            parts = empty_parts(saved.flat, models, splits, shape.num_parameters)
-            weight_gradients(
-                saved.activations, grads, slope_parts, parts, net.rows, config,
-                rows=tiles * config.hopper_rows, abs_max=abs_max,
-            )  # fmt: skip
-            add_up(parts, grad)
+            covered = tiles * config.hopper_rows
+            sum_gradients(grad, saved, grads, slope_parts, net.rows, config, covered, abs_max)

@@ -10,6 +10,32 @@ from . import hopper, hopper_rows, hopper_wide
 
 
 @jit
+def open_network(
+    flat_ptr, weights_ptr, chunks_desc, tiles, FIRST: gl.constexpr, CHUNKS: gl.constexpr,
+    NET: gl.constexpr, RING: gl.constexpr,
+):  # fmt: skip
+    """Returns what a program of a kernel that takes every so many tiles needs of its model.
+
+    That is its flat parameters, its operand weights, the number of tiles that the program takes,
+    and the stream of CHUNKS of its chunks for each of them, from number FIRST on.
+
+    Args:
+        flat_ptr: float32 [M, P], flat parameters.
+        weights_ptr: operand dtype [M, size], weights as :class:`~.chunks.TrainingLayout` says.
+        chunks_desc: descriptor of all of them as [rows, part] in blocks of a chunk.
+        tiles: number of tiles.
+    """
+    PART: gl.constexpr = NET.part
+    SIZE: gl.constexpr = NET.starts[len(NET.pieces)]
+    model = gl.program_id(1).to(gl.int64)
+    turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
+    row = gl.program_id(1) * (SIZE // PART) + (NET.starts[1] // PART + FIRST * PART)
+    stream = hopper.open_stream(chunks_desc, row, CHUNKS, turns * CHUNKS, PART, RING)
+    flat = flat_ptr + model * NET.rows.shape.num_parameters
+    return flat, weights_ptr + model * SIZE, turns, stream
+
+
+@jit
 def resident_layer(
     pointer, PARTS: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, NET: gl.constexpr,
     WARPS: gl.constexpr,

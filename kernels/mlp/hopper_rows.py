@@ -374,14 +374,7 @@ def backward_run(y, stream, number, flat, tile, RUN: gl.constexpr, NET: gl.const
 
 @jit
 def backward(grad_y, flat, w_first, w_last, stream, number, tile, NET: gl.constexpr):
-    """Writes the gradients of all hidden pre-activations.
-
-    Returns the gradient of the input, fp32 [ROWS, points], and the number of the next chunk.
-
-    Args:
-        grad_y: gradient of the output, [ROWS, outputs], as left operand.
-        w_first: None if the gradient of the input is not wanted; zeros are returned.
-    """
+    """Does what :func:`.hopper_network.backward` does."""
     PARTS: gl.constexpr = NET.parts[NET.rows.layers - 2]
     FIRST_PARTS: gl.constexpr = NET.parts[0]
     RUNS: gl.constexpr = len(NET.rows.run_starts)

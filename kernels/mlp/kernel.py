@@ -26,7 +26,7 @@ from ..cuda import device_of
 from ..reduce_grad.kernel import add_up
 from ..reduce_grad.reference import empty_parts
 from .arithmetic import gradient_scale, largest_magnitude, power_of_two_scale
-from .config import PROGRAMS, config_for, saved_rows
+from .config import PROGRAMS, Config, config_for, saved_rows
 from .layout import Layout, Saved, layout_of
 from .operand_weights import operand_weights, operands_of_layers
 from .shape import MLPParameters, MLPShape
@@ -230,10 +230,7 @@ def _launch_forward(
     if rows and models:
         with device_of(x):
             forward_kernel[programs, models](
-                x_ptr=x,
-                x_stride_model=strides[0],
-                x_stride_row=strides[1],
-                x_stride_column=strides[2],
+                **strided("x", x, strides),
                 flat_ptr=flat,
                 weights_ptr=weights,
                 acts_ptr=acts,
@@ -261,6 +258,17 @@ def extent(x: Tensor) -> tuple[Tensor, int, int, tuple[int, ...]]:
         return x, 1, x.shape[0], (0, *x.stride())
     models, rows, _ = x.shape
     return x, models, rows, (model_stride(x), *x.stride()[1:])
+
+
+def strided(name: str, tensor: Tensor, strides: tuple[int, ...]) -> dict[str, Tensor | int]:
+    """Returns the arguments of a kernel that stand for a tensor with its strides."""
+    model, row, column = strides
+    return {
+        f"{name}_ptr": tensor,
+        f"{name}_stride_model": model,
+        f"{name}_stride_row": row,
+        f"{name}_stride_column": column,
+    }
 
 
 def backward(
@@ -333,10 +341,7 @@ def write_gradients(
     abs_max, measure = abs_max_of(grad_y, models, precision)
     with device_of(grad_y):
         backward_kernel[programs, models](
-            grad_y_ptr=grad_y,
-            grad_y_stride_model=strides[0],
-            grad_y_stride_row=strides[1],
-            grad_y_stride_column=strides[2],
+            **strided("grad_y", grad_y, strides),
             abs_max_ptr=abs_max,
             flat_ptr=saved.flat,
             weights_ptr=saved.weights,
@@ -356,13 +361,35 @@ def write_gradients(
             num_warps=config.warps,
         )
         if grad is not None:
-            splits, _ = split_rows(net, config, models, buffer_rows)
-            parts = empty_parts(saved.flat, models, splits, shape.num_parameters)
-            weight_gradients(
-                saved.activations, grads, slope_parts, parts, net, config,
-                rows=tiles * config.rows, abs_max=abs_max,
-            )  # fmt: skip
-            add_up(parts, grad)
+            sum_gradients(
+                grad, saved, grads, slope_parts, net, config, tiles * config.rows, abs_max
+            )
+
+
+def sum_gradients(
+    grad: Tensor,
+    saved: Saved,
+    grads: Tensor,
+    slope_parts: Tensor,
+    net: Layout,
+    config: Config,
+    rows: int,
+    abs_max: Tensor | None,
+) -> None:
+    """Writes the flat gradients of the parameters, [M, P].
+
+    Args:
+        grad: float [M, P]; written.
+        saved, grads: activations, and the gradients of all pre-activations and of y.
+        slope_parts, net, config, rows, abs_max: as in :func:`.weight_gradients`.
+    """
+    models, buffer_rows, _ = grads.shape
+    splits, _ = split_rows(net, config, models, buffer_rows)
+    parts = empty_parts(saved.flat, models, splits, net.shape.num_parameters)
+    weight_gradients(
+        saved.activations, grads, slope_parts, parts, net, config, rows=rows, abs_max=abs_max
+    )
+    add_up(parts, grad)
 
 
 def slots(models: int, device: torch.device) -> int:

@@ -5,6 +5,7 @@ This module needs no triton. Each form is imported where it runs, and only there
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,31 +19,19 @@ from .shape import MLPShape
 
 
 def forward(
-    x: Tensor,
-    layers: tuple[Tensor, ...],
-    shape: MLPShape,
-    precision: str,
-    *,
-    save: bool = True,
-    y: Tensor | None = None,
+    x: Tensor, layers: tuple[Tensor, ...], shape: MLPShape, precision: str, **options: Any
 ) -> tuple[Tensor, Saved]:
-    """Returns y = MLP(x) and the saved tensors; see :func:`.kernel.forward`."""
+    """Returns y and saved tensors; the arguments are those of :func:`.kernel.forward`."""
     launches = _module(_form(shape, precision, x.device))
-    return launches.forward(x, layers, shape, precision, save=save, y=y)
+    return launches.forward(x, layers, shape, precision, **options)
 
 
 def write_gradients(
-    grad_y: Tensor,
-    saved: Saved,
-    shape: MLPShape,
-    precision: str,
-    *,
-    grad_x: Tensor | None,
-    grad: Tensor | None,
+    grad_y: Tensor, saved: Saved, shape: MLPShape, precision: str, **gradients: Tensor | None
 ) -> None:
-    """Writes the gradients of x and of all parameters; see :func:`.kernel.write_gradients`."""
+    """Writes gradients; the arguments are those of :func:`.kernel.write_gradients`."""
     launches = _module(_form_of(saved, shape, precision))
-    launches.write_gradients(grad_y, saved, shape, precision, grad_x=grad_x, grad=grad)
+    launches.write_gradients(grad_y, saved, shape, precision, **gradients)
 
 
 def zero_unwritten(saved: Saved, rows: int, shape: MLPShape, precision: str) -> None:

@@ -21,12 +21,11 @@ from ..mlp.hopper import (
     accumulators,
     chunk_descriptor,
     left_operand,
-    open_stream,
     pairs,
     points_operand,
     store_columns,
 )
-from ..mlp.hopper_network import backward, forward, resident_first, resident_last
+from ..mlp.hopper_network import backward, forward, open_network, resident_first, resident_last
 from ..mlp.hopper_rows import TileRows, resident_biases, store_sums
 from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
@@ -141,17 +140,13 @@ def train_kernel(
     PART: gl.constexpr = NET.part
     WARPS: gl.constexpr = ROWS // 16
     LAYERS: gl.constexpr = NET.rows.layers
-    PIECES: gl.constexpr = len(NET.pieces)
-    CHUNKS: gl.constexpr = NET.chunks
     INPUT: gl.constexpr = left_operand(PART, ROWS)
     ROW: gl.constexpr = gl.SliceLayout(1, accumulators(NET.points, ROWS))
     Y: gl.constexpr = accumulators(NET.rows.padded[LAYERS], ROWS)
     model = gl.program_id(1).to(gl.int64)
-    flat = flat_ptr + model * NET.rows.shape.num_parameters
-    weights = weights_ptr + model * NET.starts[PIECES]
-    turns = gl.cdiv(tiles - gl.program_id(0), gl.num_programs(0))
-    chunk_row = gl.program_id(1) * (NET.starts[PIECES] // PART) + NET.starts[1] // PART
-    stream = open_stream(chunks_desc, chunk_row, CHUNKS, turns * CHUNKS, PART, RING)
+    flat, weights, turns, stream = open_network(
+        flat_ptr, weights_ptr, chunks_desc, tiles, 0, NET.chunks, NET, RING
+    )
     w_first = resident_first(weights, NET, WARPS)
     w_last = resident_last(weights, NET, WARPS)
     biases = resident_biases(flat, NET, WARPS)
