@@ -1,6 +1,5 @@
 """The ``flashpoint`` command."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +20,16 @@ from .commands import (
 )
 from .commands.classify import classify_command
 from .commands.data import data_command
+from .commands.evaluate import evaluate_command
 from .commands.info import info_command
 from .commands.interpolate import interpolate_command
 from .commands.sample import sample_command
 from .commands.study import study_command
-from .data import Points, load_points
 from .device import choose_device
 from .errors import UserError, check_choice
 from .experiment import Run, Settings
 from .export import SUFFIXES, export_model
-from .metrics import evaluate, summary
+from .metrics import summary
 from .report import write_report
 from .run_folder import RunFolder
 from .schedules import SCHEDULES, Schedule
@@ -130,42 +129,6 @@ def train(**options) -> None:
     run.say(f"checkpoints are in {run.folder.checkpoints}")
 
 
-@main.command(name="evaluate")
-@click.argument("samples", type=click.Path(path_type=Path))
-@click.option("--label", type=int, default=None, help="Class that the samples should have.")
-@click.option(
-    "--held-out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="File of real points that were not trained on, for the check of memorisation.",
-)
-@click.option(
-    "--real-draws", default=40, show_default=True, help="Real draws behind each metric's band."
-)
-@options(data_option, seed_option)
-def evaluate_command(samples, label, held_out, real_draws, data, only_class, seed) -> None:
-    """Measure a file of samples, each number beside the score of real data."""
-    points = read_points(data, only_class)
-    if label is not None:
-        points.check_label(label)
-    others = None
-    if held_out is not None:
-        kept = _same_dimension(load_points(held_out), points, "held-out points")
-        others = kept.data if label is None or kept.labels is None else kept.of_class(label)
-    result = evaluate(
-        _same_dimension(load_points(samples), points, "samples").data,
-        points,
-        label=label,
-        repeats=real_draws,
-        seed=seed,
-        full=True,
-        held_out=others,
-    )
-    click.echo(summary({samples.name: result}))
-    click.echo(f"\n{result.table()}\n")
-    click.echo(json.dumps(result.to_dict(), indent=2))
-
-
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -227,16 +190,10 @@ def export(run, format_, out) -> None:
 
 
 for command in (
-    classify_command, data_command, info_command, interpolate_command, sample_command,
-    study_command,
+    classify_command, data_command, evaluate_command, info_command, interpolate_command,
+    sample_command, study_command,
 ):  # fmt: skip
     main.add_command(command)
-
-
-def _same_dimension(points: Points, data: Points, what: str) -> Points:
-    if points.dim != data.dim:
-        raise UserError(f"{what} must have dimension {data.dim} like the data, got {points.dim}")
-    return points
 
 
 def _start(data, only_class, out, resume, checkpoint_every, device, quick, **options) -> Run:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event, current_thread, main_thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ class Run:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
         self.validation: list[tuple[int, float]] = []
         self.seconds: dict[str, float] = {}
-        config = json.loads(json.dumps({"data": points.name, **asdict(settings)}))
+        config = json.loads(json.dumps({**_data_record(points), **asdict(settings)}))
         if resume:
             self._resume(config)
         self.ranks.wait()  # until every rank has read the file that the first one writes
@@ -385,6 +386,16 @@ class Run:
             plots.classifier_map(
                 self.classifier.model(), self.settings.schedule, points, figures / "classifier.png"
             )
+
+
+def _data_record(points: Points) -> dict[str, Any]:
+    """Returns what the folder of a run says of its data."""
+    map_ = points.standardisation
+    return {
+        "data": points.name,
+        "digest": points.digest,
+        "standardisation": None if map_ is None else asdict(map_),
+    }
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 * :mod:`.states`: points on the outlines of five US states.
 * :mod:`.clouds`: points in two and three dimensions whose distribution is known.
 * :mod:`.images`: digits, and FashionMNIST from the user's files.
+* :mod:`.standardisation`: the map between a user's units and points of order one.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from ..errors import UserError, check_choice
 from .clouds import blobs, circles, helix, manycircles, moons, sin_5_5
 from .images import digits, fashion_mnist, is_fashion_mnist
 from .points import FILE_TYPES, Points, load_points
+from .standardisation import Standardisation
 from .states import STATE_NAMES, states_points
 
 __all__ = [
     "DATASETS",
     "STATE_NAMES",
     "Points",
+    "Standardisation",
     "dataset",
     "digits",
     "fashion_mnist",

@@ -1,5 +1,6 @@
 """Point clouds to train on, and the files that they are read from."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...kernels.philox import permute, seed_tensor
 from ..errors import UserError, check_choice
+from .standardisation import Standardisation
 
 FILE_TYPES = (".pt", ".npy", ".npz", ".csv")
 
@@ -28,6 +30,8 @@ class Points:
             that distribution is not known.
         outlines: the true curves that the points scatter around, [K, 2] each, for figures.
         image_shape: (height, width) where each point is a grey image, values from -1 to 1.
+        standardisation: the map that made ``data`` from a user's points; None for points as they
+            came.
 
     Raises:
         ValueError: the points or labels are empty, not finite or of the wrong shape or type, or
@@ -41,6 +45,7 @@ class Points:
     redraw: Callable[..., tuple[Tensor, Tensor | None]] | None = field(default=None, repr=False)
     outlines: tuple[Tensor, ...] = field(default=(), repr=False)
     image_shape: tuple[int, int] | None = None
+    standardisation: Standardisation | None = None
 
     def __post_init__(self):
         if not isinstance(self.data, Tensor) or not self.data.is_floating_point():
@@ -88,6 +93,15 @@ class Points:
     def num_classes(self) -> int:
         """C; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of points, labels and standardisation, by which a run knows its data again."""
+        digest = hashlib.sha256(repr((list(self.data.shape), self.standardisation)).encode())
+        for part in (self.data.float(), self.labels):
+            if part is not None:
+                digest.update(part.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def class_name(self, label: int) -> str:
         """Returns the name of a class in figures and tables."""
