@@ -1,9 +1,12 @@
 """Reading and writing of files that are either whole or absent."""
 
+import errno
 import io
 import json
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +18,38 @@ from .errors import UserError
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces the file in one step: a reader sees the old content or the new, never a part.
 
+    A link stays one, and the file that it points to is replaced. The new file has the permissions
+    of the old one.
+
     Raises:
         ValueError: the file cannot be written; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{os.getpid()}.{target.name[:100]}.part")
     try:
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if target.exists() and not os.access(target, os.W_OK):  # to replace it asks the folder only
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
     except OSError as error:
         raise UserError(
-            f"file {path} cannot be written: {error.strerror}; what was there before is untouched"
+            f"file {path} cannot be written: {reason(error)}; what was there before is untouched"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def reason(error: OSError) -> str:
+    """Returns what the system says of an error, without the name of a file."""
+    return error.strerror or str(error) or type(error).__name__
 
 
 def save(path: Path, content: object) -> None:
@@ -51,12 +70,58 @@ def load(path: Path) -> Any:
     Raises:
         ValueError: the file is missing, truncated or foreign.
     """
-    if not path.is_file():
-        raise UserError(f"file {path} does not exist")
+    check_is_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"file {path} cannot be read: {reason(error)}") from error
     except Exception as error:
         raise UserError(f"file {path} is no checkpoint, or damaged") from error
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Loads a file of JSON that holds an object.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds something else.
+    """
+    check_is_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"file {path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"file {path} is no JSON, or damaged") from error
+    if not isinstance(content, dict):
+        raise UserError(f"file {path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def check_is_file(path: Path) -> None:
+    """Raises :class:`UserError` unless the path is that of a file."""
+    if path.is_dir():
+        raise UserError(f"file {path} cannot be read: it is a folder")
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist")
+
+
+def check_apart(target: Path, *inputs: Path | None) -> None:
+    """Raises :class:`UserError` if a file to be written is one of the inputs, by whatever name.
+
+    Args:
+        target: the file to be written.
+        *inputs: files that are read; None where there is none.
+    """
+    for path in inputs:
+        if path is not None and same_file(target, path):
+            raise UserError(f"file {target} would be written over, but it is read as {path}")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Returns True if both paths lead to one file, through links too."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def make_target(path: Path, suffix: str) -> Path:
@@ -70,7 +135,7 @@ def make_target(path: Path, suffix: str) -> Path:
         raise UserError(f"file {path} cannot be written: it is a folder")
     if path.suffix.lower() != suffix:
         raise UserError(f"file {path} must end in {suffix}")
-    make_folder(path.parent)
+    make_folder(Path(os.path.realpath(path)).parent)
     return path
 
 
@@ -85,5 +150,5 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"folder {path} cannot be written to: {error.strerror}") from error
+        raise UserError(f"folder {path} cannot be written to: {reason(error)}") from error
     return path

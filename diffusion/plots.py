@@ -1,5 +1,6 @@
 """Figures. Each function returns a matplotlib Figure; ``save_to`` names a file to write it to."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from . import files
 from .data import Points
 from .models import Perceptron
 from .schedules import Schedule
@@ -355,7 +357,11 @@ def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         images.append(image.quantize(32, dither=Image.Dither.NONE))
     lasting = [80] * (len(images) - 1) + [2000]  # milliseconds
-    images[0].save(save_to, save_all=True, append_images=images[1:], duration=lasting, loop=0)
+    content = io.BytesIO()
+    images[0].save(
+        content, "gif", save_all=True, append_images=images[1:], duration=lasting, loop=0
+    )
+    files.write_atomically(Path(save_to), content.getvalue())
 
 
 def _draw(
@@ -421,5 +427,16 @@ def _finish(figure: Figure, save_to: SaveTo) -> Figure:
         if axis.name != "3d":
             axis.spines[["top", "right"]].set_visible(False)
     if save_to is not None:
-        figure.savefig(save_to, dpi=130)
+        save(figure, Path(save_to), dpi=130)
     return figure
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Writes a figure in the format that the name of the file says, atomically.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:] or None, dpi=dpi)
+    files.write_atomically(path, content.getvalue())

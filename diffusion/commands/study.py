@@ -63,7 +63,7 @@ def study_command(
         study = study.quick() if quick else study
         run = StudyRun(study, out, seed=seed, device=device, together=together, say=click.echo)
         write_report(run, run.run())
-        click.echo((run.folder / "table.md").read_text())
+        click.echo((run.folder / "table.md").read_text(encoding="utf-8"))
         click.echo(f"everything is in {run.folder}")
     if page is not None:
         write_page(tuple(STUDIES.values()), out, page)

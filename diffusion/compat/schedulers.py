@@ -142,7 +142,7 @@ class _Scheduler:
         """
         path = Path(folder) / CONFIG_NAME
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"file {path} cannot be read as a scheduler's config") from error
         return cls.from_config(config, **changes)

@@ -71,7 +71,8 @@ def states_points(n_points: int = 5000, seed: int = 0) -> Points:
 @cache
 def _outlines() -> tuple[tuple[Tensor, ...], ...]:
     """Returns the closed rings [K, 2] of each state, placed on the pentagon."""
-    rings = json.loads(files(__package__).joinpath("state_outlines.json").read_text())["rings"]
+    text = files(__package__).joinpath("state_outlines.json").read_text(encoding="utf-8")
+    rings = json.loads(text)["rings"]
     placed = []
     for name in STATE_NAMES:
         degrees = [torch.tensor(ring, dtype=torch.float64) for ring in rings[name]]

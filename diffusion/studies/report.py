@@ -1,6 +1,5 @@
 """Tables and figures of a study's results, and the page that shows all studies."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import files
+from .. import files, plots
 from ..latents import interpolate
 from ..metrics.table import markdown_table
-from ..plots import COLORS, interpolation, sample_grid
 from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
 from .study import OUR_BEST, Cell, Grid, Study
@@ -33,7 +31,7 @@ def write_report(run: StudyRun, results: dict) -> None:
     for number, grid in enumerate(run.study.grids):
         name = f"samples_{number}.png" if number else "samples.png"
         if rows := _sample_rows(run, grid):
-            sample_grid(rows, run.folder / name)
+            plots.sample_grid(rows, run.folder / name)
             if rows[0][0].image_shape is not None:
                 _draw_interpolations(run, grid.cells()[0])
 
@@ -44,7 +42,7 @@ def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
     model, schedule = run.store.load_model(cell.model), cell.variant.schedule
     a, b = points.data[: 2 * _WAYS].chunk(2)
     ways = interpolate(model, schedule, a, b, device=run.device).cpu()
-    interpolation(ways, points, run.folder / "interpolation.png")
+    plots.interpolation(ways, points, run.folder / "interpolation.png")
 
 
 def _sample_rows(run: StudyRun, grid: Grid) -> list:
@@ -87,7 +85,7 @@ def plot(results: dict, save_to: Path) -> Figure:
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper right", ncols=3, frameon=False, fontsize="small")
     figure.supxlabel(results["varied"], fontsize="medium")
-    figure.savefig(save_to, dpi=90)
+    plots.save(figure, save_to, dpi=90)
     return figure
 
 
@@ -113,7 +111,7 @@ def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
         if not found:
             parts.append("Not run yet.\n")
             continue
-        results = json.loads(found[0].read_text())
+        results = files.load_json(found[0])
         plot(results, figures / f"{study.name}.png")
         picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
         parts += [LESSONS.get(study.name, ""), picture, table(results)]
@@ -252,12 +250,12 @@ def _panel(axis: Axes, grid: dict, data: str) -> None:
     published = np.array([cell["published"]["EMD"] for cell in cells], dtype=float)
     floor, floor_sd = (grid["perfect"][data]["EMD"][part] for part in ("value", "sd"))
     low, high = floor - 2 * floor_sd, floor + 2 * floor_sd
-    axis.errorbar(places, value, 2 * sd, fmt="o", color=COLORS[0], ms=4, label="flashpoint")
+    axis.errorbar(places, value, 2 * sd, fmt="o", color=plots.COLORS[0], ms=4, label="flashpoint")
     varied = [not cell["column"].startswith(OUR_BEST) for cell in cells]
-    axis.plot(np.array(places)[varied], value[varied], color=COLORS[0])
+    axis.plot(np.array(places)[varied], value[varied], color=plots.COLORS[0])
     if np.isfinite(published).any():
-        axis.plot(places, published, "s--", color=COLORS[1], ms=4, label="published")
-    axis.axhspan(low, high, color=COLORS[6], alpha=0.4, label="perfect samples")
+        axis.plot(places, published, "s--", color=plots.COLORS[1], ms=4, label="published")
+    axis.axhspan(low, high, color=plots.COLORS[6], alpha=0.4, label="perfect samples")
     axis.set_xticks(
         range(len(grid["columns"])), grid["columns"], rotation=45, ha="right", fontsize="x-small"
     )

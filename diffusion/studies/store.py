@@ -1,11 +1,11 @@
 """The folder in which studies keep their work. A file is named after all that decides it."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import files
 from ..checkpoints import load_mlp
 from ..data import DATASETS
+from ..errors import UserError
 from ..models import Perceptron
 from ..training import Recipe
 from .protocols import Estimate, Protocol
@@ -60,7 +61,7 @@ class Store:
 
     def training_seconds(self, model: Model) -> float:
         """Returns the duration of a model's training, in seconds."""
-        return _read(self._model_file(model).with_suffix(".json"))["training seconds"]
+        return _read(self._model_file(model).with_suffix(".json"), "training seconds")
 
     def has_cell(self, cell: Cell) -> bool:
         """Returns True if the cell has been measured."""
@@ -80,7 +81,7 @@ class Store:
 
     def scores(self, cell: Cell) -> Scores:
         """Returns a cell's scores by name of the metric."""
-        return _read(self._cell_file(cell))["scores"]
+        return _read(self._cell_file(cell), "scores")
 
     def samples(self, cell: Cell) -> list[Tensor]:
         """Returns a cell's samples [n, d], one set or one of each class."""
@@ -96,7 +97,7 @@ class Store:
 
     def perfect(self, data: str, protocol: Protocol) -> Scores:
         """Returns the scores of perfect samples by name of the metric."""
-        return _read(self._perfect_file(data, protocol))
+        return files.load_json(self._perfect_file(data, protocol))
 
     def _model_file(self, model: Model) -> Path:
         return self._models / f"{_label(model.data)}-{_digest(model, self.seed)}.pt"
@@ -104,7 +105,7 @@ class Store:
     def _cell_file(self, cell: Cell) -> Path:
         return (
             self._cells
-            / f"{Path(cell.data).stem}-{_digest(cell.variant, cell.protocol, self.seed)}.json"
+            / f"{_label(cell.data)}-{_digest(cell.variant, cell.protocol, self.seed)}.json"
         )
 
     def _perfect_file(self, data: str, protocol: Protocol) -> Path:
@@ -165,5 +166,8 @@ def _added(value: object, known: set[str]) -> Iterator[str]:
             yield f"{field.name}={_written(getattr(value, field.name))}"
 
 
-def _read(file: Path) -> dict:
-    return json.loads(file.read_text())
+def _read(file: Path, key: str) -> Any:
+    content = files.load_json(file)
+    if key not in content:
+        raise UserError(f"file {file} holds no {key!r}: delete it, and the study makes it again")
+    return content[key]

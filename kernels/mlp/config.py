@@ -221,7 +221,10 @@ def table_of(precision: str, capability: tuple[int, int]) -> dict[str, Any]:
     files = {int(path.stem.removeprefix("sm_")): path for path in CONFIGS.glob("sm_*.json")}
     here = 10 * capability[0] + capability[1]
     same = sorted(arch for arch in files if arch // 10 == capability[0] and arch <= here)
-    tables = (json.loads(files[arch].read_text()) for arch in (*reversed(same), min(files)))
+    tables = (
+        json.loads(files[arch].read_text(encoding="utf-8"))
+        for arch in (*reversed(same), min(files))
+    )
     return next(table[precision] for table in tables if precision in table)
 
 
