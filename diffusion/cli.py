@@ -135,9 +135,9 @@ def train(**options) -> None:
     "--real-draws", default=20, show_default=True, help="Real draws behind each metric's band."
 )
 @options(data_option, seed_option, device_option)
-def report(run, real_draws, data, only_class, seed, device) -> None:
+def report(run, real_draws, data, seed, device) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
-    points = read_points(data, only_class)
+    points = read_points(data)
     targets = write_report(
         run, points, real_draws=real_draws, seed=seed, device=device, say=click.echo
     )
@@ -154,9 +154,9 @@ def report(run, real_draws, data, only_class, seed, device) -> None:
     help="File of the page. Default: view.html in the run's folder.",
 )
 @options(data_option, seed_option, device_option)
-def view(run, samples, out, data, only_class, seed, device) -> None:
+def view(run, samples, out, data, seed, device) -> None:
     """Write a page that shows the reverse process of a run, one file for any browser."""
-    points = read_points(data, only_class)
+    points = read_points(data)
     path = write_view(
         run, points, samples=samples, seed=seed, device=device, save_to=out, say=click.echo
     )
@@ -196,12 +196,12 @@ for command in (
     main.add_command(command)
 
 
-def _start(data, only_class, out, resume, checkpoint_every, device, quick, **options) -> Run:
+def _start(data, out, resume, checkpoint_every, device, quick, **options) -> Run:
     """Makes the run that the options of the command line describe."""
     ranks, device = join(device)
     say = click.echo if ranks.writes else _silence
     chosen = choose_device(device)
-    points = read_points(data, only_class)
+    points = read_points(data)
     settings = _settings(quick=quick, **options)
     run = Run(
         points,

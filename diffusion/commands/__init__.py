@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,67 @@ seed_option = click.option(
     callback=lambda _context, _option, seed: check_seed(seed),
     help="Seed of everything random.",
 )
-data_option = options(
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What the options of :func:`data_choice` say of a command's data.
+
+    Args:
+        name: name of the data set, or path of a file or folder.
+        only_class: the one class to take; None takes all.
+        labels: column, or key, of the labels in a file; None finds it by its name.
+        standardise: maps a user's own file to points of order one.
+    """
+
+    name: str
+    only_class: int | None = None
+    labels: str | None = None
+    standardise: bool = True
+
+
+def data_choice(source: Decorator) -> Decorator:
+    """Returns the options that choose the data; a command takes them as ``data: DataChoice``.
+
+    Args:
+        source: the option or argument ``data``, which names the data.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @wraps(command)
+        def collected(*args: Any, data, only_class, labels, no_standardise, **others: Any) -> Any:
+            choice = DataChoice(data, only_class, labels, not no_standardise)
+            return command(*args, data=choice, **others)
+
+        return options(source, _reading_options)(collected)
+
+    return decorate
+
+
+_reading_options = options(
+    click.option("--only-class", type=int, default=None, help="Take only this class of the data."),
+    click.option(
+        "--labels",
+        default=None,
+        metavar="COLUMN",
+        help="Column of a file with the labels, or key of an .npz or .pt; none for no labels. "
+        "Default: found by its name.",
+    ),
+    click.option(
+        "--no-standardise",
+        is_flag=True,
+        help="Take the numbers of a file as they are. Default: map them to mean 0 and standard "
+        "deviation 1, and samples back.",
+    ),
+)
+data_option = data_choice(
     click.option(
         "--data",
         default="states",
         show_default=True,
         help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz or "
         ".csv; or the folder of FashionMNIST's IDX files.",
-    ),
-    click.option("--only-class", type=int, default=None, help="Take only this class of the data."),
+    )
 )
 network_options = options(
     click.option(
@@ -115,10 +169,10 @@ def _widths(text: str) -> tuple[int, ...]:
         raise UserError(f"hidden_layers must be widths like 64,128,128, got {text!r}") from error
 
 
-def read_points(data: str, only_class: int | None) -> Points:
-    """Returns the data set that :data:`data_option` names."""
-    points = dataset(data)
-    return points if only_class is None else points.only(only_class)
+def read_points(data: DataChoice) -> Points:
+    """Returns the data set that the options of :func:`data_choice` name."""
+    points = dataset(data.name)
+    return points if data.only_class is None else points.only(data.only_class)
 
 
 def out_option(text: str) -> Decorator:

@@ -24,14 +24,14 @@ from . import data_option, device_option, options, read_points, seed_option
     help="Part of the data that is held out at random.",
 )
 @options(data_option, seed_option, device_option)
-def classify_command(run, most, noises, test_fraction, data, only_class, seed, device) -> None:
+def classify_command(run, most, noises, test_fraction, data, seed, device) -> None:
     """Classify points by how well a conditional model removes their noise for each class.
 
     The points are new ones where the data's distribution is known, otherwise a part of the data.
     """
     from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
 
-    points, model = read_points(data, only_class), load(run)
+    points, model = read_points(data), load(run)
     if not isinstance(model.model, ConditionalMLP):
         raise UserError(f"run {run} has no conditional model: train one with --p-uncond 0.2")
     if model.model.num_classes != points.num_classes:

@@ -6,12 +6,11 @@ import click
 
 from .. import files, plots
 from ..data import Points
-from . import options, out_option, read_points
+from . import DataChoice, data_choice, options, out_option, read_points
 
 
 @click.command(name="data")
-@click.argument("name")
-@click.option("--only-class", type=int, default=None, help="Take only this class of the data.")
+@data_choice(click.argument("data", metavar="NAME"))
 @click.option(
     "--test-fraction",
     type=float,
@@ -19,14 +18,12 @@ from . import options, out_option, read_points
     help="Also write the points: this part of them to <name>_test.pt, the rest to <name>_train.pt.",
 )
 @options(out_option("File of the picture, .png. Default: <name>.png."))
-def data_command(
-    name: str, only_class: int | None, test_fraction: float | None, out: Path | None
-) -> None:
+def data_command(data: DataChoice, test_fraction: float | None, out: Path | None) -> None:
     """Draw a data set.
 
     NAME is what the option --data of the other commands takes.
     """
-    points = read_points(name, only_class)
+    points = read_points(data)
     parts = (
         {}
         if test_fraction is None

@@ -24,9 +24,9 @@ from . import data_option, options, read_points, seed_option
     "--real-draws", default=40, show_default=True, help="Real draws behind each metric's band."
 )
 @options(data_option, seed_option)
-def evaluate_command(samples, label, held_out, real_draws, data, only_class, seed) -> None:
+def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
     """Measure a file of samples, each number beside the score of real data."""
-    points = read_points(data, only_class)
+    points = read_points(data)
     if label is not None:
         points.check_label(label)
     others = None

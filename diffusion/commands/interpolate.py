@@ -36,15 +36,13 @@ from . import data_option, device_option, options, out_option, read_points, seed
     seed_option,
     device_option,
 )
-def interpolate_command(
-    run, pairs, between, count, steps, out, data, only_class, seed, device
-) -> None:
+def interpolate_command(run, pairs, between, count, steps, out, data, seed, device) -> None:
     """Interpolate between data points through the noise that they come from.
 
     Deterministic DDIM, run backwards, takes both points to their noise; the points on the arc
     between the two lead to new points between the data points (figure 9 of Ho et al. 2020).
     """
-    points, denoiser = read_points(data, only_class), load(run)
+    points, denoiser = read_points(data), load(run)
     if denoiser.model.shape.widths[-1] != points.dim:
         raise UserError(
             f"run {run} was trained on dimension {denoiser.model.shape.widths[-1]}, "
