@@ -47,7 +47,7 @@ class _Commands(Commands):
     Each record is written in one step, so an interrupt leaves it whole.
     """
 
-    interrupted = "interrupted; a record, if one was asked for, holds the results until then"
+    what_is_left = "; a record, if one was asked for, holds the results until then"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

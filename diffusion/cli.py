@@ -1,6 +1,8 @@
 """The ``flashpoint`` command."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +25,24 @@ from .commands.data import data_command
 from .commands.evaluate import evaluate_command
 from .commands.info import info_command
 from .commands.interpolate import interpolate_command
+from .commands.of_run import (
+    check_outputs,
+    data_files_of,
+    files_of_data,
+    files_of_run,
+    place_of,
+    points_of_run,
+    run_data_option,
+    say_unfinished,
+    source_of,
+)
 from .commands.sample import sample_command
 from .commands.study import study_command
 from .device import choose_device
 from .errors import UserError, check_choice
-from .experiment import Run, Settings
+from .experiment import Run, Settings, check_measurable
 from .export import SUFFIXES, export_model
+from .interrupts import exit_code, word_for
 from .metrics import summary
 from .report import write_report
 from .run_folder import RunFolder
@@ -59,6 +73,16 @@ _run_options = options(
         "--quick", is_flag=True, help="Reduce the run to about a minute on two CPU cores."
     ),
     click.option("--resume", is_flag=True, help="Continue an interrupted run."),
+    click.option(
+        "--overwrite", is_flag=True, help="Delete the run that the folder holds, and start anew."
+    ),
+    click.option("--quiet", is_flag=True, help="Show no progress, only what comes of it."),
+    click.option(
+        "--test-fraction",
+        type=float,
+        default=None,
+        help="Part of the data that is held out of the training, at random.",
+    ),
     click.option(
         "--recipe",
         default="fast",
@@ -107,15 +131,15 @@ def states(**options) -> None:
     Trains a denoiser and a classifier, draws samples without guidance and guided to every class,
     measures them against the data and writes numbers, files and figures into the run's folder.
     """
-    run = _start(**options)
-    run.check_measurable()
-    _train(run)
-    samples = run.generate()
-    if not run.ranks.writes:
-        return
-    click.echo("measuring the samples against real draws of the data ...")
-    results = run.measure(samples)
-    run.draw(samples)
+    run = _start(measures=True, **options)
+    with _resumable(run):
+        run.train()
+        samples = run.generate()
+        if not run.ranks.writes:
+            return
+        run.say("measuring the samples against real draws of the data ...")
+        results = run.measure(samples)
+        run.draw(samples)
     click.echo(summary(results))
     click.echo(f"{sum(run.seconds.values()):.0f} s; everything is in {run.folder}")
 
@@ -124,8 +148,9 @@ def states(**options) -> None:
 @_run_options
 def train(**options) -> None:
     """Train a denoiser, and a classifier if the data has labels."""
-    run = _start(**options)
-    _train(run)
+    run = _start(measures=False, **options)
+    with _resumable(run):
+        run.train()
     run.say(f"checkpoints are in {run.folder.checkpoints}")
 
 
@@ -134,14 +159,18 @@ def train(**options) -> None:
 @click.option(
     "--real-draws", default=20, show_default=True, help="Real draws behind each metric's band."
 )
-@options(data_option, seed_option, device_option)
-def report(run, real_draws, data, seed, device) -> None:
+@options(run_data_option, seed_option, device_option)
+def report(run, real_draws, data, other_data, seed, device) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
-    points = read_points(data)
+    points = points_of_run(run, data, other_data)
+    folder = RunFolder(run)
+    replaced = check_outputs([folder.report_markdown, folder.report_page], data_files_of(run, data))
+    say_unfinished(run)
     targets = write_report(
-        run, points, real_draws=real_draws, seed=seed, device=device, say=click.echo
-    )
-    click.echo(f"the report is {' and '.join(map(str, targets))}")
+        run, points, real_draws=real_draws, seed=seed, device=device, other_data=other_data,
+        say=click.echo,
+    )  # fmt: skip
+    click.echo(f"the report is {' and '.join(map(str, targets))}{replaced}")
 
 
 @main.command()
@@ -153,14 +182,18 @@ def report(run, real_draws, data, seed, device) -> None:
     default=None,
     help="File of the page. Default: view.html in the run's folder.",
 )
-@options(data_option, seed_option, device_option)
-def view(run, samples, out, data, seed, device) -> None:
+@options(run_data_option, seed_option, device_option)
+def view(run, samples, out, data, other_data, seed, device) -> None:
     """Write a page that shows the reverse process of a run, one file for any browser."""
-    points = read_points(data)
+    points = points_of_run(run, data, other_data)
+    page = out or RunFolder(run).view_page
+    replaced = check_outputs([page], [*files_of_run(run), *data_files_of(run, data)])
+    say_unfinished(run)
     path = write_view(
-        run, points, samples=samples, seed=seed, device=device, save_to=out, say=click.echo
-    )
-    click.echo(f"the page is {path}: open it in a browser")
+        run, points, samples=samples, seed=seed, device=device, save_to=page,
+        other_data=other_data, say=click.echo,
+    )  # fmt: skip
+    click.echo(f"the page is {path}{replaced}: open it in a browser")
 
 
 @main.command()
@@ -181,12 +214,18 @@ def export(run, format_, out) -> None:
     """
     check_choice("format", format_, SUFFIXES)
     denoiser = load(run)
-    folder = files.make_folder(out or RunFolder(run).exports)
-    for name, model in (("denoiser", denoiser.model), ("classifier", denoiser.classifier)):
-        if model is not None:
-            path = folder / f"{name}{SUFFIXES[format_]}"
-            difference = export_model(model, denoiser.schedule, format_, path)
-            click.echo(f"{path}: differs from the network by {difference:.1e} at most")
+    say_unfinished(run)
+    folder = files.make_folder(out or place_of(run) / RunFolder(run).exports.name)
+    models = {"denoiser": denoiser.model, "classifier": denoiser.classifier}
+    paths = {
+        folder / f"{name}{SUFFIXES[format_]}": model
+        for name, model in models.items()
+        if model is not None
+    }
+    replaced = check_outputs(paths, files_of_run(run))
+    for path, model in paths.items():
+        difference = export_model(model, denoiser.schedule, format_, path)
+        click.echo(f"{path}{replaced}: differs from the network by {difference:.1e} at most")
 
 
 for command in (
@@ -196,24 +235,39 @@ for command in (
     main.add_command(command)
 
 
-def _start(data, out, resume, checkpoint_every, device, quick, **options) -> Run:
-    """Makes the run that the options of the command line describe."""
+def _start(
+    *, measures, data, test_fraction, out, resume, overwrite, quiet, checkpoint_every, device,
+    quick, **options,
+) -> Run:  # fmt: skip
+    """Makes the run that the options of the command line describe.
+
+    ``measures`` says whether the samples are to be measured, for which data may be too few.
+    """
     ranks, device = join(device)
-    say = click.echo if ranks.writes else _silence
+    say = click.echo if ranks.writes and not quiet else _silence
     chosen = choose_device(device)
-    points = read_points(data)
     settings = _settings(quick=quick, **options)
+    points = read_points(data)
+    if test_fraction is not None:
+        points = points.split(test_fraction, settings.seed)[0]
+    if measures:
+        check_measurable(points)
+    folder = out or Path("runs") / points.name.lower()
+    for path in RunFolder(folder).own_files():
+        files.check_apart(path, *files_of_data(data.name))
     run = Run(
         points,
         settings,
-        out or Path("runs") / points.name.lower(),
+        folder,
         device=chosen,
         resume=resume,
+        overwrite=overwrite,
+        source=source_of(data, test_fraction),
         checkpoint_every=checkpoint_every,
         say=say,
+        quiet=quiet,
         ranks=ranks,
     )
-    say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {chosen}")
     if ranks.size > 1:
         say(f"{ranks.size} ranks share each batch and the samples")
     if quick:
@@ -279,12 +333,13 @@ def _with(settings, **changes):
     return replace(settings, **{name: to for name, to in changes.items() if to is not None})
 
 
-def _train(run: Run) -> None:
+@contextmanager
+def _resumable(run: Run) -> Iterator[None]:
+    """Says how a run that is told to stop goes on."""
     try:
-        run.train()
-    except KeyboardInterrupt:
+        yield
+    except KeyboardInterrupt as stop:
         click.echo(
-            f"\ninterrupted at step {run.denoiser.step}; the same command with --resume goes on",
-            err=True,
+            f"\n{word_for(stop)} {run.stage}; the same command with --resume goes on", err=True
         )
-        sys.exit(130)
+        sys.exit(exit_code(stop))

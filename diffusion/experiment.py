@@ -3,92 +3,40 @@
 :mod:`.run_folder` describes the folder that a run leaves.
 """
 
-import json
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event, current_thread, main_thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..kernels.philox import child_seed
 from . import files, plots
 from .data import Points
-from .errors import UserError, check_at_least, check_seed
+from .errors import UserError, check_at_least
+from .interrupts import Request, Stopped, deferred
+from .locks import lock_folder
 from .metrics import Evaluation, evaluate, kde_nll
+from .metrics.distances import subset
 from .metrics.evaluation import data_of
 from .models import MLP
+from .progress import Progress
 from .run_folder import RunFolder
+from .run_record import check_same_run, record_of
 from .sampling import sample
-from .schedules import Schedule
-from .training import RECIPES, ClassicRecipe, Recipe, Trainer
+from .settings import Settings
+from .training import ClassicRecipe, Recipe, Trainer
 from .training.distributed import Ranks
 
+__all__ = ["Run", "Settings", "check_measurable"]
+
 # Streams of random numbers, one for each part of an experiment.
-_DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
+_DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL, _DENSITY = range(7)
 
 _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of an experiment, which decide its outcome.
-
-    Args:
-        seed: seed of everything random.
-        schedule: the forward process.
-        denoiser, classifier: recipes of the two trainings. A conditional denoiser, which has
-            ``p_uncond``, takes the class as an input and needs no classifier.
-        scale: guidance scale of samples by class; None is 1 with a classifier and 0 with a
-            conditional denoiser.
-        n_samples: number of samples without guidance and of samples of each class.
-        sampling_steps: number of reverse steps; None for all T.
-        validate_every: number of training steps between two validations of the denoiser.
-        real_draws: number of draws of real data behind the bands of the metrics.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    seed: int = 0
-    schedule: Schedule = field(default_factory=Schedule)
-    denoiser: Recipe | ClassicRecipe = RECIPES["fast"][0]
-    classifier: Recipe | ClassicRecipe = RECIPES["fast"][1]
-    scale: float | None = None
-    n_samples: int = 5000
-    sampling_steps: int | None = None
-    validate_every: int = 1000
-    real_draws: int = 100
-
-    def __post_init__(self):
-        check_seed(self.seed)
-        check_at_least("n_samples", self.n_samples, 2)
-        check_at_least("validate_every", self.validate_every, 1)
-        check_at_least("real_draws", self.real_draws, 2)
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise UserError(f"scale must be finite, got {self.scale}")
-
-    def quick(self) -> "Settings":
-        """Returns reduced settings, which take about a minute on two CPU cores."""
-        denoiser, classifier = RECIPES["fast"]
-        assert isinstance(denoiser, Recipe)
-        assert isinstance(classifier, Recipe)
-        return replace(
-            self,
-            # Averages over fewer steps, so that the initial weights are forgotten by the end.
-            denoiser=replace(denoiser, steps=1500, ema_decay=0.99),
-            classifier=replace(classifier, steps=700, ema_decay=0.98),
-            sampling_steps=min(50, self.schedule.num_steps),
-            validate_every=1500,
-            real_draws=20,
-        )
+_DENSITY_POINTS = 10_000  # of the data at most, behind the density estimate of the validation
 
 
 class Run:
@@ -100,8 +48,11 @@ class Run:
         folder: folder of the results.
         device: device of training and sampling.
         resume: goes on with the training state in the folder, if there is one.
+        overwrite: deletes the files of a run that the folder holds.
+        source: where the points come from, as the folder is to remember it.
         checkpoint_every: number of training steps between two checkpoints.
         say: called with a line of text about the progress.
+        quiet: shows no progress of training and sampling.
         ranks: the processes that share the work; the first one writes all files.
 
     Attributes:
@@ -109,9 +60,11 @@ class Run:
         by_class: True if samples of each class are drawn too.
         validation: pairs (step, NLL of a few samples) so far.
         seconds: duration of each part of the experiment.
+        stage: what the run is doing, for messages.
 
     Raises:
-        ValueError: the folder cannot be written to, or holds a run with other settings.
+        ValueError: the folder cannot be written to, another process trains in it, it holds a run
+            that is neither resumed nor overwritten, or a run of other settings or other data.
     """
 
     def __init__(
@@ -122,16 +75,31 @@ class Run:
         *,
         device: torch.device,
         resume: bool = False,
+        overwrite: bool = False,
+        source: dict[str, Any] | None = None,
         checkpoint_every: int = 500,
         say: Callable[[str], None] = print,
+        quiet: bool = False,
         ranks: Ranks | None = None,
     ):
         check_at_least("checkpoint_every", checkpoint_every, 1)
+        if resume and overwrite:
+            raise UserError("resume and overwrite exclude each other")
         self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say
-        self.checkpoint_every = checkpoint_every
-        self.folder = RunFolder(Path(folder))
-        self.folder.make()
+        self.checkpoint_every, self.quiet = checkpoint_every, quiet
+        self.folder, self.stage = RunFolder(Path(folder)), "before the training"
+        self._record = record_of(points, source, settings)
+        self.ranks.first(self._occupy)
+        resumes = resume and self.folder.training_file.exists()
+        if resumes:
+            check_same_run(self.folder, points, settings, say)
+        elif resume:
+            say(f"nothing to resume in {self.folder}, starting anew")
+        if not resumes and not overwrite:
+            self.folder.check_unused()
+        say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
+        self._density_data = subset(points.data, _DENSITY_POINTS, settings.seed, _DENSITY)
         self.nll_data = self._nll_data()
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
@@ -140,17 +108,31 @@ class Run:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
         self.validation: list[tuple[int, float]] = []
         self.seconds: dict[str, float] = {}
-        config = json.loads(json.dumps({**_data_record(points), **asdict(settings)}))
-        if resume:
-            self._resume(config)
-        self.ranks.wait()  # until every rank has read the file that the first one writes
-        if self.ranks.writes:
-            files.save_json(self.folder.config_file, config)
+        if resumes:
+            self._resume()
+        self.ranks.first(lambda: self._begin(anew=not resumes))
+
+    def _occupy(self) -> None:
+        """Makes the folder and locks it for as long as this object lives."""
+        files.make_folder(self.folder.path)
+        weakref.finalize(self, lock_folder(self.folder.path).release)
+        self.folder.make()
+
+    def _begin(self, anew: bool) -> None:
+        """Writes the settings; a new run deletes what an earlier one left."""
+        if anew:
+            self.folder.clear()
+        files.save_json(self.folder.config_file, self._record)
 
     def _nll_data(self) -> float | None:
         """Returns the NLL of the data itself; None where it has no density estimate."""
+        if len(self._density_data) < len(self.points):
+            self.say(
+                f"the likelihood of samples during the training is that under "
+                f"{len(self._density_data):,} of the {len(self.points):,} points"
+            )
         try:
-            return kde_nll(self.points.data, self.points.data)
+            return kde_nll(self._density_data, self._density_data)
         except UserError as error:
             self.say(f"the likelihood under a density estimate is left out: {error}")
             return None
@@ -173,21 +155,18 @@ class Run:
         trainers = {"denoiser": self.denoiser, "classifier": self.classifier}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 
-    def _resume(self, config: dict) -> None:
-        if not self.folder.training_file.is_file():
-            self.say(f"nothing to resume in {self.folder}, starting anew")
-            return
-        before = json.loads(self.folder.config_file.read_text())
-        changed = [key for key in config if before.get(key) != config[key]]
-        if changed:
-            raise UserError(
-                f"run {self.folder} was made with other settings ({', '.join(changed)}); "
-                "give the same ones, or another --out"
-            )
-        state = files.load(self.folder.training_file)
-        for name, trainer in self.trainers.items():
-            trainer.load_state_dict(state[name])
-        self.validation = [tuple(pair) for pair in state["validation"]]
+    def _resume(self) -> None:
+        path = self.folder.training_file
+        state = files.load(path)
+        try:
+            for name, trainer in self.trainers.items():
+                trainer.load_state_dict(state[name])
+            self.validation = [(int(step), float(nll)) for step, nll in state["validation"]]
+            self.seconds = dict(state.get("seconds", {}))
+        except UserError as error:
+            raise UserError(f"file {path} is of another run: {error}") from error
+        except Exception as error:  # of any kind, from a file of any content
+            raise UserError(f"file {path} does not hold the state of this training") from error
         self.say(f"resumed {self.folder} at denoiser step {self.denoiser.step}")
 
     def save_training(self) -> None:
@@ -195,22 +174,27 @@ class Run:
         if not self.ranks.writes:
             return
         state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
-        files.save(self.folder.training_file, {**state, "validation": self.validation})
+        more = {"validation": self.validation, "seconds": self.seconds}
+        files.save(self.folder.training_file, {**state, **more})
         for name, trainer in self.trainers.items():
             files.save(self.folder.network_file(name), trainer.model().state_dict())
+        steps = {
+            name: {"step": trainer.step, "of": trainer.total_steps}
+            for name, trainer in self.trainers.items()
+        }
+        files.save_json(self.folder.progress_file, steps)
 
     def train(self) -> None:
         """Trains both networks to the end of their recipes, and draws the training curves.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once the steps under way are done and saved.
+            KeyboardInterrupt: after Ctrl-C or another signal to stop, once the steps under way are
+                done and saved.
             ValueError: a loss is not finite; the last good checkpoint stays.
         """
-        with _deferred_interrupt() as interrupted:
+        with deferred() as request:
             for name, trainer in self.trainers.items():
-                start = time.perf_counter()
-                self._train(name, trainer, interrupted)
-                self.seconds[f"train {name}"] = time.perf_counter() - start
+                self._train(name, trainer, request)
                 self.save_training()
         if not self.ranks.writes:
             return
@@ -219,29 +203,31 @@ class Run:
             losses, self.validation, self.nll_data, self.folder.figures / "training_curves.png"
         )
 
-    def _train(self, name: str, trainer: Trainer, interrupted: Event) -> None:
-        total, rows = trainer.total_steps, trainer.task.recipe.batch_size
-        with self._progress(total * rows, f"train {name}", "rows") as bar:
-            bar.update(trainer.step * rows)
+    def _train(self, name: str, trainer: Trainer, request: Request) -> None:
+        title, total = f"train {name}", trainer.total_steps
+        began = time.perf_counter() - self.seconds.get(title, 0)
+        with self._progress(title, total, "steps", trainer.step) as progress:
             while trainer.step < total:
                 until = min(
                     _next_multiple(trainer.step, every, total)
                     for every in (50, self.checkpoint_every, self.settings.validate_every)
                 )
-                trainer.run(until - trainer.step, lambda step: bar.update(step * rows - bar.n))
+                trainer.run(until - trainer.step, progress.to)
+                self.stage = f"at step {self.denoiser.step:,}"
                 validates = trainer is self.denoiser and (
                     until % self.settings.validate_every == 0 or until == total
                 )
-                stops = self.ranks.any(interrupted.is_set())
+                stops = self.ranks.any(request.is_set())
                 saves = until % self.checkpoint_every == 0 or until == total or stops
                 self._check_finite(name, trainer, wait=saves or validates)
                 if validates and self.ranks.writes:
                     self._validate()
-                bar.set_postfix(self._postfix(trainer))
+                progress.note(**self._notes(trainer))
+                self.seconds[title] = time.perf_counter() - began
                 if saves:
                     self.save_training()
                 if stops:
-                    raise KeyboardInterrupt
+                    raise Stopped(request.number)
 
     def _check_finite(self, name: str, trainer: Trainer, wait: bool) -> None:
         step = trainer.bad_step(wait=wait)
@@ -255,17 +241,15 @@ class Run:
             f"the last good checkpoint is in {self.folder.checkpoints}; {advice}"
         )
 
-    def _postfix(self, trainer: Trainer) -> dict[str, str]:
+    def _notes(self, trainer: Trainer) -> dict[str, str]:
         shown = {"loss": f"{trainer.losses_on_host[-50:].mean().item():.4f}"}
         if trainer is self.denoiser and self.validation:
             shown["NLL"] = f"{self.validation[-1][1]:.3f}"
         return shown
 
-    def _progress(self, total: int, title: str, unit: str) -> tqdm:
-        return tqdm(
-            total=total, desc=title.ljust(16), unit=f" {unit}", unit_scale=True, ncols=100,
-            disable=not self.ranks.writes,
-        )  # fmt: skip
+    def _progress(self, title: str, total: int, unit: str, start: int = 0) -> Progress:
+        shown = self.ranks.writes and not self.quiet
+        return Progress(title, total, unit, start=start, shown=shown)
 
     def _validate(self) -> None:
         if self.nll_data is None:
@@ -280,7 +264,7 @@ class Run:
             seed=child_seed(self.settings.seed, _VALIDATION),
             device=self.device,
         ).x
-        self.validation.append((self.denoiser.step, kde_nll(x, self.points.data)))
+        self.validation.append((self.denoiser.step, kde_nll(x, self._density_data)))
 
     def generate(self) -> dict[int | None, Tensor]:
         """Draws samples [n, d] and writes them to files.
@@ -313,7 +297,8 @@ class Run:
         rows = slice(first, first + own)
         model = self.denoiser.model()
         x = torch.zeros(n, self.points.dim, device=self.device)
-        with self._progress(own, title, "samples") as bar:
+        self.stage = "after the training, while samples were drawn"
+        with self._progress(title, own, "samples") as progress:
             if own:
                 x[rows] = sample(
                     model,
@@ -327,16 +312,11 @@ class Run:
                     first_row=first,
                     batch_size=1000 if self.device.type == "cpu" else n,  # small ones show progress
                     device=self.device,
-                    progress=lambda done: bar.update(done - bar.n),
+                    progress=progress.to,
                 ).x
         self.ranks.add_up(x)
         self.seconds[title] = time.perf_counter() - start
         return x.cpu()
-
-    def check_measurable(self) -> None:
-        """Raises :class:`UserError` if the data, or a class, has too few points for the metrics."""
-        for label in (None, *range(self.points.num_classes if self.by_class else 0)):
-            data_of(self.points, label)
 
     def measure(self, samples: dict[int | None, Tensor]) -> dict[str, Evaluation]:
         """Computes every metric of the samples and writes them to ``metrics.json``.
@@ -347,6 +327,7 @@ class Run:
         Returns:
             Evaluations by kind of samples: ``unconditional``, then the name of each class.
         """
+        self.stage = "after the training, while the samples were measured"
         start = time.perf_counter()
         seed = child_seed(self.settings.seed, _REAL)
         results = {
@@ -372,6 +353,7 @@ class Run:
         Args:
             samples: result of :meth:`generate`.
         """
+        self.stage = "after the training, while figures were drawn"
         points, figures = self.points, self.folder.figures
         plots.scatter(points.data, points.labels, points, points.name, figures / "data.png")
         parts = [(f"{points.name}: data", points.data, None), ("samples", samples[None], None)]
@@ -388,34 +370,10 @@ class Run:
             )
 
 
-def _data_record(points: Points) -> dict[str, Any]:
-    """Returns what the folder of a run says of its data."""
-    map_ = points.standardisation
-    return {
-        "data": points.name,
-        "digest": points.digest,
-        "standardisation": None if map_ is None else asdict(map_),
-    }
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Event]:
-    """Makes Ctrl-C set an event instead of stopping a step half-way; a second one stops at once."""
-    pressed = Event()
-
-    def press(*_) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    if current_thread() is not main_thread():  # only the main thread may handle signals
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+def check_measurable(points: Points) -> None:
+    """Raises :class:`UserError` if the data, or a class, has too few points for the metrics."""
+    for label in (None, *range(points.num_classes if points.num_classes > 1 else 0)):
+        data_of(points, label)
 
 
 def _next_multiple(step: int, every: int, last: int) -> int:

@@ -53,6 +53,7 @@ def write_report(
     real_draws: int = 20,
     seed: int = 0,
     device: str | torch.device | None = None,
+    other_data: bool = False,
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Path]:
     """Writes ``report.md`` and ``report.html`` into a run's folder, and figures into ``figures/``.
@@ -63,6 +64,7 @@ def write_report(
         real_draws: number of draws of real data behind the bands of the metrics.
         seed: seed of everything that is drawn for the report.
         device: device on which samples are drawn; None takes CUDA where there is one.
+        other_data: takes other data than those that it was trained on, of the same dimension.
         say: called with a line of text about the progress.
 
     Returns:
@@ -72,7 +74,7 @@ def write_report(
         ValueError: the folder holds no run, or a run of other data, or ``real_draws`` is below 2.
     """
     check_at_least("real_draws", real_draws, 2)
-    run = SavedRun(Path(folder), points, choose_device(device), seed)
+    run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     files.make_folder(run.folder.figures)
     parts: list[Part] = []
     for title, section in _SECTIONS.items():

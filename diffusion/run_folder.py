@@ -6,16 +6,18 @@
     checkpoints/denoiser.pt             state_dict of the denoiser's averaged weights
     checkpoints/classifier.pt           the same of the classifier, if the data has labels
     checkpoints/training.pt             the state of the training, for ``--resume``
+    checkpoints/progress.json           steps done and steps in all, by network
     outputs/uncond_gen_samples.pt       float32 [n, d]
     outputs/cond_gen_samples_<c>.pt     float32 [n, d], guided to class c
     metrics.json                        every number, beside the score of real data
     figures/*.png
     report.md, report.html, view.html   written by ``flashpoint report`` and ``flashpoint view``
     exports/                            written by ``flashpoint export``
+    .lock, .lock.json                   the process that trains in the folder
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,22 @@ from .errors import UserError
 from .schedules import Schedule
 
 NETWORKS = ("denoiser", "classifier")
+
+# Every file that the commands leave in a run's folder, as patterns.
+_OWN_FILES = (
+    "metrics.json", "report.md", "report.html", "view.html",
+    *(f"checkpoints/{name}" for name in
+      ("denoiser.pt", "classifier.pt", "training.pt", "progress.json")),
+    *(f"outputs/{name}" for name in
+      ("uncond_gen_samples.pt", "cond_gen_samples_[0-9]*.pt", "samples.pt", "samples.png",
+       "samples_[0-9]*.pt", "samples_[0-9]*.png", "interpolation.pt", "interpolation.png")),
+    *(f"figures/{name}" for name in
+      ("data.png", "unconditional.png", "conditional.png", "conditional_[0-9]*.png",
+       "classifier.png", "training_curves.png", "samples.png", "density.png", "trajectories.png",
+       "reverse.gif", "reverse_steps.png", "excess_loss.png")),
+    *(f"exports/{network}{suffix}" for network in NETWORKS
+      for suffix in (".safetensors", ".onnx", ".pt2")),
+)  # fmt: skip
 
 
 class History(NamedTuple):
@@ -98,6 +116,11 @@ class RunFolder:
         """The file with the state of the training."""
         return self.checkpoints / "training.pt"
 
+    @property
+    def progress_file(self) -> Path:
+        """The file with the number of steps done."""
+        return self.checkpoints / "progress.json"
+
     def network_file(self, name: str) -> Path:
         """Returns the file with the weights of ``denoiser`` or ``classifier``."""
         return self.checkpoints / f"{name}.pt"
@@ -116,28 +139,88 @@ class RunFolder:
         for folder in (self.path, self.checkpoints, self.outputs, self.figures):
             files.make_folder(folder)
 
+    def own_files(self) -> Iterator[Path]:
+        """Yields every file that a run left here, but for its settings."""
+        for pattern in _OWN_FILES:
+            yield from sorted(self.path.glob(pattern))
+
+    def check_unused(self) -> None:
+        """Raises :class:`UserError` if the folder holds a run."""
+        found = next(self.own_files(), None)
+        if found is not None:
+            raise UserError(
+                f"folder {self} holds a run already ({found.relative_to(self.path)}); --resume "
+                "goes on with it, --overwrite replaces it, another --out keeps it"
+            )
+
+    def clear(self) -> None:
+        """Deletes every file of a run, and no other.
+
+        Raises:
+            ValueError: a file cannot be deleted.
+        """
+        for path in (*self.own_files(), self.config_file):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"{path} cannot be deleted: {files.reason(error)}") from error
+
     def config(self) -> dict[str, Any] | None:
         """Reads the settings of the run; returns None if there are none.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or of a version with settings that are not known.
         """
-        if not self.config_file.is_file():
+        if not self.config_file.exists():
             return None
+        config = files.load_json(self.config_file)
+        for name, kinds in _KINDS.items():
+            if name in config and not isinstance(config[name], kinds):
+                raise self._no_settings(f"{name} is {config[name]!r}")
+        schedule = config.get("schedule")
+        if schedule is None:
+            raise self._no_settings("schedule is missing")
+        new = schedule.keys() - {one.name for one in fields(Schedule)}
+        if new:
+            raise self._no_settings(f"schedule has {', '.join(sorted(new))}; is it newer?")
         try:
-            config = json.loads(self.config_file.read_text())
-            Schedule(**config["schedule"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"file {self.config_file} does not hold the settings of a run"
-            ) from error
+            Schedule(**schedule)
+        except (ValueError, TypeError) as error:
+            raise self._no_settings(f"schedule: {error}") from error
         return config
 
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Reads the metrics by kind of samples; returns an empty dict if nothing was measured."""
-        if not self.metrics_file.is_file():
+    def _no_settings(self, why: str) -> UserError:
+        return UserError(
+            f"file {self.config_file} does not hold the settings of a run that this version "
+            f"knows: {why}"
+        )
+
+    def progress(self) -> dict[str, tuple[int, int]]:
+        """Reads the steps done and the steps in all by network; empty where nothing says them.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.progress_file.exists():
             return {}
-        return json.loads(self.metrics_file.read_text())["metrics"]
+        content = files.load_json(self.progress_file)
+        try:
+            return {name: (int(one["step"]), int(one["of"])) for name, one in content.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"file {self.progress_file} does not say steps of a run") from error
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Reads the metrics by kind of samples; returns an empty dict if nothing was measured.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.metrics_file.exists():
+            return {}
+        metrics = files.load_json(self.metrics_file).get("metrics")
+        if not isinstance(metrics, dict) or not all(map(_is_evaluation, metrics.values())):
+            raise UserError(f"file {self.metrics_file} does not hold the metrics of a run")
+        return metrics
 
     def history(self) -> History | None:
         """Reads the course of the training; returns None if nothing was trained.
@@ -145,11 +228,44 @@ class RunFolder:
         Raises:
             ValueError: the file is damaged.
         """
-        if not self.training_file.is_file():
+        if not self.training_file.exists():
             return None
         state = files.load(self.training_file)
-        losses = {name: _recorded(state[name]["losses"]) for name in NETWORKS if name in state}
-        return History(losses, state["validation"])
+        try:
+            losses = {name: _recorded(state[name]["losses"]) for name in NETWORKS if name in state}
+            validation = [(int(step), float(nll)) for step, nll in state["validation"]]
+        except Exception as error:  # of any kind, from a file of any content
+            raise UserError(
+                f"file {self.training_file} does not hold the state of a training"
+            ) from error
+        return History(losses, validation)
+
+
+# Types of the entries of config.json.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "data": str,
+    "digest": str,
+    "points": int,
+    "dim": int,
+    "source": (dict, type(None)),
+    "standardisation": (dict, type(None)),
+    "seed": int,
+    "schedule": dict,
+    "denoiser": dict,
+    "classifier": dict,
+    "sampling_steps": (int, type(None)),
+}
+
+
+def _is_evaluation(entry: Any) -> bool:
+    """Returns True for what ``Evaluation.to_dict`` returns, as far as reports read it."""
+    if not isinstance(entry, dict) or not entry.keys() >= {"nll", "nll_data", "purity"}:
+        return False
+    plain = (entry[name] for name in ("nll", "nll_data", "purity"))
+    scores = [one for one in entry.values() if isinstance(one, dict) and "value" in one]
+    return all(isinstance(one, int | float | None) for one in plain) and all(
+        one.keys() >= {"low", "high", "passed"} for one in scores
+    )
 
 
 def _recorded(losses: Tensor) -> Tensor:

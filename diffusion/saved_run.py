@@ -17,12 +17,15 @@ from .checkpoints import load
 from .data import Points
 from .errors import UserError
 from .run_folder import RunFolder
+from .run_record import check_data
 from .sampling import Samples, sample
 
 # Streams of random numbers: 0 for samples that are drawn where the run has none. The report uses
 # 0 to 5, the viewer 100 to 103.
 _SAMPLES = 0
 _NUM_SAMPLES = 1500
+
+_NEEDED = {"data", "seed", "sampling_steps"}  # settings that reports tell
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class SavedRun:
         points: the data that it was trained on.
         device: device on which samples are drawn.
         seed: seed of every sample that is drawn.
+        other_data: takes other data than those that it was trained on, of the same dimension.
 
     Attributes:
         config: settings of the run.
@@ -71,17 +75,25 @@ class SavedRun:
         ValueError: the folder holds no run, or a run of other data.
     """
 
-    def __init__(self, folder: Path, points: Points, device: torch.device, seed: int):
+    def __init__(
+        self,
+        folder: Path,
+        points: Points,
+        device: torch.device,
+        seed: int,
+        *,
+        other_data: bool = False,
+    ):
         self.folder, self.points, self.device, self.seed = RunFolder(folder), points, device, seed
         config = self.folder.config()
         if config is None:
             raise UserError(f"{folder} is no folder of a run: it has no config.json")
         loaded = load(folder)
-        if config["data"] != points.name:
-            raise UserError(
-                f"run {folder} was trained on {config['data']}, not on {points.name}; "
-                "name its data with --data"
-            )
+        missing = _NEEDED - config.keys()
+        if missing:
+            raise UserError(f"file {self.folder.config_file} does not say {', '.join(missing)}")
+        if not other_data:
+            check_data(self.folder, points)
         dim = loaded.model.shape.widths[-1]
         if dim != points.dim:
             raise UserError(
@@ -100,15 +112,25 @@ class SavedRun:
     def samples(self) -> Tensor:
         """The run's samples [n, d] without guidance, or new ones where it has none."""
         path = self.folder.samples_file()
-        if path.is_file():
-            return files.load(path)
+        if path.exists():
+            return self._saved(path)
         return self.sample(_NUM_SAMPLES, _SAMPLES, num_steps=self.config["sampling_steps"])
 
     @cached_property
     def guided(self) -> list[Tensor]:
         """The run's samples [n, d] of each class; empty where it has none."""
         paths = [self.folder.samples_file(label) for label in range(self.points.num_classes)]
-        return [files.load(path) for path in paths if path.is_file()]
+        return [self._saved(path) for path in paths if path.exists()]
+
+    def _saved(self, path: Path) -> Tensor:
+        """Returns saved samples [n, d]."""
+        x = files.load(path)
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.points.dim or not len(x):
+            raise UserError(
+                f"file {path} must hold samples [n, {self.points.dim}] of the run, got "
+                f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+            )
+        return x
 
     def sample(self, n: int, stream: int, **options: Any) -> Tensor:
         """Draws samples [n, d].

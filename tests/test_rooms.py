@@ -15,12 +15,12 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # its own, and within a package.
 LEVELS = (
     ("errors",),
-    ("device", "files"),
-    ("schedules", "data"),
+    ("device", "files", "interrupts", "progress"),
+    ("schedules", "data", "locks"),
     ("models", "run_folder"),
     ("solvers", "reverse_steps", "training", "metrics", "plots"),
-    ("sampling", "document"),
-    ("latents", "rewards", "classification", "compat"),
+    ("sampling", "document", "settings"),
+    ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),
     ("export", "saved_run"),
     ("report", "viewer", "studies", "experiment"),

@@ -11,6 +11,7 @@ import click
 
 from ..data import DATASETS, Points, dataset
 from ..errors import UserError, check_seed
+from ..interrupts import exit_code, stoppable, word_for
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
 
@@ -20,18 +21,19 @@ Decorator = Callable[[Callable], Callable]
 class Commands(click.Group):
     """Commands that end with one line and exit code 2 on wrong input, 130 on an interrupt."""
 
-    interrupted = "\ninterrupted"  # the line at an interrupt
+    what_is_left = ""  # after an interrupt, for the message
 
     def invoke(self, context: click.Context) -> Any:
         """Runs the command that the arguments name."""
         try:
-            return super().invoke(context)
+            with stoppable():
+                return super().invoke(context)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo(self.interrupted, err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            click.echo(f"\n{word_for(stop)}{self.what_is_left}", err=True)
+            sys.exit(exit_code(stop))
 
 
 def options(*decorators: Decorator) -> Decorator:

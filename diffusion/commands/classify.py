@@ -6,9 +6,11 @@ import click
 
 from ..checkpoints import load
 from ..classification import DiffusionClassifier
+from ..data import Points
 from ..errors import UserError
 from ..models import ConditionalMLP
-from . import data_option, device_option, options, read_points, seed_option
+from . import device_option, options, seed_option
+from .of_run import parts_of_run, run_data_option, say_unfinished
 
 
 @click.command(name="classify")
@@ -19,19 +21,22 @@ from . import data_option, device_option, options, read_points, seed_option
 @click.option("--noises", default=4, show_default=True, help="Pairs of noise at each timestep.")
 @click.option(
     "--test-fraction",
-    default=0.2,
-    show_default=True,
-    help="Part of the data that is held out at random.",
+    type=float,
+    default=None,
+    help="Part of the data to classify where the run has held none out, at random. Default: 0.2.",
 )
-@options(data_option, seed_option, device_option)
-def classify_command(run, most, noises, test_fraction, data, seed, device) -> None:
+@options(run_data_option, seed_option, device_option)
+def classify_command(run, most, noises, test_fraction, data, other_data, seed, device) -> None:
     """Classify points by how well a conditional model removes their noise for each class.
 
-    The points are new ones where the data's distribution is known, otherwise a part of the data.
+    The points are those that the run has held out of its training, otherwise new ones where the
+    data's distribution is known, otherwise a part of the data. The nearest neighbours are searched
+    in the rest.
     """
     from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
 
-    points, model = read_points(data), load(run)
+    model = load(run)
+    points, held_out = parts_of_run(run, data, other_data)
     if not isinstance(model.model, ConditionalMLP):
         raise UserError(f"run {run} has no conditional model: train one with --p-uncond 0.2")
     if model.model.num_classes != points.num_classes:
@@ -39,9 +44,13 @@ def classify_command(run, most, noises, test_fraction, data, seed, device) -> No
             f"run {run} knows {model.model.num_classes} classes, "
             f"{points.name} has {points.num_classes}"
         )
-    train, test = points.split(test_fraction, seed)
-    if points.redraw is not None:
-        test = points.fresh(most, seed)
+    say_unfinished(run)
+    if held_out is not None and test_fraction is not None:
+        raise UserError(
+            f"--test-fraction is for a run that has held nothing out; {run} has held out "
+            f"{len(held_out)} points"
+        )
+    train, test, which = _parts(points, held_out, other_data, test_fraction, most, seed)
     assert test.labels is not None
     assert train.labels is not None
     x, labels = test.data[:most], test.labels[:most]
@@ -51,6 +60,32 @@ def classify_command(run, most, noises, test_fraction, data, seed, device) -> No
     )
     accuracy = classifier.score(x, labels)
     neighbours = fit_knn(train).score(x, labels)
-    click.echo(f"{len(x)} points of {points.name}, {'new' if points.redraw else 'held out'}")
+    click.echo(f"{len(x)} points of {points.name}, {which}")
     click.echo(f"  by denoising error    {accuracy:.4f}")
     click.echo(f"  by nearest neighbours {neighbours:.4f}")
+
+
+def _parts(
+    points: Points,
+    held_out: Points | None,
+    other_data: bool,
+    test_fraction: float | None,
+    most: int,
+    seed: int,
+) -> tuple[Points, Points, str]:
+    """Returns the points of the nearest neighbours, those to classify, and what these are."""
+    if held_out is not None:
+        return points, held_out, "held out of the training"
+    train, test = points.split(0.2 if test_fraction is None else test_fraction, seed)
+    if points.redraw is not None:
+        return train, points.fresh(most, seed), "new"
+    if other_data:
+        return train, test, "which the run was not given; the neighbours are the others"
+    return (
+        train,
+        test,
+        (
+            "which the run was trained on, so that it knows them (train with --test-fraction to "
+            "hold some out); the neighbours are the others"
+        ),
+    )

@@ -7,6 +7,7 @@ import click
 from .. import files, plots
 from ..data import Points
 from . import DataChoice, data_choice, options, out_option, read_points
+from .of_run import check_outputs, files_of_data
 
 
 @click.command(name="data")
@@ -31,15 +32,16 @@ def data_command(data: DataChoice, test_fraction: float | None, out: Path | None
     )
     out = out or Path(f"{points.name.lower()}.png")
     files.make_target(out, ".png")
+    paths = {part: out.with_name(f"{out.stem}_{part}.pt") for part in parts}
+    replaced = check_outputs([out, *paths.values()], files_of_data(data.name))
     plots.scatter(points.data, points.labels, points, points.name, out)
     click.echo(f"{points.name}: {len(points)} points in {points.dim} dimensions")
     for label in range(points.num_classes):
         click.echo(f"  {points.class_name(label)}: {len(points.of_class(label))}")
-    click.echo(f"picture: {out}")
+    click.echo(f"picture: {out}{replaced}")
     for part, half in parts.items():
-        path = out.with_name(f"{out.stem}_{part}.pt")
-        files.save(path, _content(half))
-        click.echo(f"{part}: {len(half)} points in {path}")
+        files.save(paths[part], _content(half))
+        click.echo(f"{part}: {len(half)} points in {paths[part]}")
 
 
 def _content(points: Points) -> dict:

@@ -8,7 +8,8 @@ import click
 from ..data import Points, load_points
 from ..errors import UserError
 from ..metrics import evaluate, summary
-from . import data_option, options, read_points, seed_option
+from . import options, seed_option
+from .of_run import points_of_samples, run_data_option
 
 
 @click.command(name="evaluate")
@@ -23,10 +24,10 @@ from . import data_option, options, read_points, seed_option
 @click.option(
     "--real-draws", default=40, show_default=True, help="Real draws behind each metric's band."
 )
-@options(data_option, seed_option)
-def evaluate_command(samples, label, held_out, real_draws, data, seed) -> None:
+@options(run_data_option, seed_option)
+def evaluate_command(samples, label, held_out, real_draws, data, other_data, seed) -> None:
     """Measure a file of samples, each number beside the score of real data."""
-    points = read_points(data)
+    points = points_of_samples(samples, data, other_data)
     if label is not None:
         points.check_label(label)
     others = None

@@ -12,7 +12,16 @@ from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
 from ..run_folder import RunFolder
-from . import data_option, device_option, options, out_option, read_points, seed_option
+from . import device_option, options, out_option, seed_option
+from .of_run import (
+    check_outputs,
+    data_files_of,
+    files_of_run,
+    place_of,
+    points_of_run,
+    run_data_option,
+    say_unfinished,
+)
 
 
 @click.command(name="interpolate")
@@ -32,23 +41,29 @@ from . import data_option, device_option, options, out_option, read_points, seed
 @click.option("--steps", type=int, default=None, help="Steps of DDIM. Default: all timesteps.")
 @options(
     out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
-    data_option,
+    run_data_option,
     seed_option,
     device_option,
 )
-def interpolate_command(run, pairs, between, count, steps, out, data, seed, device) -> None:
+def interpolate_command(
+    run, pairs, between, count, steps, out, data, other_data, seed, device
+) -> None:
     """Interpolate between data points through the noise that they come from.
 
     Deterministic DDIM, run backwards, takes both points to their noise; the points on the arc
     between the two lead to new points between the data points (figure 9 of Ho et al. 2020).
     """
-    points, denoiser = read_points(data), load(run)
+    denoiser, points = load(run), points_of_run(run, data, other_data)
     if denoiser.model.shape.widths[-1] != points.dim:
         raise UserError(
             f"run {run} was trained on dimension {denoiser.model.shape.widths[-1]}, "
             f"{points.name} has {points.dim}"
         )
-    out = files.make_target(out or RunFolder(run).outputs / "interpolation.pt", ".pt")
+    outputs = place_of(run) / RunFolder(run).outputs.name
+    out = files.make_target(out or outputs / "interpolation.pt", ".pt")
+    picture = out.with_suffix(".png")
+    replaced = check_outputs([out, picture], [*files_of_run(run), *data_files_of(run, data)])
+    say_unfinished(run)
     rows = _rows(points, pairs, between, seed)
     a, b = points.data[rows[0]], points.data[rows[1]]
     ways = interpolate(
@@ -56,9 +71,9 @@ def interpolate_command(run, pairs, between, count, steps, out, data, seed, devi
     ).cpu()
     error = torch.stack((ways[0] - a, ways[-1] - b)).abs().max().item()
     files.save(out, ways)
-    plots.interpolation(ways, points, out.with_suffix(".png"))
+    plots.interpolation(ways, points, picture)
     click.echo(
-        f"{ways.shape[1]} ways are in {out}, their picture in {out.with_suffix('.png')}; "
+        f"{ways.shape[1]} ways are in {out}, their picture in {picture}{replaced}; "
         f"their ends are {error:.1g} from the data"
     )
 

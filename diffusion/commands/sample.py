@@ -15,6 +15,7 @@ from ..run_folder import RunFolder
 from ..sampling import METHODS
 from ..solvers import SOLVERS
 from . import device_option, options, out_option, seed_option
+from .of_run import check_outputs, files_of_run, say_unfinished
 
 
 @click.command(name="sample")
@@ -48,7 +49,7 @@ from . import device_option, options, out_option, seed_option
     "--compare",
     type=click.Path(path_type=Path),
     default=None,
-    help="File of samples that must come out again, bit for bit.",
+    help="File of samples that must come out again, bit for bit. Without --out none are written.",
 )
 @options(
     out_option("File for the samples, .pt; a figure is written beside it."),
@@ -75,10 +76,8 @@ def sample_command(
         chosen["x_T"] = load_points(prior).data
         samples = len(chosen["x_T"])
     expected = None if compare is None else load_points(compare).data
-    if out is None:
-        folder = RunFolder(run).outputs if run.is_dir() else run.parent
-        out = folder / ("samples.pt" if label is None else f"samples_{label}.pt")
-    files.make_target(out, ".pt")
+    out = _target(run, label, out, [*files_of_run(run), prior, compare], checks=compare is not None)
+    say_unfinished(run)
     x = denoiser.sample(
         5000 if samples is None else samples,
         seed=seed,
@@ -89,11 +88,28 @@ def sample_command(
         device=device,
         **chosen,
     ).x.cpu()
-    files.save(out, x)
-    plots.scatter(x, save_to=out.with_suffix(".png"))
-    click.echo(f"{len(x)} samples are in {out}, their picture in {out.with_suffix('.png')}")
     if expected is not None:
         _compare(x, expected, compare)
+    if out is None:
+        return
+    picture = out.with_suffix(".png")
+    replaced = " (in place of what was there)" if out.exists() else ""
+    files.save(out, x)
+    plots.scatter(x, save_to=picture)
+    click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
+
+
+def _target(
+    run: Path, label: int | None, out: Path | None, inputs: list[Path | None], *, checks: bool
+) -> Path | None:
+    """Returns the file for the samples; None where they are only compared with others."""
+    if out is None and checks:
+        return None
+    name = "samples.pt" if label is None else f"samples_{label}.pt"
+    out = out or (RunFolder(run).outputs if run.is_dir() else run.parent) / name
+    files.make_target(out, ".pt")
+    check_outputs([out, out.with_suffix(".png")], inputs)
+    return out
 
 
 def _compare(x: Tensor, saved: Tensor, path: Path) -> None:

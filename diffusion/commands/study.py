@@ -7,6 +7,7 @@ import click
 from ..errors import UserError, check_choice
 from ..studies import STUDIES, StudyRun, write_page, write_report
 from . import device_option, options, out_option, seed_option
+from .of_run import check_outputs, files_of_data
 
 
 @click.command(name="study")
@@ -56,6 +57,7 @@ def study_command(
     """
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
+    replaced = check_outputs([] if page is None else [page], files_of_data(data or ""))
     out = out or Path("runs") / ("studies-quick" if quick else "studies")
     if name is not None:
         check_choice("NAME", name, STUDIES)
@@ -67,4 +69,4 @@ def study_command(
         click.echo(f"everything is in {run.folder}")
     if page is not None:
         write_page(tuple(STUDIES.values()), out, page)
-        click.echo(f"the page of all studies is {page}")
+        click.echo(f"the page of all studies is {page}{replaced}")

@@ -8,7 +8,7 @@ the rank: N ranks draw exactly the rows that one would.
 
 import atexit
 import os
-import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,20 +68,27 @@ class Ranks:
         """Waits until all ranks have come here."""
         self.any(False)
 
+    def first(self, action: Callable[[], None]) -> None:
+        """Calls the action on the first rank, while the others wait for it.
+
+        Raises:
+            ValueError: the action raised it on the first rank; the others stop too.
+        """
+        error = None
+        if self.writes:
+            try:
+                action()
+            except UserError as raised:
+                error = raised
+        if self.any(error is not None):
+            raise error or UserError(f"rank {self.rank} stops, as the first rank does")
+
 
 def _device() -> torch.device:
     """Returns the device on which the process group wants its tensors."""
     if distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _told_to_stop(*_) -> None:
-    """Turns the signal by which torchrun stops the ranks that are left into one clear line."""
-    raise UserError(
-        f"rank {os.environ['RANK']} was told to stop, as torchrun does when it has lost another of "
-        f"the {os.environ['WORLD_SIZE']} ranks; {_GO_ON}"
-    )
 
 
 def _leave() -> None:
@@ -111,5 +118,4 @@ def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.d
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cuda else "gloo")
         atexit.register(_leave)
-        signal.signal(signal.SIGTERM, _told_to_stop)
     return Ranks(distributed.get_rank(), distributed.get_world_size()), device

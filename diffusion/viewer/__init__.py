@@ -33,6 +33,7 @@ def write_view(
     seed: int = 0,
     device: str | torch.device | None = None,
     save_to: str | Path | None = None,
+    other_data: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Writes the page of a run.
@@ -44,6 +45,7 @@ def write_view(
         seed: seed of everything that is drawn for the page.
         device: device on which samples are drawn; None takes CUDA where there is one.
         save_to: the file; None is ``view.html`` in the run's folder.
+        other_data: takes other data than those that it was trained on, of the same dimension.
         say: called with a line of text about the progress.
 
     Returns:
@@ -54,7 +56,7 @@ def write_view(
             file cannot be written.
     """
     check_at_least("samples", samples, 3)
-    run = SavedRun(Path(folder), points, choose_device(device), seed)
+    run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     path = Path(save_to) if save_to is not None else run.folder.view_page
     files.make_target(path, ".html")
     payload = make_payload(run, samples, say)

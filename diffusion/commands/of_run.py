@@ -1,0 +1,224 @@
+"""What the commands on a run share: its data, its state, and the files that they write."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from .. import files
+from ..data import DATASETS, Points, Standardisation
+from ..errors import UserError
+from ..run_folder import NETWORKS, RunFolder
+from ..run_record import check_data
+from . import DataChoice, data_choice, options, read_points
+
+run_data_option = options(
+    data_choice(
+        click.option(
+            "--data",
+            default="",
+            help="The run's data, where it does not remember them or they have moved. Default: "
+            "what it was trained on.",
+        )
+    ),
+    click.option(
+        "--other-data", is_flag=True, help="Take --data even if the run was trained on others."
+    ),
+)
+
+
+def folder_of(run: Path) -> RunFolder:
+    """Returns the folder of a run, of which RUN is the path or that of one of its networks."""
+    inside = run.parent.name == RunFolder(run).checkpoints.name and not run.is_dir()
+    return RunFolder(run.parent.parent if inside else run)
+
+
+def place_of(run: Path) -> Path:
+    """Returns the folder in which what is made from RUN is kept by default."""
+    folder = folder_of(run).path
+    return folder if folder.is_dir() else folder.parent
+
+
+def points_of_run(run: Path, choice: DataChoice, other_data: bool) -> Points:
+    """Returns the data that a run was trained on, or the other data that the user wants.
+
+    Args:
+        run: RUN of the command line.
+        choice: the options; the run knows what they leave open.
+        other_data: True takes data that the run was not trained on.
+
+    Raises:
+        ValueError: the run does not remember its data, they are gone or have changed, or others
+            are named.
+    """
+    return parts_of_run(run, choice, other_data)[0]
+
+
+def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Points, Points | None]:
+    """Returns the data as :func:`points_of_run`, and those that the run has held out, if any."""
+    folder = folder_of(run)
+    config = folder.config() or {}
+    if other_data and not choice.name:
+        raise UserError("--other-data needs --data, which names them")
+    known = remembered(run)
+    points = read_points(_complete(run, choice, known and known.choice, config))
+    if known is not None:
+        points = _mapped_by(points, known.standardisation)
+    if other_data:
+        return points, None
+    held_out = None
+    if known is not None and known.test_fraction is not None:
+        points, held_out = points.split(known.test_fraction, config["seed"])
+    if "digest" in config:
+        check_data(folder, points)
+    elif config:
+        click.echo(
+            f"{run} is of an older version, which did not write down its data: whether these are "
+            "the same cannot be checked",
+            err=True,
+        )
+    return points, held_out
+
+
+def points_of_samples(samples: Path, choice: DataChoice, other_data: bool) -> Points:
+    """Returns the data to measure a file of samples against: those of its run, if it is in one.
+
+    Args:
+        samples: the file.
+        choice: the options; without any, samples in no run's folder are measured against STATES.
+        other_data: True takes data that the samples' run was not trained on.
+
+    Raises:
+        ValueError: as for :func:`points_of_run`.
+    """
+    run = samples.absolute().parent.parent
+    if samples.parent.name == RunFolder(run).outputs.name and RunFolder(run).config() is not None:
+        return points_of_run(run, choice, other_data)
+    return read_points(choice if choice.name else replace(choice, name="states"))
+
+
+def source_of(choice: DataChoice, test_fraction: float | None) -> dict[str, Any]:
+    """Returns what a run remembers of the choice of its data, for :func:`remembered`."""
+    named = choice.name in DATASETS
+    name = choice.name if named else str(Path(choice.name).absolute())
+    return {**asdict(replace(choice, name=name)), "test_fraction": test_fraction}
+
+
+class Remembered(NamedTuple):
+    """What a run remembers of its data."""
+
+    choice: DataChoice
+    test_fraction: float | None  # of the data, held out with the run's seed
+    standardisation: Standardisation | None
+
+
+def remembered(run: Path) -> Remembered | None:
+    """Returns what the run of RUN remembers of its data; None where it remembers nothing."""
+    folder = folder_of(run)
+    config = folder.config() or {}
+    if not config.get("source"):
+        return None
+    source, map_ = dict(config["source"]), config.get("standardisation")
+    try:
+        fraction = source.pop("test_fraction", None)
+        if map_ is not None:
+            map_ = Standardisation(tuple(map_["mean"]), tuple(map_["std"]))
+        return Remembered(DataChoice(**source), fraction and float(fraction), map_)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"file {folder.config_file} says of its data what this version does not know; name "
+            "them with --data in the version that wrote it"
+        ) from error
+
+
+def _complete(
+    run: Path, choice: DataChoice, known: DataChoice | None, config: dict[str, Any]
+) -> DataChoice:
+    """Returns the choice with what the run remembers in place of what the user left open."""
+    if choice.name:
+        if known is None:
+            return choice
+        return DataChoice(
+            choice.name,
+            known.only_class if choice.only_class is None else choice.only_class,
+            choice.labels or known.labels,
+            choice.standardise and known.standardise,
+        )
+    if choice != DataChoice(""):
+        raise UserError("--only-class, --labels and --no-standardise need --data here")
+    if known is None:
+        name = config.get("data", "").lower()
+        if name not in DATASETS:
+            raise UserError(f"{run} does not say what data it was trained on: give --data")
+        return DataChoice(name)  # an older version wrote down no more
+    if known.name not in DATASETS and not Path(known.name).exists():
+        raise UserError(
+            f"the data of run {run} are no longer at {known.name}: give their new place with --data"
+        )
+    return known
+
+
+def _mapped_by(points: Points, map_: Standardisation | None) -> Points:
+    """Returns the points as a run's networks see them, mapped as its data were."""
+    own = points.standardisation
+    if own == map_:
+        return points
+    data = points.data if own is None else own.undo(points.data)
+    data = data.float() if map_ is None else map_.apply(data)
+    return replace(points, data=data, standardisation=map_, redraw=None, outlines=())
+
+
+def say_unfinished(run: Path) -> None:
+    """Says on stderr which of a run's networks were not trained to the end."""
+    for name, (step, total) in folder_of(run).progress().items():
+        if step < total:
+            click.echo(
+                f"{run} is not finished: its {name} is trained to step {step:,} of {total:,}",
+                err=True,
+            )
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> str:
+    """Checks files that are to be written, before any work; returns a remark for the last line.
+
+    The remark says that what was there is replaced, if anything was.
+
+    Args:
+        outputs: the files that a command is to write.
+        inputs: the files that it reads; None where there is none.
+
+    Raises:
+        ValueError: an output is an input, or a network or the settings of a run.
+    """
+    read, written = list(inputs), list(outputs)
+    for output in written:
+        files.check_apart(output, *read)
+        folder = RunFolder(output.parent.parent)
+        needed = (folder.training_file, *map(folder.network_file, NETWORKS))
+        if any(files.same_file(output, one) for one in needed if one.exists()):
+            raise UserError(f"file {output} would be written over, but it belongs to run {folder}")
+    return " (in place of what was there)" if any(one.exists() for one in written) else ""
+
+
+def files_of_run(run: Path) -> list[Path]:
+    """Returns the files that are read when the networks of RUN are loaded."""
+    if not run.is_dir():
+        return [run]
+    places = (RunFolder(run).network_file, lambda name: run / f"{name}.safetensors")
+    return [place(name) for place in places for name in NETWORKS]
+
+
+def files_of_data(name: str) -> list[Path]:
+    """Returns the files that are read for the data of this name."""
+    if not name or name in DATASETS:
+        return []
+    path = Path(name)
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def data_files_of(run: Path, choice: DataChoice) -> list[Path]:
+    """Returns the files of the data that a command on a run reads."""
+    known = remembered(run)
+    return files_of_data(choice.name or (known.choice.name if known else ""))

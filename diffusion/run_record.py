@@ -1,0 +1,95 @@
+"""What a run writes down of its data and settings, and whether others are the same."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from .data import Points
+from .errors import UserError
+from .run_folder import RunFolder
+from .settings import Settings
+
+
+def record_of(points: Points, source: dict[str, Any] | None, settings: Settings) -> dict[str, Any]:
+    """Returns the content of a run's ``config.json``.
+
+    Args:
+        points: the data.
+        source: where they come from, for those who read them again; None where nothing says it.
+        settings: the settings.
+    """
+    map_ = points.standardisation
+    return {
+        "data": points.name,
+        "points": len(points),
+        "dim": points.dim,
+        "digest": points.digest,
+        "standardisation": None if map_ is None else asdict(map_),
+        "source": source,
+        **settings.record(),
+    }
+
+
+def check_same_run(
+    folder: RunFolder, points: Points, settings: Settings, say: Callable[[str], None]
+) -> None:
+    """Raises :class:`UserError` if the folder's run, which is to go on, was another one.
+
+    Args:
+        folder: the folder.
+        points: the data.
+        settings: the settings.
+        say: called with a line where an old run does not say enough to be checked.
+    """
+    before = folder.config()
+    now = {"data": points.name, "points": len(points), "dim": points.dim}
+    if before is None:
+        raise UserError(f"folder {folder} has no config.json, so its run cannot go on")
+    if "digest" not in before:
+        say(
+            f"{folder} is of an older version, which did not write down its data: whether they "
+            "are the same cannot be checked"
+        )
+    elif before["digest"] != points.digest:
+        raise UserError(
+            f"the data have changed since run {folder} was started ({_described(before)}; now "
+            f"{_described(now)}); give the same ones, or another --out"
+        )
+    changed = settings.changes(before)
+    if "digest" not in before and before.get("data", points.name) != points.name:
+        changed.insert(0, f"data {before['data']}, now {points.name}")
+    if changed:
+        raise UserError(
+            f"run {folder} was made with other settings ({'; '.join(changed[:5])}); give the same "
+            "ones, or another --out"
+        )
+
+
+def check_data(folder: RunFolder, points: Points) -> None:
+    """Raises :class:`UserError` if the folder's run was trained on other data.
+
+    Args:
+        folder: the folder; without a ``config.json`` there is nothing to check.
+        points: the data.
+    """
+    config = folder.config() or {}
+    same = config.get("digest", points.digest) == points.digest
+    if same and ("digest" in config or config.get("data", points.name) == points.name):
+        return
+    named = config.get("data")
+    if named == points.name:
+        raise UserError(
+            f"the data {named} are not those that run {folder} was trained on "
+            f"({_described(config)}): they have changed, or were read in another way; give them as "
+            "they were, or add --other-data"
+        )
+    raise UserError(
+        f"run {folder} was trained on {named}, not on {points.name}; name its data with --data, or "
+        "add --other-data"
+    )
+
+
+def _described(config: dict[str, Any]) -> str:
+    if "points" not in config:
+        return str(config.get("data"))
+    return f"{config['data']}: {config['points']:,} points of dimension {config['dim']}"

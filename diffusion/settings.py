@@ -1,0 +1,107 @@
+"""The settings of an experiment, and how they differ from those of an earlier one."""
+
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any
+
+from .errors import UserError, check_at_least, check_seed
+from .schedules import Schedule
+from .training import RECIPES, ClassicRecipe, Recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of an experiment, which decide its outcome.
+
+    Args:
+        seed: seed of everything random.
+        schedule: the forward process.
+        denoiser, classifier: recipes of the two trainings. A conditional denoiser, which has
+            ``p_uncond``, takes the class as an input and needs no classifier.
+        scale: guidance scale of samples by class; None is 1 with a classifier and 0 with a
+            conditional denoiser.
+        n_samples: number of samples without guidance and of samples of each class.
+        sampling_steps: number of reverse steps; None for all T.
+        validate_every: number of training steps between two validations of the denoiser.
+        real_draws: number of draws of real data behind the bands of the metrics.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    denoiser: Recipe | ClassicRecipe = RECIPES["fast"][0]
+    classifier: Recipe | ClassicRecipe = RECIPES["fast"][1]
+    scale: float | None = None
+    n_samples: int = 5000
+    sampling_steps: int | None = None
+    validate_every: int = 1000
+    real_draws: int = 100
+
+    def __post_init__(self):
+        check_seed(self.seed)
+        check_at_least("n_samples", self.n_samples, 2)
+        check_at_least("validate_every", self.validate_every, 1)
+        check_at_least("real_draws", self.real_draws, 2)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise UserError(f"scale must be finite, got {self.scale}")
+
+    def quick(self) -> "Settings":
+        """Returns reduced settings, which take about a minute on two CPU cores."""
+        denoiser, classifier = RECIPES["fast"]
+        assert isinstance(denoiser, Recipe)
+        assert isinstance(classifier, Recipe)
+        return replace(
+            self,
+            # Averages over fewer steps, so that the initial weights are forgotten by the end.
+            denoiser=replace(denoiser, steps=1500, ema_decay=0.99),
+            classifier=replace(classifier, steps=700, ema_decay=0.98),
+            sampling_steps=min(50, self.schedule.num_steps),
+            validate_every=1500,
+            real_draws=20,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Returns the settings as they are written into a run's ``config.json``."""
+        return _as_json(asdict(self))
+
+    def changes(self, record: dict[str, Any]) -> list[str]:
+        """Returns each setting that differs from those of a :meth:`record`, with both values.
+
+        A setting that the record lacks had its default then: an older version wrote it.
+        """
+        now = _flat(self.record())
+        before = self._defaults() | _flat({name: record.get(name) for name in self.record()})
+        return [
+            f"{name} {before[name]}, now {now.get(name, 'unknown')}"
+            for name in before
+            if name not in now or before[name] != now[name]
+        ]
+
+    def _defaults(self) -> dict[str, Any]:
+        parts = {
+            "schedule.": self.schedule,
+            "denoiser.": self.denoiser,
+            "classifier.": self.classifier,
+        }
+        return {
+            f"{prefix}{one.name}": _as_json(one.default)
+            for prefix, part in parts.items()
+            for one in fields(part)
+            if one.default is not MISSING
+        }
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested dicts by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{name}": value} if inner is None else inner
+    return flat

@@ -1,0 +1,147 @@
+"""A run remembers its data: commands use them, refuse others, and say where they are gone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from flashpoint.diffusion import dataset
+
+from .helpers import flashpoint
+
+SMALL = ("--recipe", "small", "--steps", 4, "--classifier-steps", 2, "--batch-size", 32,
+         "--hidden-layers", "8,8", "--timesteps", 10, "--samples", 20,
+         "--device", "cpu")  # fmt: skip
+QUICK = {
+    "interpolate": ("--pairs", 2, "--count", 3, "--steps", 2),
+    "classify": ("-n", 10, "--noises", 1),
+    "report": ("--real-draws", 10),
+    "view": ("-n", 9),
+}
+
+
+def train(folder, data, *more, command="train"):
+    result = flashpoint(command, *SMALL, "--data", data, "--out", folder, *more)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file of labelled points, and a conditional run that was trained on it."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("own.npz", data=rng.normal(size=(60, 2)), labels=np.arange(60) % 2)
+    train("run", "own.npz", "--p-uncond", 0.2)
+    return tmp_path
+
+
+def test_a_run_writes_down_what_it_was_trained_on(own):
+    config = json.loads((own / "run/config.json").read_text())
+    assert config["source"]["name"] == str(own / "own.npz")
+    assert (config["data"], config["points"], config["dim"]) == ("own", 60, 2)
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_commands_on_a_run_take_its_data_from_any_folder(own, monkeypatch, command):
+    (own / "elsewhere").mkdir()
+    monkeypatch.chdir(own / "elsewhere")
+    result = flashpoint(command, "../run", *QUICK[command])
+    assert result.exit_code == 0, result.output
+    if command == "interpolate":
+        ends = torch.load("../run/outputs/interpolation.pt", weights_only=True)[0]
+        data = torch.from_numpy(np.load("../own.npz")["data"]).float()
+        assert torch.cdist(ends, data).amin(dim=1).max() < 0.1
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_other_data_are_refused_unless_told(own, command):
+    result = flashpoint(command, "run", *QUICK[command], "--data", "moons")
+    assert result.exit_code == 2
+    assert result.output.startswith("error: run run was trained on own, not on moons")
+    assert result.output.count("\n") == 1
+    result = flashpoint(command, "run", *QUICK[command], "--data", "moons", "--other-data")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_data_that_have_changed_or_moved_are_told(own, command):
+    content = dict(np.load("own.npz"))
+    shutil.move("own.npz", "moved.npz")
+    result = flashpoint(command, "run", *QUICK[command])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: the data of run run are no longer at")
+    result = flashpoint(command, "run", *QUICK[command], "--data", "moved.npz")
+    assert result.exit_code == 0, result.output
+    content["data"][3, 0] += 1
+    np.savez("own.npz", **content)
+    result = flashpoint(command, "run", *QUICK[command])
+    assert result.exit_code == 2
+    assert "error: the data own are not those that run run was trained on" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_samples_in_a_run_are_measured_against_its_data(own):
+    flashpoint("sample", "run", "-n", 20)
+    result = flashpoint("evaluate", "run/outputs/samples.pt", "--real-draws", 10)
+    assert result.exit_code == 0, result.output
+    result = flashpoint("evaluate", "run/outputs/samples.pt", "--data", "moons")
+    assert result.exit_code == 2
+    assert "was trained on own, not on moons" in result.output
+
+
+def test_a_run_of_an_older_version_is_taken_at_its_word(own, tmp_path):
+    train("named", "moons")
+    for name in ("run", "named"):
+        config = json.loads((own / name / "config.json").read_text())
+        for key in ("source", "digest", "points", "dim", "standardisation"):
+            del config[key]
+        (own / name / "config.json").write_text(json.dumps(config))
+    result = flashpoint("view", "named", *QUICK["view"])
+    assert result.exit_code == 0, result.output
+    assert "whether these are the same cannot be checked" in result.output
+    result = flashpoint("view", "run", *QUICK["view"])
+    assert result.exit_code == 2
+    assert "does not say what data it was trained on: give --data" in result.output
+    assert flashpoint("view", "run", *QUICK["view"], "--data", "own.npz").exit_code == 0
+    result = flashpoint("train", *SMALL, "--data", "moons", "--out", "named", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "cannot be checked" in result.output
+
+
+def test_points_that_are_held_out_are_not_trained_on_and_are_classified(own):
+    train("held", "own.npz", "--p-uncond", 0.2, "--test-fraction", 0.25)
+    assert json.loads((own / "held/config.json").read_text())["points"] == 44
+    result = flashpoint("classify", "held", *QUICK["classify"], "-n", 1000)
+    assert "16 points of own, held out of the training" in result.output
+    result = flashpoint("classify", "held", *QUICK["classify"], "--test-fraction", 0.5)
+    assert result.exit_code == 2
+    assert "--test-fraction is for a run that has held nothing out" in result.output
+    result = flashpoint("classify", "run", *QUICK["classify"])
+    assert "which the run was trained on" in result.output
+    assert "held out" not in result.output.splitlines()[0].replace("to hold some out", "")
+
+
+def test_a_run_of_one_class_remembers_the_class(own):
+    train("one", "moons", "--only-class", 1)
+    result = flashpoint("interpolate", "one", *QUICK["interpolate"])
+    assert result.exit_code == 0, result.output
+    ends = torch.load("one/outputs/interpolation.pt", weights_only=True)[0]
+    assert torch.cdist(ends, dataset("moons").of_class(1)).amin(dim=1).max() < 0.1
+
+
+def test_a_run_goes_on_with_the_same_data_alone(own):
+    arguments = ("train", *SMALL, "--data", "own.npz", "--p-uncond", 0.2, "--out", "run")
+    content = dict(np.load("own.npz"))
+    assert flashpoint(*arguments, "--resume").exit_code == 0
+    shutil.copy("own.npz", "copy.npz")
+    for change in ({"data": content["data"] + 1}, {"labels": 1 - content["labels"]}):
+        np.savez("own.npz", **(content | change))
+        before = (own / "run/checkpoints/training.pt").read_bytes()
+        result = flashpoint(*arguments, "--resume")
+        assert result.exit_code == 2
+        assert result.output.startswith("error: the data have changed since run run was started")
+        assert result.output.count("\n") == 1
+        assert (own / "run/checkpoints/training.pt").read_bytes() == before

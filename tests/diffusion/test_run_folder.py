@@ -1,0 +1,190 @@
+"""A run owns its folder: a second one is refused or replaces it whole, and outputs harm nothing."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from flashpoint.diffusion import files, load
+from flashpoint.diffusion.locks import lock_folder
+
+from .helpers import flashpoint
+
+SMALL = ("--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8", "--timesteps", 10,
+         "--samples", 20, "--device", "cpu")  # fmt: skip
+
+
+def run(command, *arguments, steps=4, classifier_steps=2):
+    lengths = ("--steps", steps, "--classifier-steps", classifier_steps)
+    return flashpoint(command, *SMALL, *lengths, *arguments)
+
+
+@pytest.fixture
+def used(tmp_path, monkeypatch):
+    """A folder with a run, its report, its viewer, its exports, and files of the user."""
+    monkeypatch.chdir(tmp_path)
+    assert run("states", "--data", "moons", "--out", "run").exit_code == 0
+    for arguments in (("report", "run", "--real-draws", 10), ("view", "run", "-n", 9),
+                      ("export", "run"), ("sample", "run", "-n", 9),
+                      ("sample", "run", "-n", 9, "--label", 1),
+                      ("interpolate", "run", "--pairs", 2)):  # fmt: skip
+        result = flashpoint(*arguments)
+        assert result.exit_code == 0, result.output
+    for name in ("notes.txt", "outputs/mine.pt", "figures/mine.png", "checkpoints/mine.pt"):
+        (tmp_path / "run" / name).write_text("mine")
+    return tmp_path / "run"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+            and not path.name.startswith(".lock")}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "states"])
+def test_a_second_run_in_a_folder_is_refused(used, command):
+    before = content(used)
+    result = run(command, "--data", "moons", "--seed", 9, "--out", "run")
+    assert result.exit_code == 2
+    assert result.output.startswith("error: folder run holds a run already")
+    assert "--resume goes on with it, --overwrite replaces it" in result.output
+    assert result.output.count("\n") == 1
+    assert content(used) == before
+
+
+def test_files_of_one_name_do_not_share_a_run_in_silence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        np.save(f"{folder}/points.npy", np.random.default_rng(number).normal(size=(60, 2)))
+    assert run("train", "--data", "a/points.npy").exit_code == 0
+    result = run("train", "--data", "b/points.npy")
+    assert result.exit_code == 2
+    assert "runs/points holds a run already" in result.output
+
+
+def test_overwriting_leaves_nothing_of_the_old_run_and_all_of_the_users_files(used):
+    np.save("plain.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    result = run("train", "--data", "plain.npy", "--out", "run", "--overwrite")
+    assert result.exit_code == 0, result.output
+    names = {str(path.relative_to(used)) for path in content(used)}
+    assert names == {
+        "config.json", "checkpoints/denoiser.pt", "checkpoints/training.pt",
+        "checkpoints/progress.json", "figures/training_curves.png", "notes.txt",
+        "outputs/mine.pt", "figures/mine.png", "checkpoints/mine.pt",
+    }  # fmt: skip
+    assert load(used).classifier is None
+    assert flashpoint("sample", "run", "--label", 1, "-n", 5).exit_code == 2
+
+
+def test_nothing_is_deleted_before_every_argument_is_right(used):
+    before = content(used)
+    for wrong in (["--steps", 0], ["--data", "missing.npy"], ["--device", "gpu"], ["--resume"],
+                  ["--data", "run/outputs/samples.pt"]):  # fmt: skip
+        result = run("train", "--out", "run", "--overwrite", *wrong)
+        assert result.exit_code == 2, (wrong, result.output)
+        assert result.output.count("\n") == 1
+    assert content(used) == before
+
+
+def test_no_output_is_an_input_or_a_network(used):
+    os.symlink("run/checkpoints/denoiser.pt", "link.pt")
+    np.save("prior.npy", np.zeros((9, 2)))
+    torch.save(torch.zeros(9, 2), "prior.pt")
+    data = {"data": torch.randn(40, 2), "labels": torch.arange(40) % 2}
+    torch.save(data, "blobs_train.pt")
+    torch.save(data, "points.pt")
+    assert run("train", "--data", "points.pt", "--out", "pt").exit_code == 0
+    assert flashpoint("export", "run", "--out", "out").exit_code == 0
+    before = content(used.parent)
+    for arguments in (
+        ["sample", "run", "--prior", "prior.pt", "--out", "prior.pt"],
+        ["sample", "run", "--prior", "prior.pt", "--out", "run/../prior.pt"],
+        ["sample", "run", "--compare", "prior.pt", "--out", "prior.pt"],
+        ["sample", "run", "--out", "run/checkpoints/denoiser.pt"],
+        ["sample", "run", "--out", "run/checkpoints/training.pt"],
+        ["sample", "pt", "--out", "run/checkpoints/denoiser.pt"],
+        ["sample", "run", "--out", "link.pt"],
+        ["sample", "run/checkpoints/denoiser.pt", "--out", "link.pt"],
+        ["data", "blobs_train.pt", "--test-fraction", 0.2, "--out", "blobs.png"],
+        ["interpolate", "pt", "--pairs", 2, "--out", "points.pt"],
+        ["interpolate", "pt", "--data", "points.pt", "--pairs", 2, "--out", "./points.pt"],
+        ["export", "out", "--out", "out"],
+        ["study", "betas", "--quick", "--data", "points.pt", "--page", "points.pt"],
+    ):
+        result = flashpoint(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert "would be written over" in result.output, (arguments, result.output)
+        assert result.output.count("\n") == 1
+        assert content(used.parent) == before, arguments
+
+
+def test_samples_that_differ_write_nothing(used):
+    torch.save(torch.zeros(9, 2), "prior.pt")
+    arguments = ["sample", "run", "--prior", "prior.pt", "--device", "cpu"]
+    assert flashpoint(*arguments).exit_code == 0
+    weights = files.load(used / "checkpoints/denoiser.pt")
+    weights["model.0.bias"] += 0.1
+    files.save(used / "checkpoints/denoiser.pt", weights)
+    before = content(used.parent)
+    for more in ([], ["--out", "new.pt"]) * 2:
+        result = flashpoint(*arguments, "--compare", "run/outputs/samples.pt", *more)
+        assert result.exit_code == 2
+        assert "samples differ from run/outputs/samples.pt in 9 of 9 rows" in result.output
+        assert content(used.parent) == before
+
+
+def test_what_is_replaced_is_told(used):
+    for arguments in (["sample", "run", "-n", 9], ["view", "run", "-n", 9], ["export", "run"],
+                      ["report", "run", "--real-draws", 10], ["data", "moons", "--out", "m.png"],
+                      ["interpolate", "run", "--pairs", 2]):  # fmt: skip
+        if arguments[0] == "data":
+            assert "in place of" not in flashpoint(*arguments).output
+        assert "(in place of what was there)" in flashpoint(*arguments).output, arguments
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flashpoint.diffusion.locks import lock_folder
+lock = lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"], ["--overwrite"]])
+def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path, resume):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert other.stdout.readline() == "locked\n"
+        result = run("train", "--data", "moons", "--out", folder, *resume)
+        assert result.exit_code == 2
+        assert f"in use by another run (process {other.pid} on {socket.gethostname()})" in (
+            result.output
+        )
+        assert result.output.count("\n") == 1
+        assert not (folder / "config.json").exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert run("train", "--data", "moons", "--out", folder, *resume).exit_code == 0
+
+
+def test_a_process_may_lock_a_folder_again(tmp_path):
+    one, other = lock_folder(tmp_path), lock_folder(tmp_path)
+    one.release()
+    assert other.is_locked
+    other.release()
+    assert not other.is_locked
+    holder = json.loads((tmp_path / ".lock.json").read_text())
+    assert holder["pid"] == os.getpid()
