@@ -28,13 +28,28 @@ def train(folder, data, *more, command="train"):
     return result.output
 
 
+def write(path, seed, number=60):
+    rng = np.random.default_rng(seed)
+    np.savez(path, data=rng.normal(size=(number, 2)), labels=np.arange(number) % 2)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A file of labelled points, a conditional run that was trained on it, and another file."""
+    folder = tmp_path_factory.mktemp("template")
+    write(folder / "own.npz", 0)
+    write(folder / "other.npz", 1, 50)
+    train(folder / "run", folder / "own.npz", "--p-uncond", 0.2)
+    return folder
+
+
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A file of labelled points, and a conditional run that was trained on it."""
+def own(template, tmp_path, monkeypatch):
+    """A copy of the template as the working folder, whose run remembers the data in there."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    np.savez("own.npz", data=rng.normal(size=(60, 2)), labels=np.arange(60) % 2)
-    train("run", "own.npz", "--p-uncond", 0.2)
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace(str(template), str(tmp_path)))
     return tmp_path
 
 
@@ -58,11 +73,11 @@ def test_commands_on_a_run_take_its_data_from_any_folder(own, monkeypatch, comma
 
 @pytest.mark.parametrize("command", QUICK)
 def test_other_data_are_refused_unless_told(own, command):
-    result = flashpoint(command, "run", *QUICK[command], "--data", "moons")
+    result = flashpoint(command, "run", *QUICK[command], "--data", "other.npz")
     assert result.exit_code == 2
-    assert result.output.startswith("error: run run was trained on own, not on moons")
+    assert result.output.startswith("error: run run was trained on own, not on other")
     assert result.output.count("\n") == 1
-    result = flashpoint(command, "run", *QUICK[command], "--data", "moons", "--other-data")
+    result = flashpoint(command, "run", *QUICK[command], "--data", "other.npz", "--other-data")
     assert result.exit_code == 0, result.output
 
 
@@ -87,26 +102,26 @@ def test_samples_in_a_run_are_measured_against_its_data(own):
     flashpoint("sample", "run", "-n", 20)
     result = flashpoint("evaluate", "run/outputs/samples.pt", "--real-draws", 10)
     assert result.exit_code == 0, result.output
-    result = flashpoint("evaluate", "run/outputs/samples.pt", "--data", "moons")
+    result = flashpoint("evaluate", "run/outputs/samples.pt", "--data", "other.npz")
     assert result.exit_code == 2
-    assert "was trained on own, not on moons" in result.output
+    assert "was trained on own, not on other" in result.output
 
 
 def test_a_run_of_an_older_version_is_taken_at_its_word(own, tmp_path):
-    train("named", "moons")
+    train("named", "circles")
     for name in ("run", "named"):
         config = json.loads((own / name / "config.json").read_text())
         for key in ("source", "digest", "points", "dim", "standardisation"):
             del config[key]
         (own / name / "config.json").write_text(json.dumps(config))
-    result = flashpoint("view", "named", *QUICK["view"])
+    result = flashpoint("interpolate", "named", *QUICK["interpolate"])
     assert result.exit_code == 0, result.output
     assert "whether these are the same cannot be checked" in result.output
     result = flashpoint("view", "run", *QUICK["view"])
     assert result.exit_code == 2
     assert "does not say what data it was trained on: give --data" in result.output
     assert flashpoint("view", "run", *QUICK["view"], "--data", "own.npz").exit_code == 0
-    result = flashpoint("train", *SMALL, "--data", "moons", "--out", "named", "--resume")
+    result = flashpoint("train", *SMALL, "--data", "circles", "--out", "named", "--resume")
     assert result.exit_code == 0, result.output
     assert "cannot be checked" in result.output
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,19 +25,28 @@ def run(command, *arguments, steps=4, classifier_steps=2):
     return flashpoint(command, *SMALL, *lengths, *arguments)
 
 
-@pytest.fixture
-def used(tmp_path, monkeypatch):
-    """A folder with a run, its report, its viewer, its exports, and files of the user."""
-    monkeypatch.chdir(tmp_path)
-    assert run("states", "--data", "moons", "--out", "run").exit_code == 0
-    for arguments in (("report", "run", "--real-draws", 10), ("view", "run", "-n", 9),
-                      ("export", "run"), ("sample", "run", "-n", 9),
-                      ("sample", "run", "-n", 9, "--label", 1),
-                      ("interpolate", "run", "--pairs", 2)):  # fmt: skip
-        result = flashpoint(*arguments)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A folder with a file of points and a run of it, with all that the commands leave in one."""
+    folder = tmp_path_factory.mktemp("template")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "own.npz", data=rng.normal(size=(60, 2)), labels=np.arange(60) % 2)
+    assert run("states", "--data", folder / "own.npz", "--out", folder / "run").exit_code == 0
+    for command, *more in (("report", "--real-draws", 10), ("view", "-n", 9), ("export",),
+                           ("sample", "-n", 9), ("sample", "-n", 9, "--label", 1),
+                           ("interpolate", "--pairs", 2)):  # fmt: skip
+        result = flashpoint(command, folder / "run", *more)
         assert result.exit_code == 0, result.output
     for name in ("notes.txt", "outputs/mine.pt", "figures/mine.png", "checkpoints/mine.pt"):
-        (tmp_path / "run" / name).write_text("mine")
+        (folder / "run" / name).write_text("mine")
+    return folder
+
+
+@pytest.fixture
+def used(template, tmp_path, monkeypatch):
+    """A copy of the template's run, in the working folder, with files of the user."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 
@@ -48,7 +58,7 @@ def content(folder):
 @pytest.mark.parametrize("command", ["train", "states"])
 def test_a_second_run_in_a_folder_is_refused(used, command):
     before = content(used)
-    result = run(command, "--data", "moons", "--seed", 9, "--out", "run")
+    result = run(command, "--data", "own.npz", "--seed", 9, "--out", "run")
     assert result.exit_code == 2
     assert result.output.startswith("error: folder run holds a run already")
     assert "--resume goes on with it, --overwrite replaces it" in result.output
@@ -167,7 +177,7 @@ def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path, resume
     )  # fmt: skip
     try:
         assert other.stdout.readline() == "locked\n"
-        result = run("train", "--data", "moons", "--out", folder, *resume)
+        result = run("train", "--data", "digits", "--out", folder, *resume)
         assert result.exit_code == 2
         assert f"in use by another run (process {other.pid} on {socket.gethostname()})" in (
             result.output
@@ -177,7 +187,7 @@ def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path, resume
     finally:
         other.kill()
         other.wait()
-    assert run("train", "--data", "moons", "--out", folder, *resume).exit_code == 0
+    assert run("train", "--data", "digits", "--out", folder, *resume).exit_code == 0
 
 
 def test_a_process_may_lock_a_folder_again(tmp_path):
