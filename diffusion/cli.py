@@ -12,6 +12,7 @@ from . import files
 from .checkpoints import load
 from .commands import (
     Commands,
+    Count,
     data_option,
     device_option,
     network_of,
@@ -27,6 +28,7 @@ from .commands.info import info_command
 from .commands.interpolate import interpolate_command
 from .commands.of_run import (
     check_outputs,
+    check_run,
     data_files_of,
     files_of_data,
     files_of_run,
@@ -90,19 +92,27 @@ _run_options = options(
         help=f"Recipe of the training: {', '.join(RECIPES)}. The classic ones visit each pair of "
         "point and timestep once an epoch and take hours on a CPU.",
     ),
-    click.option("--epochs", type=int, default=None, help="Epochs of a classic recipe."),
-    click.option("--steps", type=int, default=None, help="Training steps of the denoiser."),
+    click.option("--epochs", type=Count(), default=None, help="Epochs of a classic recipe."),
+    click.option("--steps", type=Count(), default=None, help="Training steps of the denoiser."),
     click.option(
-        "--classifier-steps", type=int, default=None, help="Training steps of the classifier."
+        "--classifier-steps", type=Count(), default=None, help="Training steps of the classifier."
     ),
-    click.option("--batch-size", type=int, default=None, help="Rows per training step."),
+    click.option(
+        "--batch-size", type=Count(most=10**8), default=None, help="Rows per training step."
+    ),
     click.option(
         "--samples",
-        type=int,
+        type=Count(2, 10**8),
         default=None,
         help="Samples without guidance, and samples of each class.",
     ),
-    click.option("--timesteps", default=500, show_default=True, help="T of the forward process."),
+    click.option(
+        "--timesteps",
+        type=Count(most=10**6),
+        default=500,
+        show_default=True,
+        help="T of the forward process.",
+    ),
     click.option(
         "--schedule", default="linear", show_default=True, help=f"One of {', '.join(SCHEDULES)}."
     ),
@@ -114,6 +124,7 @@ _run_options = options(
     network_options,
     click.option(
         "--checkpoint-every",
+        type=Count(),
         default=500,
         show_default=True,
         help="Training steps between two checkpoints.",
@@ -157,11 +168,16 @@ def train(**options) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--real-draws", default=20, show_default=True, help="Real draws behind each metric's band."
+    "--real-draws",
+    type=Count(2, 10**6),
+    default=20,
+    show_default=True,
+    help="Real draws behind each metric's band.",
 )
 @options(run_data_option, seed_option, device_option)
 def report(run, real_draws, data, other_data, seed, device) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
+    check_run(run)
     points = points_of_run(run, data, other_data)
     folder = RunFolder(run)
     replaced = check_outputs([folder.report_markdown, folder.report_page], data_files_of(run, data))
@@ -175,7 +191,14 @@ def report(run, real_draws, data, other_data, seed, device) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--samples", default=1500, show_default=True, help="Samples without guidance.")
+@click.option(
+    "-n",
+    "--samples",
+    type=Count(3, 10**6),
+    default=1500,
+    show_default=True,
+    help="Samples without guidance.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -185,6 +208,7 @@ def report(run, real_draws, data, other_data, seed, device) -> None:
 @options(run_data_option, seed_option, device_option)
 def view(run, samples, out, data, other_data, seed, device) -> None:
     """Write a page that shows the reverse process of a run, one file for any browser."""
+    check_run(run)
     points = points_of_run(run, data, other_data)
     page = out or RunFolder(run).view_page
     replaced = check_outputs([page], [*files_of_run(run), *data_files_of(run, data)])
@@ -243,6 +267,8 @@ def _start(
 
     ``measures`` says whether the samples are to be measured, for which data may be too few.
     """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
     ranks, device = join(device)
     say = click.echo if ranks.writes and not quiet else _silence
     chosen = choose_device(device)

@@ -1,6 +1,5 @@
 """Commands of ``flashpoint`` other than those of the experiment, and the options they share."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -11,29 +10,26 @@ import click
 
 from ..data import DATASETS, Points, dataset
 from ..errors import UserError, check_seed
-from ..interrupts import exit_code, stoppable, word_for
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
+from .group import Commands, Count
+
+__all__ = [
+    "Commands",
+    "Count",
+    "DataChoice",
+    "data_choice",
+    "data_option",
+    "device_option",
+    "network_of",
+    "network_options",
+    "options",
+    "out_option",
+    "read_points",
+    "seed_option",
+]
 
 Decorator = Callable[[Callable], Callable]
-
-
-class Commands(click.Group):
-    """Commands that end with one line and exit code 2 on wrong input, 130 on an interrupt."""
-
-    what_is_left = ""  # after an interrupt, for the message
-
-    def invoke(self, context: click.Context) -> Any:
-        """Runs the command that the arguments name."""
-        try:
-            with stoppable():
-                return super().invoke(context)
-        except UserError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt as stop:
-            click.echo(f"\n{word_for(stop)}{self.what_is_left}", err=True)
-            sys.exit(exit_code(stop))
 
 
 def options(*decorators: Decorator) -> Decorator:

@@ -9,16 +9,24 @@ from ..classification import DiffusionClassifier
 from ..data import Points
 from ..errors import UserError
 from ..models import ConditionalMLP
-from . import device_option, options, seed_option
+from . import Count, device_option, options, seed_option
 from .of_run import parts_of_run, run_data_option, say_unfinished
 
 
 @click.command(name="classify")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "-n", "--points", "most", default=1000, show_default=True, help="Number of points at most."
+    "-n",
+    "--points",
+    "most",
+    type=Count(),
+    default=1000,
+    show_default=True,
+    help="Number of points at most.",
 )
-@click.option("--noises", default=4, show_default=True, help="Pairs of noise at each timestep.")
+@click.option(
+    "--noises", type=Count(), default=4, show_default=True, help="Pairs of noise at each timestep."
+)
 @click.option(
     "--test-fraction",
     type=float,

@@ -12,7 +12,7 @@ from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
 from ..run_folder import RunFolder
-from . import device_option, options, out_option, seed_option
+from . import Count, device_option, options, out_option, seed_option
 from .of_run import (
     check_outputs,
     data_files_of,
@@ -27,7 +27,11 @@ from .of_run import (
 @click.command(name="interpolate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--pairs", default=8, show_default=True, help="Number of random pairs of data points."
+    "--pairs",
+    type=Count(),
+    default=8,
+    show_default=True,
+    help="Number of random pairs of data points.",
 )
 @click.option(
     "--between",
@@ -36,9 +40,13 @@ from .of_run import (
     help="Rows of the data of a single pair, in place of --pairs.",
 )
 @click.option(
-    "--count", default=9, show_default=True, help="Points on each way, both ends included."
+    "--count",
+    type=Count(2, 10**6),
+    default=9,
+    show_default=True,
+    help="Points on each way, both ends included.",
 )
-@click.option("--steps", type=int, default=None, help="Steps of DDIM. Default: all timesteps.")
+@click.option("--steps", type=Count(), default=None, help="Steps of DDIM. Default: all timesteps.")
 @options(
     out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
     run_data_option,

@@ -35,6 +35,14 @@ def folder_of(run: Path) -> RunFolder:
     return RunFolder(run.parent.parent if inside else run)
 
 
+def check_run(run: Path) -> None:
+    """Raises :class:`UserError` unless RUN is the folder of a run."""
+    if not run.exists():
+        raise UserError(f"{run} does not exist")
+    if not RunFolder(run).config_file.exists():
+        raise UserError(f"{run} is no folder of a run: it has no config.json")
+
+
 def place_of(run: Path) -> Path:
     """Returns the folder in which what is made from RUN is kept by default."""
     folder = folder_of(run).path

@@ -14,13 +14,19 @@ from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
 from ..sampling import METHODS
 from ..solvers import SOLVERS
-from . import device_option, options, out_option, seed_option
+from . import Count, device_option, options, out_option, seed_option
 from .of_run import check_outputs, files_of_run, say_unfinished
 
 
 @click.command(name="sample")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-n", "--samples", type=int, default=None, help="Number of samples. Default: 5000.")
+@click.option(
+    "-n",
+    "--samples",
+    type=Count(most=10**8),
+    default=None,
+    help="Number of samples. Default: 5000.",
+)
 @click.option("--label", type=int, default=None, help="Class of the samples. Default: all classes.")
 @click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
 @click.option(
@@ -38,7 +44,7 @@ from .of_run import check_outputs, files_of_run, say_unfinished
     default=None,
     help="Noise of ddpm. Default: posterior, but none with --prior.",
 )
-@click.option("--steps", type=int, default=None, help="Reverse steps. Default: all.")
+@click.option("--steps", type=Count(), default=None, help="Reverse steps. Default: all.")
 @click.option(
     "--prior",
     type=click.Path(path_type=Path),

@@ -6,7 +6,7 @@ import click
 
 from ..errors import UserError, check_choice
 from ..studies import STUDIES, StudyRun, write_page, write_report
-from . import device_option, options, out_option, seed_option
+from . import Count, device_option, options, out_option, seed_option
 from .of_run import check_outputs, files_of_data
 
 
@@ -22,7 +22,7 @@ from .of_run import check_outputs, files_of_data
 )
 @click.option(
     "--together",
-    type=int,
+    type=Count(),
     default=None,
     help="Models that train at once. Default: all of one kind on a GPU, one on a CPU.",
 )

@@ -71,8 +71,9 @@ def test_commands_on_a_run_take_its_data_from_any_folder(own, monkeypatch, comma
         assert torch.cdist(ends, data).amin(dim=1).max() < 0.1
 
 
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("command", QUICK)
-def test_other_data_are_refused_unless_told(own, command):
+def test_other_data_are_refused_unless_told(command):
     result = flashpoint(command, "run", *QUICK[command], "--data", "other.npz")
     assert result.exit_code == 2
     assert result.output.startswith("error: run run was trained on own, not on other")
@@ -81,8 +82,9 @@ def test_other_data_are_refused_unless_told(own, command):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("command", QUICK)
-def test_data_that_have_changed_or_moved_are_told(own, command):
+def test_data_that_have_changed_or_moved_are_told(command):
     content = dict(np.load("own.npz"))
     shutil.move("own.npz", "moved.npz")
     result = flashpoint(command, "run", *QUICK[command])
@@ -98,7 +100,8 @@ def test_data_that_have_changed_or_moved_are_told(own, command):
     assert result.output.count("\n") == 1
 
 
-def test_samples_in_a_run_are_measured_against_its_data(own):
+@pytest.mark.usefixtures("own")
+def test_samples_in_a_run_are_measured_against_its_data():
     flashpoint("sample", "run", "-n", 20)
     result = flashpoint("evaluate", "run/outputs/samples.pt", "--real-draws", 10)
     assert result.exit_code == 0, result.output
@@ -107,7 +110,7 @@ def test_samples_in_a_run_are_measured_against_its_data(own):
     assert "was trained on own, not on other" in result.output
 
 
-def test_a_run_of_an_older_version_is_taken_at_its_word(own, tmp_path):
+def test_a_run_of_an_older_version_is_taken_at_its_word(own):
     train("named", "circles")
     for name in ("run", "named"):
         config = json.loads((own / name / "config.json").read_text())
@@ -139,7 +142,8 @@ def test_points_that_are_held_out_are_not_trained_on_and_are_classified(own):
     assert "held out" not in result.output.splitlines()[0].replace("to hold some out", "")
 
 
-def test_a_run_of_one_class_remembers_the_class(own):
+@pytest.mark.usefixtures("own")
+def test_a_run_of_one_class_remembers_the_class():
     train("one", "moons", "--only-class", 1)
     result = flashpoint("interpolate", "one", *QUICK["interpolate"])
     assert result.exit_code == 0, result.output

@@ -148,7 +148,8 @@ def test_samples_that_differ_write_nothing(used):
         assert content(used.parent) == before
 
 
-def test_what_is_replaced_is_told(used):
+@pytest.mark.usefixtures("used")
+def test_what_is_replaced_is_told():
     for arguments in (["sample", "run", "-n", 9], ["view", "run", "-n", 9], ["export", "run"],
                       ["report", "run", "--real-draws", 10], ["data", "moons", "--out", "m.png"],
                       ["interpolate", "run", "--pairs", 2]):  # fmt: skip
