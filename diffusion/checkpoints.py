@@ -105,7 +105,10 @@ def load(
         activation = activation or config.get(path.stem, {}).get("activation")
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
-    return Denoiser(load_mlp(path, activation), schedule)
+    model = load_mlp(path, activation)
+    if config is not None:
+        run.check_network(path.stem, model.shape.widths)
+    return Denoiser(model, schedule)
 
 
 def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:

@@ -98,9 +98,6 @@ class Run:
             say(f"nothing to resume in {self.folder}, starting anew")
         if not resumes and not overwrite:
             self.folder.check_unused()
-        say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
-        self._density_data = subset(points.data, _DENSITY_POINTS, settings.seed, _DENSITY)
-        self.nll_data = self._nll_data()
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
         self.by_class = points.labels is not None and points.num_classes > 1
@@ -110,6 +107,9 @@ class Run:
         self.seconds: dict[str, float] = {}
         if resumes:
             self._resume()
+        say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
+        self._density_data = subset(points.data, _DENSITY_POINTS, settings.seed, _DENSITY)
+        self.nll_data = self._nll_data()
         self.ranks.first(lambda: self._begin(anew=not resumes))
 
     def _occupy(self) -> None:

@@ -75,6 +75,7 @@ def write_report(
     """
     check_at_least("real_draws", real_draws, 2)
     run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
+    run.check_files()
     files.make_folder(run.folder.figures)
     parts: list[Part] = []
     for title, section in _SECTIONS.items():

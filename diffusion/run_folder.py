@@ -16,7 +16,7 @@
     .lock, .lock.json                   the process that trains in the folder
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,6 +194,22 @@ class RunFolder:
             f"file {self.config_file} does not hold the settings of a run that this version "
             f"knows: {why}"
         )
+
+    def check_network(self, name: str, widths: Sequence[int]) -> None:
+        """Raises :class:`UserError` if a network is of another shape than the settings say.
+
+        Args:
+            name: ``denoiser`` or ``classifier``.
+            widths: widths of its input, hidden layers and output.
+        """
+        config = self.config() or {}
+        hidden, dim = config.get(name, {}).get("hidden_layers"), config.get("dim")
+        wrong_output = name == "denoiser" and dim not in (None, widths[-1])
+        if wrong_output or (hidden is not None and list(hidden) != list(widths[1:-1])):
+            raise UserError(
+                f"file {self.network_file(name)} holds a network of widths "
+                f"{' - '.join(map(str, widths))}, which is another than {self.config_file} says"
+            )
 
     def progress(self) -> dict[str, tuple[int, int]]:
         """Reads the steps done and the steps in all by network; empty where nothing says them.

@@ -103,6 +103,18 @@ class SavedRun:
         self.schedule, self.denoiser = loaded.schedule, loaded.model
         self.classifier = loaded.classifier
 
+    def check_files(self) -> None:
+        """Reads what the run has left, so that a damaged file is told before any work.
+
+        Raises:
+            ValueError: a file is damaged or belongs to another run.
+        """
+        self.folder.history()
+        for label in (None, *range(self.points.num_classes)):
+            path = self.folder.samples_file(label)
+            if path.exists():
+                self._saved(path)
+
     @property
     def title(self) -> str:
         """Name of the data and of the folder, as a heading."""

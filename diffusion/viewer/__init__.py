@@ -59,6 +59,7 @@ def write_view(
     run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     path = Path(save_to) if save_to is not None else run.folder.view_page
     files.make_target(path, ".html")
+    run.check_files()
     payload = make_payload(run, samples, say)
     files.write_atomically(path, page(payload, run).encode())
     return path
