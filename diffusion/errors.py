@@ -8,19 +8,28 @@ class UserError(ValueError):
     """A request that cannot be met; the message says why, and what is allowed."""
 
 
-def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    """Raises a :class:`UserError` that suggests the nearest allowed value.
+def check_choice(name: str, value: str, allowed: Collection[str], other: str = "") -> None:
+    """Raises a :class:`UserError` that suggests an allowed value if one is near.
 
     Args:
         name: name of the argument.
         value: the value given.
         allowed: the allowed values.
+        other: what else is allowed, in words.
     """
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:
         return
-    near = get_close_matches(str(value), allowed, n=1, cutoff=0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+    near = _nearest(str(value).lower(), {choice.lower(): choice for choice in allowed})
+    hint = f"; did you mean {near!r}?" if near else ""
+    choices = " ".join(filter(None, (", ".join(allowed), other)))
+    raise UserError(f"{name} must be one of {choices}, got {value!r}{hint}")
+
+
+def _nearest(value: str, by_lower: dict[str, str]) -> str | None:
+    """Returns the choice that is meant by a beginning or a misspelling of it, if there is one."""
+    begun = [choice for choice in by_lower if len(value) > 1 and choice.startswith(value)]
+    near = begun or get_close_matches(value, by_lower, n=1)
+    return by_lower[near[0]] if near else None
 
 
 def check_at_least(name: str, value: float, least: float) -> None:

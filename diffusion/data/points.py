@@ -1,19 +1,16 @@
-"""Point clouds to train on, and the files that they are read from."""
+"""Point clouds to train on."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.philox import permute, seed_tensor
-from ..errors import UserError, check_choice
+from ..errors import UserError
+from .labels import check_class, class_number
 from .standardisation import Standardisation
-
-FILE_TYPES = (".pt", ".npy", ".npz", ".csv")
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Points:
         image_shape: (height, width) where each point is a grey image, values from -1 to 1.
         standardisation: the map that made ``data`` from a user's points; None for points as they
             came.
+        columns: d names of the coordinates, or empty.
 
     Raises:
         ValueError: the points or labels are empty, not finite or of the wrong shape or type, or
@@ -46,6 +44,7 @@ class Points:
     outlines: tuple[Tensor, ...] = field(default=(), repr=False)
     image_shape: tuple[int, int] | None = None
     standardisation: Standardisation | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.data, Tensor) or not self.data.is_floating_point():
@@ -61,6 +60,10 @@ class Points:
             raise UserError(f"{self.name}: points must be finite, got NaN or infinity in row {bad}")
         if self.image_shape and self.image_shape[0] * self.image_shape[1] != self.dim:
             raise UserError(f"{self.name}: image_shape {self.image_shape} is not {self.dim} pixels")
+        if self.columns and len(self.columns) != self.dim:
+            raise UserError(
+                f"{self.name}: columns must be {self.dim} names, got {len(self.columns)}"
+            )
         if self.labels is None:
             return
         if self.labels.shape != self.data.shape[:1]:
@@ -107,17 +110,78 @@ class Points:
         """Returns the name of a class in figures and tables."""
         return self.class_names[label] if self.class_names else f"class {label}"
 
-    def of_class(self, label: int) -> Tensor:
-        """Returns the points [n, d] with this label."""
-        return self.data[self.labels == label]
+    def label(self, given: int | str) -> int:
+        """Returns the number of the class with this name or number.
 
-    def only(self, label: int) -> "Points":
-        """Returns the data set of one class alone, without labels.
+        Where the names of classes are numbers themselves, as in labels 3, 5 and 7 of a file, a
+        number is a name.
 
         Raises:
             ValueError: there is no such class.
         """
-        self.check_label(label)
+        return class_number(given, self.class_names, self.num_classes)
+
+    def in_units(self, x: Tensor) -> Tensor:
+        """Returns points [..., d] like :attr:`data` in the user's units, as float64.
+
+        They are returned as they are where there is no standardisation.
+        """
+        return x if self.standardisation is None else self.standardisation.undo(x)
+
+    def from_units(self, x: Tensor) -> Tensor:
+        """Returns points [..., d] in the user's units as points like :attr:`data`, float32."""
+        return x.float() if self.standardisation is None else self.standardisation.apply(x)
+
+    def standardised(self, by: Standardisation | None = None) -> "Points":
+        """Returns the data set with mean 0 and standard deviation 1 in each dimension.
+
+        Points of a file that lie far from zero are better standardised by :func:`load_points`,
+        before they are rounded to float32.
+
+        Args:
+            by: the map to use; None for the one that these points define.
+        """
+        raw = self.in_units(self.data)
+        map_ = Standardisation.of(raw) if by is None else by
+        map_.check_dim(self.dim, self.name)
+        before, whole = self, self.redraw
+
+        def redraw(n: int, seed: int, label: int | None = None) -> tuple[Tensor, Tensor | None]:
+            assert whole is not None
+            data, labels = whole(n, seed, label)
+            return map_.apply(before.in_units(data)), labels
+
+        return replace(
+            self,
+            data=map_.apply(raw),
+            redraw=redraw if whole else None,
+            outlines=tuple(map_.apply(before.in_units(ring)) for ring in self.outlines),
+            image_shape=None,
+            standardisation=map_,
+        )
+
+    def of_class(self, label: int) -> Tensor:
+        """Returns the points [n, d] with this label."""
+        return self.data[self.labels == label]
+
+    def same_class(self, others: "Points", label: int) -> Tensor:
+        """Returns the points [n, d] of another data set that are of this data set's class.
+
+        Classes are the same by name, or by number where they have none.
+
+        Raises:
+            ValueError: the other data set has no such class.
+        """
+        name = self.class_names[label] if self.class_names else str(label)
+        return others.of_class(others.label(name))
+
+    def only(self, label: int | str) -> "Points":
+        """Returns the data set of one class, a name or a number, alone and without labels.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        label = self.label(label)
         whole = self.redraw
         redraw = whole and (lambda n, seed, _=None: (whole(n, seed, label)[0], None))
         name = f"{self.name}_{label}"
@@ -170,86 +234,5 @@ class Points:
         return replace(self, data=self.data[rows], labels=labels)
 
     def check_label(self, label: int) -> None:
-        """Raises :class:`UserError` if there is no such class."""
-        if not 0 <= label < self.num_classes:
-            allowed = f"from 0 to {self.num_classes - 1}" if self.num_classes else "left out"
-            raise UserError(f"label must be {allowed}, got {label}")
-
-
-def load_points(path: str | Path) -> Points:
-    """Reads a point cloud from a file.
-
-    ``.pt`` holds ``{"data": [N, d], "labels": [N]}`` or a tensor; ``.npz`` holds arrays of these
-    names; ``.npy`` holds an array [N, d]; ``.csv`` holds one point per line. If a ``.csv`` has a
-    header whose last column is called ``label`` or ``labels``, that column holds the labels. Labels
-    are optional everywhere.
-
-    Args:
-        path: the file; its suffix says its format.
-
-    Raises:
-        ValueError: the file is missing, of another type, unreadable, or its content is no point
-            cloud (see :class:`Points`).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"data file {path} does not exist")
-    check_choice(f"type of data file {path.name}", path.suffix.lower(), FILE_TYPES)
-    reader = {".pt": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
-    try:
-        data, labels = reader[path.suffix.lower()](path)
-        if np.iscomplexobj(data):
-            raise UserError(f"{path.name}: points must be real numbers, got complex ones")
-        data = torch.as_tensor(np.asarray(data, dtype=np.float32))
-        if labels is not None:
-            labels = np.asarray(labels)
-            if not np.array_equal(labels, labels.astype(np.int64)):
-                raise UserError(f"{path.name}: labels must be whole numbers")
-            labels = torch.as_tensor(labels.astype(np.int64))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data file {path} cannot be read: {reason}") from error
-    return Points(data, labels, name=path.stem)
-
-
-def _read_pt(path: Path):
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whose text is about the inside of the format
-        raise UserError(f"data file {path} cannot be read: no tensors, or damaged") from error
-    if isinstance(content, Tensor):
-        return content, None
-    return _data_and_labels(path, content)
-
-
-def _read_npy(path: Path):
-    return np.load(path, allow_pickle=False), None
-
-
-def _read_npz(path: Path):
-    with np.load(path, allow_pickle=False) as arrays:
-        return _data_and_labels(path, {name: arrays[name] for name in arrays.files})
-
-
-def _data_and_labels(path: Path, content):
-    if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"{path.name} must hold 'data' and may hold 'labels'")
-    return content["data"], content.get("labels")
-
-
-def _read_csv(path: Path):
-    with path.open() as file:
-        header = [name.strip().lower() for name in file.readline().split(",")]
-    if header == [""]:
-        raise UserError(f"{path.name} is empty or starts with an empty line")
-    try:
-        [float(name) for name in header]
-        skip = 0
-    except ValueError:
-        skip = 1
-    table = np.loadtxt(path, delimiter=",", skiprows=skip, ndmin=2)
-    if skip and header[-1] in ("label", "labels"):
-        return table[:, :-1], table[:, -1]
-    return table, None
+        """Raises :class:`UserError` if there is no class of this number."""
+        check_class(label, self.num_classes)

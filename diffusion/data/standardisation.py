@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
+_MOST_SHOWN = 4  # dimensions that a message lists
+
 
 @dataclass(frozen=True)
 class Standardisation:
@@ -23,9 +27,29 @@ class Standardisation:
 
     @classmethod
     def of(cls, data: Tensor) -> "Standardisation":
-        """Returns the map for data like these points [N, d]."""
-        std, mean = torch.std_mean(data.double(), dim=0, correction=0)
-        return cls(tuple(mean.tolist()), tuple(std.where(std > 0, 1).tolist()))
+        """Returns the map for data like these points [N, d].
+
+        Raises:
+            ValueError: the points are so large that their variance is infinite in float64.
+        """
+        data = data.double()
+        std, mean = torch.std_mean(data, dim=0, correction=0)
+        if not (std.isfinite() & mean.isfinite()).all():
+            raise UserError(
+                f"points up to {data.abs().max().item():.3g} are too large to standardise"
+            )
+        constant = data.amin(dim=0) == data.amax(dim=0)  # whose std may be rounding, not 0
+        std = std.where(~constant & (std > 0), 1)
+        return cls(tuple(mean.where(~constant, data[0]).tolist()), tuple(std.tolist()))
+
+    def check_dim(self, dim: int, name: str) -> None:
+        """Raises :class:`UserError` unless it maps points of this dimension."""
+        if dim != len(self.mean):
+            raise UserError(f"{name} must have dimension {len(self.mean)}, got {dim}")
+
+    def __str__(self) -> str:
+        """Describes the map in a few words."""
+        return f"mean {_listed(self.mean)}; std {_listed(self.std)}"
 
     def apply(self, x: Tensor) -> Tensor:
         """Returns points [..., d] in units of the data as float32 of order one."""
@@ -41,3 +65,8 @@ class Standardisation:
     @staticmethod
     def _like(numbers: tuple[float, ...], x: Tensor) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=x.device)
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    shown = [f"{number:.7g}" for number in numbers[:_MOST_SHOWN]]
+    return ", ".join([*shown, "..."] if len(numbers) > _MOST_SHOWN else shown)

@@ -89,15 +89,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     cases = {
         tmp_path / "missing.pt": "does not exist",
         tmp_path: "does not exist",
-        write(tmp_path / "a.txt", b"1"): "must be one of .pt, .npy, .npz, .csv",
+        write(tmp_path / "a.xlsx", b"1"): "must be one of .pt, .pth, .npy, .npz, .csv, .tsv, .txt",
         write(tmp_path / "half.pt", whole[: len(whole) // 2]): "cannot be read: no tensors",
-        write(tmp_path / "foreign.pt", b"hello"): "cannot be read: no tensors, or damaged",
+        write(
+            tmp_path / "foreign.pt", b"hello"
+        ): "cannot be read: no tensors or arrays, or damaged",
         write(tmp_path / "foreign.npy", b"hello"): "cannot be read",
-        write(tmp_path / "words.csv", b"x,y\na,b\n"): "cannot be read",
+        write(tmp_path / "words.csv", b"x,y\na,b\n"): "column 'x' holds text",
         write(tmp_path / "empty.csv", b""): "is empty",
-        tmp_path / "objects.npy": "cannot be read",
+        tmp_path / "objects.npy": "holds Python objects",
         tmp_path / "complex.npy": "must be real numbers",
-        tmp_path / "keys.pt": "must hold 'data'",
+        tmp_path / "keys.pt": "must hold 'data' .* it holds labels",
         tmp_path / "fraction.pt": "labels must be whole numbers",
     }
     for path, message in cases.items():
