@@ -1,12 +1,12 @@
 """Trained networks and the files they live in.
 
 * ``.pt``: the plain ``state_dict``, which any PyTorch code can load.
-* ``.safetensors``: the weights, with architecture and schedule in the metadata.
+* ``.safetensors``: the weights, with architecture, schedule and standardisation in the metadata.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch import Tensor
 from ..kernels import MLPShape
 from . import files
 from .compat.classic import BlockMLP
+from .data import Standardisation, class_number
 from .errors import UserError
 from .models import MLP, ConditionalMLP, Perceptron, new_mlp
 from .run_folder import RunFolder
 from .sampling import Samples, sample
 from .schedules import Schedule
+
+_RECORDED = ("network", "schedule", "standardisation", "class_names")  # in a file's metadata
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,16 @@ class Denoiser:
         model: predicts the noise of (point, timestep feature).
         schedule: the forward process that it was trained with.
         classifier: a classifier of noisy points, which guides the samples.
+        standardisation: the map from a user's points to those it was trained on; None for points
+            that were trained on as they came.
+        class_names: names of the classes, or none.
     """
 
     model: Perceptron
     schedule: Schedule
     classifier: Perceptron | None = None
+    standardisation: Standardisation | None = None
+    class_names: tuple[str, ...] = ()
 
     def sample(self, n: int, **options: Any) -> Samples:
         """Draws samples from this model, see :func:`~flashpoint.diffusion.sample`.
@@ -45,17 +53,43 @@ class Denoiser:
 
         Args:
             n: number of samples.
-            **options: options of :func:`~flashpoint.diffusion.sample`.
+            **options: options of :func:`~flashpoint.diffusion.sample`. A ``label`` may be the name
+                of a class. ``x_T`` is noise as the model sees it.
+
+        Returns:
+            Samples and trajectory in the user's units: float64 with a standardisation, otherwise
+            float32.
         """
+        if isinstance(options.get("label"), str):
+            options["label"] = self.label(options["label"])
         guided = options.get("label") is not None and not isinstance(self.model, ConditionalMLP)
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
-        return sample(self.model, self.schedule, n, **options)
+        drawn = sample(self.model, self.schedule, n, **options)
+        if self.standardisation is None:
+            return drawn
+        return Samples(*map(self.standardisation.undo, drawn))
+
+    def label(self, given: int | str) -> int:
+        """Returns the number of the class with this name or number, see :meth:`.Points.label`.
+
+        Raises:
+            ValueError: there is no such name; :meth:`sample` checks a number.
+        """
+        if self.class_names:
+            return class_number(given, self.class_names, len(self.class_names))
+        try:
+            return int(given)
+        except ValueError:
+            raise UserError(
+                f"label must be a number: classes have no names, got {given!r}"
+            ) from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the model, as ``.safetensors`` with schedule and architecture, or as ``.pt``.
+        """Writes the model, as ``.safetensors`` with all but the classifier, or as ``.pt``.
 
-        A ``.pt`` file is the plain ``state_dict``: whoever loads it must know the schedule.
+        A ``.pt`` file is the plain ``state_dict``: whoever loads it must know the schedule and the
+        standardisation.
 
         Args:
             path: the file; its suffix says the format.
@@ -65,7 +99,7 @@ class Denoiser:
         """
         path = Path(path)
         if path.suffix == ".safetensors":
-            files.write_atomically(path, to_safetensors(self.model, self.schedule))
+            files.write_atomically(path, to_safetensors(self))
         elif path.suffix == ".pt":
             files.save(path, self.model.state_dict())
         else:
@@ -95,20 +129,28 @@ def load(
     if path.is_dir():
         return _load_folder(path)
     if path.suffix == ".safetensors":
-        return Denoiser(*from_safetensors(path.read_bytes(), f"file {path}"))
+        return from_safetensors(path.read_bytes(), f"file {path}")
     if path.suffix != ".pt":
         raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file")
     run = RunFolder(path.parent.parent)
     config = run.config() if path.parent.name == run.checkpoints.name else None
+    standardisation, class_names = None, ()
     if config is not None:
         schedule = schedule or Schedule(**config["schedule"])
         activation = activation or config.get(path.stem, {}).get("activation")
+        standardisation, class_names = _map(config), tuple(config.get("class_names", ()))
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
     model = load_mlp(path, activation)
     if config is not None:
         run.check_network(path.stem, model.shape.widths)
-    return Denoiser(model, schedule)
+    return Denoiser(model, schedule, None, standardisation, class_names)
+
+
+def _map(record: Mapping[str, Any]) -> Standardisation | None:
+    """Returns the standardisation that a run or a file wrote down."""
+    written = record.get("standardisation")
+    return None if written is None else Standardisation(**written)
 
 
 def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
@@ -166,27 +208,37 @@ def _load_folder(folder: Path) -> Denoiser:
     for path in (RunFolder(folder).network_file("denoiser"), folder / "denoiser.safetensors"):
         if path.is_file():
             denoiser, other = load(path), path.with_stem("classifier")
-            classifier = load(other).model if other.is_file() else None
-            return Denoiser(denoiser.model, denoiser.schedule, classifier)
+            return replace(denoiser, classifier=load(other).model if other.is_file() else None)
     raise UserError(
         f"folder {folder} holds no model: neither checkpoints/denoiser.pt nor denoiser.safetensors"
     )
 
 
-def metadata_of(model: Perceptron, schedule: Schedule) -> dict[str, str]:
-    """Returns architecture and schedule as the metadata of a file."""
+def metadata_of(denoiser: Denoiser) -> dict[str, str]:
+    """Returns all but the weights as the metadata of a file: JSON by name.
+
+    ``standardisation`` holds mean and std of the user's points x: the network sees
+    (x - mean) / std. It is null for points that were trained on as they came.
+    """
+    model, map_ = denoiser.model, denoiser.standardisation
     network = {"layout": type(model).__name__, **asdict(model.shape)}
-    return {"network": json.dumps(network), "schedule": json.dumps(asdict(schedule))}
+    content = {
+        "network": network,
+        "schedule": asdict(denoiser.schedule),
+        "standardisation": None if map_ is None else asdict(map_),
+        "class_names": denoiser.class_names,
+    }
+    return {name: json.dumps(part) for name, part in content.items()}
 
 
-def to_safetensors(model: Perceptron, schedule: Schedule) -> bytes:
-    """Returns the content of a ``.safetensors`` file, architecture and schedule in its metadata."""
-    tensors = {name: x.contiguous() for name, x in _tensors(model).items()}
-    return _safetensors().save(tensors, {"format": "pt", **metadata_of(model, schedule)})
+def to_safetensors(denoiser: Denoiser) -> bytes:
+    """Returns the content of a ``.safetensors`` file, all but the weights in its metadata."""
+    tensors = {name: x.contiguous() for name, x in _tensors(denoiser.model).items()}
+    return _safetensors().save(tensors, {"format": "pt", **metadata_of(denoiser)})
 
 
-def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
-    """Returns the network and the schedule that :func:`to_safetensors` wrote.
+def from_safetensors(content: bytes, name: str) -> Denoiser:
+    """Returns the network, and what else is known of it, that :func:`to_safetensors` wrote.
 
     Args:
         content: content of the file.
@@ -205,8 +257,14 @@ def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
     if not metadata.keys() >= {"network", "schedule"}:
         raise UserError(f"{name} does not say its network and schedule in its metadata")
     try:
-        model = _new_model(json.loads(metadata["network"]), tensors)
-        schedule = Schedule(**json.loads(metadata["schedule"]))
+        record = {key: json.loads(text) for key, text in metadata.items() if key in _RECORDED}
+        model = _new_model(record["network"], tensors)
+        denoiser = Denoiser(
+            model,
+            Schedule(**record["schedule"]),
+            standardisation=_map(record),
+            class_names=tuple(record.get("class_names", ())),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name} describes no network and schedule of this package") from error
     wanted = _tensors(model)
@@ -214,7 +272,7 @@ def from_safetensors(content: bytes, name: str) -> tuple[Perceptron, Schedule]:
         raise UserError(f"{name} holds other tensors than its metadata says")
     for key, x in wanted.items():
         x.copy_(tensors[key])
-    return model, schedule
+    return denoiser
 
 
 def _tensors(model: Perceptron) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from .commands import (
     device_option,
     network_of,
     network_options,
+    note,
     options,
     read_points,
     seed_option,
@@ -234,7 +235,8 @@ def view(run, samples, out, data, other_data, seed, device) -> None:
 def export(run, format_, out) -> None:
     """Write a run's networks as safetensors, ONNX or torch.export, and check each by running it.
 
-    A network takes points and timesteps; the schedule is in the file's metadata.
+    A network takes points and timesteps; the schedule and the map between the data's units and
+    those of the network are in the file's metadata.
     """
     check_choice("format", format_, SUFFIXES)
     denoiser = load(run)
@@ -248,7 +250,14 @@ def export(run, format_, out) -> None:
     }
     replaced = check_outputs(paths, files_of_run(run))
     for path, model in paths.items():
-        difference = export_model(model, denoiser.schedule, format_, path)
+        difference = export_model(
+            model,
+            denoiser.schedule,
+            format_,
+            path,
+            standardisation=denoiser.standardisation,
+            class_names=denoiser.class_names,
+        )
         click.echo(f"{path}{replaced}: differs from the network by {difference:.1e} at most")
 
 
@@ -273,14 +282,15 @@ def _start(
     say = click.echo if ranks.writes and not quiet else _silence
     chosen = choose_device(device)
     settings = _settings(quick=quick, **options)
-    points = read_points(data)
+    if out is not None:  # before a large file is read
+        _check_folder(RunFolder(out), data.name, keeps=not (resume or overwrite))
+    points = read_points(data, note if ranks.writes and not quiet else _silence)
     if test_fraction is not None:
         points = points.split(test_fraction, settings.seed)[0]
     if measures:
         check_measurable(points)
     folder = out or Path("runs") / points.name.lower()
-    for path in RunFolder(folder).own_files():
-        files.check_apart(path, *files_of_data(data.name))
+    _check_folder(RunFolder(folder), data.name, keeps=not (resume or overwrite))
     run = Run(
         points,
         settings,
@@ -307,6 +317,14 @@ def _start(
             f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
         )
     return run
+
+
+def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:
+    """Raises :class:`UserError` if a run there is to be kept, or holds the data to train on."""
+    if keeps:
+        folder.check_unused()
+    for path in folder.own_files():
+        files.check_apart(path, *files_of_data(data))
 
 
 def _settings(

@@ -267,7 +267,7 @@ class Run:
         self.validation.append((self.denoiser.step, kde_nll(x, self._density_data)))
 
     def generate(self) -> dict[int | None, Tensor]:
-        """Draws samples [n, d] and writes them to files.
+        """Draws samples [n, d] like the points' data, and writes them to files in their units.
 
         Returns:
             Samples of each class by label; None is the label of those without guidance.
@@ -280,7 +280,7 @@ class Run:
             x = self._sample("sample guided", _CONDITIONAL, classifier, labels)
             samples |= {label: x[labels == label].clone() for label in range(classes)}
         for label, x in samples.items() if self.ranks.writes else ():
-            files.save(self.folder.samples_file(label), x)
+            files.save(self.folder.samples_file(label), self.points.in_units(x))
         return samples
 
     def _sample(

@@ -2,14 +2,15 @@
 
 The exported function is y = f(x, t), or y = f(x, t, label) for a conditional model, with points x
 float32 [N, d], t and label int64 [N] and any N. It returns the noise of a denoiser or the logits of
-a classifier. It holds the table of timestep features; architecture and schedule are in the file's
-metadata. Every export is run, and compared with the network, before the file is written.
+a classifier. It holds the table of timestep features; architecture, schedule, standardisation and
+names of the classes are in the file's metadata. Every export is run, and compared with the network,
+before the file is written.
 """
 
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from . import files
-from .checkpoints import from_safetensors, metadata_of, to_safetensors
+from .checkpoints import Denoiser, from_safetensors, metadata_of, to_safetensors
+from .data import Standardisation
 from .errors import UserError, check_choice
 from .models import ConditionalMLP, Perceptron
 from .schedules import Schedule
@@ -64,14 +66,27 @@ class TimestepModel(nn.Module):
         return x, t, torch.randint(model.num_classes + 1, (rows,), generator=generator)
 
 
-def export_model(model: Perceptron, schedule: Schedule, format: str, path: str | Path) -> float:
+def export_model(
+    model: Perceptron,
+    schedule: Schedule,
+    format: str,
+    path: str | Path,
+    *,
+    standardisation: Standardisation | None = None,
+    class_names: Sequence[str] = (),
+) -> float:
     """Writes a network in another format, after a run of the exported function.
+
+    With a standardisation the network sees (x - mean) / std of a user's points x, and so does
+    whoever runs the file: mean and std are in its metadata.
 
     Args:
         model: a denoiser, or a classifier of noisy points.
         schedule: the forward process that it was trained with.
         format: ``safetensors``, ``onnx`` (checked with onnxruntime) or ``torch.export``.
         path: the file.
+        standardisation: the map from a user's points to those of the network, for the metadata.
+        class_names: names of the classes, for the metadata.
 
     Returns:
         The largest difference of the exported function from the model, relative to the largest
@@ -83,13 +98,15 @@ def export_model(model: Perceptron, schedule: Schedule, format: str, path: str |
     """
     check_choice("format", format, SUFFIXES)
     plain = TimestepModel(model, schedule).cpu().eval()
+    known = Denoiser(model, schedule, None, standardisation, tuple(class_names))
     if format == "safetensors":
-        content = to_safetensors(model, schedule)
-        run: _Run = TimestepModel(*from_safetensors(content, "the export"))
+        content = to_safetensors(known)
+        read = from_safetensors(content, "the export")
+        run: _Run = TimestepModel(read.model, read.schedule)
     else:
         make = _onnx if format == "onnx" else _torch_export
         with _quietly():
-            content, run = make(plain, metadata_of(model, schedule))
+            content, run = make(plain, metadata_of(known))
     difference = max(_difference(plain, run, plain.example(rows)) for rows in _CHECKED_ROWS)
     if not difference <= _TOLERANCE:
         raise UserError(

@@ -7,8 +7,8 @@
     checkpoints/classifier.pt           the same of the classifier, if the data has labels
     checkpoints/training.pt             the state of the training, for ``--resume``
     checkpoints/progress.json           steps done and steps in all, by network
-    outputs/uncond_gen_samples.pt       float32 [n, d]
-    outputs/cond_gen_samples_<c>.pt     float32 [n, d], guided to class c
+    outputs/uncond_gen_samples.pt       [n, d] in the units of the data
+    outputs/cond_gen_samples_<c>.pt     [n, d] in the units of the data, guided to class c
     metrics.json                        every number, beside the score of real data
     figures/*.png
     report.md, report.html, view.html   written by ``flashpoint report`` and ``flashpoint view``

@@ -25,6 +25,7 @@ def record_of(points: Points, source: dict[str, Any] | None, settings: Settings)
         "dim": points.dim,
         "digest": points.digest,
         "standardisation": None if map_ is None else asdict(map_),
+        "class_names": list(points.class_names),
         "source": source,
         **settings.record(),
     }

@@ -135,14 +135,14 @@ class SavedRun:
         return [self._saved(path) for path in paths if path.exists()]
 
     def _saved(self, path: Path) -> Tensor:
-        """Returns saved samples [n, d]."""
+        """Returns saved samples [n, d], mapped as the data are."""
         x = files.load(path)
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.points.dim or not len(x):
             raise UserError(
                 f"file {path} must hold samples [n, {self.points.dim}] of the run, got "
                 f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
             )
-        return x
+        return self.points.from_units(x)
 
     def sample(self, n: int, stream: int, **options: Any) -> Tensor:
         """Draws samples [n, d].
@@ -177,5 +177,9 @@ class SavedRun:
     @cached_property
     def flat(self) -> Points:
         """The points in at most two dimensions, for figures."""
+        if self.points.dim <= 2:
+            return replace(self.points, redraw=None)
         data = self.projection(self.points.data)
-        return replace(self.points, data=data, redraw=None, image_shape=None)
+        return replace(
+            self.points, data=data, redraw=None, image_shape=None, standardisation=None, columns=()
+        )

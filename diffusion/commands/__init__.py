@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..data import DATASETS, Points, dataset
+from ..data import DATASETS, Points, Standardisation, dataset
 from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
@@ -23,6 +23,7 @@ __all__ = [
     "device_option",
     "network_of",
     "network_options",
+    "note",
     "options",
     "out_option",
     "read_points",
@@ -61,13 +62,13 @@ class DataChoice:
 
     Args:
         name: name of the data set, or path of a file or folder.
-        only_class: the one class to take; None takes all.
+        only_class: name or number of the one class to take; None takes all.
         labels: column, or key, of the labels in a file; None finds it by its name.
         standardise: maps a user's own file to points of order one.
     """
 
     name: str
-    only_class: int | None = None
+    only_class: str | None = None
     labels: str | None = None
     standardise: bool = True
 
@@ -91,7 +92,12 @@ def data_choice(source: Decorator) -> Decorator:
 
 
 _reading_options = options(
-    click.option("--only-class", type=int, default=None, help="Take only this class of the data."),
+    click.option(
+        "--only-class",
+        default=None,
+        metavar="CLASS",
+        help="Take only this class of the data, a name or a number.",
+    ),
     click.option(
         "--labels",
         default=None,
@@ -111,8 +117,8 @@ data_option = data_choice(
         "--data",
         default="states",
         show_default=True,
-        help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz or "
-        ".csv; or the folder of FashionMNIST's IDX files.",
+        help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz, "
+        ".csv, .tsv or .txt; or the folder of FashionMNIST's IDX files.",
     )
 )
 network_options = options(
@@ -167,9 +173,26 @@ def _widths(text: str) -> tuple[int, ...]:
         raise UserError(f"hidden_layers must be widths like 64,128,128, got {text!r}") from error
 
 
-def read_points(data: DataChoice) -> Points:
-    """Returns the data set that the options of :func:`data_choice` name."""
-    points = dataset(data.name)
+def note(line: str) -> None:
+    """Prints a line beside a command's results, on stderr."""
+    click.echo(line, err=True)
+
+
+def read_points(
+    data: DataChoice,
+    say: Callable[[str], None] = note,
+    standardisation: Standardisation | None = None,
+) -> Points:
+    """Returns the data set that the options of :func:`data_choice` name.
+
+    Args:
+        data: the choice.
+        say: called with a line of text about what was taken for what in a file.
+        standardisation: the map of a trained run, for other data than it was trained on.
+    """
+    if not data.standardise and data.name in DATASETS:
+        raise UserError(f"--no-standardise is for a file: {data.name} stays as it was published")
+    points = dataset(data.name, data.labels, standardisation or data.standardise, say)
     return points if data.only_class is None else points.only(data.only_class)
 
 

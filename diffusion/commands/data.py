@@ -46,6 +46,7 @@ def data_command(data: DataChoice, test_fraction: float | None, out: Path | None
 
 def _content(points: Points) -> dict:
     """Returns the content of a file that :func:`load_points` reads."""
-    if points.labels is None:
-        return {"data": points.data}
-    return {"data": points.data, "labels": points.labels}
+    content = {"data": points.in_units(points.data)}
+    if points.labels is not None:
+        content |= {"labels": points.labels, "class_names": list(points.class_names)}
+    return content

@@ -78,7 +78,7 @@ def interpolate_command(
         denoiser.model, denoiser.schedule, a, b, count=count, num_steps=steps, device=device
     ).cpu()
     error = torch.stack((ways[0] - a, ways[-1] - b)).abs().max().item()
-    files.save(out, ways)
+    files.save(out, points.in_units(ways))
     plots.interpolation(ways, points, picture)
     click.echo(
         f"{ways.shape[1]} ways are in {out}, their picture in {picture}{replaced}; "

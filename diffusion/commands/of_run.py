@@ -12,7 +12,7 @@ from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from . import DataChoice, data_choice, options, read_points
+from . import DataChoice, data_choice, note, options, read_points
 
 run_data_option = options(
     data_choice(
@@ -71,9 +71,11 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
     if other_data and not choice.name:
         raise UserError("--other-data needs --data, which names them")
     known = remembered(run)
-    points = read_points(_complete(run, choice, known and known.choice, config))
-    if known is not None:
-        points = _mapped_by(points, known.standardisation)
+    points = read_points(
+        _complete(run, choice, known, config),
+        note if choice.name else _silence,  # the training has told how its own were read
+        known and known.standardisation,
+    )
     if other_data:
         return points, None
     held_out = None
@@ -142,17 +144,20 @@ def remembered(run: Path) -> Remembered | None:
 
 
 def _complete(
-    run: Path, choice: DataChoice, known: DataChoice | None, config: dict[str, Any]
+    run: Path, choice: DataChoice, known: Remembered | None, config: dict[str, Any]
 ) -> DataChoice:
     """Returns the choice with what the run remembers in place of what the user left open."""
     if choice.name:
         if known is None:
             return choice
+        own = known.choice
+        # Networks of points as they came take others so too; a map is that of the run.
+        as_they_came = known.standardisation is None and choice.name not in DATASETS
         return DataChoice(
             choice.name,
-            known.only_class if choice.only_class is None else choice.only_class,
-            choice.labels or known.labels,
-            choice.standardise and known.standardise,
+            own.only_class if choice.only_class is None else choice.only_class,
+            choice.labels or (None if choice.name in DATASETS else own.labels),
+            choice.standardise and not as_they_came,
         )
     if choice != DataChoice(""):
         raise UserError("--only-class, --labels and --no-standardise need --data here")
@@ -161,21 +166,16 @@ def _complete(
         if name not in DATASETS:
             raise UserError(f"{run} does not say what data it was trained on: give --data")
         return DataChoice(name)  # an older version wrote down no more
-    if known.name not in DATASETS and not Path(known.name).exists():
+    name = known.choice.name
+    if name not in DATASETS and not Path(name).exists():
         raise UserError(
-            f"the data of run {run} are no longer at {known.name}: give their new place with --data"
+            f"the data of run {run} are no longer at {name}: give their new place with --data"
         )
-    return known
+    return known.choice
 
 
-def _mapped_by(points: Points, map_: Standardisation | None) -> Points:
-    """Returns the points as a run's networks see them, mapped as its data were."""
-    own = points.standardisation
-    if own == map_:
-        return points
-    data = points.data if own is None else own.undo(points.data)
-    data = data.float() if map_ is None else map_.apply(data)
-    return replace(points, data=data, standardisation=map_, redraw=None, outlines=())
+def _silence(line: str) -> None:
+    """Prints nothing."""
 
 
 def say_unfinished(run: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import files, plots
 from ..checkpoints import load
-from ..data import load_points
+from ..data import load_points, read_content
 from ..errors import UserError
 from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
@@ -27,7 +27,12 @@ from .of_run import check_outputs, files_of_run, say_unfinished
     default=None,
     help="Number of samples. Default: 5000.",
 )
-@click.option("--label", type=int, default=None, help="Class of the samples. Default: all classes.")
+@click.option(
+    "--label",
+    default=None,
+    metavar="CLASS",
+    help="Class of the samples, a name or a number. Default: all classes.",
+)
 @click.option("--scale", type=float, default=None, help="Guidance scale, with --label.")
 @click.option(
     "--method",
@@ -71,6 +76,7 @@ def sample_command(
     checkpoint and the prior alone decide the samples.
     """
     denoiser = load(run)
+    label = None if label is None else denoiser.label(label)
     chosen = {} if label is None else {"label": label}
     if scale is not None:
         if label is None:
@@ -79,9 +85,9 @@ def sample_command(
     if prior is not None:
         if samples is not None:
             raise UserError("--samples and --prior exclude each other: a sample for each row")
-        chosen["x_T"] = load_points(prior).data
+        chosen["x_T"] = load_points(prior, say=lambda _: None).data
         samples = len(chosen["x_T"])
-    expected = None if compare is None else load_points(compare).data
+    expected = None if compare is None else torch.from_numpy(read_content(compare).data)
     out = _target(run, label, out, [*files_of_run(run), prior, compare], checks=compare is not None)
     say_unfinished(run)
     x = denoiser.sample(
@@ -95,7 +101,7 @@ def sample_command(
         **chosen,
     ).x.cpu()
     if expected is not None:
-        _compare(x, expected, compare)
+        _compare(x.double(), expected, compare)
     if out is None:
         return
     picture = out.with_suffix(".png")

@@ -272,7 +272,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((9, 2), np.nan))
     np.save(tmp_path / "empty.npy", np.zeros((0, 2)))
     np.savez(tmp_path / "labels.npz", data=np.zeros((9, 2)), labels=np.zeros(4))
-    (tmp_path / "data.txt").write_text("1 2")
+    (tmp_path / "data.xlsx").write_text("1 2")
     broken = tmp_path / "broken"
     (broken / "checkpoints").mkdir(parents=True)
     (broken / "config.json").write_text((folder / "config.json").read_text())
@@ -307,7 +307,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--recipe", "classic-a", "--steps", 5], "--steps is for the fast recipe"),
         (["states", "--recipe", "classic-a", "--quick"], "--quick is for the fast recipe"),
         (["states", "--epochs", 3], "--epochs is for the classic recipes"),
-        (["states", "--data", tmp_path / "data.txt"], "must be one of .pt, .npy, .npz, .csv"),
+        (["states", "--data", tmp_path / "data.xlsx"], "must be one of .pt, .pth, .npy"),
         (["states", "--data", tmp_path / "labels.npz"], "labels must be [9]"),
         (["states", "--data", "mons"], "did you mean 'moons'"),
         (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,9 +83,10 @@ def run(template, tmp_path, monkeypatch):
 def refused(command, name):
     result = flashpoint(*COMMANDS[command])
     assert result.exit_code == 2, (command, result.output, result.exception)
-    assert result.output.startswith("error: "), result.output
-    assert result.output.count("\n") == 1, result.output
-    assert name in result.output, result.output
+    lines = [line for line in result.output.splitlines() if "standardised: mean" not in line]
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: "), result.output
+    assert name in lines[0], result.output
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -94,7 +96,7 @@ def test_a_damaged_file_is_named_by_every_command_that_reads_it(run, name, damag
         return  # which says that no network was trained
     DAMAGES[damage](run / name)
     for command in READERS[name]:
-        refused(command, name.rpartition("/")[2])
+        refused(command, Path(name).stem)
 
 
 @pytest.mark.parametrize("command", NETWORK)
