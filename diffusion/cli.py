@@ -163,7 +163,8 @@ def train(**options) -> None:
     run = _start(measures=False, **options)
     with _resumable(run):
         run.train()
-    run.say(f"checkpoints are in {run.folder.checkpoints}")
+    if run.ranks.writes:
+        click.echo(f"checkpoints are in {run.folder.checkpoints}")
 
 
 @main.command()

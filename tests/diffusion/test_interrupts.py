@@ -1,0 +1,171 @@
+"""Runs that are told to stop, and what they say of their progress."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from flashpoint.diffusion import experiment
+from flashpoint.diffusion import progress as module
+from flashpoint.diffusion.interrupts import Stopped, deferred, exit_code, stoppable, word_for
+from flashpoint.diffusion.progress import Progress
+from flashpoint.diffusion.training import engine
+
+from .helpers import flashpoint
+
+SMALL = ("--data", "own.npy", "--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8",
+         "--timesteps", 10, "--samples", 20, "--device", "cpu", "--out", "run")  # fmt: skip
+SIGNALS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "stopped by SIGTERM"),
+           "SIGHUP": (129, "stopped by SIGHUP")}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("own.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    return tmp_path
+
+
+@contextlib.contextmanager
+def a_signal_at(owner, name, number, call):
+    """Sends this process a signal at the so-many-th call of a function."""
+    real, calls = getattr(owner, name), []
+
+    def told(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, told)
+        yield
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_saves_the_training_and_says_how_to_go_on(own, name):
+    code, words = SIGNALS[name]
+    with a_signal_at(engine, "training_sums", getattr(signal, name), 31):
+        result = flashpoint("train", *SMALL, "--steps", 300)
+    assert result.exit_code == code, result.output
+    assert f"{words} at step 50; the same command with --resume goes on" in result.output
+    state = torch.load("run/checkpoints/training.pt", weights_only=True)
+    assert state["denoiser"]["step"] == 50
+    result = flashpoint("train", *SMALL, "--steps", 300, "--resume")
+    assert result.exit_code == 0, result.output
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert json.loads((own / "run/checkpoints/progress.json").read_text()) == {
+        "denoiser": {"step": 300, "of": 300}
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "stage"), [("sample", "samples were drawn"), ("evaluate", "samples were measured")]
+)
+def test_a_signal_after_the_training_says_what_is_left(function, stage):
+    with a_signal_at(experiment, function, signal.SIGTERM, 2 if function == "sample" else 1):
+        result = flashpoint("states", *SMALL, "--steps", 20)
+    assert result.exit_code == 143, result.output
+    last = result.output.splitlines()[-1]
+    assert last == (
+        f"stopped by SIGTERM after the training, while {stage}; the same command with --resume "
+        "goes on"
+    ).replace("samples were measured", "the samples were measured")
+    assert flashpoint("states", *SMALL, "--steps", 20, "--resume").exit_code == 0
+
+
+def test_a_second_signal_stops_at_once_and_an_ignored_one_stays_ignored():
+    with deferred() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.is_set()
+        with pytest.raises(Stopped) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert (exit_code(stop.value), word_for(stop.value)) == (143, "stopped by SIGTERM")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_unfinished_run_says_so_wherever_it_is_used(own):
+    with a_signal_at(engine, "training_sums", signal.SIGTERM, 31):
+        flashpoint("train", *SMALL, "--steps", 3000)
+    told = "run is not finished: its denoiser is trained to step 50 of 3,000\n"
+    for command in (("sample", "run", "-n", 5), ("view", "run", "-n", 5), ("export", "run"),
+                    ("interpolate", "run", "--pairs", 2)):  # fmt: skip
+        result = flashpoint(*command)
+        assert result.exit_code == 0, result.output
+        assert told in result.output
+    assert told in flashpoint(
+        "sample", own / "run/checkpoints/denoiser.pt", "-n", 5
+    ).output.replace(str(own / "run/checkpoints/denoiser.pt"), "run")
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(own):
+    with a_signal_at(engine, "training_sums", signal.SIGTERM, 31):
+        flashpoint("states", *SMALL, "--steps", 100)
+    state = torch.load("run/checkpoints/training.pt", weights_only=True)
+    state["seconds"]["train denoiser"] += 1000
+    torch.save(state, own / "run/checkpoints/training.pt")
+    for _ in range(2):  # the second time there is nothing left to train
+        assert flashpoint("states", *SMALL, "--steps", 100, "--resume").exit_code == 0
+        seconds = json.loads((own / "run/metrics.json").read_text())["seconds"]
+        assert 1000 < seconds["train denoiser"] < 1100
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress("train", 1000, "steps") as progress:
+        assert capsys.readouterr().err == "train: 0 of 1,000 steps\n"
+        for done in range(1, 1001):
+            now[0] += 0.5
+            progress.note(loss="0.5")
+            progress.to(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 100 of 1,000 steps, loss 0.5, 50 s"
+    assert lines[-1] == "train: 1,000 of 1,000 steps, loss 0.5, 500 s"
+    assert len(lines) == 10
+
+
+def test_slow_progress_is_told_each_minute_and_quiet_runs_show_none(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Progress("train", 10**6, "steps") as progress:
+        for done in range(1, 20):
+            now[0] += 31
+            progress.to(done)
+    assert len(capsys.readouterr().err.splitlines()) == 11
+    result = flashpoint("train", *SMALL, "--steps", 20, "--quiet")
+    assert result.output == "checkpoints are in run/checkpoints\n"
+    assert flashpoint("train", *SMALL, "--steps", 20, "--overwrite").output.count("20 steps") == 2
+
+
+ENCODED = """
+import sys
+from flashpoint.diffusion.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+])  # fmt: skip
+def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(own, environment):
+    np.save("Łódź.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    arguments = ["evaluate", "Łódź.npy", "--data", "own.npy", "--real-draws", "10"]
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODED, *arguments], capture_output=True, cwd=own,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"data's own" in done.stdout
