@@ -19,12 +19,11 @@ from .errors import UserError, check_at_least
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .metrics import Evaluation, evaluate, kde_nll
-from .metrics.distances import subset
 from .metrics.evaluation import data_of
 from .models import MLP
 from .progress import Progress
 from .run_folder import RunFolder
-from .run_record import check_same_run, record_of
+from .run_record import check_same_run, density_data, record_of
 from .sampling import sample
 from .settings import Settings
 from .training import ClassicRecipe, Recipe, Trainer
@@ -33,10 +32,9 @@ from .training.distributed import Ranks
 __all__ = ["Run", "Settings", "check_measurable"]
 
 # Streams of random numbers, one for each part of an experiment.
-_DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL, _DENSITY = range(7)
+_DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
 _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
-_DENSITY_POINTS = 10_000  # of the data at most, behind the density estimate of the validation
 
 
 class Run:
@@ -108,7 +106,7 @@ class Run:
         if resumes:
             self._resume()
         say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
-        self._density_data = subset(points.data, _DENSITY_POINTS, settings.seed, _DENSITY)
+        self._density_data = density_data(points, settings.seed)
         self.nll_data = self._nll_data()
         self.ranks.first(lambda: self._begin(anew=not resumes))
 

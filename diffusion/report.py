@@ -32,6 +32,7 @@ from .metrics import (
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
 from .reverse_steps import timesteps
+from .run_record import density_data
 from .sampling import METHODS
 from .saved_run import SavedRun
 from .schedules import Schedule
@@ -134,7 +135,8 @@ def _training(run: SavedRun) -> list[Part]:
     history = run.folder.history()
     if history is None:
         return []
-    data, figure = run.points.data, run.folder.figures / "training_curves.png"
+    data = density_data(run.points, run.config["seed"])
+    figure = run.folder.figures / "training_curves.png"
     nll_data = kde_nll(data, data) if history.validation else None
     plots.training_curves(history.losses, history.validation, nll_data, figure)
     caption = "Training loss"

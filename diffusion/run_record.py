@@ -4,10 +4,27 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from .data import Points
 from .errors import UserError
+from .metrics.distances import subset
 from .run_folder import RunFolder
 from .settings import Settings
+
+_DENSITY_POINTS, _DENSITY = 10_000, 6  # points at most, and stream of random numbers
+
+
+def density_data(points: Points, seed: int) -> Tensor:
+    """Returns the points [n, d] behind the density estimate that a run validates with.
+
+    They are all, or so many random ones that validation costs about a second.
+
+    Args:
+        points: the data.
+        seed: seed of the run.
+    """
+    return subset(points.data, _DENSITY_POINTS, seed, _DENSITY)
 
 
 def record_of(points: Points, source: dict[str, Any] | None, settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from ..models import ConditionalMLP
 from . import Count, device_option, options, seed_option
 from .of_run import parts_of_run, run_data_option, say_unfinished
 
+_NEIGHBOURS = 50_000  # points at most among which the nearest are searched
+
 
 @click.command(name="classify")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -67,6 +69,9 @@ def classify_command(run, most, noises, test_fraction, data, other_data, seed, d
         model.model, model.schedule, noises=noises, prior=prior, seed=seed, device=device
     )
     accuracy = classifier.score(x, labels)
+    if len(train) > _NEIGHBOURS:
+        click.echo(f"the neighbours are {_NEIGHBOURS:,} of {len(train):,} points", err=True)
+        train = train.split(_NEIGHBOURS / len(train), seed)[1]
     neighbours = fit_knn(train).score(x, labels)
     click.echo(f"{len(x)} points of {points.name}, {which}")
     click.echo(f"  by denoising error    {accuracy:.4f}")
