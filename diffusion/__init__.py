@@ -1,94 +1,29 @@
-"""Diffusion models of point clouds: data, schedules, models, training, sampling, metrics."""
+"""Diffusion models of point clouds: data, schedules, models, training, sampling, metrics.
 
-from .checkpoints import Denoiser, load
-from .classification import DiffusionClassifier
-from .compat import BlockMLP, DDIMScheduler, DDPMScheduler, States
-from .data import (
-    DATASETS,
-    STATE_NAMES,
-    Points,
-    dataset,
-    fashion_mnist,
-    load_points,
-    states_points,
-)
-from .errors import UserError
-from .export import export_model
-from .latents import interpolate, invert, slerp
-from .metrics import (
-    GaussianMixture,
-    PointMasses,
-    emd,
-    emd_by_class,
-    evaluate,
-    excess_loss,
-    kde_nll,
-    kernel_nll,
-    memorisation,
-    mmd,
-    nearest_distances,
-    nearest_neighbour_test,
-    occupancy,
-    sliced_wasserstein,
-)
-from .models import MLP, ConditionalMLP, class_table
-from .reverse_steps import reverse_table
-from .rewards import class_reward, sample_with_reward
-from .sampling import SampleConfig, Samples, sample, sample_many
-from .schedules import Schedule, sinusoidal_embedding
-from .training import RECIPES, ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, train_many
+The names are imported when the first of them is asked for: PyTorch takes seconds, in which the
+command line would be silent and could not be interrupted without a traceback.
+"""
 
-__all__ = [
-    "DATASETS",
-    "MLP",
-    "RECIPES",
-    "STATE_NAMES",
-    "BlockMLP",
-    "ClassicRecipe",
-    "ConditionalMLP",
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "Denoiser",
-    "DiffusionClassifier",
-    "GaussianMixture",
-    "ManyTrainer",
-    "PointMasses",
-    "Points",
-    "Recipe",
-    "SampleConfig",
-    "Samples",
-    "Schedule",
-    "States",
-    "Task",
-    "Trainer",
-    "UserError",
-    "class_reward",
-    "class_table",
-    "dataset",
-    "emd",
-    "emd_by_class",
-    "evaluate",
-    "excess_loss",
-    "export_model",
-    "fashion_mnist",
-    "interpolate",
-    "invert",
-    "kde_nll",
-    "kernel_nll",
-    "load",
-    "load_points",
-    "memorisation",
-    "mmd",
-    "nearest_distances",
-    "nearest_neighbour_test",
-    "occupancy",
-    "reverse_table",
-    "sample",
-    "sample_many",
-    "sample_with_reward",
-    "sinusoidal_embedding",
-    "slerp",
-    "sliced_wasserstein",
-    "states_points",
-    "train_many",
-]
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Returns a public name, or a module of this package."""
+    public = import_module(".public", __name__)
+    module = sys.modules.get(f"{__name__}.{name}")
+    try:
+        found = getattr(public, name) if module is None else module
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = found  # and asked for here no more
+    return found
+
+
+def __dir__() -> list[str]:
+    """Returns the public names."""
+    return sorted(import_module(".public", __name__).__all__)

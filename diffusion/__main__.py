@@ -1,5 +1,5 @@
 """``python -m flashpoint.diffusion`` is the ``flashpoint`` command."""
 
-from .cli import main
+from .entry import main
 
 main()

@@ -25,7 +25,8 @@ LEVELS = (
     ("export", "saved_run"),
     ("report", "viewer", "studies", "experiment"),
     ("commands",),
-    ("cli",),
+    ("cli", "public"),
+    ("entry",),
     ("__main__", "__init__"),
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -149,6 +149,40 @@ def test_slow_progress_is_told_each_minute_and_quiet_runs_show_none(monkeypatch,
     assert flashpoint("train", *SMALL, "--steps", 20, "--overwrite").output.count("20 steps") == 2
 
 
+INTERRUPTED = """
+import sys
+
+class Interrupts:  # in place of a user who presses Ctrl-C while torch is imported
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+import runpy
+runpy.run_module("flashpoint.diffusion", run_name="__main__")
+"""
+
+
+def test_an_interrupt_during_the_import_is_one_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+def test_the_package_is_light_until_a_name_is_asked_for():
+    program = (
+        "import sys, flashpoint.diffusion as fd\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert fd.Points.__name__ == 'Points' and fd.metrics.evaluate and 'Points' in dir(fd)\n"
+        "from flashpoint.diffusion import *\n"
+        "assert sample is fd.sample\n"
+        "from flashpoint.diffusion import files\n"
+        "try:\n    fd.nothing\nexcept AttributeError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "module 'flashpoint.diffusion' has no attribute 'nothing'\n"
+
+
 ENCODED = """
 import sys
 from flashpoint.diffusion.cli import main
