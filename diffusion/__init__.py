@@ -18,8 +18,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if find_spec(f"{__name__}.{name}") is not None:
         return import_module(f".{name}", __name__)
+    public = import_module(".public", __name__)
     try:
-        found = getattr(import_module(".public", __name__), name)
+        found = getattr(public, name)
     except AttributeError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     globals()[name] = found  # and asked for here no more
