@@ -150,7 +150,12 @@ def load(
 def _map(record: Mapping[str, Any]) -> Standardisation | None:
     """Returns the standardisation that a run or a file wrote down."""
     written = record.get("standardisation")
-    return None if written is None else Standardisation(**written)
+    if written is None:
+        return None
+    try:
+        return Standardisation(**written)
+    except TypeError as error:
+        raise UserError("the standardisation must hold mean and std") from error
 
 
 def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:

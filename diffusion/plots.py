@@ -1,14 +1,15 @@
-"""Figures. Each function returns a matplotlib Figure; ``save_to`` names a file to write it to."""
+"""Figures. Each function returns a matplotlib Figure; ``save_to`` names a file to write it to.
+
+Points are given as the network sees them and drawn in the user's units, see
+:meth:`.Points.in_units`. A figure whose frame leaves points out says how many.
+"""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
@@ -19,17 +20,21 @@ from torch import Tensor
 from . import files
 from .data import Points
 from .models import Perceptron
+from .panel import (
+    COLORS,
+    aspect_of,
+    count_outside,
+    draw_points,
+    frame_of,
+    in_units,
+    labels_of_axes,
+    row_of_axes,
+    widen,
+)
 from .schedules import Schedule
 
 SaveTo = str | Path | None
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart, and three more colours
-# for ten classes.
-COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#7B3F00",
-    "#222222", "#A6A600",
-)  # fmt: skip
-_INK = "#444444"
 _GRID = 300  # cells along each axis of a classifier's map
 
 
@@ -48,7 +53,7 @@ def scatter(
     figure = Figure(figsize=(6, 6), layout="constrained")
     named = labels is not None and points is not None
     dim = torch.as_tensor(samples).shape[1]
-    _draw(_axes(figure, 1, dim)[0], samples, labels, points, title, legend=named)
+    draw_points(row_of_axes(figure, 1, dim)[0], samples, labels, points, title, legend=named)
     return _finish(figure, save_to)
 
 
@@ -57,9 +62,9 @@ def panels(
 ) -> Figure:
     """Draws parts (title, samples [n, d], labels or None) side by side, all in the data's frame."""
     figure = Figure(figsize=(4 * len(parts), 4.2), layout="constrained")
-    axes = _axes(figure, len(parts), points.dim)
+    axes = row_of_axes(figure, len(parts), points.dim)
     for axis, (title, samples, labels) in zip(axes, parts, strict=True):
-        _draw(axis, samples, labels, points, title)
+        draw_points(axis, samples, labels, points, title)
     return _finish(figure, save_to)
 
 
@@ -78,10 +83,10 @@ def sample_grid(
     lines = figure.subfigures(len(rows), squeeze=False)[:, 0]
     for line, (points, parts) in zip(lines, rows, strict=True):
         own = (points.name, points.data[:1000], None)
-        panels = zip(_axes(line, count, points.dim), (own, *parts), strict=False)
+        panels = zip(row_of_axes(line, count, points.dim), (own, *parts), strict=False)
         for axis, (title, samples, labels) in panels:
-            _draw(axis, samples, labels, points, title)
-            axis.set(xticks=[], yticks=[])
+            draw_points(axis, samples, labels, points, title)
+            axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
             axis.title.set_fontsize("small")
     return _finish(figure, save_to)
 
@@ -102,11 +107,11 @@ def conditional(
     """
     labels = range(len(samples)) if labels is None else labels
     figure = Figure(figsize=(4 * len(samples), 4.2), layout="constrained")
-    axes = _axes(figure, len(samples), points.dim)
+    axes = row_of_axes(figure, len(samples), points.dim)
     for label, axis, x in zip(labels, axes, samples, strict=True):
         if points.image_shape is None:
-            _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
-        _draw(axis, x, torch.full((len(x),), label), points, points.class_name(label))
+            draw_points(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.15)
+        draw_points(axis, x, torch.full((len(x),), label), points, points.class_name(label))
     return _finish(figure, save_to)
 
 
@@ -164,9 +169,10 @@ def classifier_map(
     steps = sorted({0, schedule.num_steps // 5, schedule.num_steps // 2})
     figure = Figure(figsize=(5 * len(steps), 5.2), layout="constrained")
     axes = figure.subplots(1, len(steps), squeeze=False)[0]
-    low, high = (points.data.amin(0) - 0.5).tolist(), (points.data.amax(0) + 0.5).tolist()
+    low, high = points.data.amin(0) - 0.5, points.data.amax(0) + 0.5
     x, y = (torch.linspace(low[axis], high[axis], _GRID) for axis in range(2))
     grid = torch.cartesian_prod(x, y)
+    (left, bottom), (right, top) = points.in_units(low).tolist(), points.in_units(high).tolist()
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
         with torch.no_grad():
@@ -177,10 +183,10 @@ def classifier_map(
         axis.imshow(
             image.reshape(_GRID, _GRID, 3).transpose(0, 1).numpy(),
             origin="lower",
-            extent=(low[0], high[0], low[1], high[1]),
+            extent=(left, right, bottom, top),
         )
-        _draw(axis, points.data, points.labels, points, f"t = {t}", legend=t == steps[0])
-        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        draw_points(axis, points.data, points.labels, points, f"t = {t}", legend=t == steps[0])
+        axis.set(xlim=(left, right), ylim=(bottom, top))
     return _finish(figure, save_to)
 
 
@@ -190,34 +196,35 @@ def density(points: Points, samples: Tensor, save_to: SaveTo = None) -> Figure:
     Both are histograms with the same cells: the share of the points in a cell, divided by its
     area. Samples outside the frame are counted but not drawn.
     """
-    groups = [("data", points.data), ("samples", samples)]
-    low, high = (corner[:2] for corner in _frame(points))
+    groups = [("data", in_units(points.data, points)), ("samples", in_units(samples, points))]
+    low, high = (corner[:2] for corner in frame_of(points))
     count = min(80, max(20, int(len(points) ** 0.5)))
     cells = [np.linspace(*ends, count + 1) for ends in zip(low, high, strict=True)]
     if points.dim == 1:
-        return _density_curves(groups, cells[0], save_to)
+        return _density_curves(groups, cells[0], points, save_to)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
     area = np.prod([edges[1] - edges[0] for edges in cells])
-    shares = [
-        np.histogram2d(x[:, 0].cpu().numpy(), x[:, 1].cpu().numpy(), cells)[0] / (len(x) * area)
-        for _, x in groups
-    ]
+    shares = [np.histogram2d(x[:, 0], x[:, 1], cells)[0] / (len(x) * area) for _, x in groups]
     brightest = np.quantile(shares[0][shares[0] > 0], 0.99)
-    for axis, (title, _), share in zip(axes, groups, shares, strict=True):
+    for axis, (title, x), share in zip(axes, groups, shares, strict=True):
         image = axis.pcolormesh(*cells, share.T, cmap="Blues", vmin=0, vmax=brightest)
-        axis.set(title=title, aspect="equal")
+        axis.set(title=title, aspect=aspect_of(low, high), **labels_of_axes(points, 2))
+        count_outside(axis, x[:, :2], low, high)
     figure.colorbar(image, ax=axes, label="density", shrink=0.8, extend="max")
     return _finish(figure, save_to)
 
 
-def _density_curves(groups: Sequence[tuple[str, Tensor]], cells: np.ndarray, save_to) -> Figure:
+def _density_curves(
+    groups: Sequence[tuple[str, np.ndarray]], cells: np.ndarray, points: Points, save_to: SaveTo
+) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for color, (title, x) in zip(COLORS, groups, strict=False):
-        share = np.histogram(x[:, 0].cpu().numpy(), cells)[0] / (len(x) * (cells[1] - cells[0]))
+        share = np.histogram(x[:, 0], cells)[0] / (len(x) * (cells[1] - cells[0]))
         axis.stairs(share, cells, color=color, label=title)
-    axis.set(xlabel="x", ylabel="density")
+        count_outside(axis, x, cells[:1], cells[-1:])
+    axis.set(ylabel="density", **labels_of_axes(points, 1))
     axis.legend(frameon=False)
     return _finish(figure, save_to)
 
@@ -232,31 +239,29 @@ def trajectories(
     """
     figure = Figure(figsize=(6, 6), layout="constrained")
     axis = figure.subplots()
-    paths = paths.cpu()
+    paths = points.in_units(paths.cpu())
     colors = [COLORS[row % 6] for row in range(paths.shape[1])]
     if points.dim == 1:
         for path, color in zip(paths[:, :, 0].T, colors, strict=True):
             axis.plot(steps, path, color=color, linewidth=0.7)
         axis.invert_xaxis()
-        axis.set(xlabel="timestep", ylabel="x")
+        axis.set(xlabel="timestep", ylabel=labels_of_axes(points, 1)["xlabel"])
         return _finish(figure, save_to)
-    _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
+    draw_points(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
     axis.add_collection(
         LineCollection(list(paths[..., :2].mT.permute(2, 0, 1)), colors=colors, linewidths=0.7)
     )
     (x, y), (x_0, y_0) = paths[0, :, :2].T, paths[-1, :, :2].T
     axis.scatter(x, y, s=14, facecolors="white", edgecolors=colors, label="noise", zorder=3)
     axis.scatter(x_0, y_0, s=14, c=colors, label="sample", zorder=3)
-    ends = paths[..., :2].flatten(0, 1)
-    low, high = (ends.amin(0) - 0.2).tolist(), (ends.amax(0) + 0.2).tolist()
-    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    widen(axis, paths[..., :2])
     axis.legend(frameon=False, loc="upper right")
     return _finish(figure, save_to)
 
 
 def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figure:
     """Draws the ways [K, n, d] between n pairs of points, each as a row of images or as a line."""
-    ways = ways.cpu()
+    ways = points.in_units(ways.cpu())
     count, pairs, dim = ways.shape
     if points.image_shape is not None:
         figure = Figure(figsize=(count, pairs), layout="constrained")
@@ -267,15 +272,16 @@ def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figur
         axis.set(xticks=[], yticks=[])
         return _finish(figure, save_to)
     figure = Figure(figsize=(6, 6), layout="constrained")
-    axis = _axes(figure, 1, dim)[0]
+    axis = row_of_axes(figure, 1, dim)[0]
     if dim == 1:
         axis.plot(ways[..., 0])
-        axis.set(xlabel="step of the way", ylabel="x")
+        axis.set(xlabel="step of the way", ylabel=labels_of_axes(points, 1)["xlabel"])
         return _finish(figure, save_to)
-    _draw(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
+    draw_points(axis, points.data, torch.full((len(points),), 6), points, "", alpha=0.2)
     for pair in range(pairs):
         shown = 3 if axis.name == "3d" else 2
         axis.plot(*ways[:, pair, :shown].T, "o-", markersize=3, color=COLORS[pair % 6])
+    widen(axis, ways[..., : 3 if axis.name == "3d" else 2])
     return _finish(figure, save_to)
 
 
@@ -346,12 +352,12 @@ def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str
         save_to: file.
     """
     figure = Figure(figsize=(4, 4), dpi=110, layout="constrained")
-    canvas, axis = FigureCanvasAgg(figure), _axes(figure, 1, points.dim)[0]
+    canvas, axis = FigureCanvasAgg(figure), row_of_axes(figure, 1, points.dim)[0]
     images = []
     titles = [*(f"t = {step}" for step in steps[:-1]), "samples"]
     for x, title in zip(frames, titles, strict=True):
         axis.clear()
-        _draw(axis, x, None, points, title)
+        draw_points(axis, x, None, points, title)
         _finish(figure, None)
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -362,64 +368,6 @@ def animation(frames: Tensor, steps: Sequence[int], points: Points, save_to: str
         content, "gif", save_all=True, append_images=images[1:], duration=lasting, loop=0
     )
     files.write_atomically(Path(save_to), content.getvalue())
-
-
-def _draw(
-    axis: Axes, samples, labels, points: Points | None, title: str, alpha=0.6, legend=False
-) -> None:
-    samples = np.asarray(torch.as_tensor(samples).cpu())
-    if points is not None and points.image_shape is not None:
-        axis.imshow(_mosaic(samples, points.image_shape), cmap="gray", vmin=-1, vmax=1)
-        axis.set(title=title, xticks=[], yticks=[])
-        return
-    if samples.shape[1] == 1:
-        axis.hist(samples[:, 0], bins=100, density=True, color=COLORS[0], alpha=alpha)
-        axis.set(title=title, xlabel="x")
-        if points is not None:
-            axis.set_xlim(*(end[0] for end in _frame(points)))
-        return
-    groups = [(None, slice(None))]
-    if labels is not None:
-        labels = labels.cpu().numpy()
-        groups = [(label, labels == label) for label in np.unique(labels)]
-    for label, rows in groups:
-        name = points.class_name(int(label)) if legend and label is not None else None
-        color = COLORS[(label or 0) % len(COLORS)]
-        coordinates = samples[rows, : 3 if axis.name == "3d" else 2].T
-        options: Any = {"s": 2, "linewidths": 0, "alpha": alpha, "color": color, "label": name}
-        axis.scatter(*coordinates, **options)
-    if points is not None and points.outlines:
-        rings = [torch.cat((ring, ring[:1])).numpy() for ring in points.outlines]
-        axis.add_collection(LineCollection(rings, colors=_INK, linewidths=0.4))
-    if points is not None:
-        low, high = _frame(points)
-        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        if axis.name == "3d":
-            axis.set(zlim=(low[2], high[2]))
-    axis.set(title=title, aspect="equal")
-    if legend:
-        axis.legend(markerscale=5, frameon=False, fontsize="small", loc="upper right")
-
-
-def _frame(points: Points) -> tuple[list[float], list[float]]:
-    """Returns the lower and upper corner of the frame, each [d]."""
-    return (points.data.amin(0) - 0.3).tolist(), (points.data.amax(0) + 0.3).tolist()
-
-
-def _axes(figure: Figure, count: int, dim: int) -> list[Axes]:
-    """Returns a row of panels, in space for three dimensions and otherwise in the plane."""
-    projection = {"projection": "3d"} if dim == 3 else {}
-    return list(figure.subplots(1, count, squeeze=False, subplot_kw=projection)[0])
-
-
-def _mosaic(samples: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
-    """Returns the first images [n, d] as one image, a square of up to ten by ten of them."""
-    height, width = image_shape
-    side = min(10, math.ceil(len(samples) ** 0.5))
-    tiles = np.full((side * side, height, width), -1.0)
-    shown = samples[: side * side]
-    tiles[: len(shown)] = shown.reshape(-1, height, width)
-    return tiles.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, -1)
 
 
 def _finish(figure: Figure, save_to: SaveTo) -> Figure:

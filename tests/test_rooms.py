@@ -17,7 +17,7 @@ LEVELS = (
     ("errors",),
     ("device", "files", "interrupts", "progress"),
     ("schedules", "data", "locks"),
-    ("models", "run_folder"),
+    ("models", "run_folder", "panel"),
     ("solvers", "reverse_steps", "training", "metrics", "plots"),
     ("sampling", "document", "settings"),
     ("latents", "rewards", "classification", "compat", "run_record"),
@@ -44,7 +44,7 @@ PUBLIC = {
         class_table dataset emd emd_by_class evaluate excess_loss export_model fashion_mnist
         interpolate invert kde_nll kernel_nll load load_points memorisation mmd nearest_distances
         nearest_neighbour_test occupancy reverse_table sample sample_many sample_with_reward
-        sinusoidal_embedding slerp sliced_wasserstein states_points train_many""",
+        sinusoidal_embedding slerp sliced_wasserstein states_points train_many Standardisation""",
 }
 
 

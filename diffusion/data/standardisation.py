@@ -1,5 +1,6 @@
 """The map between a user's points, in their own units, and points of order one to train on."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,26 @@ class Standardisation:
     Args:
         mean: d means, in units of the data.
         std: d standard deviations, in units of the data; 1 where all points agree.
+
+    Raises:
+        ValueError: they differ in number, are not finite, or a standard deviation is not positive.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        try:
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        except (TypeError, ValueError) as error:
+            raise UserError("mean and std must be numbers, one for each dimension") from error
+        if not len(self.mean) == len(self.std) > 0:
+            raise UserError(
+                f"mean and std must be as many numbers, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise UserError(f"mean and std must be finite and std positive, got {self}")
 
     @classmethod
     def of(cls, data: Tensor) -> "Standardisation":
