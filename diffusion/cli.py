@@ -153,6 +153,8 @@ def states(**options) -> None:
         results = run.measure(samples)
         run.draw(samples)
     click.echo(summary(results))
+    if run.points.unit_of_distances:
+        click.echo(run.points.unit_of_distances)
     click.echo(f"{sum(run.seconds.values()):.0f} s; everything is in {run.folder}")
 
 

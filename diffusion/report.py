@@ -95,6 +95,7 @@ def _about(run: SavedRun) -> list[Part]:
     points, schedule = run.points, run.schedule
     rows = [
         ("data", f"{points.name}: {len(points)} points in {points.dim} dimensions"),
+        ("standardised", str(points.standardisation or "no")),
         ("classes", ", ".join(map(points.class_name, range(points.num_classes))) or "none"),
         ("schedule", f"{schedule.name}, {schedule.num_steps} timesteps"),
         ("denoiser", _network(run.denoiser)),
@@ -330,5 +331,6 @@ def _battery(run: SavedRun, real_draws: int) -> list[Part]:
         f"{len(run.samples)} samples without guidance. The perfect score is what real data "
         f"scores, the mean of {real_draws} draws; a lower one is not better. Of ten metrics of a "
         "perfect sampler, one is outside its band in one of ten cases."
+        + f" {run.points.unit_of_distances}".rstrip()
     )
     return [Heading("Metrics"), Paragraph(text), Table(header, rows)]

@@ -50,8 +50,8 @@ def evaluate_command(samples, label, held_out, real_draws, data, other_data, see
     )
     click.echo(summary({samples.name: result}))
     click.echo(f"\n{result.table()}\n")
-    if points.standardisation is not None:
-        note("distances are in standard deviations of the data")
+    if points.unit_of_distances:
+        note(points.unit_of_distances)
     click.echo(json.dumps(result.to_dict(), indent=2))
 
 

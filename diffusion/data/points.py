@@ -132,6 +132,16 @@ class Points:
         """Returns points [..., d] in the user's units as points like :attr:`data`, float32."""
         return x.float() if self.standardisation is None else self.standardisation.apply(x)
 
+    @property
+    def unit_of_distances(self) -> str:
+        """Says in a sentence what distances between points are counted in; empty for plain points.
+
+        It stands beside every table of metrics.
+        """
+        if self.standardisation is None:
+            return ""
+        return "Distances are in standard deviations of the data."
+
     def standardised(self, by: Standardisation | None = None) -> "Points":
         """Returns the data set with mean 0 and standard deviation 1 in each dimension.
 

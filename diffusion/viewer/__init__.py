@@ -90,6 +90,7 @@ def _about(run: SavedRun) -> str:
         f"{len(points):,} points in {points.dim} dimension{'s' if points.dim > 1 else ''} · "
         f"{schedule.name} schedule, T = {schedule.num_steps} · denoiser {widths}, "
         f"{run.denoiser.shape.num_parameters:,} parameters"
+        + ("" if points.standardisation is None else f" · standardised: {points.standardisation}")
     )
 
 
@@ -110,7 +111,8 @@ def _metrics(run: SavedRun) -> str:
         )
     head = _row([_cell("th", name, ' scope="col"') for name in header])
     body = "".join(map(_row, rows))
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    unit = f"<p>{run.points.unit_of_distances}</p>" if run.points.unit_of_distances else ""
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{unit}"
 
 
 def _score(entry: dict) -> str:

@@ -72,9 +72,9 @@ function draw() {
   if (view.outlines) for (const curve of run.outlines) drawCurve(curve, project);
   if (view.data) drawData(project);
   if (view.score !== "none") drawArrows(project, fieldAt(t));
-  const drawn = drawSamples(chain, project);
+  const [drawn, outside] = drawSamples(chain, project);
   if (view.paths) for (const n of view.followed) if (shown(chain, n)) drawPath(chain, n, project);
-  report(t, chain, drawn);
+  report(t, chain, drawn, outside);
 }
 
 function redraw() {
@@ -94,9 +94,10 @@ function fieldAt(t) {
   return gaps.indexOf(Math.min(...gaps));
 }
 
+/** Draws the samples; returns their number, and how many of them lie outside the picture. */
 function drawSamples(chain, project) {
   const count = chain.x.shape[1], size = dot(count);
-  let drawn = 0;
+  let drawn = 0, outside = 0;
   pen.globalAlpha = 0.8;
   for (let n = 0; n < count; n++) {
     if (!shown(chain, n)) continue;
@@ -106,9 +107,10 @@ function drawSamples(chain, project) {
     if (solid) pen.globalAlpha = 0.55 - far * 0.4;
     disc(x, y, size * (1 - far * 0.25));
     drawn++;
+    if (!(x >= 0 && x <= canvas.width && y >= 0 && y <= canvas.height)) outside++;
   }
   pen.globalAlpha = 1;
-  return drawn;
+  return [drawn, outside];
 }
 
 /** Returns the radius of a dot, which is smaller where there are many. */
@@ -250,10 +252,11 @@ function drawNoise() {
 }
 
 /** Describes the canvas in words and in data-* attributes. */
-function report(t, chain, drawn) {
+function report(t, chain, drawn, outside) {
   const noise = Math.sqrt(1 - run.alphaBar[t]);
-  $("reading").innerHTML = `<b>t = ${t}</b><span>noise level ${noise.toFixed(3)}</span>`;
-  Object.assign(canvas.dataset, { t, drawn, chain: chain.title, map: view.map, score: view.score, followed: view.followed.size });
+  const left = outside ? `<span>${outside} of ${drawn} outside</span>` : "";
+  $("reading").innerHTML = `<b>t = ${t}</b><span>noise level ${noise.toFixed(3)}</span>${left}`;
+  Object.assign(canvas.dataset, { t, drawn, outside, chain: chain.title, map: view.map, score: view.score, followed: view.followed.size });
   canvas.setAttribute("aria-label", `${drawn} samples, ${chain.title}, at timestep ${t} of ${run.total}, noise level ${noise.toFixed(2)}`);
   const slider = $("time");
   slider.value = Math.round(view.at);

@@ -1,7 +1,7 @@
 """A user's units: standardised on the way in, and back in every file and every sample."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,8 +18,11 @@ from flashpoint.diffusion import (
     UserError,
     class_table,
     files,
+    report,
+    viewer,
 )
 from flashpoint.diffusion.saved_run import SavedRun
+from flashpoint.diffusion.viewer.payload import make_payload
 
 from .helpers import flashpoint
 
@@ -68,6 +71,17 @@ def test_files_of_a_run_are_in_the_users_units_and_read_back(run):
         guided = files.load(saved.folder.samples_file(label))
         assert_near(guided)
         torch.testing.assert_close(x, UTM.apply(guided))
+
+
+def test_the_viewer_and_the_report_say_the_units(run):
+    folder, points = run
+    saved = SavedRun(folder, points, CPU, 0)
+    page = viewer.page(make_payload(saved, 20, lambda _: None), saved)
+    assert "standardised: mean 500000, 4649776; std 100, 30" in page
+    assert "Distances are in standard deviations of the data." in page
+    assert ("standardised", "mean 500000, 4649776; std 100, 30") in report._about(saved)[0].rows
+    plain = replace(points, standardisation=None)
+    assert not plain.unit_of_distances
 
 
 def test_a_loaded_run_draws_in_the_users_units_and_knows_its_classes(run):
@@ -174,7 +188,7 @@ def test_samples_are_measured_in_the_units_of_the_data(utm, tmp_path):
         "--real-draws", 3,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "distances are in standard deviations of the data" in result.output
+    assert "Distances are in standard deviations of the data" in result.output
     same = Points(UTM.apply(x), (x[:, 0] > UTM.mean[0]).long(), ("b", "a"), standardisation=UTM)
     others = Points(x.float(), torch.zeros(300, dtype=torch.int64), ("a",))
     assert len(same.same_class(others, 1)) == 300
