@@ -1,13 +1,12 @@
 """Train on your own points, of any dimension, from a file; sample, measure and save.
 
-    python examples/own_data.py --data FILE    .pt, .npy, .npz or .csv
+    python examples/own_data.py --data FILE    .pt, .npy, .npz, .csv, .tsv or .txt
     python examples/own_data.py --quick        on an example in four dimensions
 
 The command line does the same: ``flashpoint states --data FILE``.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,6 @@ def write_example(path: Path, n: int = 4000) -> None:
                header="x,y,z,w,label", comments="")  # fmt: skip
 
 
-def standardised(points: fd.Points) -> tuple[fd.Points, torch.Tensor, torch.Tensor]:
-    """Returns points with mean 0 and standard deviation 1 along each axis, and both to undo it."""
-    mean, std = points.data.mean(dim=0), points.data.std(dim=0)
-    return replace(points, data=(points.data - mean) / std), mean, std
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="file of points; default: an example")
@@ -48,7 +41,7 @@ def main() -> None:
         path = arguments.out / "tori.csv"
         write_example(path)
 
-    points, mean, std = standardised(fd.load_points(path))
+    points = fd.load_points(path, standardise=True)
     print(f"{path.name}: {len(points)} points in {points.dim} dimensions, "
           f"{points.num_classes or 'no'} classes")  # fmt: skip
     schedule, recipe = fd.Schedule(num_steps=500), fd.Recipe(hidden_layers=(256, 256, 256))
@@ -62,7 +55,7 @@ def main() -> None:
     print(fd.evaluate(x, points, repeats=10).table())
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.save(trainer.model().state_dict(), arguments.out / "denoiser.pt")
-    np.save(arguments.out / "samples.npy", (x * std + mean).numpy())
+    np.save(arguments.out / "samples.npy", points.in_units(x).numpy())
     print(f"{n} samples, in the file's own units, are in {arguments.out / 'samples.npy'}")
 
 
