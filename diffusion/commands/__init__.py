@@ -193,7 +193,9 @@ def read_points(
     if not data.standardise and data.name in DATASETS:
         raise UserError(f"--no-standardise is for a file: {data.name} stays as it was published")
     points = dataset(data.name, data.labels, standardisation or data.standardise, say)
-    return points if data.only_class is None else points.only(data.only_class)
+    if data.only_class is None:
+        return points
+    return points.only(points.label(data.only_class, "--only-class"))
 
 
 def out_option(text: str) -> Decorator:

@@ -65,6 +65,8 @@ def dataset(
     Raises:
         ValueError: there is neither such a data set nor such a file, or it cannot be read.
     """
+    if not isinstance(name, (str, Path)):
+        raise UserError(f"data must be a name or a path, got {name!r}")
     published = _published(name)
     if published is None:
         return load_points(_file(name), labels, standardise, say)

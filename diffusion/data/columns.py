@@ -12,6 +12,7 @@ LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets")
 NO_LABELS = "none"  # as the name of the column
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 _INDEX_NAMES = ("", "unnamed: 0", "index", "id", "row")
+_LARGEST_EXACT = 2.0**53  # beyond it float64 skips whole numbers
 _MOST_NAMED = 8  # columns and classes that a message lists
 _MOST_CLASSES = 100  # of a column y that may hold labels or coordinates
 
@@ -21,6 +22,18 @@ class Column(NamedTuple):
 
     name: str  # "" for none
     cells: np.ndarray | list[str]  # float64 [N] where all are numbers
+    written: np.ndarray | Sequence[str]  # [N], as they are in the file
+
+    @property
+    def labels(self) -> np.ndarray | Sequence[str]:
+        """The cells as labels: numbers unless these say less than what is written."""
+        if not isinstance(self.cells, np.ndarray):
+            return self.cells
+        if isinstance(self.written, np.ndarray):
+            return self.written
+        padded = any(c[:1] == "0" and len(c) > 1 and c.strip().isdecimal() for c in self.written)
+        large = bool((np.abs(self.cells) >= _LARGEST_EXACT).any())
+        return self.written if padded or large else self.cells
 
 
 def row_of(row: int) -> str:
@@ -32,7 +45,7 @@ class Content(NamedTuple):
     """What a file holds."""
 
     data: np.ndarray  # [N, d]
-    labels: np.ndarray | list[str] | None  # [N], as they are written
+    labels: np.ndarray | Sequence[str] | None  # [N], as they are written
     columns: tuple[str, ...]  # d names of the coordinates, or none
     taken: str  # what was taken for what, in words; "" where there was no choice
     class_names: tuple[str, ...] = ()  # where the file has them beside its labels
@@ -78,10 +91,10 @@ class Columns:
         if not taken:
             raise UserError(f"{self.file} has no column with coordinates")
         data = np.stack([self._coordinates(k) for k in taken], axis=1)
-        named = tuple(self._name(k) for k in taken) if self.named else ()
+        named = tuple(self._name(k) or f"column {k + 1}" for k in taken) if self.named else ()
         left_out = [*unused, *([] if index is None else [index])]
         words = self._words(named, len(taken), chosen, left_out)
-        given = None if chosen is None else self.columns[chosen].cells
+        given = None if chosen is None else self.columns[chosen].labels
         return Content(data, given, named, words, where=self.where)
 
     def _words(self, named: Sequence[str], count: int, chosen: int | None, left_out) -> str:
@@ -106,7 +119,7 @@ class Columns:
         """Returns the first column if it numbers or names the rows."""
         if not self.named or len(self.columns) == 1:
             return None
-        name, cells = self.columns[0]
+        name, cells, _ = self.columns[0]
         if name.lower() not in _INDEX_NAMES:
             return None
         nameless = name.lower() in ("", "unnamed: 0")

@@ -10,10 +10,12 @@ from ..errors import UserError
 from .columns import listed, row_of
 
 _FEW = 10  # points of which each may have a class of its own
+_INT64_DIGITS = 19  # fewer always fit
+_MISSING = ("", "na", "n/a", "nan", "null")  # where a label should be
 
 
 def numbered(
-    labels: np.ndarray | list[str], file: str, where: Callable[[int], str] = row_of
+    labels: np.ndarray | Sequence[str], file: str, where: Callable[[int], str] = row_of
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Returns the labels of a file as numbers 0 ... C - 1, and the names of the classes.
 
@@ -40,10 +42,10 @@ def numbered(
         raise UserError(f"{file}: labels must be whole numbers or words, got {given.dtype}")
     if given.dtype.kind == "S":
         given = np.char.decode(given, errors="replace")
-    words = given.dtype.kind == "U"
-    if words:
+    if given.dtype.kind == "U":
         given = np.char.strip(given)
-        _check_cells(given == "", given, file, where)
+        _check_cells(np.isin(np.char.lower(given), _MISSING), given, file, where)
+        given = _whole(given)
     elif given.dtype.kind == "f":
         _check_cells((given != np.trunc(given)) | ~np.isfinite(given), given, file, where)
     classes, numbers = np.unique(given, return_inverse=True)
@@ -59,6 +61,14 @@ def numbered(
     return torch.from_numpy(numbers.astype(np.int64)), tuple(map(str, classes.tolist()))
 
 
+def _whole(words: np.ndarray) -> np.ndarray:
+    """Returns words that are whole numbers, written as Python writes them, as int64."""
+    if not (np.char.isdecimal(words) & (np.char.str_len(words) < _INT64_DIGITS)).all():
+        return words
+    numbers = words.astype(np.int64)
+    return numbers if (numbers.astype(words.dtype) == words).all() else words
+
+
 def _check_cells(wrong: np.ndarray, labels: np.ndarray, file: str, where) -> None:
     if wrong.any():
         row = int(wrong.argmax())
@@ -68,13 +78,16 @@ def _check_cells(wrong: np.ndarray, labels: np.ndarray, file: str, where) -> Non
         )
 
 
-def class_number(given: int | str, names: Sequence[str], count: int) -> int:
+def class_number(
+    given: int | str, names: Sequence[str], count: int, argument: str = "label"
+) -> int:
     """Returns the number of the class that a user names.
 
     Args:
         given: name or number of a class.
         names: names of the classes, or none. Where they are numbers, a number is a name.
         count: number C of classes.
+        argument: name of the argument, for messages.
 
     Raises:
         ValueError: there is no such class.
@@ -84,16 +97,16 @@ def class_number(given: int | str, names: Sequence[str], count: int) -> int:
     text = str(given).strip()
     number = text.isdecimal() or (text[:1] == "-" and text[1:].isdecimal())
     if number and not (names and all(name.lstrip("-").isdecimal() for name in names)):
-        check_class(int(text), count)
+        check_class(int(text), count, argument)
         return int(text)
     if names:
-        raise UserError(f"label must be one of {listed(names)}, got {given!r}")
-    check_class(given, count)
+        raise UserError(f"{argument} must be one of {listed(names)}, got {given!r}")
+    check_class(given, count, argument)
     return int(given)
 
 
-def check_class(label: int | str, count: int) -> None:
+def check_class(label: int | str, count: int, argument: str = "label") -> None:
     """Raises :class:`UserError` unless there is a class of this number among ``count``."""
     if isinstance(label, str) or not 0 <= label < count:
         allowed = f"from 0 to {count - 1}" if count else "left out"
-        raise UserError(f"label must be {allowed}, got {label}")
+        raise UserError(f"{argument} must be {allowed}, got {label}")

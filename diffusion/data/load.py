@@ -54,7 +54,7 @@ def load_points(
         if found:
             lines.append(f"classes {listed(found)}")
     # Checked in full precision, before any rounding.
-    points = Points(data, chosen, names, path.stem, columns=content.columns)
+    points = Points(data, chosen, names, path.name, columns=content.columns)
     if standardise is False:
         points, more = _as_it_came(points, path.name)
     else:
@@ -63,7 +63,7 @@ def load_points(
         more = [f"standardised: {by}; samples are in the file's units"] * (standardise is True)
     for line in [*lines, *more]:
         say(f"{path.name}: {line}")
-    return points
+    return replace(points, name=path.stem)
 
 
 def _as_it_came(points: Points, file: str) -> tuple[Points, list[str]]:

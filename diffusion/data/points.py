@@ -110,16 +110,20 @@ class Points:
         """Returns the name of a class in figures and tables."""
         return self.class_names[label] if self.class_names else f"class {label}"
 
-    def label(self, given: int | str) -> int:
+    def label(self, given: int | str, argument: str = "label") -> int:
         """Returns the number of the class with this name or number.
 
         Where the names of classes are numbers themselves, as in labels 3, 5 and 7 of a file, a
         number is a name.
 
+        Args:
+            given: name or number.
+            argument: name of the argument, for messages.
+
         Raises:
             ValueError: there is no such class.
         """
-        return class_number(given, self.class_names, self.num_classes)
+        return class_number(given, self.class_names, self.num_classes, argument)
 
     def in_units(self, x: Tensor) -> Tensor:
         """Returns points [..., d] like :attr:`data` in the user's units, as float64.

@@ -37,6 +37,8 @@ def read_content(path: str | Path, labels: str | None = None) -> Content:
         ValueError: the file is missing, of another type, unreadable or ambiguous.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"data file {path} is a folder")
     if not path.is_file():
         raise UserError(f"data file {path} does not exist")
     kind = path.suffix.lower()
@@ -104,7 +106,7 @@ def _read_pt(path: Path, labels: str | None) -> Content:
 
 def _numpy_globals() -> list[Any]:
     """Returns what numpy arrays in a file are made of; nothing of it runs code of the file."""
-    dtypes = [type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdg", "U1", "S1")]
+    dtypes = [type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdg", "U1", "S1", "V1")]
     makers = {np.empty(0).__reduce__()[0]: "_reconstruct", np.float64(0).__reduce__()[0]: "scalar"}
     named = [
         (maker, f"numpy.{core}.multiarray.{name}")
@@ -173,9 +175,9 @@ def _fields(file: str, data: np.ndarray) -> list[Column]:
                 f"{file}: field {name!r} must be [N] or [N, k], got {list(cells.shape)}"
             )
         if cells.ndim == 2:
-            columns += [Column(f"{name}_{k}", _cells(part)) for k, part in enumerate(cells.T)]
+            columns += [Column(f"{name}_{k}", _cells(part), part) for k, part in enumerate(cells.T)]
         else:
-            columns.append(Column(name, _cells(cells)))
+            columns.append(Column(name, _cells(cells), cells))
     return columns
 
 
@@ -191,6 +193,8 @@ def _from_keys(file: str, content: Mapping[str, Any], labels: str | None) -> Con
     """Takes points and labels from what a file holds by name."""
     keys = [str(key) for key in content]
     points = _the_points(file, keys, content)
+    if points in "xX" and _array(content[points]).ndim == 1:  # a coordinate alone
+        return _from_coordinates(file, content, labels)
     chosen = _the_labels(file, keys, points, labels)
     data = _array(content[points])
     if data.dtype.names:
@@ -198,11 +202,6 @@ def _from_keys(file: str, content: Mapping[str, Any], labels: str | None) -> Con
     if data.ndim == 1:
         data = data[:, None]
     given = None if chosen is None else _array(content[chosen])
-    if given is not None and points in "xX" and data.shape[1] == 1 and chosen in "yY":
-        raise UserError(
-            f"{file}: x and y may be two coordinates, or points and labels: save them as data "
-            "[N, 2], or as data and labels"
-        )
     unused = [key for key in keys if key not in (points, chosen, _CLASS_NAMES)]
     words = [f"points from {points!r}"]
     if chosen is not None:
@@ -212,6 +211,17 @@ def _from_keys(file: str, content: Mapping[str, Any], labels: str | None) -> Con
     usual = points == "data" and chosen in (None, "labels") and not unused
     names = tuple(map(str, content[_CLASS_NAMES])) if _CLASS_NAMES in keys else ()
     return Content(data, given, (), "" if usual else "; ".join(words), names)
+
+
+def _from_coordinates(file: str, content: Mapping[str, Any], labels: str | None) -> Content:
+    """Takes the arrays [N] of a file for columns."""
+    arrays = {str(key): _array(part) for key, part in content.items()}
+    count = next(len(array) for key, array in arrays.items() if key in "xX")
+    fits = {key: array for key, array in arrays.items() if array.shape == (count,)}
+    left_out = [key for key in arrays if key not in fits]
+    notes = [f"not used: {listed(left_out)}"] if left_out else []
+    columns = [Column(key, _cells(array), array) for key, array in fits.items()]
+    return Columns(file, columns, notes=notes).content(labels)
 
 
 def _the_points(file: str, keys: list[str], content: Mapping[str, Any]) -> str:
@@ -258,7 +268,10 @@ def _array(content: Any) -> np.ndarray:
         content = content.dequantize() if content.is_quantized else content.to_dense()
         content = content.resolve_conj().resolve_neg()
         return (content.double() if content.is_floating_point() else content).numpy()
-    return np.asarray(content)
+    try:
+        return np.asarray(content)
+    except ValueError as error:
+        raise ValueError("a list must hold rows of equally many numbers") from error
 
 
 _READERS: dict[str, Callable[[Path, str | None], Content]] = {

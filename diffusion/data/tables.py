@@ -118,7 +118,8 @@ def _rows(path: Path, lines: Sequence[_Line], delimiter: str) -> list[list[str]]
         rows = _split([line.text for line in lines], delimiter, strict=True)
     except csv.Error as error:
         raise UserError(f"{path.name}: a quotation mark is not closed, or stands alone") from error
-    width = Counter(map(len, rows[1:] or rows)).most_common()[0][0]
+    below = rows[1:] if len(rows) > 1 and _are_names(rows[0]) else rows
+    width = Counter(map(len, below)).most_common()[0][0]
     first, points = rows[0], rows[1:]
     nameless = len(points) > 0 and (len(first) < width or not first[-1])
     if nameless and width > 1 and all(len(row) == width and not row[-1] for row in points):
@@ -191,7 +192,8 @@ def _columns(
     if commas:
         notes = [*notes, "decimal commas"]
     columns = [
-        Column(name, _numbers(column, commas)) for name, column in zip(names, cells, strict=True)
+        Column(name, _numbers(column, commas), column)
+        for name, column in zip(names, cells, strict=True)
     ]
     return Columns(path.name, columns, header is not None, notes, where)
 

@@ -88,7 +88,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     torch.save({"data": DATA, "labels": LABELS + 0.5}, tmp_path / "fraction.pt")
     cases = {
         tmp_path / "missing.pt": "does not exist",
-        tmp_path: "does not exist",
+        tmp_path: "is a folder",
         write(tmp_path / "a.xlsx", b"1"): "must be one of .pt, .pth, .npy, .npz, .csv, .tsv, .txt",
         write(tmp_path / "half.pt", whole[: len(whole) // 2]): "cannot be read: no tensors",
         write(

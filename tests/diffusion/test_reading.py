@@ -37,11 +37,11 @@ def test_keys_that_are_ambiguous_or_missing(tmp_path):
     cases = {
         "'data' and 'X' may both hold the points": {"data": DATA, "X": DATA},
         "'label' and 'y' may both hold the labels": {"data": DATA, "y": LABELS, "label": LABELS},
-        "x and y may be two coordinates": {"x": DATA[:, 0], "y": DATA[:, 1]},
         "must hold 'data' .*: it holds a, b": {"a": DATA, "b": DATA},
         "must hold 'data' .*: it is empty": {},
         r"labels must be \[N\], one per point, got \[6, 2\]": {"data": DATA, "y": DATA},
-        r"labels must be \[6\], one per point, got \[5\]": {"data": DATA, "y": LABELS[:5]},
+        "a list must hold rows of equally": {"data": [[1, 2], [3]]},
+        r"a.pt: labels must be \[6\], one per point, got \[5\]": {"data": DATA, "y": LABELS[:5]},
         "row 1: labels must be whole numbers": {"data": DATA, "y": LABELS + DATA[:, 0]},
     }
     for message, content in cases.items():
@@ -99,6 +99,16 @@ def test_pairs_and_single_dimensions(tmp_path):
         silent(tmp_path / "cube.npy")
 
 
+def test_coordinates_under_keys_of_their_own(tmp_path):
+    x, y = DATA.T.double().numpy()
+    np.savez(tmp_path / "a.npz", x=x, y=y, label=LABELS.numpy(), scale=2.0)
+    said = []
+    points = load_points(tmp_path / "a.npz", say=said.append)
+    assert torch.equal(points.data, DATA)
+    assert torch.equal(points.labels, LABELS)
+    assert said == ["a.npz: columns x, y; labels from 'label'; not used: scale"]
+
+
 def test_fields_of_a_structured_array_are_columns(tmp_path):
     kinds = [("index", int), ("x", float), ("y", "f4"), ("class", "U5")]
     rows = np.array([(0, 1, 2, "cat"), (1, 3, 4, "dog")], dtype=kinds)
@@ -149,6 +159,13 @@ def test_labels_keep_their_names(tmp_path):
     for wrong in ("cat", 3, -1):
         with pytest.raises(UserError, match=f"label must be from 0 to 2, got {wrong}"):
             plain.label(wrong)
+
+
+def test_whole_numbers_in_words_are_numbers(tmp_path):
+    np.savez(tmp_path / "a.npz", data=DATA.numpy(), y=np.array(["10", "9", "10", "9", "1", "1"]))
+    assert silent(tmp_path / "a.npz").class_names == ("1", "9", "10")
+    np.savez(tmp_path / "a.npz", data=DATA.numpy(), y=np.array(["1", "0", "1", "0", "2", "2"]))
+    assert silent(tmp_path / "a.npz").class_names == ()
 
 
 def test_each_point_a_class_of_its_own_is_refused(tmp_path):

@@ -64,6 +64,14 @@ READ = {
         "x,größe,label\n1,2,ä\n3,4.5,a\n".encode("cp1252"), [1, 0], ("a", "ä"),
         "columns x, größe; labels from 'label'; read as cp1252",
     ),
+    "labels with zeros in front": (
+        b"x,y,label\n1,2,02\n3,4.5,01\n", [1, 0], ("01", "02"),
+        "columns x, y; labels from 'label'",
+    ),
+    "labels beyond float64": (
+        b"x,y,label\n1,2,12345678901234567891\n3,4.5,12345678901234567890\n", [1, 0],
+        ("12345678901234567890", "12345678901234567891"), "columns x, y; labels from 'label'",
+    ),
     "truth values": (
         b"x,y,label\n1,2,True\n3,4.5,False\n", [1, 0], ("False", "True"),
         "columns x, y; labels from 'label'",
@@ -93,6 +101,8 @@ REFUSED = {
     "a header of numbers": (b"0,1\n0.5,0.6\n", "line 1, 0, 1, may be a header of numbers or a poi"),
     "a column without name": (b",x,y\n0.5,1,2\n0.7,1,2\n", "first column has no name"),
     "fractions as labels": (b"x,label\n1,0.5\n3,1\n", "line 2: labels must be whole numbers"),
+    "a label NA": (b"x,label\n1,a\n3,NA\n", "line 3: labels must be whole numbers or words"),
+    "rows of many lengths": (b"1,2,3\n4,5\n6,7,8\n", "line 2 has 2 cells, the others have 3"),
     "a missing label": (b"x,label\n1,a\n3,\n", "line 3: labels must be whole numbers or words"),
     "labels alone": (b"label\n1\n0\n", "has no column with coordinates"),
     "an open quote": (b'x,y\n"1,2\n3,4\n', "a quotation mark is not closed"),
