@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "diffusion", "bench")
 REFERENCE = re.compile(r"<!-- reference: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+LINK_UPWARDS = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 
 
 def on_startup(**_):
@@ -17,9 +18,20 @@ def on_startup(**_):
             (namespace / folder).symlink_to(ROOT / folder)
 
 
-def on_page_markdown(markdown, **_):
-    """Puts the full reference in the place of the links that GitHub shows."""
-    return REFERENCE.sub(lambda match: reference(match[1]), markdown)
+def on_page_markdown(markdown, page, **_):
+    """Puts the full reference in the place of the links that GitHub shows.
+
+    Of other links to files of the repository, which the site does not have, the text stays.
+    """
+    folder = Path(page.file.abs_src_path).parent
+
+    def without_link(match: re.Match) -> str:
+        target = (folder / match[2].partition("#")[0]).resolve()
+        outside = target.exists() and not target.is_relative_to(ROOT / "docs")
+        return match[1] if outside else match[0]
+
+    markdown = REFERENCE.sub(lambda match: reference(match[1]), markdown)
+    return LINK_UPWARDS.sub(without_link, markdown)
 
 
 def reference(name: str) -> str:

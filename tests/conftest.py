@@ -10,6 +10,11 @@ if not CUDA:
     # Read when a kernel is decorated, so before anything imports triton.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from flashpoint.bench.pytest_skips import (  # noqa: E402, F401
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+
 
 def pytest_collection_modifyitems(items):
     if CUDA:
@@ -17,16 +22,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    """Only a test that needs a GPU may be skipped; any other skip is a failure."""
-    report = yield
-    if report.skipped and "gpu" not in item.keywords:
-        report.outcome = "failed"
-        report.longrepr = f"skipped without the mark gpu: {report.longrepr}"
-    return report
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ import torch
 from flashpoint.bench import machine, timing
 from flashpoint.bench.peers.ours import Ours
 from flashpoint.bench.problem import states_problem
+from flashpoint.bench.pytest_skips import (  # noqa: F401
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 from flashpoint.bench.race import TOLERANCE, Referee
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,112 @@
+"""The script of the continuous checks turns red with each of its commands, and with any skip."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SKIPS = "from flashpoint.bench.pytest_skips import *  # both hooks\n"
+# Stands for a program: notes its name and arguments, and fails if they are those of FAIL.
+STUB = """#!/bin/bash
+command="$(basename "$0") $*"
+echo "$command" >> "$LOG"
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && touch "$3/bin/activate"; fi
+[ "${command//$TMPDIR/}" != "${FAIL//$TMPDIR/}" ]
+"""
+PROGRAMS = ("python3", "python", "pip", "ruff", "mypy", "apt-get", "mkdocs")
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Returns a function that runs .ci/run with stubs; it returns the status and the commands."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in PROGRAMS:
+        (programs / name).write_text(STUB)
+        (programs / name).chmod(0o755)
+    for name in ("bash", "basename", "dirname", "mktemp", "mkdir", "touch", "rm", "env"):
+        (programs / name).symlink_to(shutil.which(name))
+    # A name that is the same in every run, in place of a random one.
+    (programs / "mktemp").unlink()
+    (programs / "mktemp").write_text('#!/bin/bash\nmkdir -p "$TMPDIR/new" && echo "$TMPDIR/new"\n')
+    (programs / "mktemp").chmod(0o755)
+
+    def run(fail=""):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        variables = {"PATH": programs, "LOG": log, "FAIL": fail, "TMPDIR": tmp_path}
+        done = subprocess.run(
+            [programs / "bash", ROOT / ".ci/run"], env={k: str(v) for k, v in variables.items()}
+        )
+        return done.returncode, log.read_text().splitlines()
+
+    return run
+
+
+def test_each_command_that_fails_ends_the_script_with_a_failure(run_script):
+    status, commands = run_script()
+    assert status == 0
+    assert len(commands) >= 12
+    for number, command in enumerate(commands, start=1):
+        status, done = run_script(fail=command)
+        assert status != 0, command
+        assert done == commands[:number]
+
+
+def test_the_script_checks_everything(run_script):
+    _, commands = run_script()
+    assert {
+        "ruff check .", "ruff format --check .", "mypy", "python -m pytest",
+        "python -m pytest -m browser", "python -m pytest bench/ --benchmark-disable",
+        "mkdocs build --strict",  # with --quiet it ignores warnings
+    } <= {command.strip() for command in commands}  # fmt: skip
+
+
+SKIPPING = {
+    "module": "pytest.skip('no', allow_module_level=True)",
+    "import": "pytest.importorskip('no_such_module')",
+    "unittest": "import unittest; raise unittest.SkipTest('no')",
+    "mark": "@pytest.mark.skip\ndef test_it():\n    pass",
+    "expected": "@pytest.mark.xfail\ndef test_it():\n    assert False",
+    "inside": "def test_it():\n    pytest.skip('no')",
+    "fixture": "@pytest.fixture\ndef browser():\n    pytest.skip('no')\n"
+    "def test_it(browser):\n    pass",
+}
+
+
+def test_every_kind_of_skip_is_a_failure(tmp_path):
+    (tmp_path / "conftest.py").write_text(SKIPS)
+    (tmp_path / "test_whole.py").write_text("def test_it():\n    pass\n")
+    for name, skip in SKIPPING.items():
+        (tmp_path / f"test_{name}.py").write_text(f"import pytest\n{skip}\n")
+    done = run_pytest(tmp_path, "--continue-on-collection-errors")
+    lines = done.stdout.splitlines()
+    failed = {line.split()[1].split("::")[0] for line in lines if line[:5] in ("FAILE", "ERROR")}
+    assert failed == {f"test_{name}.py" for name in SKIPPING}
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("folder", ["tests", "bench/suite"])
+def test_both_folders_of_tests_fail_at_a_skip(tmp_path, folder):
+    shutil.copy(ROOT / folder / "conftest.py", tmp_path)
+    (tmp_path / "test_skips.py").write_text(
+        "import pytest\n\ndef test_it():\n    pytest.skip('no')\n"
+    )
+    assert run_pytest(tmp_path).returncode == 1
+
+
+def test_a_test_that_needs_a_gpu_may_be_skipped(tmp_path):
+    (tmp_path / "conftest.py").write_text(SKIPS)
+    (tmp_path / "test_gpu.py").write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    pytest.skip('no GPU')\n"
+    )
+    assert run_pytest(tmp_path, "-W", "ignore").returncode == 0
+
+
+def run_pytest(folder, *options):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
+    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
