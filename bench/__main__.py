@@ -8,6 +8,7 @@ from ..diffusion.commands import Commands
 from . import (
     datasets,
     gate,
+    gate_months,
     gate_selftest,
     host,
     kernel_cache,
@@ -27,6 +28,7 @@ COMMANDS = {
     "compile": kernel_cache.main,
     "datasets": datasets.main,
     "gate": gate.main,
+    "gate-months": gate_months.main,
     "gate-selftest": gate_selftest.main,
     "host": host.main,
     "operations": operations.main,

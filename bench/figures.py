@@ -70,6 +70,35 @@ def trend_figure(series: dict[str, list[tuple[str, float]]], path: Path) -> None
     figure.savefig(path, dpi=_DPI)
 
 
+def nights_figure(
+    dates: Sequence[str],
+    slowdowns: dict[str, list[float | None]],
+    changes: Sequence[int],
+    path: Path,
+) -> None:
+    """Plots how much slower than its bar each work was, as lines over nights.
+
+    Args:
+        dates: names of the nights.
+        slowdowns: fractions by work and night; None, a gap, where a night is invalid.
+        changes: numbers of the nights from which on the machine is another, drawn as lines.
+        path: file to write.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    nights = np.arange(len(dates))
+    for name, line in slowdowns.items():
+        axes.plot(nights, 100 * np.array(line, dtype=float), "o-", ms=3, lw=1, label=name)
+    axes.axhline(3, color="0.3", lw=1, ls="--")
+    for change in changes:
+        axes.axvline(change - 0.5, color="0.6", lw=1, ls=":")
+    axes.set_xticks(nights, dates, rotation=60, ha="right", fontsize=7)
+    axes.set_ylabel("slower than the bar, %; dotted: another driver or version")
+    axes.yaxis.label.set_size(7)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7)
+    figure.savefig(path, dpi=_DPI)
+
+
 def speedrun_figure(results: Sequence[dict], path: Path) -> None:
     """Plots the seconds of each seed, filled where the samples passed."""
     figure = Figure(figsize=(6, 3), layout="constrained")

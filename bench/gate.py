@@ -1,234 +1,240 @@
 """The nightly gate, which fails when ours has become slower.
 
-    python -m flashpoint.bench gate             compares with the committed baseline of this GPU
-    python -m flashpoint.bench gate --update    writes the baseline
+    python -m flashpoint.bench gate --history FOLDER    compares with the nights in a folder
+    python -m flashpoint.bench gate                     compares with the baseline of this device
+    python -m flashpoint.bench gate --update            writes the baseline
 
 Ours and the frozen work of ``reference_work.py`` run in turn, A B B A. The gate compares the median
 of the paired ratios from night to night, because clocks, drivers and neighbours change both times.
 Ours has become slower if the favourable bound of the ratio's bootstrap 95% interval is more than 3%
-worse than the ratio of the baseline, and again in a second measurement.
+below the bar, and again in a second measurement; or if the median of the last five nights is.
 
-Exit status 0: as fast as the baseline, or there was no baseline and it was written. 1: slower, with
-a table, or wrong. 2: the night is invalid, because the time of the reference differs by more than
-10% from the baseline, or the baseline is of another GPU or another version of the suite.
+The bar is the ratio in the baseline. With a history it is that of the first night, or the highest
+median of five nights in a row (``nights.py``). Every work is judged alone. It is invalid if the
+time of the reference differs by more than 10% from the earlier one, or a number is no measurement.
+
+``--update`` starts the times of the reference anew, and keeps each bar unless tonight's is higher.
+Only ``--accept-slower`` lowers a bar.
+
+Exit status 0: as fast as before. 1: a work is slower, whatever the others are. 2: a wrong argument,
+or a file that cannot be used. 3: a work is invalid, and none is slower. 4: nothing to compare with,
+so tonight was written for later nights. 5: an answer is wrong, so nothing was timed, or a work
+broke. 130: interrupted.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import torch
 
 from ..diffusion import UserError
-from ..diffusion.files import make_folder, save_json
-from ..diffusion.metrics.table import markdown_table
-from .machine import describe, free_device, reference_hash, short_name
-from .options import rounds_option
-from .peers.ours import Ours
+from ..diffusion.files import make_folder
+from . import announce, trend
+from .baseline import BASELINES, Baseline, setup
+from .gate_works import allowed, errors, measure, works
+from .machine import describe, free_device
+from .nights import History, Night, read_nights, write_night
+from .operations import one_line
+from .options import Number, rounds_option
 from .problem import Problem, states_problem
-from .race import TOLERANCE, Referee
-from .record import SUITE, Record, record_option
-from .reference_work import Sampling, Training
-from .timing import Runner, Timing, from_graph, paired
+from .record import Record, record_option
+from .timing import Timing
+from .verdict import Status, Verdict, compare, headline, judge, status_of, table
 
-BASELINES = Path(__file__).with_name("records") / "baselines"
-SLOWER, REFERENCE_MOVED = 1.03, 1.10
-_CHECKS = ("training", "sampling", "guided")
-_UPDATE_ROUNDS = 3  # times the rounds of a night, because every night is compared with a baseline
+__all__ = ["compare", "main"]
 
-# Rows of training steps, and rows and reverse steps of sampling, that fit into a night.
-_TRAINING = {"cuda": (2048, 10_000), "cpu": (2048,)}
-_SAMPLING = {"cuda": (5000, 500), "cpu": (2000, 10)}
-_SMALL_TRAINING, _SMALL_SAMPLING = (40,), (20, 2)
+_BAR_ROUNDS = 3  # times the rounds of a night, because every night is compared with a bar
+_SECONDS = 4.0  # limit of the rounds of a work in a night
 
 
-@dataclass(frozen=True)
-class GateWork:
-    """A work of the gate, as two functions that prepare a runner with all its data."""
-
-    name: str
-    ours: Callable[[], Runner]
-    reference: Callable[[], Runner]
+class WrongAnswerError(Exception):
+    """An answer of ours is wrong; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Tonight's times of a work beside those of the baseline.
+@dataclass
+class Options:
+    """Options of the command, see its help."""
 
-    Attributes:
-        slowdown: slowdown of ours against the reference; 1 for none.
-        least: the same at the favourable bound of the interval.
-        reference_moved: tonight's time of the reference over that of the baseline.
+    update: bool
+    accept_slower: bool
+    device: torch.device
+    rounds: int
+    extra_rows: float
+    small: bool
+
+
+def standard_of(
+    options: Options, baseline: Path | None, history: Path | None, machine: dict
+) -> Baseline | History:
+    """Returns what tonight is compared with.
+
+    Raises:
+        ValueError: both are given; a test of the gate would use or write the real baseline; a file
+            is damaged; or there is nothing to compare planted work with.
     """
-
-    name: str
-    now: Timing
-    before: Timing
-
-    @property
-    def slowdown(self) -> float:
-        return self.before.speedup / self.now.speedup
-
-    @property
-    def least(self) -> float:
-        return self.before.speedup / self.now.high
-
-    @property
-    def reference_moved(self) -> float:
-        return self.now.peer_us / self.before.peer_us
-
-    @property
-    def slower(self) -> bool:
-        return self.least > SLOWER
-
-    @property
-    def invalid(self) -> bool:
-        return not 1 / REFERENCE_MOVED <= self.reference_moved <= REFERENCE_MOVED
-
-
-def works(
-    problem: Problem, device: torch.device, extra_rows: float = 0.0, small: bool = False
-) -> Iterator[GateWork]:
-    """Yields the works that are timed.
-
-    Args:
-        problem: data and networks of ours.
-        device: device to measure on.
-        extra_rows: additional fraction of rows for ours, to test the gate.
-        small: toy sizes, to test the command.
-    """
-    ours = Ours(problem, device, "half" if device.type == "cuda" else "fp32")
-
-    def more(rows: int) -> int:
-        return round(rows * (1 + extra_rows))
-
-    def captured(work: Callable[[], object], count: int) -> Runner:
-        return from_graph(work, count) if device.type == "cuda" else Runner(work)
-
-    for rows in _SMALL_TRAINING if small else _TRAINING[device.type]:
-        yield GateWork(
-            f"training step, {rows:,} rows",
-            lambda rows=rows: ours.training(more(rows)),
-            lambda rows=rows: captured(Training(rows, device).step, 20),
-        )
-    rows, steps = _SMALL_SAMPLING if small else _SAMPLING[device.type]
-    chain = problem.chain(steps, "ddpm", guided=False)
-    yield GateWork(
-        f"sampling, {rows:,} rows, {steps} steps",
-        lambda: ours.sampling(chain, more(rows)),
-        lambda: captured(Sampling(rows, steps, device).chain, 1),
-    )
-
-
-def measure(todo: list[GateWork], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Returns the paired timing of ours and the reference for each work."""
-    return {work.name: paired(work.ours(), work.reference(), rounds, device) for work in todo}
+    if baseline is not None and history is not None:
+        raise UserError("--baseline and --history exclude each other, got both")
+    testing = "--small" if options.small else "--extra-rows" if options.extra_rows else None
+    if testing and baseline is None and history is None:
+        raise UserError(f"{testing} needs --baseline or --history; it must not use the real ones")
+    here = setup(options.device, options.small)
+    standard: Baseline | History
+    if history is not None:
+        standard = History(read_nights(history), here, machine, options.update)
+        make_folder(history)
+    else:
+        path = baseline or BASELINES / f"{here['device']}.json"
+        standard = Baseline.read(path, here, options.update)
+        if options.update or not standard.before:
+            make_folder(path.parent)
+    if options.extra_rows and (options.update or not standard.before):
+        raise UserError("--extra-rows needs earlier nights to compare with, and no --update")
+    return standard
 
 
 def check_correct(problem: Problem, device: torch.device) -> None:
     """Checks the answers of ours against float64.
 
     Raises:
-        SystemExit: status 1: an answer is wrong, so nothing is timed.
+        WrongAnswerError: an answer is wrong.
     """
-    precision = "half" if device.type == "cuda" else "fp32"
-    referee = Referee(problem, device)
-    for check in _CHECKS:
-        error = referee.error("ours", precision, check)
-        if not error <= TOLERANCE[precision]:
-            click.echo(
-                f"gate: {check} is wrong (error {error:.1e}, allowed {TOLERANCE[precision]:g}); "
-                "nothing is timed",
-                err=True,
+    for check, error in errors(problem, device):
+        if not error <= allowed(device):
+            raise WrongAnswerError(
+                f"{check} is wrong (error {error:.1e}, allowed {allowed(device):g}); "
+                "nothing is timed"
             )
-            raise SystemExit(1)
 
 
-def read_baseline(path: Path, device: torch.device) -> dict[str, Timing] | None:
-    """Returns the baseline's timings by work; None without a baseline.
+@dataclass
+class Ending:
+    """The end of a night: its status, the line about it, and the verdicts, if any.
 
-    Raises:
-        ValueError: the baseline is of another device, suite version or reference work, or cannot
-            be read.
+    Attributes:
+        accepted: works that were slower, which was accepted.
     """
-    if not path.exists():
-        return None
+
+    status: Status
+    line: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+
+
+def ending_of(options: Options, standard: Baseline | History) -> Ending:
+    """Checks and measures all works and returns the end of the night."""
+    broken: dict[str, str] = {}
+    factor = _BAR_ROUNDS if options.update or not standard.before else 1
+
+    def measured(names: Sequence[str]) -> dict[str, Timing]:
+        timings = {}
+        for name in names:
+            try:
+                timings |= measure(
+                    [todo[name]], options.rounds * factor, options.device, _SECONDS * factor
+                )
+            except Exception as error:  # one work must not hide the verdicts on others
+                broken[name] = one_line(error)
+        return timings
+
     try:
-        content = json.loads(path.read_text())
-        timings = {name: Timing(**timing) for name, timing in content["works"].items()}
-        found = {name: content[name] for name in ("device", "suite", "reference work")}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"baseline {path.name} cannot be read ({error!r})") from error
-    here = {"device": short_name(device), "suite": SUITE, "reference work": reference_hash()}
-    for name, value in here.items():
-        if found[name] != value:
-            raise UserError(
-                f"baseline {path.name} was made with {name} {found[name]}, here it is {value}; "
-                "gate --update writes a new one"
-            )
-    return timings
+        problem = states_problem()
+        check_correct(problem, options.device)
+        found = works(problem, options.device, options.extra_rows, options.small)
+        todo = {work.name: work for work in found}
+    except WrongAnswerError as error:
+        return Ending(Status.BROKEN, str(error))
+    except Exception as error:  # compilers, captures and allocators raise various errors
+        return Ending(Status.BROKEN, f"the works cannot be prepared: {one_line(error)}")
+    return ending(options, judge([*todo], standard.before, standard.past, measured), broken)
 
 
-def write_baseline(path: Path, timings: dict[str, Timing], device: torch.device) -> None:
-    """Writes timings as the baseline of later nights."""
-    make_folder(path.parent)
-    save_json(path, {
-        "device": short_name(device),
-        "suite": SUITE,
-        "reference work": reference_hash(),
-        "machine": describe(),
-        "works": {name: asdict(timing) for name, timing in timings.items()},
-    })  # fmt: skip
+def ending(options: Options, verdicts: list[Verdict], broken: Mapping[str, str]) -> Ending:
+    """Returns the end of a night with these verdicts and these works that broke."""
+    slower = [one.name for one in verdicts if one.word == "slower"]
+    accepted = slower if options.accept_slower else []
+    status = status_of(one for one in verdicts if one.name not in accepted)
+    if status is Status.FIRST and options.update:  # it was asked for
+        status = Status.AS_BEFORE
+    parts = [headline(verdicts)] if verdicts else []
+    if accepted:
+        parts.append("slower ones are accepted")
+    if broken:
+        status = status if status is Status.SLOWER else Status.BROKEN
+        parts.append("broken: " + "; ".join(f"{name} ({why})" for name, why in broken.items()))
+    return Ending(status, ". ".join(parts), verdicts, accepted)
 
 
-def compare(now: dict[str, Timing], before: dict[str, Timing]) -> list[Verdict]:
-    """Returns a verdict on each work."""
-    return [Verdict(name, timing, before[name]) for name, timing in now.items()]
+def night_of(options: Options, machine: dict, end: Ending) -> Night:
+    """Returns tonight as an entry of a history."""
+    return Night(
+        datetime.now(UTC), setup(options.device, options.small), machine,
+        end.line, {one.name: one.now for one in end.verdicts},
+        {one.name: one.word for one in end.verdicts}, tuple(end.accepted), options.update,
+    )  # fmt: skip
 
 
-def judge(
-    todo: list[GateWork],
-    before: dict[str, Timing],
-    measure_works: Callable[[list[GateWork]], dict[str, Timing]],
-) -> list[Verdict]:
-    """Measures all works, those that seem slower twice; returns the last verdict on each."""
-    verdicts = {one.name: one for one in compare(measure_works(todo), before)}
-    if any(one.invalid for one in verdicts.values()):
-        return list(verdicts.values())
-    again = [work for work in todo if verdicts[work.name].slower]
-    if again:
-        click.echo(f"once more: {'; '.join(work.name for work in again)}")
-        verdicts |= {one.name: one for one in compare(measure_works(again), before)}
-    return list(verdicts.values())
+def keep(
+    options: Options,
+    standard: Baseline | History,
+    history: Path | None,
+    night: Night,
+    end: Ending,
+) -> str:
+    """Writes tonight for later nights and returns the words about it, which may be empty."""
+    if options.extra_rows:
+        return ""
+    if isinstance(standard, Baseline):
+        slower = end.status in (Status.SLOWER, Status.BROKEN)
+        wrote = standard.write(end.verdicts, end.accepted, options.update and not slower)
+        if options.update and slower:
+            return "; --update changed no bar, --accept-slower would lower it"
+        return f"; {wrote}" if wrote else ""
+    assert history is not None
+    return f"; wrote {write_night(history, night).name}"
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Returns the table of tonight beside the baseline, in Markdown."""
-    header = ("work", "ours, us", "reference, us", "slower by", "at least", "reference moved", "")
-    return markdown_table(header, (
-        (
-            one.name, f"{one.now.ours_us:.1f}", f"{one.now.peer_us:.1f}",
-            f"{one.slowdown - 1:+.1%}", f"{one.least - 1:+.1%}", f"{one.reference_moved - 1:+.1%}",
-            "**invalid**" if one.invalid else "**slower**" if one.slower else "as before",
-        )
-        for one in verdicts
-    ))  # fmt: skip
+def payload(night: Night, end: Ending) -> dict:
+    """Returns what the webhook is told; ``text`` is what chat services show."""
+    return {
+        "text": f"flashpoint gate on {night.setup['device']}: {end.line}",
+        "status": int(end.status), "verdict": end.status.name.lower().replace("_", " "),
+        "date": night.date.isoformat(), "device": night.setup["device"],
+        "commit": night.machine["commit"],
+        "works": [
+            {"work": one.name, "verdict": one.word, "slowdown": one.slowdown if one.sound else None}
+            for one in end.verdicts
+        ],
+    }  # fmt: skip
+
+
+_path = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--update", is_flag=True, help="Write the baseline instead of comparing with it.")
+@click.option("--update", is_flag=True, help="Start the times of the reference anew; keep bars.")
+@click.option("--accept-slower", is_flag=True, help="What is slower tonight sets a new bar.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @rounds_option(40, "Paired rounds of each work.")
+@click.option("--history", type=_path, default=None, help="Folder with one file for each night.")
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=_path,
     default=None,
-    help="Default: bench/records/baselines/<this GPU>.json.",
+    help="Without a history: the file. Default: bench/records/baselines/<this device>.json.",
+)
+@click.option(
+    "--webhook",
+    envvar="FLASHPOINT_GATE_WEBHOOK",
+    callback=announce.checked_url,
+    default=None,
+    help="Address to which the verdict is posted as JSON. Default: $FLASHPOINT_GATE_WEBHOOK.",
 )
 @click.option(
     "--extra-rows",
+    type=Number(min=0),
     default=0.0,
     show_default=True,
     help="Additional fraction of rows for ours, to test the gate.",
@@ -236,35 +242,33 @@ def table(verdicts: list[Verdict]) -> str:
 @click.option("--small", is_flag=True, help="Toy sizes, to test the command.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
-def main(update, device, rounds, baseline, extra_rows, small, busy, folder) -> None:
-    """Compare the speed of ours with the committed baseline of this GPU."""
-    device = free_device(device, busy)
-    path = baseline or BASELINES / f"{short_name(device)}.json"
-    record, before = Record(folder), None if update else read_baseline(path, device)
-    problem = states_problem()
-    todo = list(works(problem, device, extra_rows, small))
-    if before is not None and (missing := {work.name for work in todo} - before.keys()):
-        raise UserError(
-            f"baseline {path.name} lacks {'; '.join(sorted(missing))}; "
-            "gate --update writes a new one"
-        )
-    check_correct(problem, device)
-    if before is None:
-        timings = measure(todo, rounds * _UPDATE_ROUNDS, device)
-        write_baseline(path, timings, device)
-        record.put("gate", verdict="baseline written", results=_plain(timings))
-        why = "" if update else "no baseline of this device yet; "
-        click.echo(f"gate: {why}wrote {path.name}")
-        return
-    verdicts = judge(todo, before, lambda some: measure(some, rounds, device))
-    word, status = "as fast as the baseline", 0
-    if any(one.invalid for one in verdicts):
-        word, status = "invalid night: the reference itself moved by more than 10%", 2
-    elif any(one.slower for one in verdicts):
-        word, status = "slower than the baseline", 1
-    record.put("gate", verdict=word, results=_plain({one.name: one.now for one in verdicts}))
-    click.echo(f"{table(verdicts)}\ngate: {word}")
-    raise SystemExit(status)
+def main(
+    update, accept_slower, device, rounds, history, baseline, webhook, extra_rows, small, busy,
+    folder,
+) -> None:  # fmt: skip
+    """Compare the speed of ours with earlier nights on this device."""
+    options = Options(update, accept_slower, free_device(device, busy), rounds, extra_rows, small)
+    machine = describe()
+    standard, record = standard_of(options, baseline, history, machine), Record(folder)
+    end = ending_of(options, standard)
+    night = night_of(options, machine, end)
+    nights = [*standard.nights, night] if isinstance(standard, History) else []
+    # A disk that is full comes last, so that it does not cost the verdict.
+    for note in standard.notes:
+        click.echo(f"gate: {note}")
+    if end.verdicts:
+        click.echo(table(end.verdicts))
+    announce.add_to_job_summary(
+        trend.summary(end.line, standard.notes, end.verdicts, nights, standard.before)
+    )
+    if webhook:
+        announce.post(webhook, payload(night, end))
+    click.echo(f"gate: {end.line}{keep(options, standard, history, night, end)}")
+    timings = {one.name: one.now for one in end.verdicts}
+    record.put("gate", verdict=end.line, status=int(end.status), results=_plain(timings))
+    if record.path is not None and len(nights) > 1:
+        trend.draw(nights, standard.before, record.path.with_name("gate.png"))
+    raise SystemExit(int(end.status))
 
 
 def _plain(timings: dict[str, Timing]) -> list[dict]:

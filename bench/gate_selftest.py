@@ -21,8 +21,9 @@ from .machine import free_device
 from .options import rounds_option
 from .record import Record, record_option
 from .timing import clopper_pearson
+from .verdict import Status
 
-_OUTCOMES = {0: "quiet", 1: "alarm", 2: "invalid night"}
+_OUTCOMES = {Status.AS_BEFORE: "quiet", Status.SLOWER: "alarm", Status.INVALID: "invalid night"}
 
 
 @dataclass

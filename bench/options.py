@@ -1,6 +1,18 @@
 """Options of several commands."""
 
+import math
+
 import click
+
+
+class Number(click.FloatRange):
+    """A finite number within a range: no NaN and no infinity."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def rounds_option(default: int, text: str = "Paired rounds of a comparison.", least: int = 2):
@@ -14,7 +26,7 @@ def budget_option(seconds: float):
     """Returns the option ``--budget``."""
     return click.option(
         "--budget",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=seconds,
         show_default=True,
         help="Start no more after this many seconds.",

@@ -1,5 +1,6 @@
 """Times work: CUDA events, CUDA graphs, and paired ratios with bootstrap intervals."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ class Timing:
     low: float
     high: float
     rounds: int
+
+    @property
+    def sound(self) -> bool:
+        """True if all numbers can be measurements: finite, above zero, the interval in order."""
+        numbers = (self.ours_us, self.peer_us, self.low, self.speedup, self.high, self.rounds)
+        positive = all(math.isfinite(number) and number > 0 for number in numbers)
+        return positive and self.low <= self.speedup <= self.high
 
 
 def median_interval(values: Sequence[float]) -> Interval:

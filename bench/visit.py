@@ -198,13 +198,15 @@ def race(commands: Commands) -> list[Group]:
 
 def quality(commands: Commands) -> list[Group]:
     """Returns the groups of the time to quality, the gate and the study."""
+    # A GPU that has no baseline yet gets one, which takes three times the rounds.
+    first = () if baseline_of_gpu().exists() else ("--update", "--rounds", "20")
     return [
         *(
             alone(Stage(f"speedrun-{track}", commands.bench("speedrun", "--track", track), 47,
                         slack=15, numbers=3))
             for track in ("mixture", "states")
         ),
-        alone(Stage("gate", commands.bench("gate"), 47, numbers=5)),
+        alone(Stage("gate", commands.bench("gate", *first), 47, numbers=8)),
         alone(Stage("study", commands.bench("study"), 47, numbers=1)),
     ]  # fmt: skip
 
@@ -235,8 +237,8 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
         ],
         "quality": [
             Stage("speedrun", bench("speedrun", "--small", "--seeds", "2"), limit, numbers=3),
-            Stage("gate", bench("gate", "--rounds", "3", "--small", "--baseline", baseline), limit,
-                  numbers=5),
+            Stage("gate", bench("gate", "--rounds", "3", "--small", "--baseline", baseline,
+                                "--update"), limit, numbers=8),
             Stage("study", bench("study", "--small"), limit, numbers=1),
         ],
     }[verb]  # fmt: skip
@@ -359,11 +361,15 @@ def keep_compiled(folder: Path, cache: Path) -> list[str]:
     return [f"{kernel_cache.FILE} had no room for {left_out} kernels"] if left_out else []
 
 
+def baseline_of_gpu() -> Path:
+    """Returns the file of the gate's baseline of this GPU, which may not exist."""
+    return gate.BASELINES / f"{machine.short_name()}.json"
+
+
 def keep_baseline(folder: Path) -> None:
     """Copies the gate's baseline of this GPU, which may be new."""
-    path = gate.BASELINES / f"{machine.short_name()}.json"
-    if path.exists():
-        shutil.copy(path, folder)
+    if baseline_of_gpu().exists():
+        shutil.copy(baseline_of_gpu(), folder)
 
 
 def record_folder() -> Path:

@@ -42,15 +42,15 @@ class Ours(Peer):
             ema_decay=EMA_DECAY, low_noise=0.0,
         )  # fmt: skip
 
-    def trainer(self, rows: int, classify: bool) -> Trainer:
+    def trainer(self, rows: int, classify: bool, seed: int = 0) -> Trainer:
         return Trainer(
-            self.problem.points, self.problem.schedule, self.recipe(rows, classify),
+            self.problem.points, self.problem.schedule, self.recipe(rows, classify), seed=seed,
             classify=classify, device=self.device, precision=_PRECISIONS[self.precision],
         )  # fmt: skip
 
-    def first_batches(self, rows: int, count: int, classify: bool) -> list[Batch]:
+    def first_batches(self, rows: int, count: int, classify: bool, seed: int = 0) -> list[Batch]:
         """Returns the batches of the first steps of :meth:`trainer`, for the peers to train on."""
-        trainer = self.trainer(rows, classify)
+        trainer = self.trainer(rows, classify, seed)
         seed, numbers = trainer.engine.seeds.cpu(), torch.arange(rows)
         points, labels = self.problem.points.data, self.problem.points.labels
         batches = []
@@ -100,13 +100,16 @@ class Ours(Peer):
 
     def many(self, models: int, rows: int) -> Runner:
         """Returns training steps of many models in the same launches, each on ``rows`` rows."""
+        trainer, steps = self.many_trainer(models, rows), TRAINING_STEPS[self.device.type]
+        return Runner(lambda: trainer.run(steps), steps)
+
+    def many_trainer(self, models: int, rows: int) -> ManyTrainer:
+        """Returns a trainer of many denoisers, whose seeds count from 0."""
         tasks = [
             Task(self.problem.points, self.problem.schedule, self.recipe(rows, False), seed=seed)
             for seed in range(models)
         ]
-        trainer = ManyTrainer(tasks, device=self.device, precision=_PRECISIONS[self.precision])
-        steps = TRAINING_STEPS[self.device.type]
-        return Runner(lambda: trainer.run(steps), steps)
+        return ManyTrainer(tasks, device=self.device, precision=_PRECISIONS[self.precision])
 
     def epoch(self, rows, steps):
         recipe = ClassicRecipe(_LONG // steps, batch_size=rows, lr=LEARNING_RATE)

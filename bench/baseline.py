@@ -1,0 +1,160 @@
+"""The baseline of the gate: a file with the speedup that each work must keep."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..diffusion import UserError
+from ..diffusion.files import save_json
+from .machine import describe, reference_hash, short_name
+from .record import SUITE
+from .timing import Timing
+from .verdict import Past, Verdict
+
+BASELINES = Path(__file__).with_name("records") / "baselines"
+
+
+def setup(device: torch.device, small: bool) -> dict[str, str | int]:
+    """Returns what two nights must share so that their speedups can be compared."""
+    return {
+        "device": short_name(device),
+        "suite": SUITE,
+        "reference work": reference_hash(),
+        "sizes": "small" if small else "full",
+    }
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether times on two machines, see :func:`.machine.describe`, can be compared."""
+    return _versions(one) == _versions(other)
+
+
+def _versions(machine: Mapping[str, Any]) -> tuple:
+    # The driver and the limits of clocks and power; the clock of the moment is left out.
+    gpu = str(machine.get("driver, clocks (now, maximum), power limit")).split(", ")
+    return (*(machine.get(name) for name in ("torch", "triton", "threads")), gpu[:1] + gpu[2:])
+
+
+def read_json(path: Path, what: str) -> dict:
+    """Returns the JSON object of a file.
+
+    Raises:
+        ValueError: the file cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} is empty, cut short or no JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def timings_of(works: object, where: str) -> dict[str, Timing]:
+    """Returns the timings that a file holds, by work.
+
+    Raises:
+        ValueError: a number is missing, or cannot be a measurement.
+    """
+    if not isinstance(works, dict) or not all(isinstance(one, dict) for one in works.values()):
+        raise UserError(f"{where}: works must be objects of numbers, by name")
+    timings = {}
+    for name, one in works.items():
+        numbers = {field.name: one.get(field.name) for field in fields(Timing)}
+        for key, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"{where}: {key} of {name!r} must be a number, got {value!r}")
+        timings[name] = Timing(**numbers)
+        if not timings[name].sound:
+            given = ", ".join(f"{key} {value:g}" for key, value in numbers.items())
+            raise UserError(
+                f"{where}: the numbers of {name!r} must be finite, above 0 and in order "
+                f"low, speedup, high; got {given}"
+            )
+    return timings
+
+
+@dataclass
+class Baseline:
+    """The bars in a file.
+
+    Attributes:
+        path: the file.
+        here: what tonight shares with later nights, see :func:`setup`.
+        before: the bars by work; empty without a usable file.
+        past: what there is beside them.
+        notes: lines for the reader.
+    """
+
+    path: Path
+    here: dict[str, str | int]
+    before: dict[str, Timing]
+    past: dict[str, Past]
+    notes: list[str]
+
+    @classmethod
+    def read(cls, path: Path, here: dict[str, str | int], update: bool) -> "Baseline":
+        """Reads the bars; without a file there are none.
+
+        Args:
+            path: the file.
+            here: what tonight shares with later nights.
+            update: True accepts a file that cannot be used, because it is to be replaced, and other
+                times of the reference.
+
+        Raises:
+            ValueError: the file is damaged, or of another device, suite, reference work or size.
+        """
+        if not path.exists():
+            return cls(path, here, {}, {}, [])
+        try:
+            before = _bars(path, here)
+        except UserError as error:
+            if not update:
+                raise UserError(f"{error}; gate --update writes a new one") from error
+            return cls(path, here, {}, {}, [f"nothing was compared: {error}"])
+        past = dict.fromkeys(before, Past(same_machine=not update))
+        return cls(path, here, before, past, [])
+
+    def write(
+        self, verdicts: Sequence[Verdict], accepted: Sequence[str], update: bool
+    ) -> str | None:
+        """Writes the bars for later nights, and returns a line about it; None if nothing is due.
+
+        Without ``update`` only works without a bar, and accepted ones, get tonight's times.
+        With it the bar of a work is the higher one of the old and tonight's.
+        """
+        new = dict(self.before)
+        for one in verdicts:
+            if one.word == "invalid":
+                continue
+            if one.before is None or one.name in accepted:
+                new[one.name] = one.now
+            elif update:
+                bar = max(one.before.speedup, one.now.speedup)
+                new[one.name] = replace(
+                    one.now, speedup=bar, low=min(one.now.low, bar), high=max(one.now.high, bar)
+                )
+        if new == self.before:
+            return None
+        if update:  # works that are no longer measured
+            new = {one.name: new[one.name] for one in verdicts if one.name in new}
+        works = {name: asdict(timing) for name, timing in new.items()}
+        save_json(self.path, {**self.here, "machine": describe(), "works": works})
+        return f"wrote {self.path.name}"
+
+
+def _bars(path: Path, here: Mapping[str, str | int]) -> dict[str, Timing]:
+    content, where = read_json(path, "baseline"), f"baseline {path}"
+    if missing := {*here, "works"} - content.keys():
+        raise UserError(f"{where} lacks {', '.join(sorted(missing))}")
+    for name, value in here.items():
+        if content[name] != value:
+            raise UserError(f"{where} was made with {name} {content[name]}, here it is {value}")
+    return timings_of(content["works"], where)
