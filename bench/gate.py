@@ -36,7 +36,7 @@ from . import announce, trend
 from .baseline import BASELINES, Baseline, setup
 from .gate_works import allowed, errors, measure, works
 from .machine import describe, free_device
-from .nights import History, Night, read_nights, write_night
+from .nights import History, Night, missing, read_nights, write_night
 from .operations import one_line
 from .options import Number, rounds_option
 from .problem import Problem, states_problem
@@ -129,7 +129,7 @@ def ending_of(options: Options, standard: Baseline | History) -> Ending:
     factor = _BAR_ROUNDS if options.update or not standard.before else 1
 
     def measured(names: Sequence[str]) -> dict[str, Timing]:
-        timings = {}
+        timings: dict[str, Timing] = {}
         for name in names:
             try:
                 timings |= measure(
@@ -253,13 +253,14 @@ def main(
     end = ending_of(options, standard)
     night = night_of(options, machine, end)
     nights = [*standard.nights, night] if isinstance(standard, History) else []
+    notes = [*standard.notes, *missing(nights)]
     # A disk that is full comes last, so that it does not cost the verdict.
-    for note in standard.notes:
+    for note in notes:
         click.echo(f"gate: {note}")
     if end.verdicts:
         click.echo(table(end.verdicts))
     announce.add_to_job_summary(
-        trend.summary(end.line, standard.notes, end.verdicts, nights, standard.before)
+        trend.summary(end.line, notes, end.verdicts, nights, standard.before)
     )
     if webhook:
         announce.post(webhook, payload(night, end))

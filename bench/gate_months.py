@@ -124,7 +124,8 @@ def simulated_night(
 
 def simulated_month(month: Month, noise: float, seed: int) -> list[list[Verdict]]:
     """Returns the verdicts of each night of a month."""
-    rng, nights, verdicts = np.random.default_rng(seed), [], []
+    nights: list[Night] = []
+    rng, verdicts = np.random.default_rng(seed), []
     for number in range(NIGHTS):
         night, judged = simulated_night(nights, number, month, noise, rng)
         nights.append(night)

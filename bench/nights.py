@@ -4,6 +4,9 @@ The bar of a work is a speedup over the frozen reference: that of its first nigh
 that the median of five nights in a row reached. So a slow drift meets a bar that stays, and an
 improvement raises it. A new driver or version of torch changes the times of the reference, which
 are then compared with those since the change, but never the bar.
+
+A work is slower if it is more than 3% below its bar. Where nights differ so much that this would
+raise false alarms, the limit is four standard deviations from night to night, and at most 10%.
 """
 
 import math
@@ -11,17 +14,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
 from .baseline import read_json, same_machine, timings_of
 from .timing import Timing
-from .verdict import WINDOW, WORDS, Past
+from .verdict import SLOWER, WINDOW, WORDS, Past
 
 _FORMAT = 1
+_DEVIATIONS, _MOST_ALLOWED, _NOISE_NIGHTS = 4, 1.10, 30
 _ENTRIES = ("format", "date", "device", "suite", "reference work", "sizes", "machine", "verdict",
             "accepted", "update", "works")  # fmt: skip
 
@@ -94,8 +99,8 @@ def read_night(path: Path) -> Night:
     if date.tzinfo is None:
         raise UserError(f"{where}: date must have a time zone, got {content['date']}")
     works = content["works"]
-    words = {name: one.get("verdict") for name, one in works.items() if isinstance(one, dict)}
-    if unknown := {str(word) for word in words.values()} - set(WORDS):
+    words = {name: str(one.get("verdict")) for name, one in works.items() if isinstance(one, dict)}
+    if unknown := set(words.values()) - set(WORDS):
         raise UserError(f"{where}: verdict must be of {', '.join(WORDS)}; got {min(unknown)}")
     # An invalid work may hold any number, because it is never compared.
     valid = {name: one for name, one in works.items() if words.get(name) != "invalid"}
@@ -109,6 +114,23 @@ def bar_of(speedups: Sequence[float]) -> float:
     """Returns the first speedup, or the highest median of five in a row if that is higher."""
     windows = (speedups[end - WINDOW : end] for end in range(WINDOW, len(speedups) + 1))
     return max(speedups[0], *map(median, windows), 0.0)
+
+
+def noise_of(speedups: Sequence[float]) -> float:
+    """Returns the standard deviation of speedups from night to night, as a fraction.
+
+    It is that of the median change, which neither a step nor a drift moves much; 0 for fewer than
+    five nights.
+    """
+    if len(speedups) < WINDOW:
+        return 0.0
+    changes = [abs(math.log(after / before)) for before, after in pairwise(speedups)]
+    return median(changes) / (NormalDist().inv_cdf(0.75) * math.sqrt(2))
+
+
+def allowed_with(noise: float) -> float:
+    """Returns the slowdown above which a work is slower: four deviations, 3% to 10%."""
+    return min(max(SLOWER, 1 + _DEVIATIONS * noise), _MOST_ALLOWED)
 
 
 class History:
@@ -142,7 +164,9 @@ class History:
         self.past: dict[str, Past] = {}
         for name in dict.fromkeys(name for night in self.nights for name in night.timings):
             self._learn(name)
-        self.notes = [*self._left_out(ordered), *self._changes(), *self._without_verdict()]
+        self.notes = [
+            *self._left_out(ordered), *self._changes(), *self._without_verdict(), *self._noisy()
+        ]  # fmt: skip
 
     def _learn(self, name: str) -> None:
         """Works out bar and past of a work, if it has a valid night."""
@@ -159,7 +183,8 @@ class History:
         peer_us = median(alike[-WINDOW:] or [valid[-1][0].peer_us])
         bar = bar_of(speedups)
         self.before[name] = Timing(peer_us / bar, peer_us, bar, bar, bar, len(valid))
-        self.past[name] = Past(tuple(speedups[1 - WINDOW :]), bool(alike))
+        allowed = allowed_with(noise_of(speedups[-_NOISE_NIGHTS:]))
+        self.past[name] = Past(tuple(speedups[1 - WINDOW :]), bool(alike), allowed)
 
     def _same_machine(self) -> list[bool]:
         """Returns for each night whether tonight's times of the reference are comparable."""
@@ -195,6 +220,20 @@ class History:
             if age >= 2:
                 notes.append(f"{name} had no valid measurement in the last {age} nights")
         return notes
+
+    def _noisy(self) -> list[str]:
+        """Returns notes on works that differ so much from night to night that more is allowed."""
+        return [
+            f"{name} differs a lot from night to night: slower means by more than "
+            f"{past.allowed - 1:.1%}"
+            for name, past in self.past.items() if past.allowed > SLOWER
+        ]  # fmt: skip
+
+
+def missing(nights: Sequence[Night]) -> list[str]:
+    """Returns a note if nothing was measured on some days before the last night."""
+    days = (nights[-1].date - nights[-2].date).days if len(nights) > 1 else 0
+    return [f"the night before was {days} days ago"] if days > 1 else []
 
 
 def read_nights(folder: Path) -> list[Night]:

@@ -84,11 +84,14 @@ def _lines(nights: Sequence[Night], bars: Mapping[str, Timing]) -> str:
 
 
 def _chart(nights: Sequence[Night], bars: Mapping[str, Timing]) -> str:
-    """Returns a chart, drawn by the page that shows it, of the work that is slowest tonight."""
+    """Returns a chart, drawn by the page that shows it, of the slowest work."""
     known = {
-        name: [one for one in zip(nights, line, strict=True) if one[1] is not None]
+        name: [
+            (night, slowdown)
+            for night, slowdown in zip(nights, line, strict=True) if slowdown is not None
+        ]
         for name, line in slowdowns(nights, bars).items()
-    }
+    }  # fmt: skip
     name = max((one for one in known if known[one]), key=lambda one: known[one][-1][1], default="")
     if not name:
         return ""

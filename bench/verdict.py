@@ -31,10 +31,12 @@ class Past(NamedTuple):
         recent: speedups of the valid nights just before, at most four.
         same_machine: False if the driver, a version or a limit of power has changed since, so that
             the time of the reference has no earlier one beside it.
+        allowed: slowdown above which a work is slower: 1.03, or more where nights differ a lot.
     """
 
     recent: tuple[float, ...] = ()
     same_machine: bool = True
+    allowed: float = SLOWER
 
 
 _NO_PAST = Past()
@@ -81,19 +83,20 @@ class Verdict:
         """True if the last five nights, tonight included, are slower in their median."""
         if self.before is None or len(self.past.recent) < WINDOW - 1:
             return False
-        return self.before.speedup / median((*self.past.recent, self.now.speedup)) > SLOWER
+        middle = median((*self.past.recent, self.now.speedup))
+        return self.before.speedup / middle > self.past.allowed
 
     @property
     def slower(self) -> bool:
         if self.before is None or not self.sound:
             return False
-        return self.before.speedup / self.now.high > SLOWER or self.drifted
+        return self.before.speedup / self.now.high > self.past.allowed or self.drifted
 
     @property
     def faster(self) -> bool:
         if self.before is None or not self.sound:
             return False
-        return self.now.low / self.before.speedup > SLOWER
+        return self.now.low / self.before.speedup > self.past.allowed
 
     @property
     def invalid(self) -> bool:

@@ -1,4 +1,4 @@
-"""The script of the continuous checks turns red with each of its commands, and with any skip."""
+"""The continuous checks turn red with each command and skip; nights are kept on a branch."""
 
 import os
 import shutil
@@ -110,3 +110,60 @@ def test_a_test_that_needs_a_gpu_may_be_skipped(tmp_path):
 def run_pytest(folder, *options):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "."]
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Returns a function that makes a clone of an origin, which holds one commit."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        subprocess.run(["git", *identity, *map(str, arguments)], check=True, capture_output=True)
+
+    origin, first = tmp_path / "origin.git", tmp_path / "first"
+    git("init", "--bare", "-b", "main", origin)
+    git("clone", origin, first)
+    git("-C", first, "commit", "--allow-empty", "-m", "start")
+    git("-C", first, "push", "origin", "HEAD:main")
+
+    def clone(name):
+        git("clone", "--depth", "1", f"file://{origin}", tmp_path / name)
+        return tmp_path / name
+
+    return clone
+
+
+def history(clone, *arguments):
+    done = subprocess.run(
+        [ROOT / ".ci/history", *map(str, arguments)], cwd=clone, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_nights_are_kept_on_a_branch_from_run_to_run(repository, tmp_path):
+    for number in range(3):  # each night in a new clone
+        clone, folder = repository(f"clone {number}"), tmp_path / f"history {number}"
+        status, output = history(clone, "get", folder)
+        assert (status, "this is the first night" in output) == (0, number == 0)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            f"night {earlier}.json" for earlier in range(number)
+        ]
+        (folder / f"night {number}.json").write_text(f"{{{number}}}")
+        assert history(clone, "put", folder) == (0, "")
+        assert not [path for path in clone.iterdir() if path.name != ".git"]
+    assert (tmp_path / "history 2/night 0.json").read_text() == "{0}"
+    status, output = history(clone, "put", folder)
+    assert (status, output) == (1, f"{folder} holds no new night\n")
+
+
+def test_a_history_that_cannot_be_reached_is_no_first_night(repository, tmp_path):
+    clone = repository("clone")
+    (tmp_path / "origin.git").rename(tmp_path / "elsewhere")
+    assert history(clone, "get", tmp_path / "history")[0] not in (0, 2)
+    assert history(clone, "put", tmp_path)[0] not in (0, 2)
+
+
+def test_nothing_to_keep_fails(repository, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert history(repository("clone"), "put", tmp_path / "empty")[0] != 0
+    assert history(tmp_path / "clone", "push", tmp_path)[0] == 2

@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,7 +16,15 @@ from flashpoint.bench.baseline import setup
 from flashpoint.bench.gate_months import MONTHS, found_in, machine_with, simulated_month
 from flashpoint.bench.gate_works import GateWork
 from flashpoint.bench.machine import describe
-from flashpoint.bench.nights import History, Night, bar_of, read_nights
+from flashpoint.bench.nights import (
+    History,
+    Night,
+    allowed_with,
+    bar_of,
+    missing,
+    noise_of,
+    read_nights,
+)
 from flashpoint.bench.timing import Timing
 from flashpoint.bench.trend import draw, slowdowns, sparkline, summary
 
@@ -77,6 +86,32 @@ def test_only_an_accepted_night_lowers_the_bar():
     assert History(nights, HERE, ONE).before["step"].speedup == 2.0
     nights.append(night(3, 1.8, word="slower", accepted=("step",)))
     assert History(nights, HERE, ONE).before["step"].speedup == 1.8
+
+
+def test_the_limit_is_four_deviations_from_night_to_night_between_3_and_10_percent():
+    values = np.exp(np.random.default_rng(0).normal(0, 0.01, 4000))
+    assert noise_of(values) == pytest.approx(0.01, rel=0.05)  # of a normal distribution
+    assert noise_of(values * np.where(np.arange(4000) < 2000, 1, 0.8)) == pytest.approx(
+        noise_of(values), rel=0.01
+    )  # a step does not count
+    assert noise_of([1.0, 2.0, 1.0, 2.0]) == 0.0  # too few nights
+    assert [allowed_with(noise) for noise in (0.0, 0.0075, 0.015, 0.5)] == [
+        1.03, 1.03, pytest.approx(1.06), 1.10
+    ]  # fmt: skip
+
+
+def test_a_work_that_differs_a_lot_is_named_with_its_limit():
+    nights = [night(day, 2.0 * (1.0 + 0.02 * (day % 2))) for day in range(8)]
+    history = History(nights, HERE, ONE)
+    assert history.past["step"].allowed == pytest.approx(1.083, abs=1e-3)
+    assert history.notes == [
+        "step differs a lot from night to night: slower means by more than 8.3%"
+    ]
+
+
+def test_days_without_a_night_are_reported():
+    assert missing([night(0, 2.0), night(1, 2.0)]) == missing([night(0, 2.0)]) == []
+    assert missing([night(0, 2.0), night(6, 2.0)]) == ["the night before was 6 days ago"]
 
 
 @pytest.mark.parametrize("key", HERE)
