@@ -1,6 +1,5 @@
 """The baseline of the gate: a file with the speedup that each work must keep."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from ..diffusion import UserError
 from ..diffusion.files import save_json
 from .machine import describe, reference_hash, short_name
-from .record import SUITE
+from .record import SUITE, read_json
 from .timing import Timing
 from .verdict import Past, Verdict
 
@@ -37,23 +36,6 @@ def _versions(machine: Mapping[str, Any]) -> tuple:
     # The driver and the limits of clocks and power; the clock of the moment is left out.
     gpu = str(machine.get("driver, clocks (now, maximum), power limit")).split(", ")
     return (*(machine.get(name) for name in ("torch", "triton", "threads")), gpu[:1] + gpu[2:])
-
-
-def read_json(path: Path, what: str) -> dict:
-    """Returns the JSON object of a file.
-
-    Raises:
-        ValueError: the file cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} {path} is empty, cut short or no JSON") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def timings_of(works: object, where: str) -> dict[str, Timing]:

@@ -5,7 +5,6 @@ denoiser and a classifier of noisy points on each data set, and samples in every
 it writes ``<name>.json``, and ``tables.md`` about all sets in the folder.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,12 +16,14 @@ import torch
 from torch import Tensor
 
 from .. import diffusion as fd
-from ..diffusion.errors import check_choice
+from ..diffusion.device import choose_device
+from ..diffusion.errors import UserError, check_choice, check_seed
 from ..diffusion.files import make_folder, save_json, write_atomically
 from ..diffusion.metrics.knn import fit_knn
 from ..diffusion.metrics.table import markdown_table
 from ..kernels.philox import child_seed
 from . import machine
+from .record import read_json
 
 SCHEDULE = fd.Schedule(500)
 P_UNCOND = 0.1
@@ -258,19 +259,41 @@ def _mark(passed: bool) -> str:
     return "" if passed else " ✗"
 
 
+def _check_folder(out: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Raises :class:`UserError` if results would be lost, or if others there are damaged."""
+    there = [name for name in fd.DATASETS if (out / f"{name}.json").exists()]
+    if not overwrite and (lost := [f"{name}.json" for name in there if name in names]):
+        raise UserError(
+            f"--out {out} has {', '.join(lost)} already: choose another folder, or --overwrite"
+        )
+    for name in there:
+        if name not in names:
+            read_json(out / f"{name}.json", "record")
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
 @click.option("--recipe", default="small", show_default=True, help="small, fast or long.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of data sets in the folder.")
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str | None) -> None:
+def main(
+    names: tuple[str, ...],
+    out: Path,
+    recipe: str,
+    overwrite: bool,
+    seed: int,
+    device: str | None,
+) -> None:
     """Measure samples of data sets, NAMES or all, beside real points of each."""
     names = names or tuple(fd.DATASETS)
     for name in names:
         check_choice("NAMES", name, fd.DATASETS)
-    check_choice("recipe", recipe, fd.RECIPES)
-    make_folder(out)
+    check_choice("--recipe", recipe, fd.RECIPES)
+    check_seed(seed)
+    choose_device(device)
+    _check_folder(make_folder(out), names, overwrite)
     for name in names:
         bench = DatasetBench(name, seed, device, recipe)
         result = bench.run()
@@ -283,6 +306,6 @@ def main(names: tuple[str, ...], out: Path, recipe: str, seed: int, device: str 
         }
         save_json(out / f"{name}.json", {**result, **settings})
         done = (out / f"{name}.json" for name in fd.DATASETS)
-        results = [json.loads(path.read_text()) for path in done if path.is_file()]
+        results = [read_json(path, "record") for path in done if path.is_file()]
         write_atomically(out / "tables.md", (table(results) + "\n").encode())
         click.echo(table([result]))

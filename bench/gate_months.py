@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..diffusion.metrics.table import markdown_table
 from .nights import History, Night
-from .options import Number
+from .options import Number, count_option
 from .record import Record, record_option
 from .timing import Timing, clopper_pearson
 from .verdict import Status, Verdict, headline, judge, status_of
@@ -195,8 +195,7 @@ def months_table(found: Sequence[Found]) -> str:
 
 
 @click.command()
-@click.option("--months", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Months of each kind.")  # fmt: skip
+@count_option("--months", 100, "Months of each kind.")
 @click.option(
     "--noise",
     type=Number(min=0, max=0.1),

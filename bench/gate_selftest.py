@@ -18,7 +18,7 @@ import click
 from tqdm import tqdm
 
 from .machine import free_device
-from .options import rounds_option
+from .options import count_option, rounds_option
 from .record import Record, record_option
 from .timing import clopper_pearson
 from .verdict import Status
@@ -70,13 +70,8 @@ def summarise(extra_rows: float, statuses: list[int]) -> Planted:
 
 @click.command()
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
-@click.option("--repeats", default=30, show_default=True, help="Runs without planted work.")
-@click.option(
-    "--planted-repeats",
-    default=20,
-    show_default=True,
-    help="Runs for each amount.",
-)
+@count_option("--repeats", 30, "Runs without planted work.")
+@count_option("--planted-repeats", 20, "Runs for each amount.")
 @rounds_option(40, "Paired rounds of each work.")
 @record_option
 def main(device, repeats, planted_repeats, rounds, folder) -> None:

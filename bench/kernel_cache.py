@@ -10,10 +10,12 @@ import json
 import tarfile
 import tempfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
+from ..diffusion import UserError
 from ..diffusion.files import make_folder
 
 FILE = "compiled.tar.gz"
@@ -40,9 +42,9 @@ def unpack(archive: Path, cache: Path) -> str | None:
 def _rewrite_lists(folder: Path, place: Path) -> None:
     """Rewrites the lists of a folder with the paths that its files are going to have."""
     for listing in folder.glob(_LIST):
-        content = json.loads(listing.read_text())
+        content = json.loads(listing.read_text(encoding="utf-8"))
         content["child_paths"] = {name: str(place / name) for name in content["child_paths"]}
-        listing.write_text(json.dumps(content))
+        listing.write_text(json.dumps(content), encoding="utf-8")
 
 
 def kernels_in(cache: Path) -> set[str]:
@@ -81,6 +83,8 @@ def _whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 @click.command()
 def main() -> None:
     """Compile the optimiser's kernels for sm_90 into Triton's cache; no GPU is needed."""
+    if find_spec("triton") is None:
+        raise UserError("triton must be installed to compile its kernels")
     # Only this command needs triton.
     import triton
     from triton.backends.compiler import GPUTarget

@@ -21,7 +21,8 @@ from typing import Any
 
 from ..diffusion import UserError
 from ..diffusion.files import make_folder, save_json
-from .baseline import read_json, same_machine, timings_of
+from .baseline import same_machine, timings_of
+from .record import read_json
 from .timing import Timing
 from .verdict import SLOWER, WINDOW, WORDS, Past
 

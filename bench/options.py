@@ -11,15 +11,20 @@ class Number(click.FloatRange):
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+            self.fail(f"must be a finite number, got {value}", param, ctx)
         return number
+
+
+def count_option(name: str, default: int | None, text: str, least: int = 1):
+    """Returns an option that takes a whole number of at least ``least``."""
+    return click.option(
+        name, type=click.IntRange(min=least), default=default, show_default=True, help=text
+    )
 
 
 def rounds_option(default: int, text: str = "Paired rounds of a comparison.", least: int = 2):
     """Returns the option ``--rounds``; an interval needs two."""
-    return click.option(
-        "--rounds", type=click.IntRange(min=least), default=default, show_default=True, help=text
-    )
+    return count_option("--rounds", default, text, least)
 
 
 def budget_option(seconds: float):

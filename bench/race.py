@@ -21,11 +21,12 @@ import click
 import torch
 
 from ..diffusion import UserError
+from ..diffusion.errors import check_choice
 from . import costs
 from .costs import Rates
 from .machine import free_device
 from .operations import one_line
-from .options import budget_option, rounds_option
+from .options import Number, budget_option, rounds_option
 from .peers import GPU_ONLY, PEERS, Peer
 from .peers.eager import Exact
 from .peers.ours import Ours
@@ -227,11 +228,17 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
 @click.option(
     "--seconds",
     "per_run",
-    type=float,
+    type=Number(min=0, min_open=True),
     default=None,
     help="Seconds for one run of a work; longer works are cut. Default: 60, on a CPU 2.",
 )
-@click.option("--per-comparison", default=20.0, show_default=True, help="Seconds for the rounds.")
+@click.option(
+    "--per-comparison",
+    type=Number(min=0),
+    default=20.0,
+    show_default=True,
+    help="Seconds for the rounds.",
+)
 @budget_option(3600.0)
 @click.option("--peers", default=",".join(PEERS), show_default=True, help="Peers to race against.")
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
@@ -239,15 +246,18 @@ def ours_flop_rate(problem: Problem, device: torch.device) -> float:
 def main(device, rounds, per_run, per_comparison, budget, peers, busy, folder) -> None:
     """Race against eager, graphed and compiled PyTorch, JAX, and a classic script."""
     device = free_device(device, busy)
-    names = tuple(name.strip() for name in peers.split(","))
-    if unknown := set(names) - set(PEERS):
-        raise UserError(f"peers must be of {', '.join(PEERS)}; got {', '.join(unknown)}")
+    names = tuple(dict.fromkeys(name.strip() for name in peers.split(",")))
+    for name in names:
+        check_choice("--peers", name, PEERS)
     if device.type != "cuda":
         names = tuple(name for name in names if name not in GPU_ONLY)
+        if not names:
+            raise UserError(f"--peers needs one that runs without a GPU, got {peers}")
     if per_run is None:
         per_run = 60.0 if device.type == "cuda" else 2.0
+    record = Record(folder)
     torch.manual_seed(0)
-    problem, record = states_problem(), Record(folder)
+    problem = states_problem()
     rates = measure_rates(device)
     deadline = time.monotonic() + budget
     race = Race(device, record, rounds, per_comparison, deadline, names, rates)

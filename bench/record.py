@@ -16,6 +16,11 @@ from . import machine
 # Version of the works and of the method; numbers of two versions are not compared.
 SUITE = 1
 FILE = "record.json"
+# What every record says of its machine and readers rely on.
+_OF_MACHINE = {
+    "date", "commit", "uncommitted changes", "python", "torch", "triton", "gpu", "processor",
+    "threads",
+}  # fmt: skip
 
 record_option = click.option(
     "--record",
@@ -70,18 +75,41 @@ class Record:
             save_json(self.path, self.content)
 
 
+def read_json(path: Path, what: str) -> dict:
+    """Returns the JSON object of a file.
+
+    Args:
+        path: the file.
+        what: what the file is, for messages.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} cannot be read: empty, cut short or no JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
 def read(path: Path) -> dict:
     """Returns the content of a record.
 
     Raises:
         ValueError: the record cannot be read, or a part is missing.
     """
-    try:
-        content = json.loads(path.read_text())
-        missing = {"suite", "machine", "stages"} - content.keys()
-        missing = missing or {"gpu", "date"} - content["machine"].keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"record {path.parent.name}/{FILE} cannot be read ({error!r})") from error
-    if missing:
-        raise UserError(f"record {path.parent.name}/{FILE} lacks {', '.join(sorted(missing))}")
+    content = read_json(path, "record")
+    if missing := {"suite", "machine", "stages"} - content.keys():
+        raise UserError(f"record {path} lacks {', '.join(sorted(missing))}")
+    for part in ("machine", "stages"):
+        if not isinstance(content[part], dict):
+            raise UserError(f"record {path}: {part} must be an object, got {content[part]!r}")
+    if missing := _OF_MACHINE - content["machine"].keys():
+        raise UserError(f"record {path} lacks {', '.join(sorted(missing))}")
+    if not all(isinstance(stage, dict) for stage in content["stages"].values()):
+        raise UserError(f"record {path}: stages must be objects")
     return content

@@ -7,7 +7,6 @@ markers: the quality of samples and the performance. Each device is shown by its
 Numbers that no record holds are marked as not measured; nothing is typed by hand.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from pathlib import Path
 import click
 
 from ..diffusion import UserError
-from ..diffusion.files import make_folder, write_atomically
+from ..diffusion.files import make_target, write_atomically
 from . import figures
 from .costs import Rates
-from .record import FILE, SUITE, read
+from .record import FILE, SUITE, read, read_json
 from .roofline import Point
 from .roofline import table as roofline_table
 from .speedrun import CALIBRATION, TRACKS
@@ -58,7 +57,15 @@ class Measured:
         return self.machine["date"]
 
     def results(self, stage: str) -> list[dict]:
-        return self.stages.get(stage, {}).get("results", [])
+        """Returns the results of a stage, none if it was not measured.
+
+        Raises:
+            ValueError: they are no list of objects.
+        """
+        results = self.stages.get(stage, {}).get("results", [])
+        if not (isinstance(results, list) and all(isinstance(one, dict) for one in results)):
+            raise UserError(f"record {self.name}: results of {stage} must be a list of objects")
+        return results
 
 
 def read_records(folder: Path) -> list[Measured]:
@@ -168,7 +175,7 @@ class Page:
 
     def calibration(self, path: Path) -> None:
         """Adds the share of real draws that pass the batteries of the speedrun."""
-        content = json.loads(path.read_text()) if path.exists() else {}
+        content = read_json(path, "calibration") if path.exists() else {}
         self.parts.append("## Real draws in the tests of time to quality")
         for name in TRACKS:
             if name not in content:
@@ -229,15 +236,26 @@ def quality_section(folder: Path) -> str:
     if not runs:
         return f"Quality of samples: {NOT_MEASURED}."
     newest = runs[-1].parent
-    files = {int(path.stem.removeprefix("seed-")): path for path in newest.glob("seed-*.json")}
+    files = {_seed_of(path): path for path in newest.glob("seed-*.json")}
     *first, last = map(str, sorted(files))
     seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
-    metrics = [json.loads(files[seed].read_text())["metrics"] for seed in sorted(files)]
+    runs = {path: read_json(path, "run") for _, path in sorted(files.items())}
+    if lacking := [path for path, run in runs.items() if "metrics" not in run]:
+        raise UserError(f"run {lacking[0]} lacks metrics")
+    metrics = [run["metrics"] for run in runs.values()]
     return "\n\n".join((
         f"`flashpoint states`, {seeds} ([record](bench/records/{newest.name})):",
         quality_table(metrics),
         "✗: outside the band in at least one seed.",
     ))  # fmt: skip
+
+
+def _seed_of(path: Path) -> int:
+    """Returns the seed in the name of a file."""
+    try:
+        return int(path.stem.removeprefix("seed-"))
+    except ValueError as error:
+        raise UserError(f"run {path} must be named seed-NUMBER.json") from error
 
 
 def put_between_markers(text: str, name: str, section: str) -> str:
@@ -261,6 +279,14 @@ def readme_of(text: str, folder: Path, records: list[Measured]) -> str:
     return put_between_markers(text, "performance", performance_section(records))
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"--readme {path} cannot be read: {reason}") from error
+
+
 _path = click.Path(path_type=Path)
 
 
@@ -270,9 +296,14 @@ _path = click.Path(path_type=Path)
 @click.option("--readme", type=_path, default=ROOT / "README.md", help="README to update.")
 def main(records: Path, page: Path, readme: Path) -> None:
     """Write the page of benchmarks and the README's tables from the records."""
+    if page.resolve() == readme.resolve():
+        raise UserError(f"--page and --readme must be two files, got {page} for both")
+    make_target(page, ".md")
     found = read_records(records)
-    text = readme_of(readme.read_text(), records, found)
-    make_folder(page.parent)
-    Page(found, page).write()
+    try:
+        text = readme_of(_read_text(readme), records, found)
+        Page(found, page).write()
+    except (KeyError, TypeError) as error:
+        raise UserError(f"a record in {records} lacks or misnames a number: {error}") from error
     write_atomically(readme, text.encode())
     click.echo(f"{len(found)} records; wrote {page.name} and {readme.name}")

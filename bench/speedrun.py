@@ -17,7 +17,6 @@ stopped.
 """
 
 import inspect
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +43,7 @@ from ..diffusion import (
     states_points,
 )
 from ..diffusion.errors import check_choice
-from ..diffusion.files import save_json
+from ..diffusion.files import make_folder, save_json
 from .battery import (
     Battery,
     Calibration,
@@ -55,8 +54,8 @@ from .battery import (
 )
 from .figures import speedrun_figure
 from .machine import free_device
-from .options import budget_option
-from .record import Record, record_option
+from .options import budget_option, count_option
+from .record import Record, read_json, record_option
 from .timing import clopper_pearson
 
 CALIBRATION = Path(__file__).with_name("records") / "calibration.json"
@@ -235,11 +234,11 @@ def read_calibration(path: Path, track: Track) -> tuple[Calibration, float | Non
     Raises:
         ValueError: the track is not calibrated, or was calibrated with another definition.
     """
-    entry = _read(path).get(track.name)
+    entry = _entry(path, track.name)
     needs_tau = track.target is not None
     if entry is None or (needs_tau and entry["tau"] is None):
         raise UserError(f"track {track.name} is not calibrated; run the command calibrate first")
-    calibration = Calibration.from_dict(entry["battery"])
+    calibration = _battery(path, entry)
     if calibration.definition != track.battery.definition:
         raise UserError(
             f"track {track.name} was calibrated for {calibration.definition!r}, it is now "
@@ -254,7 +253,27 @@ def read_calibration(path: Path, track: Track) -> tuple[Calibration, float | Non
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "calibration") if path.exists() else {}
+
+
+def _entry(path: Path, name: str) -> dict | None:
+    """Returns what a file of calibrations says of a track; None if nothing."""
+    entry = _read(path).get(name)
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not {"battery", "tau"} <= entry.keys():
+        raise UserError(f"calibration {path}: {name} must have battery and tau")
+    tau = entry["tau"]
+    if tau is not None and not (isinstance(tau, int | float) and 0 < tau < float("inf")):
+        raise UserError(f"calibration {path}: tau of {name} must be above 0, got {tau!r}")
+    return entry
+
+
+def _battery(path: Path, entry: dict) -> Calibration:
+    try:
+        return Calibration.from_dict(entry["battery"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"calibration {path} is damaged ({error!r}); calibrate again") from error
 
 
 def calibrate_tau(track: Track, runs: int, device: torch.device) -> dict:
@@ -290,24 +309,27 @@ _track_option = click.option(
 
 @click.command()
 @_track_option
-@click.option("--draws", default=100, show_default=True, help="Real draws that define the bands.")
-@click.option("--repeats", default=200, show_default=True, help="Real draws that check them.")
-@click.option("--long-runs", default=10, show_default=True, help="Trainings that define tau.")
+@count_option("--draws", 100, "Real draws that define the bands.", least=2)
+@count_option("--repeats", 200, "Real draws that check them.")
+@count_option("--long-runs", 10, "Trainings that define tau, 2 or more; 0 leaves it.", least=0)
 @click.option("--tau-only", is_flag=True, help="Keep the bands of the file.")
 @click.option("--device", default=None, help="Device of the trainings. Default: the best.")
 @_calibration_option
 def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
     """Calibrate the bands of the speedrun's tests on real draws, and tau on long runs."""
+    if long_runs == 1:
+        raise UserError("--long-runs must be 0 or at least 2, got 1")
     device = free_device(device, busy=True)  # nothing is timed
+    make_folder(path.parent)
     for name in _chosen(names):
-        track, entry = TRACKS[name](False), _read(path).get(name)
+        track, entry = TRACKS[name](False), _entry(path, name)
         if not tau_only:
             battery = track.battery.calibrate(draws, repeats)
             entry = {"battery": battery.to_dict(), "tau": None}
             save_json(path, _read(path) | {name: entry})
         elif entry is None:
             raise UserError(f"track {name} has no bands in {path.name}; leave out --tau-only")
-        battery = Calibration.from_dict(entry["battery"])
+        battery = _battery(path, entry)
         click.echo(
             f"{name}: {battery.passed} of {battery.repeats} real draws pass all "
             f"{len(battery.bands)} tests"
@@ -318,7 +340,7 @@ def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
 @click.command()
 @_track_option
 @click.option("--small", is_flag=True, help="Toy sizes and bands, to test the command.")
-@click.option("--seeds", default=None, type=int, help="Number of seeds. Default: 40, on a CPU 5.")
+@count_option("--seeds", None, "Number of seeds. Default: 40, on a CPU 5.")
 @click.option("--device", default=None, help="cpu, cuda or cuda:N. Default: the best.")
 @budget_option(36_000.0)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")

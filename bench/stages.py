@@ -123,7 +123,7 @@ class _Running:
             return None
         self.send(signal.SIGKILL)  # processes that it may have left behind
         outcome = "out of time" if self.interrupted else "failed" if status else "passed"
-        output = self.output.read_text(errors="replace")
+        output = self.output.read_text(encoding="utf-8", errors="replace")
         return Ended(self.stage, outcome, seconds, self.limit, status, output)
 
 

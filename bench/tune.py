@@ -185,7 +185,7 @@ def tuned_file(found: Sequence[Candidate], capability: tuple[int, int], source: 
     for kernel in dict.fromkeys(work.kernel for work in WORKS):
         half[kernel] = _entries(found, half, kernel, capability, source)
     path = table.CONFIGS / f"sm_{capability[0]}{capability[1]}.json"
-    others = json.loads(path.read_text()) if path.exists() else {}
+    others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return others | {"half": {kernel: sizes for kernel, sizes in half.items() if sizes}}
 
 

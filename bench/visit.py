@@ -120,7 +120,8 @@ def other_files() -> list[str]:
     tests = ROOT / "tests"
     found = (
         path.relative_to(tests).as_posix()
-        for path in sorted(tests.rglob("test_*.py")) if "mark.gpu" in path.read_text()
+        for path in sorted(tests.rglob("test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
     )  # fmt: skip
     return [file for file in found if file not in PARTS]
 
@@ -304,7 +305,7 @@ class Visit:
             "last line": one.last_line,
         }
         self.record().put(one.stage.name, **ending)
-        with (self.folder / LOG).open("a") as log:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
             command = " ".join(one.stage.command)
             log.write(f"=== {one.stage.name}: {command}\n{one.output[-_LOGGED:].strip()}\n")
         click.echo(f"{one.stage.name}: {one.outcome}, {one.seconds:.0f} s  {one.last_line[:100]}")

@@ -46,7 +46,7 @@ def rewritten(text: str, page: Path) -> str:
 
 def code(path: str, name: str) -> str:
     """Returns the source of a function, or of a Class.method, as a block of Python."""
-    text = (ROOT / path).read_text()
+    text = (ROOT / path).read_text(encoding="utf-8")
     node = find(ast.parse(text), name, path)
     lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
     if ast.get_docstring(node):
@@ -78,7 +78,7 @@ def resources(arch: str) -> str:
     below the table. Other widths and activations, which the record has too, would only make the
     table long.
     """
-    record = json.loads((ROOT / "kernels" / "resources.json").read_text())
+    record = json.loads((ROOT / "kernels" / "resources.json").read_text(encoding="utf-8"))
     newest = max(record, key=lambda version: [int(part) for part in version.split(".")])
     lines = [
         f"Compiled offline with triton {newest} for {arch}:\n",
@@ -107,7 +107,7 @@ def resources(arch: str) -> str:
 def links(name: str, page: Path) -> Iterator[str]:
     """Yields a link to the source of each thing that a dotted name stands for, and its summary."""
     path, rest = split_name(name)
-    module = ast.parse(path.read_text())
+    module = ast.parse(path.read_text(encoding="utf-8"))
     target = os.path.relpath(path, page.parent)
     for node in [find(module, rest, path)] if rest else documented(module):
         yield f"- [`{node.name}`]({target}): {summary(node)}"
@@ -147,11 +147,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only name the pages that are stale")
     check, stale = parser.parse_args().check, []
     for page in sorted(PAGES.rglob("*.md")):
-        old = page.read_text()
+        old = page.read_text(encoding="utf-8")
         if (new := rewritten(old, page)) != old:
             stale.append(page)
             if not check:
-                page.write_text(new)
+                page.write_text(new, encoding="utf-8")
     for page in stale:
         print(f"{page.relative_to(ROOT)} {'is out of date' if check else 'is rewritten'}")
     if check and stale:

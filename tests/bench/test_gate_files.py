@@ -29,11 +29,12 @@ def with_number(content, key, value):
     return content | {"works": {"step": content["works"]["step"] | {key: value}}}
 
 
+NO_JSON = "cannot be read: empty, cut short or no JSON"
 DAMAGED = {
-    "empty": (lambda _: "", "is empty, cut short or no JSON"),
-    "cut short": (lambda content: json.dumps(content)[:-20], "is empty, cut short or no JSON"),
-    "no text": (lambda _: b"\xff\xfe\x00", "is empty, cut short or no JSON"),
-    "deep": (lambda _: "[" * 100_000, "is empty, cut short or no JSON"),
+    "empty": (lambda _: "", NO_JSON),
+    "cut short": (lambda content: json.dumps(content)[:-20], NO_JSON),
+    "no text": (lambda _: b"\xff\xfe\x00", NO_JSON),
+    "deep": (lambda _: "[" * 100_000, NO_JSON),
     "a list": (lambda _: "[]", "must hold a JSON object, got list"),
     "null": (lambda _: "null", "must hold a JSON object, got NoneType"),
     **{

@@ -137,7 +137,7 @@ def test_the_race_is_recorded_with_its_paired_ratio(problem, referee, tmp_path):
 def test_wrong_options_are_one_line(monkeypatch):
     done = CliRunner().invoke(main, ["race", "--device", "cpu", "--peers", "eager,tensorflow"])
     assert done.exit_code == 2
-    assert done.output.startswith("error: peers must be of eager, graph, ")
+    assert done.output.startswith("error: --peers must be one of eager, graph, ")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     done = CliRunner().invoke(main, ["race", "--device", "cuda"])
     assert done.exit_code == 2
