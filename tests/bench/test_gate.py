@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,3 +243,10 @@ def test_what_is_wrong_is_not_timed(monkeypatch, tmp_path):
         "gate: guided is wrong (error nan, allowed 0.0001); nothing is timed\n"
     )  # fmt: skip
     assert not (tmp_path / "base.json").exists()
+
+
+def test_the_page_names_every_exit_status():
+    page = (Path(__file__).parents[2] / "docs/gate.md").read_text(encoding="utf-8")
+    named = {int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert named == {*Status, 2, 130}
+    assert all(f" {int(status)}: " in gate.__doc__.replace("\n", " ") for status in named)
