@@ -54,7 +54,7 @@ def timings_of(works: object, where: str) -> dict[str, Timing]:
                 raise UserError(f"{where}: {key} of {name!r} must be a number, got {value!r}")
         timings[name] = Timing(**numbers)
         if not timings[name].sound:
-            given = ", ".join(f"{key} {value:g}" for key, value in numbers.items())
+            given = ", ".join(f"{key} {value}" for key, value in numbers.items())
             raise UserError(
                 f"{where}: the numbers of {name!r} must be finite, above 0 and in order "
                 f"low, speedup, high; got {given}"

@@ -40,7 +40,7 @@ from .nights import History, Night, missing, read_nights, write_night
 from .operations import one_line
 from .options import Number, rounds_option
 from .problem import Problem, states_problem
-from .record import Record, record_option
+from .record import FILE, Record, record_option
 from .timing import Timing
 from .verdict import Status, Verdict, compare, headline, judge, status_of, table
 
@@ -64,6 +64,16 @@ class Options:
     rounds: int
     extra_rows: float
     small: bool
+
+
+def check_apart(record: Path | None, baseline: Path | None, history: Path | None) -> None:
+    """Raises :class:`UserError` if the record would be written among the nights or as baseline."""
+    if record is None:
+        return
+    if history is not None and record.resolve() == history.resolve():
+        raise UserError(f"--record and --history must be two folders, got {record} for both")
+    if baseline is not None and (record / FILE).resolve() == baseline.resolve():
+        raise UserError(f"--baseline must not be the record, got {baseline}")
 
 
 def standard_of(
@@ -249,6 +259,7 @@ def main(
     """Compare the speed of ours with earlier nights on this device."""
     options = Options(update, accept_slower, free_device(device, busy), rounds, extra_rows, small)
     machine = describe()
+    check_apart(folder, baseline, history)
     standard, record = standard_of(options, baseline, history, machine), Record(folder)
     end = ending_of(options, standard)
     night = night_of(options, machine, end)
@@ -264,7 +275,11 @@ def main(
     )
     if webhook:
         announce.post(webhook, payload(night, end))
-    click.echo(f"gate: {end.line}{keep(options, standard, history, night, end)}")
+    wrote = ""
+    try:
+        wrote = keep(options, standard, history, night, end)
+    finally:
+        click.echo(f"gate: {end.line}{wrote}")
     timings = {one.name: one.now for one in end.verdicts}
     record.put("gate", verdict=end.line, status=int(end.status), results=_plain(timings))
     if record.path is not None and len(nights) > 1:

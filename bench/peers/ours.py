@@ -18,7 +18,7 @@ _LONG = 200_000  # steps of a recipe, so many that its learning rate stays const
 _PRECISIONS = {"half": "fp16", "tf32": "tf32", "fp32": "fp32"}
 
 
-def _endless(start: Callable[[], Trainer], steps: int) -> Work:
+def _endless(start: Callable[[], Trainer | ManyTrainer], steps: int) -> Work:
     """Returns a work that trains ``steps`` steps each time and starts anew at the end."""
     trainer = start()
 
@@ -100,8 +100,8 @@ class Ours(Peer):
 
     def many(self, models: int, rows: int) -> Runner:
         """Returns training steps of many models in the same launches, each on ``rows`` rows."""
-        trainer, steps = self.many_trainer(models, rows), TRAINING_STEPS[self.device.type]
-        return Runner(lambda: trainer.run(steps), steps)
+        steps = TRAINING_STEPS[self.device.type]
+        return Runner(_endless(lambda: self.many_trainer(models, rows), steps), steps)
 
     def many_trainer(self, models: int, rows: int) -> ManyTrainer:
         """Returns a trainer of many denoisers, whose seeds count from 0."""

@@ -15,6 +15,7 @@ from flashpoint.bench.baseline import setup
 from flashpoint.bench.machine import describe
 from flashpoint.bench.nights import Night, read_night, read_nights, write_night
 from flashpoint.bench.timing import Timing
+from flashpoint.diffusion import UserError
 
 STEP = asdict(Timing(50.0, 100.0, 2.0, 1.9, 2.1, 40))
 HERE = setup(torch.device("cpu"), small=False)
@@ -38,13 +39,14 @@ DAMAGED = {
     "a list": (lambda _: "[]", "must hold a JSON object, got list"),
     "null": (lambda _: "null", "must hold a JSON object, got NoneType"),
     **{
-        f"{key} {value}": (
+        f"{key} {str(value)[:5]}": (
             lambda content, key=key, value=value: with_number(content, key, value),
             "the numbers of 'step' must be finite, above 0",
         )
         for key, value in (
             ("speedup", math.nan), ("speedup", 0), ("speedup", -2.0), ("high", math.inf),
             ("peer_us", 0.0), ("ours_us", math.nan), ("low", 3.0), ("rounds", 0),
+            ("rounds", 10**400),
         )
     },
     **{
@@ -170,3 +172,25 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     (tmp_path / ".git").mkdir()
     assert read_nights(tmp_path) == []
     assert read_nights(tmp_path / "not yet") == []
+
+
+@pytest.mark.usefixtures("never_measures")
+def test_the_record_is_neither_the_baseline_nor_among_the_nights(tmp_path):
+    line = refused("--history", tmp_path, "--record", tmp_path / "x/..")
+    assert "--record and --history must be two folders" in line
+    line = refused("--baseline", tmp_path / "record.json", "--record", tmp_path)
+    assert "--baseline must not be the record" in line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_does_not_cost_the_verdict(tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("file night.json cannot be written: No space left on device")
+
+    monkeypatch.setattr(gate, "ending_of", lambda *_: gate.Ending(gate.Status.SLOWER, "slower: it"))
+    monkeypatch.setattr(gate, "write_night", full)
+    done = CliRunner().invoke(main, ["gate", "--device", "cpu", "--history", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.output.splitlines() == [
+        "gate: slower: it", "error: file night.json cannot be written: No space left on device"
+    ]  # fmt: skip
