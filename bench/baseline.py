@@ -14,6 +14,7 @@ from .record import SUITE, read_json
 from .timing import Timing
 from .verdict import Past, Verdict
 
+_OLD = {"suite", "reference work"}  # what makes the bars of an earlier version incomparable
 BASELINES = Path(__file__).with_name("records") / "baselines"
 
 
@@ -87,20 +88,27 @@ class Baseline:
         Args:
             path: the file.
             here: what tonight shares with later nights.
-            update: True accepts a file that cannot be used, because it is to be replaced, and other
-                times of the reference.
+            update: True accepts a file of another suite or reference work, which is to be replaced,
+                and other times of the reference.
 
         Raises:
             ValueError: the file is damaged, or of another device, suite, reference work or size.
         """
         if not path.exists():
             return cls(path, here, {}, {}, [])
-        try:
-            before = _bars(path, here)
-        except UserError as error:
-            if not update:
-                raise UserError(f"{error}; gate --update writes a new one") from error
-            return cls(path, here, {}, {}, [f"nothing was compared: {error}"])
+        content, where = read_json(path, "baseline"), f"baseline {path}"
+        if missing := {*here, "works"} - content.keys():
+            raise UserError(f"{where} lacks {', '.join(sorted(missing))}")
+        other = {name: content[name] for name, value in here.items() if content[name] != value}
+        if other and not (update and other.keys() <= _OLD):
+            name, value = next(iter(other.items()))
+            raise UserError(
+                f"{where} was made with {name} {value}, here it is {here[name]}; "
+                + ("--update writes a new one" if name in _OLD else "name another file")
+            )
+        if other:
+            return cls(path, here, {}, {}, [f"nothing was compared: {where} is of another suite"])
+        before = timings_of(content["works"], where)
         past = dict.fromkeys(before, Past(same_machine=not update))
         return cls(path, here, before, past, [])
 
@@ -130,13 +138,3 @@ class Baseline:
         works = {name: asdict(timing) for name, timing in new.items()}
         save_json(self.path, {**self.here, "machine": describe(), "works": works})
         return f"wrote {self.path.name}"
-
-
-def _bars(path: Path, here: Mapping[str, str | int]) -> dict[str, Timing]:
-    content, where = read_json(path, "baseline"), f"baseline {path}"
-    if missing := {*here, "works"} - content.keys():
-        raise UserError(f"{where} lacks {', '.join(sorted(missing))}")
-    for name, value in here.items():
-        if content[name] != value:
-            raise UserError(f"{where} was made with {name} {content[name]}, here it is {value}")
-    return timings_of(content["works"], where)

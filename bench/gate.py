@@ -154,6 +154,8 @@ def ending_of(options: Options, standard: Baseline | History) -> Ending:
         check_correct(problem, options.device)
         found = works(problem, options.device, options.extra_rows, options.small)
         todo = {work.name: work for work in found}
+        gone = [name for name in standard.before if name not in todo]
+        standard.notes += [f"{name} is no longer measured" for name in gone]
     except WrongAnswerError as error:
         return Ending(Status.BROKEN, str(error))
     except Exception as error:  # compilers, captures and allocators raise various errors

@@ -199,6 +199,25 @@ def test_a_work_that_breaks_hides_no_other_and_is_no_slower_one(quick, tmp_path)
     assert run(tmp_path).exit_code == 1
 
 
+def test_the_baseline_of_another_version_is_replaced_only_by_update(quick, tmp_path):
+    run(tmp_path, "--update")
+    content = json.loads((tmp_path / "base.json").read_text()) | {"reference work": "0"}
+    (tmp_path / "base.json").write_text(json.dumps(content))
+    assert run(tmp_path).exit_code == 2
+    done = run(tmp_path, "--update")
+    assert done.exit_code == 0
+    assert "gate: nothing was compared: baseline " in done.output
+    assert bars(tmp_path) == quick
+
+
+def test_a_work_that_is_gone_is_named(quick, tmp_path):
+    quick["other"] = BEFORE
+    run(tmp_path, "--update")
+    del quick["other"]
+    done = run(tmp_path)
+    assert (done.exit_code, "gate: other is no longer measured" in done.output) == (0, True)
+
+
 def test_a_new_work_is_compared_with_nothing_once(quick, tmp_path):
     run(tmp_path, "--update")
     quick["new"] = timing(3.0)

@@ -96,10 +96,12 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage, message):
     (tmp_path / "history").mkdir()
     written(tmp_path / "base.json", damage, BASELINE)
     written(tmp_path / "history/night.json", damage, NIGHT)
-    line = refused("--baseline", tmp_path / "base.json")
-    assert f"baseline {tmp_path / 'base.json'}" in line
-    assert line.endswith("; gate --update writes a new one\n")
-    assert message.split(", got")[0] in line
+    before = (tmp_path / "base.json").read_bytes()
+    for update in ((), ("--update",)):  # what is no baseline is not replaced either
+        line = refused("--baseline", tmp_path / "base.json", *update)
+        assert f"baseline {tmp_path / 'base.json'}" in line
+        assert message.split(", got")[0] in line
+        assert (tmp_path / "base.json").read_bytes() == before
     line = refused("--history", tmp_path / "history")
     assert "night.json" in line
     assert message.split(" of 'step'")[0].split(", got")[0] in line
@@ -136,6 +138,8 @@ def test_a_baseline_of_something_else_is_refused(tmp_path, name, value):
     (tmp_path / "base.json").write_text(json.dumps(BASELINE | {name: value}))
     line = refused("--baseline", tmp_path / "base.json")
     assert f"was made with {name} {value}, here it is {HERE[name]}" in line
+    if name in ("device", "sizes"):
+        refused("--baseline", tmp_path / "base.json", "--update")
 
 
 @pytest.mark.usefixtures("never_measures")
