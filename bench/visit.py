@@ -207,7 +207,7 @@ def quality(commands: Commands) -> list[Group]:
                         slack=15, numbers=3))
             for track in ("mixture", "states")
         ),
-        alone(Stage("gate", commands.bench("gate", *first), 47, numbers=8)),
+        alone(Stage("gate", commands.bench("gate", *first), 47, numbers=10)),
         alone(Stage("study", commands.bench("study"), 47, numbers=1)),
     ]  # fmt: skip
 
@@ -239,7 +239,7 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
         "quality": [
             Stage("speedrun", bench("speedrun", "--small", "--seeds", "2"), limit, numbers=3),
             Stage("gate", bench("gate", "--rounds", "3", "--small", "--baseline", baseline,
-                                "--update"), limit, numbers=8),
+                                "--update"), limit, numbers=10),
             Stage("study", bench("study", "--small"), limit, numbers=1),
         ],
     }[verb]  # fmt: skip
