@@ -18,7 +18,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device must be cpu, cuda or cuda:N, got {name!r}") from error
     count = torch.cuda.device_count()
     if device.type not in ("cpu", "cuda"):

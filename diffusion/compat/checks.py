@@ -1,0 +1,199 @@
+"""Checks of what scripts of other libraries pass; each error is one line."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+
+def integer(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Returns a whole number, perhaps numpy's or a tensor of one, as an int.
+
+    Args:
+        name: name of the argument.
+        value: the value given.
+        least: the smallest that is allowed.
+        most: the largest that is allowed; None for no limit.
+
+    Raises:
+        ValueError: it is no whole number, or out of range.
+    """
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    number = None if _is_bool(value) else _index(value)
+    if number is None or number < least or (most is not None and number > most):
+        raise UserError(f"{name} must be an integer {limits}, got {shown(value)}")
+    return number
+
+
+def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+    """Returns a finite number in [least, most] as a float.
+
+    Raises:
+        ValueError: it is no number, not finite, or out of range.
+    """
+    try:
+        result = math.nan if isinstance(value, str) or _is_bool(value) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        result = math.nan
+    if not (least <= result <= most and math.isfinite(result)):
+        limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise UserError(f"{name} must be a finite number {limits}, got {shown(value)}")
+    return result
+
+
+def flag(name: str, value: object) -> bool:
+    """Returns True or False as a bool.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not _is_bool(value):
+        raise UserError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def points(name: str, value: object) -> Tensor:
+    """Returns the value, a tensor of floating-point numbers with at least one axis.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
+        raise UserError(f"{name} must be a float tensor [B, ..., d], got {shown(value)}")
+    return value
+
+
+def like(name: str, value: object, other: str, x: Tensor, doubled: bool = False) -> Tensor:
+    """Returns the value, a tensor of floating-point numbers of the shape and on the device of x.
+
+    Args:
+        name: name of the argument.
+        value: the value given.
+        other: name of x.
+        x: float [B, ..., d].
+        doubled: True wants twice as many entries along axis 1.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    tensor = points(name, value)
+    shape = [*x.shape]
+    if doubled:
+        shape[1:2] = [2 * size for size in shape[1:2]]
+    if list(tensor.shape) != shape:
+        relation = f"{other} with axis 1 doubled" if doubled else other
+        raise UserError(
+            f"{name} must have the shape of {relation}, {shape}, got {list(tensor.shape)}"
+        )
+    if tensor.device != x.device:
+        raise UserError(f"{name} must be on {x.device} like {other}, got {tensor.device}")
+    return tensor
+
+
+def timesteps(value: object, rows: int | None, total: int) -> Tensor:
+    """Returns timesteps as int64 [B], or [1] for all.
+
+    Args:
+        value: the argument ``timesteps``: one integer, or one for each of the rows.
+        rows: number of rows B; None allows any number of timesteps.
+        total: number of timesteps T.
+
+    Raises:
+        ValueError: they are no integers, of another number or out of range.
+    """
+    allowed = f"one integer from 0 to {total - 1}, or one for each of {rows} rows"
+    if rows is None:
+        allowed = f"integers from 0 to {total - 1}"
+    t = _tensor(value)
+    if t is None or t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+        raise UserError(f"timesteps must be {allowed}, got {shown(value)}")
+    t = t.long().flatten()
+    if rows is not None and len(t) not in (1, rows):
+        raise UserError(f"timesteps must be {allowed}, got {len(t)} of them")
+    if len(t) and not _capturing(t):
+        low, high = torch.stack(t.aminmax()).tolist()
+        if low < 0 or high >= total:
+            raise UserError(f"timesteps must be {allowed}, got values from {low} to {high}")
+    return t
+
+
+def finite(**tensors: Tensor) -> None:
+    """Raises :class:`UserError` that names the first tensor with NaN or an infinity in it.
+
+    It waits for the device once, and does nothing while a CUDA graph is captured or code compiled.
+    """
+    if torch.compiler.is_compiling() or _capturing(*tensors.values()):
+        return
+    good = torch.stack([x.detach().isfinite().all() for x in tensors.values()])
+    for name, fine in zip(tensors, good.tolist(), strict=True):
+        if not fine:
+            rows = (~tensors[name].isfinite()).reshape(len(tensors[name]), -1).any(1)
+            raise UserError(
+                f"{name} must be finite, got NaN or infinity in {int(rows.sum())} of "
+                f"{len(rows)} rows"
+            )
+
+
+def generators(value: object, rows: int) -> torch.Generator | Sequence[torch.Generator] | None:
+    """Returns the argument ``generator``: None, one, or one for each row; of a list of one, that.
+
+    Raises:
+        ValueError: it is something else, or there are more or fewer than rows.
+    """
+    if value is None or isinstance(value, torch.Generator):
+        return value
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(one, torch.Generator) for one in value
+    ):
+        raise UserError(
+            f"generator must be a torch.Generator or a list of one for each row, got {shown(value)}"
+        )
+    if len(value) == 1:
+        return value[0]
+    if len(value) != rows:
+        raise UserError(
+            f"generator must be one torch.Generator or a list of one for each of {rows} rows, "
+            f"got {len(value)} of them"
+        )
+    return value
+
+
+def shown(value: object) -> str:
+    """Returns a value as it appears in an error: short and on one line."""
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        if value.ndim == 0:
+            return f"{value.item()!r} in {kind}"
+        return f"{kind} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_bool(value: object) -> bool:
+    is_tensor = isinstance(value, Tensor) and value.dtype == torch.bool
+    return is_tensor or isinstance(value, bool | np.bool_)
+
+
+def _index(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _tensor(value: Any) -> Tensor | None:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _capturing(*tensors: Tensor) -> bool:
+    on_gpu = any(x.is_cuda for x in tensors)
+    return on_gpu and torch.cuda.is_current_stream_capturing()
