@@ -6,6 +6,7 @@ package us-atlas 3.0.1 (ISC); see ``state_outlines.json``.
 
 import json
 import math
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -50,22 +51,29 @@ def states_points(n_points: int = 5000, seed: int = 0) -> Points:
     labels = labels[torch.arange(n_points) * len(labels) // n_points]
     raw = _scatter(labels, seed)
     mean, std = raw.mean(0), raw.std(0)
-
-    def redraw(n: int, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:
-        words = random_words(seed_tensor(seed), Stream.SEED, 1, torch.arange(n), 1)
-        labels = uniform_integers(words[0, :, 0], len(STATE_NAMES))
-        if label is not None:
-            labels.fill_(label)
-        return ((_scatter(labels, seed) - mean) / std).float(), labels
-
     return Points(
         ((raw - mean) / std).float(),
         labels,
         STATE_NAMES,
         "STATES",
-        redraw,
+        _Redraw(mean, std),
         tuple((ring - mean) / std for rings in _outlines() for ring in rings),
     )
+
+
+@dataclass(frozen=True)
+class _Redraw:
+    """Draws new points as ``Points.redraw`` does; unlike a closure it can be pickled."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, n: int, seed: int, label: int | None = None) -> tuple[Tensor, Tensor]:
+        words = random_words(seed_tensor(seed), Stream.SEED, 1, torch.arange(n), 1)
+        labels = uniform_integers(words[0, :, 0], len(STATE_NAMES))
+        if label is not None:
+            labels.fill_(label)
+        return ((_scatter(labels, seed) - self.mean) / self.std).float(), labels
 
 
 @cache

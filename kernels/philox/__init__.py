@@ -10,12 +10,15 @@ backend and still sees the same numbers.
   timesteps, numbers in (0, 1), and noise.
 * :func:`normal_rows` draws the noise of rows in one call.
 * :func:`permute` is a keyed bijection of [0, n): the order of an epoch, without a table.
+* :func:`words_of_one`, :func:`normal_row` and :func:`permute_one` give the same for one element in
+  Python, where tensors would cost many times as much.
 """
 
-from .permutation import permute
+from .permutation import order_keys, permute, permute_one
 from .reference import (
     Stream,
     child_seed,
+    normal_row,
     normal_rows,
     normals,
     philox4x32,
@@ -24,18 +27,23 @@ from .reference import (
     seed_tensor,
     uniform,
     uniform_integers,
+    words_of_one,
 )
 
 __all__ = [
     "Stream",
     "child_seed",
+    "normal_row",
     "normal_rows",
     "normals",
+    "order_keys",
     "permute",
+    "permute_one",
     "philox4x32",
     "random_words",
     "seed_of_each",
     "seed_tensor",
     "uniform",
     "uniform_integers",
+    "words_of_one",
 ]

@@ -1,11 +1,12 @@
 """A keyed bijection of [0, n): the order of an epoch as a function, not a table."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reference import _MASK32, Stream, random_words
+from .reference import _MASK32, Stream, random_words, words_of_one
 
 _FEISTEL_ROUNDS = 8
 
@@ -41,11 +42,33 @@ def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Te
         numbers = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
     bound, *halves = numbers
     rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
-    keys = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
+    words = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
+    keys = words[..., None].unbind(1)
     value = _feistel(index.expand(seed.shape[0], -1), keys, *halves)
     while (outside := value >= bound).any():
         value = torch.where(outside, _feistel(value, keys, *halves), value)
     return value
+
+
+def permute_one(index: int, n: int, keys: Sequence[int]) -> int:
+    """Returns the :func:`permute` of one position, without the cost of tensors.
+
+    Args:
+        index: position in [0, n).
+        n: size of the domain, 1 to 2**62.
+        keys: the :func:`order_keys` of the order.
+    """
+    halves = _halves(n)
+    value = _feistel(index, keys, *halves)
+    while value >= n:
+        value = _feistel(value, keys, *halves)
+    return value
+
+
+def order_keys(seed: int, epoch: int) -> list[int]:
+    """Returns the keys of the order that :func:`permute` gives for a seed and an epoch."""
+    rounds = range(_FEISTEL_ROUNDS // 4)
+    return [key for row in rounds for key in words_of_one(seed, Stream.ORDER, epoch, row, 4)]
 
 
 def _halves(n: int) -> tuple[int, int, int]:
@@ -56,23 +79,26 @@ def _halves(n: int) -> tuple[int, int, int]:
 
 
 def _feistel(
-    value: Tensor,
-    keys: Tensor,
+    value: Any,
+    keys: Iterable[Any],
     low_bits: int | Tensor,
     low_mask: int | Tensor,
     high_mask: int | Tensor,
-) -> Tensor:
-    """Runs the network once over [0, 2**bits); the halves are described by ints or by [M, 1]."""
+) -> Any:
+    """Runs the network once over [0, 2**bits), on tensors or on Python's integers.
+
+    The halves are described by ints or by [M, 1], each key is an int or [M, 1].
+    """
     high, low = value >> low_bits, value & low_mask  # [M, R]
-    for round_number, key in enumerate(keys.unbind(1)):
+    for round_number, key in enumerate(keys):
         if round_number % 2 == 0:
-            high = high ^ (_mix(low, key[:, None]) & high_mask)
+            high = high ^ (_mix(low, key) & high_mask)
         else:
-            low = low ^ (_mix(high, key[:, None]) & low_mask)
+            low = low ^ (_mix(high, key) & low_mask)
     return high << low_bits | low
 
 
-def _mix(x: Tensor, key: Tensor) -> Tensor:
+def _mix(x: Any, key: Any) -> Any:
     """Hashes 32-bit integers; every output bit depends on every input bit."""
     x = (x + key) & _MASK32
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):

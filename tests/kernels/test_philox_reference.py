@@ -9,12 +9,17 @@ from scipy import stats
 from flashpoint.kernels.philox import (
     Stream,
     child_seed,
+    normal_row,
+    normal_rows,
     normals,
+    order_keys,
     permute,
+    permute_one,
     philox4x32,
     random_words,
     seed_tensor,
     uniform_integers,
+    words_of_one,
 )
 
 # Known answers of Random123 1.14, tests/kat_vectors, philox4x32 10.
@@ -139,3 +144,26 @@ def test_a_bad_seed_is_named(seed):
 def test_a_bad_domain_is_named(n):
     with pytest.raises(ValueError, match="n must be"):
         permute(torch.arange(1), n, seed_tensor(0), 0)
+
+
+SEEDS = (0, 7, 2**40 + 3, 2**63 - 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7])
+def test_one_row_is_that_of_all_rows_bit_for_bit(seed, dim):
+    rows = torch.cat((torch.arange(50), torch.tensor([2**32 - 1, 2**32, 2**50 + 17])))
+    words = random_words(seed_tensor(seed), Stream.DRAW, 9, rows, dim)[0]
+    numbers = normal_rows(seed, Stream.DRAW, 9, rows, dim)[0]
+    for row, want, normal in zip(rows.tolist(), words.tolist(), numbers, strict=True):
+        assert words_of_one(seed, Stream.DRAW, 9, row, dim) == want
+        assert torch.equal(normal_row(seed, Stream.DRAW, 9, row, dim), normal)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 1000, 2_500_000])
+def test_one_position_of_an_order_is_that_of_all(seed, n):
+    index = torch.arange(min(n, 200)) * (n // min(n, 200))
+    want = permute(index, n, seed_tensor(seed), 3)[0].tolist()
+    keys = order_keys(seed, 3)
+    assert [permute_one(i, n, keys) for i in index.tolist()] == want
