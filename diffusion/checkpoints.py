@@ -1,10 +1,11 @@
 """Trained networks and the files they live in.
 
-* ``.pt``: the plain ``state_dict``, which any PyTorch code can load.
+* ``.pt`` and ``.pth``: the plain ``state_dict``, which any PyTorch code can load.
 * ``.safetensors``: the weights, with architecture, schedule and standardisation in the metadata.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,9 +115,10 @@ def load(
     Args:
         path: a run's folder, with its ``config.json`` and ``checkpoints/``; a folder with
             ``denoiser.safetensors`` and perhaps ``classifier.safetensors``; a ``.safetensors``
-            file; or a ``.pt`` file.
+            file; or a ``.pt`` or ``.pth`` file.
         schedule: the forward process that the model was trained with, for a ``.pt`` file outside a
-            run's folder.
+            run's folder. Its ``time_feature`` is the form in which the network saw t; a warning
+            says so where it is left at its default.
         activation: activation of a ``.pt`` file's network, where the weights do not tell; None is
             PReLU where there is a slope and ReLU otherwise.
 
@@ -130,8 +132,8 @@ def load(
         return _load_folder(path)
     if path.suffix == ".safetensors":
         return from_safetensors(path.read_bytes(), f"file {path}")
-    if path.suffix != ".pt":
-        raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file")
+    if path.suffix not in (".pt", ".pth"):
+        raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file (or .pth)")
     run = RunFolder(path.parent.parent)
     config = run.config() if path.parent.name == run.checkpoints.name else None
     standardisation, class_names = None, ()
@@ -141,6 +143,12 @@ def load(
         standardisation, class_names = _map(config), tuple(config.get("class_names", ()))
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
+    if config is None and schedule.time_feature == "linspace":
+        warnings.warn(
+            f"file {path} does not say how its network sees a timestep: assumed as "
+            "time_feature='linspace', which is linspace(-1, 1, T); with another, samples are wrong",
+            stacklevel=2,
+        )
     model = load_mlp(path, activation)
     if config is not None:
         run.check_network(path.stem, model.shape.widths)
@@ -169,13 +177,26 @@ def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
     Raises:
         ValueError: the file cannot be read or holds another architecture.
     """
-    state = files.load(path)
+    state = _state_in(files.load(path))
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise UserError(f"file {path} holds no state_dict of an MLP")
     try:
         return mlp_of_state(state, activation)
     except UserError as error:
         raise UserError(f"file {path} holds {error}") from error
+
+
+def _state_in(content: Any) -> Any:
+    """Returns the ``state_dict`` in what other code saves around it or adds to its keys."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        return content
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel and of torch.compile
+        if content and all(str(name).startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): x for name, x in content.items()}
+    return content
 
 
 def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP | BlockMLP:

@@ -37,6 +37,7 @@ from .reverse_steps import reverse_table
 from .rewards import class_reward, sample_with_reward
 from .sampling import SampleConfig, Samples, sample, sample_many
 from .schedules import Schedule, sinusoidal_embedding
+from .time_embedding import TimeEmbedding
 from .training import RECIPES, ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, train_many
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Standardisation",
     "States",
     "Task",
+    "TimeEmbedding",
     "Trainer",
     "UserError",
     "class_reward",

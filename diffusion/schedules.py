@@ -1,7 +1,7 @@
 """Variance schedules of the forward process, and the features of a timestep that networks see."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, check_choice
+from .time_embedding import TimeEmbedding
 
 
 def _linear(steps: int, start: float, end: float) -> Tensor:
@@ -65,7 +66,7 @@ class Schedule:
         beta_start, beta_end: range of beta; the cosine schedule has none and ignores them.
         time_feature: the form in which networks see t: ``linspace`` is linspace(-1, 1, T),
             ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` is the :func:`sinusoidal_embedding` of t
-            of width 16.
+            of width 16; a :class:`.TimeEmbedding` is any other of this kind.
 
     Raises:
         ValueError: T is less than 1, a beta is outside (0, 1), or a name is unknown.
@@ -75,18 +76,28 @@ class Schedule:
     name: str = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    time_feature: str = "linspace"
+    time_feature: str | TimeEmbedding = "linspace"
 
     def __post_init__(self):
         if self.num_steps < 1:
             raise UserError(f"num_steps must be at least 1, got {self.num_steps}")
         check_choice("schedule", self.name, SCHEDULES)
-        check_choice("time_feature", self.time_feature, TIME_FEATURES)
+        self._check_time_feature()
         for field in ("beta_start", "beta_end"):
             if not 0 < getattr(self, field) < 1:
                 raise UserError(
                     f"{field} must be between 0 and 1 (both excluded), got {getattr(self, field)}"
                 )
+
+    def _check_time_feature(self) -> None:
+        if isinstance(self.time_feature, Mapping):  # as files write it
+            try:
+                embedding = TimeEmbedding(**self.time_feature)
+            except TypeError as error:
+                raise UserError(f"time_feature is no TimeEmbedding: {error}") from None
+            object.__setattr__(self, "time_feature", embedding)
+        if not isinstance(self.time_feature, TimeEmbedding):
+            check_choice("time_feature", self.time_feature, TIME_FEATURES)
 
     @cached_property
     def beta(self) -> Tensor:
@@ -105,7 +116,9 @@ class Schedule:
 
     @cached_property
     def time_features(self) -> Tensor:
-        """The features of each timestep that networks see, [T, 1], or [T, 16] if sinusoidal."""
+        """The features of each timestep that networks see, [T, 1], or [T, F] of an embedding."""
+        if isinstance(self.time_feature, TimeEmbedding):
+            return self.time_feature.features(torch.arange(self.num_steps))
         if self.time_feature == "sinusoidal":
             return sinusoidal_embedding(torch.arange(self.num_steps), EMBEDDING_DIM)
         if self.time_feature == "linspace":
@@ -151,6 +164,4 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     """
     if dim < 2 or dim % 2:
         raise UserError(f"dim must be a positive even number, got {dim}")
-    half = torch.arange(dim // 2, dtype=torch.float64, device=t.device)
-    angle = t[..., None].double() * max_period ** (-half / (dim // 2))
-    return torch.cat((angle.sin(), angle.cos()), dim=-1)
+    return TimeEmbedding(dim, base=max_period).features(t)

@@ -15,7 +15,7 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # its own, and within a package.
 LEVELS = (
     ("errors",),
-    ("device", "files", "interrupts", "progress"),
+    ("device", "files", "interrupts", "progress", "time_embedding"),
     ("schedules", "data", "locks"),
     ("models", "run_folder", "panel"),
     ("solvers", "reverse_steps", "training", "metrics", "plots"),
@@ -40,7 +40,8 @@ PUBLIC = {
     "flashpoint.diffusion": """
         BlockMLP ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
         DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses Points RECIPES Recipe
-        STATE_NAMES SampleConfig Samples Schedule States Task Trainer UserError class_reward
+        STATE_NAMES SampleConfig Samples Schedule States Task TimeEmbedding Trainer
+        UserError class_reward
         class_table dataset emd emd_by_class evaluate excess_loss export_model fashion_mnist
         interpolate invert kde_nll kernel_nll load load_points memorisation mmd nearest_distances
         nearest_neighbour_test occupancy reverse_table sample sample_many sample_with_reward

@@ -285,13 +285,13 @@ def test_a_file_that_is_not_read_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        States(num_steps=2, device="cpu")
+        States(device="cpu")
     torch.save({"data": torch.randn(9, 2)}, "states.pt")
     with pytest.warns(UserWarning, match=r"states\.pt is not read: .*States\(data='states\.pt'\)"):
-        assert States(num_steps=2, device="cpu").n_points == 5000
+        assert States(device="cpu").n_points == 5000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert States(num_steps=2, data="states.pt", device="cpu").n_points == 9
+        assert States(data="states.pt", device="cpu").n_points == 9
 
 
 @pytest.mark.parametrize(
