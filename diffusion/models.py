@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -41,10 +42,11 @@ class Perceptron(nn.Module):
     @torch.no_grad()
     def load_flat(self: _Self, flat: Tensor) -> _Self:
         """Copies flat parameters [P] into this module; returns the module."""
-        if flat.shape != (self.shape.num_parameters,):
+        if not isinstance(flat, Tensor) or flat.shape != (self.shape.num_parameters,):
+            given = list(flat.shape) if isinstance(flat, Tensor) else type(flat).__name__
             raise UserError(
-                f"flat must be [{self.shape.num_parameters}] for widths {self.shape.widths}, "
-                f"got {list(flat.shape)}"
+                f"flat must be a tensor [{self.shape.num_parameters}] for widths "
+                f"{self.shape.widths}, got {given}"
             )
         weights, biases, slope = self.shape.unpack(flat[None])
         assert biases is not None  # every layer here has one
@@ -54,6 +56,23 @@ class Perceptron(nn.Module):
         if slope is not None and isinstance(self.act, nn.PReLU):
             self.act.weight.copy_(slope[0])
         return self
+
+
+def layer_widths(input_dim: int, output_dim: int, hidden_layers: Sequence[int]) -> tuple[int, ...]:
+    """Returns the widths of a perceptron's layers from input to output.
+
+    Raises:
+        ValueError: a width is no integer or less than 1, or the hidden layers are no sequence.
+    """
+    try:
+        hidden = tuple(hidden_layers)
+    except TypeError:
+        raise UserError(f"hidden_layers must be widths, got {hidden_layers!r}") from None
+    given = [("input_dim", input_dim), *(("hidden_layers", width) for width in hidden)]
+    for name, width in (*given, ("output_dim", output_dim)):
+        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+            raise UserError(f"{name} must be integers of at least 1, got {width!r}")
+    return tuple(map(int, (input_dim, *hidden, output_dim)))
 
 
 class MLP(Perceptron):
@@ -86,7 +105,7 @@ class MLP(Perceptron):
     ):
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
-        widths = (input_dim, *hidden_layers, output_dim)
+        widths = layer_widths(input_dim, output_dim, hidden_layers)
         self.shape = MLPShape(widths, activation, linear_input=linear_input)
         self.act = ACTIVATIONS[activation]()
         self.model = perceptron_layers(widths, self.act, linear_input=linear_input)

@@ -29,7 +29,7 @@ from ...kernels.philox import (
 from ..data import load_points, states_points
 from ..device import choose_device
 from ..errors import UserError
-from ..models import MLP, Perceptron
+from ..models import MLP, Perceptron, layer_widths
 from ..schedules import Schedule
 from . import checks
 
@@ -355,7 +355,9 @@ class BlockMLP(Perceptron):
 
     def __init__(self, input_dim: int, output_dim: int, hidden_layers: Sequence[int] = (128,) * 6):
         super().__init__()
-        widths = (input_dim, *hidden_layers, output_dim)
+        widths = layer_widths(input_dim, output_dim, hidden_layers)
+        if len(widths) == 2:
+            raise UserError("hidden_layers must be at least one width, got none")
         self.shape = MLPShape(widths, "relu", linear_input=True)
         self.act = nn.ReLU()
         self.inblock = nn.Linear(widths[0], widths[1])
@@ -382,6 +384,8 @@ class BlockMLP(Perceptron):
         Raises:
             ValueError: the MLP is another function.
         """
+        if not isinstance(model, Perceptron):
+            raise UserError(f"model must be an MLP, got {type(model).__name__}")
         if not (model.shape.activation == "relu" and model.shape.linear_input):
             raise UserError("model must have ReLU and a linear input to be written in blocks")
         dim, *hidden, out = model.shape.widths

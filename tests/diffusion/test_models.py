@@ -139,8 +139,32 @@ def test_a_seeded_model_leaves_the_global_random_state_alone():
     assert not torch.equal(a(x), c(x))
 
 
-def test_wrong_widths_are_named():
-    with pytest.raises(ValueError, match="widths must be"):
-        MLP(3, 0, [4])
-    with pytest.raises(UserError, match="flat must be"):
-        MLP(3, 2, [4]).load_flat(torch.zeros(3))
+@pytest.mark.parametrize("network", [MLP, BlockMLP])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", 2), "input_dim must be integers of at least 1, got 'a'"),
+        ((0, 2), "input_dim must be integers of at least 1, got 0"),
+        ((3, 2.5), "output_dim must be integers of at least 1, got 2.5"),
+        ((3, True), "output_dim must be integers of at least 1, got True"),
+        ((3, 2, 8), "hidden_layers must be widths, got 8"),
+        ((3, 2, None), "hidden_layers must be widths, got None"),
+        ((3, 2, "88"), "hidden_layers must be integers of at least 1, got '8'"),
+        ((3, 2, [8, -1]), "hidden_layers must be integers of at least 1, got -1"),
+    ],
+)
+def test_wrong_widths_are_named(network, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        network(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_written_in_blocks_is_named():
+    with pytest.raises(UserError, match="hidden_layers must be at least one width, got none"):
+        BlockMLP(3, 2, [])
+    for model in (None, torch.nn.Linear(3, 2)):
+        with pytest.raises(UserError, match="model must be an MLP, got"):
+            BlockMLP.from_mlp(model)
+    for flat, given in ((None, "NoneType"), (torch.zeros(3), r"\[3\]")):
+        with pytest.raises(UserError, match=rf"flat must be a tensor \[.* got {given}"):
+            BlockMLP(3, 2).load_flat(flat)
