@@ -131,7 +131,11 @@ def finite(**tensors: Tensor) -> None:
     if torch.compiler.is_compiling() or _capturing(*tensors.values()):
         return
     good = torch.stack([x.detach().isfinite().all() for x in tensors.values()])
-    for name, fine in zip(tensors, good.tolist(), strict=True):
+    try:
+        fine_ones = good.tolist()
+    except RuntimeError:  # torch.func.vmap shows no values
+        return
+    for name, fine in zip(tensors, fine_ones, strict=True):
         if not fine:
             rows = (~tensors[name].isfinite()).reshape(len(tensors[name]), -1).any(1)
             raise UserError(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...kernels import q_sample, reverse_step
 from .. import files
-from ..device import choose_device
 from ..errors import UserError
 from ..schedules import SCHEDULES, Schedule
 from . import checks, settings
@@ -57,7 +56,7 @@ class Scheduler:
     steps_offset: int
 
     def __post_init__(self) -> None:
-        for name, value in settings.checked(self.config, _BETAS).items():
+        for name, value in settings.checked(self._settings(), _BETAS).items():
             object.__setattr__(self, name, value)
         count = self.num_train_timesteps
         if self.trained_betas is None:
@@ -71,6 +70,11 @@ class Scheduler:
             )
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
+        if not self.alphas_cumprod[-1] > 0:
+            raise UserError(
+                "betas must leave alpha_bar above 0 in float32, got 0 from timestep "
+                f"{int((self.alphas_cumprod > 0).sum())} of {count} on"
+            )
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(count - 1, -1, -1, device="cpu")
@@ -93,7 +97,10 @@ class Scheduler:
     @property
     def config(self) -> SchedulerConfig:
         """Every setting, under diffusers' names; it cannot be changed."""
-        return SchedulerConfig({name: getattr(self, name) for name in self._names()})
+        return SchedulerConfig(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names()}
 
     @classmethod
     def from_config(cls: type[_Self], config: Mapping[str, Any], **changes: Any) -> _Self:
@@ -116,34 +123,37 @@ class Scheduler:
 
     @classmethod
     def from_pretrained(
-        cls: type[_Self], folder: str | Path, subfolder: str | None = None, **changes: Any
+        cls: type[_Self],
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        **changes: Any,
     ) -> _Self:
         """Reads ``scheduler_config.json`` of a folder, as either package writes it.
 
         Args:
-            folder: a folder on this machine, or the file itself; nothing is downloaded.
+            pretrained_model_name_or_path: a folder on this machine, or the file itself; nothing is
+                downloaded.
             subfolder: a folder inside it, such as ``"scheduler"`` of a saved pipeline.
             **changes: settings that replace those of the file.
 
         Raises:
             ValueError: there is no such file, or its settings are not supported.
         """
-        return cls.from_config(settings.read(folder, subfolder), **changes)
+        return cls.from_config(settings.read(pretrained_model_name_or_path, subfolder), **changes)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes ``scheduler_config.json``, which diffusers reads too, into a folder.
 
         Raises:
             ValueError: it cannot be written.
         """
-        target = files.make_folder(Path(folder)) / settings.CONFIG_NAME
-        files.save_json(target, {"_class_name": type(self).__name__, **self._saved()})
+        target = (
+            files.make_folder(settings.path_of("save_directory", save_directory))
+            / settings.CONFIG_NAME
+        )
+        files.save_json(target, {"_class_name": type(self).__name__, **self.config})
 
     save_config = save_pretrained
-
-    def _saved(self) -> dict[str, Any]:
-        """Returns the settings that a file holds."""
-        return dict(self.config)
 
     @classmethod
     def from_schedule(cls: type[_Self], schedule: Schedule, **changes: Any) -> _Self:
@@ -209,8 +219,12 @@ class Scheduler:
             )
 
     def _use(self, timesteps: np.ndarray, device: str | torch.device | None) -> None:
-        to = torch.device("cpu") if device is None else choose_device(device)
-        self.timesteps = torch.from_numpy(timesteps.astype(np.int64)).to(to)
+        try:
+            self.timesteps = torch.from_numpy(timesteps.astype(np.int64)).to(device=device)
+        except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f"device must be one that this machine has, got {checks.shown(device)}"
+            ) from error
 
     def _next_of(self, t: int) -> int:
         """Returns the timestep after t in ``timesteps``; -1 after the last."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import checks
 from .scheduler import ONE, ZERO, Scheduler, combine, noise_like
+from .settings import SchedulerConfig
 
 
 class StepOutput(NamedTuple):
@@ -225,12 +226,17 @@ class DDIMScheduler(Scheduler):
         super().__post_init__()
         self.final_alpha_cumprod = ONE if self.set_alpha_to_one else self.alphas_cumprod[0]
 
-    def _saved(self) -> dict[str, Any]:
-        # diffusers logs a warning about a setting that it does not know.
-        config = dict(self.config)
+    @property
+    def config(self) -> SchedulerConfig:
+        """Every setting, under diffusers' names; it cannot be changed.
+
+        ``follow_timesteps`` is left out where it is False, because diffusers warns of a setting
+        that it does not know.
+        """
+        known = self._settings()
         if not self.follow_timesteps:
-            del config["follow_timesteps"]
-        return config
+            del known["follow_timesteps"]
+        return SchedulerConfig(known)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

@@ -212,11 +212,9 @@ def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it holds no settings.
     """
-    if not isinstance(folder, str | Path):
-        raise UserError(f"folder must be a path, got {checks.shown(folder)}")
-    if not isinstance(subfolder, str | Path | None):
-        raise UserError(f"subfolder must be the name of a folder, got {checks.shown(subfolder)}")
-    path = Path(folder) / (subfolder or "")
+    path = path_of("pretrained_model_name_or_path", folder)
+    if subfolder is not None:
+        path = path / path_of("subfolder", subfolder)
     path = path if path.is_file() else path / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -227,3 +225,14 @@ def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"file {path} holds no settings of a scheduler")
     return config
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Returns the argument as a path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str | Path):
+        raise UserError(f"{name} must be a path, got {checks.shown(value)}")
+    return Path(value)

@@ -415,8 +415,11 @@ def test_a_wrong_source_is_one_line(ours):
         (lambda: ours.from_config("folder"), "config must be a dict of settings"),
         (lambda: ours.from_schedule("linear"), "schedule must be a Schedule, got 'linear'"),
         (lambda: ours.from_schedule(Schedule(500), clip_smaple=True), "did you mean 'clip_sample'"),
-        (lambda: ours.from_pretrained(3), "folder must be a path, got 3"),
+        (lambda: ours.from_pretrained(3), "pretrained_model_name_or_path must be a path, got 3"),
         (lambda: ours.from_pretrained("/nowhere"), "cannot be read"),
+        (lambda: ours.from_pretrained("/nowhere", subfolder=3), "subfolder must be a path, got 3"),
+        (lambda: ours().save_pretrained(None), "save_directory must be a path, got None"),
+        (lambda: ours(beta_end=0.5), "betas must leave alpha_bar above 0 in float32, got 0 from"),
     ):
         with pytest.raises(UserError, match=message) as error:
             call()

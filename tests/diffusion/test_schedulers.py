@@ -214,3 +214,35 @@ def test_a_wrong_step_is_named(tmp_path):
         DDIMScheduler().step(eps, 0, x)
     with pytest.raises(UserError, match=r"scheduler_config\.json cannot be read"):
         DDPMScheduler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_pipelines_of_diffusers_run_with_either(name):
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=2, **blocks)
+    images = []
+    for scheduler in both(name, clip_sample=True):
+        pipeline = getattr(diffusers, f"{name}Pipeline")(unet=unet, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        rows = [seeded(1), seeded(2)]
+        options = {"batch_size": 2, "num_inference_steps": 5, "output_type": "np"}
+        images.append(pipeline(generator=rows, **options).images)
+    assert abs(images[0] - images[1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_a_step_can_be_differentiated_mapped_and_compiled(name):
+    x, eps, _ = draws()
+    scheduler = both(name)[0]
+    scheduler.set_timesteps(10)
+
+    def step(x):
+        return scheduler.step(eps, 0, x).prev_sample
+
+    want = step(x)
+    mapped = torch.func.vmap(lambda o, x: scheduler.step(o, 0, x).prev_sample)
+    torch.testing.assert_close(mapped(eps[:, None], x[:, None])[:, 0], want)
+    assert torch.func.grad(lambda x: step(x).sum())(x).isfinite().all()
+    if name == "DDIM":  # DDPM looks its next timestep up among them
+        compiled = torch.compile(step, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), want)
