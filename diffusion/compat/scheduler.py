@@ -55,6 +55,12 @@ class Scheduler:
     timestep_spacing: str
     steps_offset: int
 
+    def __new__(cls: type[_Self], *_: Any, **given: Any) -> _Self:
+        """Refuses a setting that the class does not have, before ``__init__`` meets it."""
+        for name in given.keys() - set(cls._names()):
+            raise settings.unknown(name, given[name], cls._names(), cls.__name__)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for name, value in settings.checked(self._settings(), _BETAS).items():
             object.__setattr__(self, name, value)
@@ -253,10 +259,12 @@ class Scheduler:
             timesteps: integers [B], or one for all.
 
         Raises:
-            ValueError: shapes do not fit, or a timestep is no integer or out of range.
+            ValueError: a tensor is of the wrong shape or type or not finite, or a timestep is no
+                integer or out of range.
         """
         x_0 = checks.points("original_samples", original_samples)
         noise = checks.like("noise", noise, "original_samples", x_0)
+        checks.finite(original_samples=x_0, noise=noise)
         return self._mixed(x_0, noise, timesteps)
 
     def get_velocity(
@@ -270,10 +278,12 @@ class Scheduler:
             timesteps: integers [B], or one for all.
 
         Raises:
-            ValueError: shapes do not fit, or a timestep is no integer or out of range.
+            ValueError: a tensor is of the wrong shape or type or not finite, or a timestep is no
+                integer or out of range.
         """
         x_0 = checks.points("sample", sample)
         noise = checks.like("noise", noise, "sample", x_0)
+        checks.finite(sample=x_0, noise=noise)
         return self._mixed(noise, -x_0, timesteps)
 
     def _mixed(self, x: Tensor, y: Tensor, timesteps: Any) -> Tensor:

@@ -19,6 +19,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
 
+_MOST_TIMESTEPS = 1_000_000
 # What diffusers' schedulers can do to images and these do not: the only values that are taken.
 _FIXED = {
     "thresholding": False,
@@ -108,7 +109,7 @@ def checked(settings: Mapping[str, Any], beta_schedules: Collection[str]) -> dic
     """
     values = dict(settings)
     values["num_train_timesteps"] = count = checks.integer(
-        "num_train_timesteps", values["num_train_timesteps"], 1, 2**31 - 1
+        "num_train_timesteps", values["num_train_timesteps"], 1, _MOST_TIMESTEPS
     )
     for name in ("beta_start", "beta_end"):
         values[name] = checks.number(name, values[name], 0)
@@ -184,9 +185,7 @@ def own(config: Mapping[str, Any], names: Collection[str], scheduler: str) -> di
             continue
         neutral = _OF_SOLVERS.get(name, _OF_PROCESSES.get(name))
         if neutral is None:
-            near = get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-            raise UserError(f"{name} is no setting of {scheduler}, got {checks.shown(value)}{hint}")
+            raise unknown(name, value, names, scheduler)
         if any(_same(value, one) for one in neutral):
             continue
         if name in _OF_PROCESSES:
@@ -200,6 +199,13 @@ def own(config: Mapping[str, Any], names: Collection[str], scheduler: str) -> di
     if kept.get("variance_type", "") is None:  # in the configs of solvers that have no variance
         del kept["variance_type"]
     return kept
+
+
+def unknown(name: str, value: Any, names: Collection[str], scheduler: str) -> UserError:
+    """Returns the error of a setting that a scheduler does not have."""
+    near = get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+    return UserError(f"{name} is no setting of {scheduler}, got {checks.shown(value)}{hint}")
 
 
 def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:
