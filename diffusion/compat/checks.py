@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,17 @@ def flag(name: str, value: object) -> bool:
     if not _is_bool(value):
         raise UserError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+def path(name: str, value: object) -> Path:
+    """Returns the name of a file or folder as a path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str | Path):
+        raise UserError(f"{name} must be a path, got {shown(value)}")
+    return Path(value)
 
 
 def points(name: str, value: object) -> Tensor:

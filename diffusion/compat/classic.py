@@ -80,9 +80,7 @@ class States(Dataset):
         self.short_items = checks.flag("short_items", short_items)
         if data is None:
             _warn_of_files_not_read()
-        elif not isinstance(data, str | Path):
-            raise UserError(f"data must be the path of a file, got {checks.shown(data)}")
-        self.points = states_points() if data is None else load_points(data)
+        self.points = states_points() if data is None else load_points(checks.path("data", data))
         self.schedule = Schedule(num_steps)
         self.device = choose_device("cpu" if device is None and short_items else device)
         self.data = self.points.data.to(self.device)
@@ -286,7 +284,7 @@ class States(Dataset):
         from ..plots import scatter
 
         x = self.data.cpu() if samples is None else self._samples("samples", samples)
-        scatter(x, save_to=save_to)
+        scatter(x, save_to=None if save_to is None else checks.path("save_to", save_to))
 
     def calc_nll(self, generated: Tensor | np.ndarray) -> float:
         """Returns the mean -log density of samples [n, d] under a Gaussian KDE of the data.

@@ -154,8 +154,7 @@ class Scheduler:
             ValueError: it cannot be written.
         """
         target = (
-            files.make_folder(settings.path_of("save_directory", save_directory))
-            / settings.CONFIG_NAME
+            files.make_folder(checks.path("save_directory", save_directory)) / settings.CONFIG_NAME
         )
         files.save_json(target, {"_class_name": type(self).__name__, **self.config})
 

@@ -48,6 +48,7 @@ _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
     "solver_p": (None,),
     "solver_type": ("logrho", "midpoint", "bh2"),
     "tau_func": (None,),
+    "tensor_format": ("pt", "np"),
     "timestep_scaling": (10.0,),
     "timestep_type": ("discrete",),
     "use_beta_sigmas": (False,),
@@ -59,6 +60,7 @@ _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
 # The same of another process: a model that was trained with them needs another scheduler.
 _OF_PROCESSES: dict[str, tuple[Any, ...]] = {
     "flow_shift": (1.0,),
+    "predict_epsilon": (True,),
     "shift": (1.0,),
     "shift_terminal": (None,),
     "sigma_max": (None,),
@@ -218,27 +220,18 @@ def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it holds no settings.
     """
-    path = path_of("pretrained_model_name_or_path", folder)
+    path = checks.path("pretrained_model_name_or_path", folder)
     if subfolder is not None:
-        path = path / path_of("subfolder", subfolder)
+        path = path / checks.path("subfolder", subfolder)
     path = path if path.is_file() else path / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         inside = [p.parent.name for p in Path(folder).glob(f"*/{CONFIG_NAME}")]
         hint = f"; did you mean subfolder={inside[0]!r}?" if inside else ""
+        if not Path(folder).exists():
+            hint = ": it is no folder on this machine, and nothing is downloaded"
         raise UserError(f"file {path} cannot be read as a scheduler's config{hint}") from error
     if not isinstance(config, dict):
         raise UserError(f"file {path} holds no settings of a scheduler")
     return config
-
-
-def path_of(name: str, value: Any) -> Path:
-    """Returns the argument as a path.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not isinstance(value, str | Path):
-        raise UserError(f"{name} must be a path, got {checks.shown(value)}")
-    return Path(value)

@@ -303,8 +303,8 @@ def test_a_file_that_is_not_read_is_named(tmp_path, monkeypatch):
         ({"num_steps": True}, "num_steps must be an integer"),
         ({"seed": -1}, "seed must be an integer from 0 to"),
         ({"seed": 1.5}, "seed must be an integer from 0 to"),
-        ({"data": 3}, "data must be the path of a file, got 3"),
-        ({"data": torch.randn(3, 2)}, "data must be the path of a file, got a tensor of float32"),
+        ({"data": 3}, "data must be a path, got 3"),
+        ({"data": torch.randn(3, 2)}, "data must be a path, got a tensor of float32"),
         ({"device": "tpu"}, "device must be cpu, cuda"),
         ({"device": 1.5}, "device must be cpu, cuda"),
         ({"short_items": 1}, "short_items must be True or False, got 1"),
@@ -336,5 +336,7 @@ def test_a_wrong_index_time_or_sample_is_named(states):
             states.calc_nll(samples)
     with pytest.raises(UserError, match=r"samples must be numbers \[n, 2\], got a tensor"):
         states.show(torch.randn(4, 3))
+    with pytest.raises(UserError, match="save_to must be a path, got 3"):
+        states.show(save_to=3)
     with pytest.raises(UserError, match="generated must be finite, got NaN or infinity in 1 of 4"):
         states.calc_nll(x / torch.tensor([[1.0, 1], [0, 1], [1, 1], [1, 1]]))
