@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -42,18 +43,20 @@ class TimeEmbedding:
     frequency_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.dim, int) and not isinstance(self.dim, bool)
+        whole = isinstance(self.dim, Integral) and not isinstance(self.dim, bool)
         if not whole or self.dim < 1 or (self.dim > 1 and self.dim % 2):
             raise UserError(f"dim must be 1 or a positive even number, got {self.dim!r}")
+        object.__setattr__(self, "dim", int(self.dim))  # for files, which take no numbers of numpy
         if not isinstance(self.order, str):
             raise UserError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         check_choice("order", self.order, ORDERS)
         for name in ("base", "scale", "shift", "frequency_shift"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or (name == "base" and value <= 0):
                 above = " above 0" if name == "base" else ""
                 raise UserError(f"{name} must be a finite number{above}, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.dim > 1 and self.frequency_shift >= self.dim / 2:
             raise UserError(
                 f"frequency_shift must be less than dim / 2 = {self.dim // 2}, "

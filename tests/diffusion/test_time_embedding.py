@@ -1,9 +1,12 @@
 """Embeddings of a timestep against the code of others, and networks that were trained with one."""
 
 import itertools
+import json
 import math
 import warnings
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -69,7 +72,10 @@ def test_the_number_itself_and_timesteps_counted_from_one():
         ({"base": "10000"}, "base must be a finite number above 0, got '10000'"),
         ({"scale": math.nan}, "scale must be a finite number, got nan"),
         ({"shift": math.inf}, "shift must be a finite number, got inf"),
-        ({"dim": 2, "frequency_shift": 1}, "frequency_shift must be less than dim / 2 = 1, got 1"),
+        (
+            {"dim": 2, "frequency_shift": 1},
+            "frequency_shift must be less than dim / 2 = 1, got 1.0",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):
@@ -82,6 +88,13 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_a_wrong_time_feature_is_named(given):
     with pytest.raises(UserError, match=r"time_feature|dim must be 1"):
         Schedule(500, time_feature=given)
+
+
+def test_numbers_of_numpy_are_written_to_files():
+    embedding = TimeEmbedding(np.int64(8), scale=np.float32(0.5), shift=np.int32(1))
+    schedule = Schedule(500, time_feature=embedding)
+    assert embedding == TimeEmbedding(8, scale=0.5, shift=1)
+    assert Schedule(**json.loads(json.dumps(asdict(schedule)))) == schedule
 
 
 EMBEDDINGS = [
