@@ -6,6 +6,7 @@ import click
 
 from ..diffusion.commands import Commands
 from . import (
+    bands,
     datasets,
     gate,
     gate_months,
@@ -24,6 +25,7 @@ from . import (
 )
 
 COMMANDS = {
+    "bands": bands.main,
     "calibrate": speedrun.calibrate,
     "compile": kernel_cache.main,
     "datasets": datasets.main,

@@ -22,11 +22,12 @@ from .metrics import (
     Comparison,
     Metric,
     PointMasses,
+    RealDraws,
     emd_by_class,
     evaluate,
     excess_loss,
     kde_nll,
-    real_pairs,
+    real_draws,
     standard_metrics,
 )
 from .metrics.table import band_cells, beside_band, number
@@ -219,9 +220,8 @@ def _paths(run: SavedRun) -> list[Part]:
 def _step_counts(run: SavedRun) -> list[Part]:
     """Compares samplers with few and with many reverse steps."""
     counts = [count for count in _STEP_COUNTS if count <= run.schedule.num_steps]
-    pairs = real_pairs(run.points, None, _SAMPLES_PER_COUNT, 20, child_seed(run.seed, _REAL))
-    n, data = len(pairs[0][0]), pairs[0][1]
-    comparisons = [Comparison(*pair, run.points) for pair in pairs]
+    draws = real_draws(run.points, None, _SAMPLES_PER_COUNT, 20, child_seed(run.seed, _REAL))
+    comparisons = [Comparison(x, draws.data, draws.points) for x in draws.draws]
     metrics, bands = [], {}
     for metric in METRICS.values():
         if not (metric.by_steps and metric.applies(comparisons[0])):
@@ -229,8 +229,8 @@ def _step_counts(run: SavedRun) -> list[Part]:
         real = list(map(metric.function, comparisons))
         if all(map(math.isfinite, real)):
             metrics.append(metric)
-            bands[metric.title] = metric.band(real)
-    curves = _curves(run, metrics, counts, n, data)
+            bands[metric.title] = metric.band(real, draws)
+    curves = _curves(run, metrics, counts, draws)
     figure = run.folder.figures / "reverse_steps.png"
     plots.against_steps(counts, curves, bands, figure)
     header = ["reverse steps", *(f"{title}, {s}" for title in curves for s in METHODS.values())]
@@ -242,23 +242,26 @@ def _step_counts(run: SavedRun) -> list[Part]:
     real_row = [f"{low:.4f} to {high:.4f}" for low, high in bands.values() for _ in METHODS]
     return [
         Heading("Quality against the number of reverse steps"),
-        Picture(figure, f"Of {n} samples each, without guidance."),
+        Picture(figure, f"Of {draws.size} samples each, without guidance."),
         Table(header, [*rows, ["99% of real draws", *real_row]]),
     ]
 
 
 def _curves(
-    run: SavedRun, metrics: list[Metric], counts: list[int], n: int, data: Tensor
+    run: SavedRun, metrics: list[Metric], counts: list[int], draws: RealDraws
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns each metric of n samples at each number of reverse steps, by title and sampler."""
+    """Returns each metric at each number of reverse steps, by title and sampler.
+
+    There are as many samples as points in a real draw.
+    """
     curves: dict[str, dict[str, list[float]]] = {
         metric.title: {sampler: [] for sampler in METHODS.values()} for metric in metrics
     }
     for method, sampler in METHODS.items():
         for count in counts:
-            x = run.sample(n, _STEPS, num_steps=count, method=method)
+            x = run.sample(draws.size, _STEPS, num_steps=count, method=method)
             for metric in metrics:
-                value = metric.function(Comparison(x, data, run.points))
+                value = metric.function(Comparison(x, draws.data, draws.points))
                 curves[metric.title][sampler].append(value)
     return curves
 
@@ -319,7 +322,7 @@ def _battery(run: SavedRun, real_draws: int) -> list[Part]:
     seed = child_seed(run.seed, _BATTERY)
     result = evaluate(run.samples, run.points, repeats=real_draws, seed=seed, full=True)
     rows = [
-        [METRICS[name].title, *band_cells(one), "as real data" if one.passed else "differs"]
+        [METRICS[name].title, *band_cells(one), one.verdict]
         for name, one in (result.scores | result.battery).items()
     ]
     rows += [

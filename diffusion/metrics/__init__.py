@@ -4,6 +4,8 @@ The likelihood under a density estimate is blind to blur and to missing parts, s
 alone: distances to the nearest neighbour both ways, transport distances and two-sample tests see
 them.
 
+* :mod:`.inputs`: points from tensors and arrays, and how many of them a metric reads.
+* :mod:`.pairwise`: distances of all pairs of points.
 * :mod:`.likelihood`: likelihoods under a kernel density estimate of the data.
 * :mod:`.distances`: nearest neighbours, sliced Wasserstein, minimum-cost assignment, MMD.
 * :mod:`.two_sample`: tests of whether two sets of points have one distribution.
@@ -15,7 +17,7 @@ them.
 * :mod:`.table`: tables in Markdown.
 """
 
-from .bands import Score, prediction_factor, real_pairs
+from .bands import RealDraws, Score, prediction_factor, real_draws
 from .distances import (
     emd,
     emd_by_class,
@@ -26,6 +28,7 @@ from .distances import (
 )
 from .evaluation import Evaluation, evaluate, summary
 from .excess_loss import GaussianMixture, PointMasses, excess_loss
+from .inputs import most_points
 from .likelihood import kde_nll, kernel_nll
 from .registry import METRICS, Comparison, Metric, standard_metrics
 from .two_sample import (
@@ -45,6 +48,7 @@ __all__ = [
     "Neighbours",
     "PointMasses",
     "Proximity",
+    "RealDraws",
     "Score",
     "emd",
     "emd_by_class",
@@ -55,11 +59,12 @@ __all__ = [
     "label_of_nearest",
     "memorisation",
     "mmd",
+    "most_points",
     "nearest_distances",
     "nearest_neighbour_test",
     "occupancy",
     "prediction_factor",
-    "real_pairs",
+    "real_draws",
     "sliced_wasserstein",
     "standard_metrics",
     "summary",

@@ -1,6 +1,7 @@
 """Distances between two sets of points."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -8,12 +9,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ...kernels.philox import Stream, child_seed, normal_rows, permute, seed_tensor
+from ...kernels.philox import Stream, child_seed, normal_rows
 from ..data import Points
 from ..errors import UserError, check_at_least
-from .likelihood import same_dimension
+from .inputs import check_count, subset, two_sets
+from .pairwise import distances
 
 _TREE_DIM = 12  # above it, a k-d tree visits most points and the whole distance matrix is faster
+_CHUNK = 2**23  # elements of a distance matrix held at once
 _BANDWIDTH_POINTS = 500  # points of each set that the median distance is computed from
 
 
@@ -23,14 +26,18 @@ def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Ten
     Returns:
         Distances float64 [n, count] in rising order, and indices int64 [n, count].
     """
-    points, others = (x.cpu() for x in same_dimension(points, others))
+    points, others = two_sets(points, others, ("points", "others"))
     check_at_least("number of points to choose the nearest from", len(others), count)
     if points.shape[1] > _TREE_DIM:
-        parts = [
-            torch.cdist(part, others).topk(count, dim=1, largest=False)
-            for part in points.split(1000)
-        ]
-        return torch.cat([part.values for part in parts]), torch.cat([p.indices for p in parts])
+        index = torch.cat(
+            [
+                distances(part, others).topk(count, dim=1, largest=False).indices
+                for part in points.split(max(1, _CHUNK // len(others)))
+            ]
+        )
+        # A distance by matrix product is wrong between points that are very near.
+        away = [(points - others[column]).norm(dim=1) for column in index.T]
+        return torch.stack(away, dim=1), index
     tree = cKDTree(others.numpy())
     distance, index = tree.query(points.numpy(), k=range(1, count + 1))
     return torch.from_numpy(distance), torch.from_numpy(index)
@@ -44,21 +51,22 @@ def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
         others: [m, d].
 
     Raises:
-        ValueError: the dimensions differ or there are no others.
+        ValueError: the dimensions differ, or a set is empty or not finite.
     """
     return nearest(points, others)[0][:, 0]
 
 
 def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
-    """Returns the label int64 [n] of the data point nearest to each sample [n, d]."""
-    assert points.labels is not None  # its callers have checked that there are classes
-    return points.labels[nearest(samples, points.data)[1][:, 0]]
+    """Returns the label int64 [n] of the data point nearest to each sample [n, d].
 
-
-def subset(x: Tensor, size: int, seed: int, draw: int = 0) -> Tensor:
-    """Returns ``size`` random rows of x without replacement, or all rows if there are fewer."""
-    rows = torch.arange(min(size, len(x)))
-    return x.cpu()[permute(rows, len(x), seed_tensor(seed), draw)[0]]
+    Raises:
+        ValueError: the data has no labels, the dimensions differ, or the samples are empty or not
+            finite.
+    """
+    samples, data = two_sets(samples, points)
+    if points.labels is None:
+        raise UserError(f"{points.name}: the class of a sample needs labels, got none")
+    return points.labels.cpu()[nearest(samples, data)[1][:, 0]]
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 0) -> float:
@@ -72,22 +80,36 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 
         b: [m, d].
         projections: number of directions.
         seed: seed of the directions.
+
+    Raises:
+        ValueError: the dimensions differ, a set is empty or not finite, or there is no direction.
     """
-    dim = a.shape[1]
-    directions = normal_rows(seed, Stream.SEED, 0, torch.arange(projections), dim)[0].double()
-    directions = torch.nn.functional.normalize(directions, dim=1)
+    check_count("projections", projections, 1)
+    a, b = two_sets(a, b, ("a", "b"))
+    centre, dim = b.mean(dim=0), b.shape[1]
+    parts = _directions(projections, dim, seed).split(max(1, _CHUNK // (len(a) + len(b))))
+    return float(sum(_quantile_gap(part, a - centre, b - centre) for part in parts) / projections)
+
+
+@lru_cache(maxsize=4)  # an evaluation takes the same ones for each of its real draws
+def _directions(count: int, dim: int, seed: int) -> Tensor:
+    """Returns random unit vectors, float64 [count, dim]."""
+    normal = normal_rows(seed, Stream.SEED, 0, torch.arange(count, device="cpu"), dim)[0]
+    return torch.nn.functional.normalize(normal.double(), dim=1)
+
+
+def _quantile_gap(directions: Tensor, a: Tensor, b: Tensor) -> float:
+    """Returns the sum over directions [P, d] of the 1-Wasserstein distance of the projections."""
     # numpy's sort is several times as fast as torch's.
-    along_a, along_b = (  # [P, n], [P, m]
-        np.sort((directions @ x.cpu().double().T).numpy()) for x in (a, b)
-    )
+    along_a, along_b = (np.sort((directions @ x.T).numpy()) for x in (a, b))  # [P, n], [P, m]
     n, m = len(a), len(b)
     if n == m:
-        return float(np.abs(along_a - along_b).mean())
+        return float(np.abs(along_a - along_b).mean(axis=1).sum())
     # Both quantile functions are constant between neighbours among the levels i/n and j/m.
     levels = np.sort(np.concatenate((np.arange(n + 1) / n, np.arange(1, m) / m)))
     middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)
     gap = along_a[:, (middle * n).astype(int)] - along_b[:, (middle * m).astype(int)]
-    return float((np.abs(gap) * width).sum(axis=1).mean())
+    return float((np.abs(gap) * width).sum())
 
 
 def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed: int = 0) -> float:
@@ -95,7 +117,8 @@ def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed:
 
     ``size`` samples are paired one to one with as many data points such that the sum of the
     Euclidean distances is least; the result is the mean over a few random draws of both. As a sum
-    it grows with ``size``, and even between real points it is far from 0.
+    it grows with ``size``, and even between real points it is far from 0. Divided by
+    :func:`emd_pairs` it is the mean distance of a pair.
 
     Args:
         samples: [n, d].
@@ -105,18 +128,28 @@ def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed:
         seed: seed of the draws.
 
     Raises:
-        ValueError: the dimensions differ or a count is not positive.
+        ValueError: the dimensions differ, a set is empty or not finite, or a count is no positive
+            integer.
     """
-    check_at_least("size", size, 1)
-    check_at_least("draws", draws, 1)
-    samples, data = same_dimension(samples, data)
-    size = min(size, len(samples), len(data))
+    check_count("draws", draws, 1)
+    samples, data = two_sets(samples, data)
+    size = emd_pairs(samples, data, size)
     costs = []
     for draw in range(draws):
         x, y = subset(samples, size, seed, 2 * draw), subset(data, size, seed, 2 * draw + 1)
-        cost = torch.cdist(x, y).numpy()
+        cost = distances(x, y).numpy()
         costs.append(cost[linear_sum_assignment(cost)].sum())
     return float(sum(costs) / draws)
+
+
+def emd_pairs(samples: Tensor, data: Tensor, size: int = 250) -> int:
+    """Returns the number of pairs whose distances :func:`emd` sums.
+
+    Raises:
+        ValueError: ``size`` is no positive integer.
+    """
+    check_count("size", size, 1)
+    return min(size, len(samples), len(data))
 
 
 def emd_by_class(
@@ -130,7 +163,7 @@ def emd_by_class(
         size, draws, seed: see :func:`emd`.
 
     Raises:
-        ValueError: the number of sets of samples is not that of the classes.
+        ValueError: the number of sets of samples is not that of the classes, or see :func:`emd`.
     """
     if len(samples) != points.num_classes:
         raise UserError(f"samples must be of {points.num_classes} classes, got {len(samples)}")
@@ -141,32 +174,35 @@ def emd_by_class(
     return sum(costs) / len(costs)
 
 
-def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0) -> float:
-    """Returns the squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3).
+def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0, unbiased: bool = True) -> float:
+    """Returns the squared maximum mean discrepancy (Gretton et al. 2012, equation 3 or 5).
 
     The kernel is exp(-|x - y|^2 / (2 s^2)), where s is the median distance between points of the
-    two sets taken together (their section 8), estimated from 500 points of each. The mean over
-    real draws is 0, so the result can be negative.
+    two sets taken together (their section 8), estimated from 500 points of each. The mean of the
+    unbiased form over real draws is 0, so the result can be negative. The biased form is never
+    negative and, like chi-squared, about normal after a cube root.
 
     Args:
         a: [n, d].
         b: [m, d].
         size: largest number of points of each set; larger sets are cut at random.
         seed: seed of that cut.
+        unbiased: leaves out the kernel of each point with itself (equation 3, not 5).
 
     Raises:
-        ValueError: the dimensions differ or a set has fewer than 2 points.
+        ValueError: the dimensions differ, a set has fewer than 2 points or is not finite, or
+            ``size`` is no integer of at least 2.
     """
-    a, b = same_dimension(a, b)
-    check_at_least("number of points of each set", min(len(a), len(b)), 2)
+    check_count("size", size, 2)
+    a, b = two_sets(a, b, ("a", "b"), least=2)
     x, y = subset(a, size, seed, 0), subset(b, size, seed, 1)
     pooled = torch.cat((x[:_BANDWIDTH_POINTS], y[:_BANDWIDTH_POINTS]))
     bandwidth = torch.pdist(pooled).median()
 
     def kernel_sum(p: Tensor, q: Tensor) -> Tensor:
-        return torch.cdist(p, q).div_(bandwidth).square_().mul_(-0.5).exp_().sum()
+        return distances(p, q).div_(bandwidth).square_().mul_(-0.5).exp_().sum()
 
     n, m = len(x), len(y)
-    # The unbiased sums leave out k(x, x) = 1, the kernel of each point with itself.
-    within = (kernel_sum(x, x) - n) / (n * (n - 1)) + (kernel_sum(y, y) - m) / (m * (m - 1))
-    return (within - 2 * kernel_sum(x, y) / (n * m)).item()
+    own = int(unbiased)  # k(x, x) = 1
+    within = sum((kernel_sum(p, p) - own * len(p)) / (len(p) * (len(p) - own)) for p in (x, y))
+    return float(within - 2 * kernel_sum(x, y) / (n * m))

@@ -1,16 +1,18 @@
 """The evaluation of one set of samples: every metric beside the scores of fresh real data."""
 
-from dataclasses import asdict, dataclass, field
-from itertools import repeat
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
+from tqdm import tqdm
 
 from ...kernels.philox import child_seed
 from ..data import Points
-from ..errors import UserError, check_at_least
-from .bands import Score, halves, real_pairs
-from .distances import label_of_nearest, subset
-from .likelihood import kde_nll, same_dimension
+from ..errors import UserError
+from .bands import FEWEST_POINTS, RealDraws, Score, data_of, real_draws
+from .distances import nearest
+from .inputs import as_data, as_points, check_count, most_points, random_rows, subset, two_sets
+from .likelihood import kde_nll
 from .registry import METRICS, Comparison, Metric, standard_metrics
 from .table import band_cells, beside_band, markdown_table, number
 
@@ -30,6 +32,7 @@ class Evaluation:
             class was asked for.
         battery: the other metrics of a full evaluation, by name.
         left_out: reason why a metric is not defined for these samples and data, by its name.
+        notes: sentences on which of the points the metrics read.
     """
 
     nll: float | None
@@ -38,6 +41,7 @@ class Evaluation:
     purity: float | None = None
     battery: dict[str, Score] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def delta_nll(self) -> float | None:
@@ -47,7 +51,13 @@ class Evaluation:
     def to_dict(self) -> dict:
         """Returns plain numbers for JSON: the NLLs, the purity, and every score by name."""
         scores = {
-            name: {**asdict(score), "passed": score.passed}
+            name: {
+                "value": score.value,
+                "real": score.real,
+                "low": score.low,
+                "high": score.high,
+                "passed": score.passed,
+            }
             for name, score in (self.scores | self.battery).items()
         }
         return {
@@ -57,6 +67,7 @@ class Evaluation:
             "purity": self.purity,
             **scores,
             **({"left_out": self.left_out} if self.left_out else {}),
+            **({"notes": self.notes} if self.notes else {}),
         }
 
     def table(self) -> str:
@@ -65,7 +76,7 @@ class Evaluation:
             [
                 METRICS[name].title,
                 *band_cells(score),
-                "as real data" if score.passed else "**differs**",
+                f"**{score.verdict}**" if score.passed is False else score.verdict,
             ]
             for name, score in (self.scores | self.battery).items()
         ]
@@ -110,26 +121,6 @@ def _score_cell(score: Score | None, metric: Metric) -> str:
     return beside_band(score.value, score.low, score.high)
 
 
-def data_of(points: Points, label: int | None) -> Tensor:
-    """Returns the points that samples are compared with, [n, d].
-
-    Args:
-        points: the data.
-        label: class whose points are returned; None for all points.
-
-    Raises:
-        ValueError: there is no such class, or there are fewer than 4 points.
-    """
-    of = ""
-    if label is not None:
-        points.check_label(label)
-        of = f" of {points.class_name(label)}"
-    data = points.data if label is None else points.of_class(label)
-    if len(data) < 4:
-        raise UserError(f"evaluation needs at least 4 data points{of}, got {len(data)}")
-    return data
-
-
 def evaluate(
     samples: Tensor,
     points: Points,
@@ -139,114 +130,169 @@ def evaluate(
     seed: int = 0,
     full: bool = False,
     held_out: Tensor | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Scores samples, each metric beside the 99% band of real draws.
 
     Where the data's distribution is known, a real draw is a new draw of as many points, compared
-    with the data. Otherwise it is a random half of the data, compared with the other half, and
-    as many of the samples are compared with such a half too. Each metric has its own band, which
-    holds a further draw with probability 99% (Student's prediction interval): of ten metrics of a
-    perfect sampler, one is outside its band in one of ten cases.
+    with the data. Otherwise the data is split at random. One half is what samples and real draws
+    are compared with; a real draw is a random part of the other half, as large as the samples but
+    at most half of it (see :func:`~.bands.real_draws`). More samples are compared in up to 4 parts,
+    whose scores are averaged.
+
+    Each metric has its own band, which holds a perfect sampler's score with probability 99%
+    (Student's prediction interval, see :meth:`~.bands.RealDraws.band`): of ten metrics of a perfect
+    sampler, one is outside its band in one of ten cases. With fewer than 10 real draws a score
+    inside its band is undecided.
 
     A metric that is not defined for the data is left out, with a reason: a density estimate, for
-    example, needs data that fills all its dimensions.
+    example, needs data that fills all its dimensions. Large sets are cut at random, so that the
+    cost is bounded (:func:`~.inputs.most_points`); the notes of the result say so.
 
     Args:
-        samples: [n, d].
-        points: the data.
+        samples: [n, d], a tensor on any device or an array.
+        points: the data; a tensor or an array [N, d] is data without labels.
         label: class that the samples should have; None for all classes.
         repeats: number of real draws.
         seed: seed of the real draws and of every random choice in a metric.
         full: computes all metrics rather than three; a real draw of 5,000 points then takes about
             a second.
         held_out: [M, d] real points that were not trained on, for the check of memorisation. They
-            are drawn where the distribution is known; without either the check is left out.
+            are drawn where the distribution is known; without either the check is left out. They
+            are split as data of unknown distribution is.
+        progress: shows a bar on the terminal if the real draws take longer than a second.
 
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
-            there is no such class, or it has fewer than 4 points.
+            there is no such class, it has fewer than 8 points (2 where the distribution is
+            known), there are fewer than 8 held-out points, or ``repeats`` is below 2.
     """
-    _check(samples, points, repeats, held_out)
-    samples, data = samples.cpu(), data_of(points, label)
-    purity = None
-    if label is not None:
-        purity = (label_of_nearest(samples, points) == label).double().mean().item()
-    metrics = standard_metrics() | (METRICS if full else {})
-    pairs = real_pairs(points, label, len(samples), repeats, seed)
-    comparisons = _comparisons(samples, pairs, points, label, seed, full, held_out)
-    scores, left_out = _scores(metrics, comparisons)
+    points = as_data(points)
+    check_count("repeats", repeats, 2)
+    samples = two_sets(as_points("samples", samples, 2), points)[0]
+    data = data_of(points, label)
+    if held_out is not None:
+        least = FEWEST_POINTS if points.redraw is None else 2
+        held_out = two_sets(as_points("held_out", held_out, least), points, ("held_out", "data"))[0]
+    draws = real_draws(points, label, len(samples), repeats, seed)
+    metrics, trials = standard_metrics(), [_trial(samples, draws, label, seed)]
+    if full:
+        metrics = METRICS
+        trials += _memory(samples, draws, data, held_out, label, seed)
+    scores, left_out = _scores(metrics, trials, progress)
     nll = nll_data = None
+    most = 2 * most_points(points.dim)
     try:
-        nll, nll_data = kde_nll(samples, points.data), kde_nll(data, points.data)
+        nll, nll_data = (
+            kde_nll(x, points.data, most=most, seed=seed) for x in (samples, data.data)
+        )
     except UserError as error:
         left_out["kde_nll"] = str(error)
+    purity = None if label is None else _purity(samples, points, label, seed)
     quick = {name: scores.pop(name) for name in standard_metrics() if name in scores}
-    return Evaluation(nll, nll_data, quick, purity, scores, left_out)
+    return Evaluation(nll, nll_data, quick, purity, scores, left_out, _notes(samples, data, draws))
 
 
-def _check(samples: Tensor, points: Points, repeats: int, held_out: Tensor | None) -> None:
-    """Raises :class:`UserError` for wrong arguments of :func:`evaluate`."""
-    check_at_least("repeats", repeats, 2)
-    same_dimension(samples, points.data)
-    check_at_least("number of samples", len(samples), 2)
-    if not samples.isfinite().all():
-        raise UserError("samples must be finite, got NaN or infinity")
-    if held_out is not None:
-        check_at_least("number of held-out points", len(held_out), 2)
+class _Trial(NamedTuple):
+    """Comparisons of the parts of the samples and of real draws with the same data."""
+
+    draws: RealDraws
+    parts: list[Comparison]
+    real: list[Comparison]
 
 
-def _comparisons(
+def _trial(
     samples: Tensor,
-    pairs: list[tuple[Tensor, Tensor]],
-    points: Points,
+    draws: RealDraws,
     label: int | None,
     seed: int,
-    full: bool,
+    memory: tuple[Tensor, Tensor] | None = None,
+) -> _Trial:
+    """Returns the comparisons of the samples, and of real draws, with what the draws name."""
+    parts, real = (
+        [Comparison(x, draws.data, draws.points, label, seed, memory) for x in sets]
+        for sets in (draws.parts(samples, seed), draws.draws)
+    )
+    return _Trial(draws, parts, real)
+
+
+def _memory(
+    samples: Tensor,
+    draws: RealDraws,
+    data: Points,
     held_out: Tensor | None,
-) -> list[Comparison]:
-    """Returns the comparison of the samples with data, then that of each real draw."""
-    if points.redraw is None:
-        samples = subset(samples, len(pairs[0][0]), seed)
-    trials = [(samples, pairs[0][1]), *pairs]
-    draws = [draw for draw, _ in trials]
-    trios = _trios(draws, points, label, held_out, seed) if full else None
-    return [
-        Comparison(*trial, points, label, seed, trio)
-        for trial, trio in zip(trials, trios or repeat(None, len(trials)), strict=True)
-    ]
+    label: int | None,
+    seed: int,
+) -> list[_Trial]:
+    """Returns the comparisons with points trained on and points held out, if there are any.
 
-
-def _trios(
-    draws: list[Tensor], points: Points, label: int | None, held_out: Tensor | None, seed: int
-) -> list[tuple[Tensor, Tensor, Tensor]] | None:
-    """Returns (draw, points trained on, points held out) for the samples and for each real draw.
-
-    Where real draws cannot be made, halves of the held-out points stand for them and are compared
-    with the other halves. The result is None where nothing was held out.
+    Where real draws cannot be made, they are drawn from half of the held-out points, and compared
+    with the other half.
     """
-    train = points.data if label is None else points.of_class(label)
-    if points.redraw:
+    if data.redraw is not None:
         if held_out is None:
-            held_out = points.redraw(len(train), child_seed(seed, 0), label)[0]
-        return [(draw, train, held_out) for draw in draws]
-    if held_out is None:
-        return None
-    splits = [halves(held_out, seed, number) for number in range(len(draws) - 1)]
-    return [(draws[0], train, splits[0][1]), *((draw, train, rest) for draw, rest in splits)]
+            size = min(len(data), 2 * most_points(data.dim))
+            held_out = data.redraw(size, child_seed(seed, 0))[0]
+    elif held_out is not None:
+        others = Points(held_out, name="held_out")
+        draws = real_draws(others, None, len(samples), len(draws.draws), seed)
+        held_out = draws.data
+    else:
+        return []
+    return [_trial(samples, draws, label, seed, (data.data, held_out))]
 
 
 def _scores(
-    metrics: dict[str, Metric], comparisons: list[Comparison]
+    metrics: dict[str, Metric], trials: list[_Trial], progress: bool
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Returns the score of each metric that applies, and why others are left out, by name."""
     scores, left_out = {}, {}
-    for name, metric in metrics.items():
-        if not metric.applies(comparisons[0]):
-            continue
-        value, *real = map(metric.function, comparisons)
-        score = metric.score(value, real)
-        if score is None:
-            left_out[name] = "not defined for these points"
-        else:
-            scores[name] = score
+    total = sum(len(trial.parts) + len(trial.real) for trial in trials)
+    with tqdm(
+        total=total, desc="real draws", delay=1, leave=False, disable=None if progress else True
+    ) as bar:
+        for trial in trials:
+            asked = {
+                name: metric
+                for name, metric in metrics.items()
+                if metric.applies(trial.parts[0]) and name not in scores.keys() | left_out.keys()
+            }
+            rows = []
+            for comparison in trial.parts + trial.real:
+                rows.append([metric.function(comparison) for metric in asked.values()])
+                bar.update()
+            for (name, metric), column in zip(asked.items(), zip(*rows, strict=True), strict=True):
+                count = len(trial.parts)
+                score = metric.score(column[:count], column[count:], trial.draws)
+                if score is None:
+                    left_out[name] = "not defined for these points"
+                else:
+                    scores[name] = score
     return scores, left_out
+
+
+def _purity(samples: Tensor, points: Points, label: int, seed: int) -> float:
+    """Returns the fraction of the samples whose nearest data point has the label."""
+    assert points.labels is not None  # its caller has checked that there is such a class
+    most = most_points(points.dim)
+    rows = random_rows(len(points), 20 * most, seed)
+    index = nearest(subset(samples, 4 * most, seed), points.data.cpu()[rows])[1][:, 0]
+    return (points.labels.cpu()[rows[index]] == label).double().mean().item()
+
+
+def _notes(samples: Tensor, data: Points, draws: RealDraws) -> list[str]:
+    """Returns sentences on which of the points the metrics read."""
+    read, whole = len(draws.parts(samples, 0)) * draws.size, len(draws.data)
+    notes = []
+    if data.redraw is None:
+        used = whole + int(draws.pool)
+        notes.append(
+            f"the data's distribution is not known: {whole} of its points are compared with, real "
+            f"draws of {draws.size} come from {int(draws.pool)} others"
+        )
+    else:
+        used = whole
+    for name, count, of in (("samples", read, len(samples)), ("data points", used, len(data))):
+        if count < of and of - count >= draws.size:
+            notes.append(f"of {of:,} {name} {count:,} were drawn at random")
+    return notes

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_at_least
 from ..schedules import Schedule
+from .pairwise import distances
 
 _CHUNK = 2**22  # elements of a [samples, components, d] block held at once
 _COMPONENT, _POINT = range(2)  # streams of random numbers of one draw
@@ -127,7 +128,7 @@ class PointMasses:
         """
         data, variance = alpha_bar**0.5 * self.data.double(), 1 - alpha_bar
         means = [
-            torch.cdist(part, data).square_().mul_(-0.5 / variance).softmax(dim=1) @ data
+            distances(part, data).square_().mul_(-0.5 / variance).softmax(dim=1) @ data
             for part in x.double().split(max(1, _CHUNK // len(data)))
         ]
         return (x.double() - torch.cat(means)) / variance**0.5

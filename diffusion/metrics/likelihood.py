@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .inputs import check_count, subset, two_sets
+from .pairwise import distances
 
 _CHUNK = 2**24  # elements of a distance matrix held at once
 
 
-def kde_nll(samples: Tensor, data: Tensor) -> float:
+def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int = 0) -> float:
     """Returns the mean -log density of samples under a Gaussian kernel density estimate of data.
 
     The result is that of ``-scipy.stats.gaussian_kde(data.T).logpdf(samples.T).mean()``. The
@@ -19,18 +21,28 @@ def kde_nll(samples: Tensor, data: Tensor) -> float:
     Args:
         samples: [n, d].
         data: [N, d], at least d + 1 points that do not lie in a plane of fewer dimensions.
+        most: number of random points of each set that are read where it has more, because the cost
+            is the product of both; None reads all.
+        seed: seed of that choice. With one seed, equal data have equal estimates.
 
     Returns:
         Nats per sample.
 
     Raises:
-        ValueError: the dimensions differ or the data's covariance is singular.
+        ValueError: the dimensions differ, a set is empty or not finite, ``most`` is below 2 or the
+            data's covariance is singular.
     """
-    samples, data = same_dimension(samples, data)
+    samples, data = two_sets(samples, data)
+    if most is not None:
+        check_count("most", most, 2)
+        samples, data = subset(samples, most, seed), subset(data, most, seed)
     n, dim = data.shape
+    # Whitening rounds relative to the distance from the origin.
+    centre = data.mean(dim=0)
+    samples, data = samples - centre, data - centre
     covariance = torch.atleast_2d(data.T.cov()) * n ** (-2 / (dim + 4))
     factor, failed = torch.linalg.cholesky_ex(covariance)
-    if failed:
+    if n < 2 or failed:
         raise UserError("data must not lie in a plane of fewer dimensions than it has")
     white_data = torch.linalg.solve_triangular(factor, data.T, upper=False).T
     white = torch.linalg.solve_triangular(factor, samples.T, upper=False).T
@@ -56,31 +68,18 @@ def kernel_nll(samples: Tensor, data: Tensor, temperature: float = 0.1) -> float
         Nats.
 
     Raises:
-        ValueError: the dimensions differ or the temperature is not positive.
+        ValueError: the dimensions differ, a set is empty or not finite, or the temperature is not
+            positive and finite.
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise UserError(f"temperature must be positive, got {temperature}")
-    samples, data = same_dimension(samples, data)
+    samples, data = two_sets(samples, data)
     (n, dim), m = samples.shape, len(data)
     log_sum = _log_kernel_sums(samples, data, 1 / (4 * temperature)).logsumexp(0).item()
     return math.log(n * m) + dim / 2 * math.log(2 * math.pi * temperature) - log_sum
 
 
-def same_dimension(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both sets in float64 on the samples' device.
-
-    Raises:
-        ValueError: one is not [n, d], or their dimensions differ.
-    """
-    if data.dim() != 2 or samples.dim() != 2 or samples.shape[1] != data.shape[1]:
-        width = data.shape[1] if data.dim() == 2 else "d"
-        raise UserError(f"samples must be [n, {width}] like the data, got {list(samples.shape)}")
-    return samples.double(), data.to(samples.device).double()
-
-
 def _log_kernel_sums(x: Tensor, y: Tensor, rate: float) -> Tensor:
     """Returns log sum_j exp(-rate |x_i - y_j|^2), [n], for each x [n, d] over all y [m, d]."""
     parts = x.split(max(1, _CHUNK // len(y)))
-    return torch.cat(
-        [torch.cdist(part, y).square_().mul_(-rate).logsumexp(dim=1) for part in parts]
-    )
+    return torch.cat([distances(part, y).square_().mul_(-rate).logsumexp(dim=1) for part in parts])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..data import Points
 from ..errors import UserError
-from .bands import CUBE_ROOT, LINEAR, LOG, Scale, Score, band
-from .distances import emd, mmd, nearest_distances, sliced_wasserstein
+from .bands import CUBE_ROOT, LINEAR, LOG, RealDraws, Scale, Score
+from .distances import emd, emd_pairs, mmd, nearest_distances, sliced_wasserstein
 from .likelihood import kde_nll, kernel_nll
 from .two_sample import Neighbours, Proximity, memorisation, nearest_neighbour_test, occupancy
 
@@ -23,11 +23,11 @@ class Comparison:
     Args:
         samples: [n, d], samples or a real draw in their place.
         data: [m, d], the data they are compared with.
-        points: the whole data set.
+        points: the data set that regions of classes and density estimates come from.
         label: class of the samples; None for all classes.
         seed: seed of every random choice in a metric.
-        memory: (samples, points trained on, points held out) for the check of memorisation; None
-            where no points were held out.
+        memory: (points trained on, points held out) for the check of memorisation; None where no
+            points were held out.
     """
 
     samples: Tensor
@@ -35,7 +35,12 @@ class Comparison:
     points: Points
     label: int | None = None
     seed: int = 0
-    memory: tuple[Tensor, Tensor, Tensor] | None = None
+    memory: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def transport(self) -> float:
+        """Cost of the cheapest assignment, the published EMD."""
+        return emd(self.samples, self.data, seed=self.seed)
 
     @cached_property
     def neighbours(self) -> Neighbours:
@@ -46,7 +51,7 @@ class Comparison:
     def proximity(self) -> Proximity:
         """Result of the check of memorisation."""
         assert self.memory is not None  # otherwise its metrics do not apply
-        return memorisation(*self.memory, self.seed)
+        return memorisation(self.samples, *self.memory, self.seed)
 
 
 def _always(comparison: Comparison) -> bool:  # noqa: ARG001
@@ -76,23 +81,35 @@ class Metric:
     by_steps: bool = False
     applies: Callable[[Comparison], bool] = _always
 
-    def band(self, real: Sequence[float]) -> tuple[float, float]:
-        """Returns the band of 99% of real draws, from the scores of at least two of them."""
-        low, high = band(real, self.scale)
+    def band(self, real: Sequence[float], draws: RealDraws, parts: int = 1) -> tuple[float, float]:
+        """Returns the band that holds 99% of perfect samplers (see :meth:`.RealDraws.band`)."""
+        low, high = draws.band(real, self.scale, parts)
         return 0.0 if self.less_is_better else low, high
 
-    def score(self, value: float, real: Sequence[float]) -> Score | None:
-        """Returns the samples' value beside the scores of real draws; None if one is undefined."""
-        drawn = self.scale.to(torch.tensor(real, dtype=torch.float64))
+    def score(
+        self, values: Sequence[float], real: Sequence[float], draws: RealDraws
+    ) -> Score | None:
+        """Returns the samples' value beside the scores of real draws; None if one is undefined.
+
+        Args:
+            values: scores of the parts of the samples; their mean on the metric's scale counts.
+            real: score of each real draw, at least two.
+            draws: the real draws.
+        """
+        found, drawn = (
+            self.scale.to(torch.tensor(scores, dtype=torch.float64)) for scores in (values, real)
+        )
+        value = self.scale.back(found.mean()).item()
         if not (math.isfinite(value) and drawn.isfinite().all()):
             return None
-        return Score(value, self.scale.back(drawn).mean().item(), *self.band(real))
+        low, high = self.band(real, draws, len(values))
+        return Score(value, self.scale.back(drawn).mean().item(), low, high, len(real))
 
 
 def _kde_nll(c: Comparison) -> float:
     """Returns the NLL; NaN if there is no density estimate of the data."""
     try:
-        return kde_nll(c.samples, c.points.data if c.points.redraw else c.data)
+        return kde_nll(c.samples, c.points.data)
     except UserError:
         return math.nan
 
@@ -102,13 +119,13 @@ METRICS = {
     "sample_to_data": Metric(
         "median distance of a sample to the nearest datum",
         lambda c: nearest_distances(c.samples, c.data).median().item(),
-        LOG,
+        CUBE_ROOT,
         heading="to nearest datum",
     ),
     "data_to_sample": Metric(
         "median distance of a datum to the nearest sample",
         lambda c: nearest_distances(c.data, c.samples).median().item(),
-        LOG,
+        CUBE_ROOT,
         heading="to nearest sample",
     ),
     "sliced_wasserstein": Metric(
@@ -122,11 +139,22 @@ METRICS = {
     "kernel_nll": Metric("kernel NLL, temperature 0.1", lambda c: kernel_nll(c.samples, c.data)),
     "emd": Metric(
         "EMD of up to 250 pairs, total",
-        lambda c: emd(c.samples, c.data, seed=c.seed),
+        lambda c: c.transport,
         LOG,
         less_is_better=True,
     ),
-    "mmd": Metric("squared MMD, unbiased", lambda c: mmd(c.samples, c.data, seed=c.seed)),
+    "emd_per_pair": Metric(
+        "EMD of up to 250 pairs, per pair",
+        lambda c: c.transport / emd_pairs(c.samples, c.data),
+        LOG,
+        less_is_better=True,
+    ),
+    "mmd": Metric(
+        "squared MMD",
+        lambda c: mmd(c.samples, c.data, seed=c.seed, unbiased=False),
+        CUBE_ROOT,
+        less_is_better=True,
+    ),
     "occupancy": Metric(
         "chi-squared of the classes' shares",
         lambda c: occupancy(c.samples, c.data, c.points),

@@ -8,8 +8,8 @@ from scipy.stats import chi2_contingency
 from torch import Tensor
 
 from ..data import Points
-from ..errors import check_at_least
-from .distances import label_of_nearest, nearest, nearest_distances, subset
+from .distances import label_of_nearest, nearest, nearest_distances
+from .inputs import subset, two_sets
 
 
 class Neighbours(NamedTuple):
@@ -40,7 +40,8 @@ def occupancy(samples: Tensor, data: Tensor, points: Points) -> float:
         points: labelled points, whose regions divide space between the classes.
 
     Raises:
-        ValueError: the dimensions differ.
+        ValueError: the dimensions differ, a set is empty or not finite, or ``points`` has no
+            labels.
     """
     counts = [
         torch.bincount(label_of_nearest(x, points), minlength=points.num_classes).numpy()
@@ -67,15 +68,16 @@ def nearest_neighbour_test(samples: Tensor, data: Tensor, seed: int = 0) -> Neig
         seed: seed of that cut.
 
     Raises:
-        ValueError: the dimensions differ or a set has fewer than 2 points.
+        ValueError: the dimensions differ, or a set has fewer than 2 points or is not finite.
     """
+    samples, data = two_sets(samples, data, least=2)
     n = min(len(samples), len(data))
-    check_at_least("number of points of each set", n, 2)
-    pooled = torch.cat((subset(samples, n, seed).double(), subset(data, n, seed).double()))
+    pooled = torch.cat((subset(samples, n, seed), subset(data, n, seed)))
     index = nearest(pooled, pooled, 2)[1]  # [2n, 2]
+    place = torch.arange(2 * n, device="cpu")
     # Among equal points the first one found may not be the point itself.
-    other = torch.where(index[:, 0] == torch.arange(2 * n), index[:, 1], index[:, 0])
-    same = (other < n) == (torch.arange(2 * n) < n)
+    other = torch.where(index[:, 0] == place, index[:, 1], index[:, 0])
+    same = (other < n) == (place < n)
     by_sample, by_datum = same.double().view(2, n).mean(dim=1).tolist()
     return Neighbours(by_sample, by_datum)
 
@@ -96,8 +98,10 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, seed: int = 0
         seed: seed of that cut.
 
     Raises:
-        ValueError: the dimensions differ or a set is empty.
+        ValueError: the dimensions differ, or a set is empty or not finite.
     """
+    samples, train = two_sets(samples, train, ("samples", "train"))
+    samples, held_out = two_sets(samples, held_out, ("samples", "held_out"))
     size = min(len(train), len(held_out))
     to_train, to_held_out = (
         nearest_distances(samples, subset(x, size, seed)) for x in (train, held_out)

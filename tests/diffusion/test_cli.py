@@ -63,9 +63,11 @@ def test_sample_and_evaluate(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert torch.load(out, weights_only=True).shape == (50, 2)
     assert out.with_suffix(".png").exists()
-    result = flashpoint("evaluate", out, "--label", 2)
+    result = flashpoint("evaluate", out, "--label", 2, "--json")
     assert result.exit_code == 0, result.output
-    assert "purity" in result.output
+    assert json.loads(result.stdout)["purity"] >= 0
+    named = flashpoint("evaluate", out, "--label", "Ohio", "--json")
+    assert named.stdout == result.stdout
 
 
 def test_a_finished_run_resumes_to_the_same_samples(run):

@@ -94,7 +94,7 @@ def test_memorised_points_fail():
     assert "sample_to_data" in failures(STATES.data)
 
 
-def test_bands_of_data_without_a_known_distribution_come_from_its_halves():
+def test_bands_of_data_without_a_known_distribution_tell_good_samples_from_bad():
     generator = torch.Generator().manual_seed(0)
     points = Points(torch.randn(2000, 3, generator=generator), name="own")
     good, bad = (
@@ -112,7 +112,7 @@ def test_purity_counts_samples_near_the_class_asked_for():
 
 
 def test_the_dictionary_holds_every_number():
-    result = evaluate(STATES.redraw(500, 3)[0], STATES, repeats=3).to_dict()
+    result = evaluate(STATES.redraw(500, 3)[0], STATES, repeats=10).to_dict()
     assert result["delta_nll"] == pytest.approx(result["nll"] - result["nll_data"])
     for name in ("sample_to_data", "data_to_sample", "sliced_wasserstein"):
         assert set(result[name]) == {"value", "real", "low", "high", "passed"}
@@ -120,13 +120,13 @@ def test_the_dictionary_holds_every_number():
 
 
 def test_too_little_data_is_named():
-    with pytest.raises(UserError, match="at least 4 data points, got 3"):
-        evaluate(torch.randn(9, 2), Points(torch.randn(3, 2)))
-    few = Points(torch.randn(9, 2), torch.tensor([0] * 6 + [1] * 3))
+    with pytest.raises(UserError, match="at least 8 data points, got 7"):
+        evaluate(torch.randn(9, 2), Points(torch.randn(7, 2)))
+    few = Points(torch.randn(11, 2), torch.tensor([0] * 8 + [1] * 3))
     for samples, label, message in [
-        (torch.randn(9, 2), 1, "at least 4 data points of class 1, got 3"),
+        (torch.randn(9, 2), 1, "at least 8 data points of class 1, got 3"),
         (torch.randn(9, 2), 2, "label must be from 0 to 1, got 2"),
-        (torch.randn(1, 2), 0, "number of samples must be at least 2, got 1"),
+        (torch.randn(1, 2), 0, "samples must be at least 2 points, got 1"),
         (torch.full((9, 2), torch.nan), 0, "samples must be finite"),
     ]:
         with pytest.raises(UserError, match=message):

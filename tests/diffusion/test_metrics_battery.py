@@ -242,18 +242,18 @@ def test_memorisation_of_copies_of_fresh_draws_and_of_both():
 
 
 BATTERY = {
-    "kde_nll", "kernel_nll", "emd", "mmd", "occupancy", "sample_by_sample", "datum_by_datum",
-    "nearer_to_training", "distance_ratio",
+    "kde_nll", "kernel_nll", "emd", "emd_per_pair", "mmd", "occupancy", "sample_by_sample",
+    "datum_by_datum", "nearer_to_training", "distance_ratio",
 }  # fmt: skip
 
 
 def failures(samples, points=STATES, **options):
-    result = evaluate(samples, points, repeats=8, full=True, **options)
+    result = evaluate(samples, points, repeats=10, full=True, **options)
     return {name for name, score in (result.scores | result.battery).items() if not score.passed}
 
 
 def test_real_draws_pass_the_battery():
-    # Twelve bands of 99%: two draws in a row both fail by chance in about 1 of 100 cases.
+    # Thirteen bands of 99%: two draws in a row both fail by chance in about 1 of 100 cases.
     assert any(not failures(STATES.redraw(1500, seed)[0]) for seed in (900, 901))
 
 
@@ -282,9 +282,10 @@ def test_the_battery_of_one_class_and_its_table():
     assert set(result.battery) == BATTERY - {"occupancy"}
     assert set(result.to_dict()) > BATTERY - {"occupancy"}
     lines = result.table().splitlines()
-    assert len(lines) == 2 + 3 + 8
+    assert len(lines) == 2 + 3 + 9
     value = result.battery["emd"].value
     assert f"| EMD of up to 250 pairs, total | {value:.4g} |" in lines[2 + 3 + 2]
+    assert f"| EMD of up to 250 pairs, per pair | {value / 250:.4g} |" in lines[2 + 3 + 3]
     again = evaluate(STATES.redraw(300, 7, 3)[0], STATES, label=3, repeats=4, full=True)
     assert again == result
 
@@ -303,7 +304,7 @@ def test_the_battery_of_own_data_in_any_dimension(dim):
     assert set(good) == BATTERY
     assert good["nearer_to_training"].passed
     assert not copies["nearer_to_training"].passed
-    with pytest.raises(UserError, match="held-out points must be at least 2, got 1"):
+    with pytest.raises(UserError, match="held_out must be at least 8 points, got 1"):
         evaluate(normal(9, dim), points, full=True, held_out=normal(1, dim))
 
 
@@ -313,9 +314,9 @@ def test_wrong_input_is_named():
         (lambda: kernel_nll(x, x, temperature=0), "temperature must be positive, got 0"),
         (lambda: kernel_nll(x, normal(9, 3)), r"samples must be \[n, 3\] like the data"),
         (lambda: emd(x, x, draws=0), "draws must be at least 1, got 0"),
-        (lambda: mmd(x[:1], x), "number of points of each set must be at least 2, got 1"),
-        (lambda: nearest_neighbour_test(x, x[:1]), "must be at least 2, got 1"),
-        (lambda: memorisation(x, x, x[:0]), "number of points to choose the nearest from"),
+        (lambda: mmd(x[:1], x), "a must be at least 2 points, got 1"),
+        (lambda: nearest_neighbour_test(x, x[:1]), "data must be at least 2 points, got 1"),
+        (lambda: memorisation(x, x, x[:0]), "held_out must be at least 1 points, got 0"),
         (lambda: evaluate(x, STATES, repeats=1), "repeats must be at least 2, got 1"),
         (
             lambda: excess_loss(torch.nn.Identity(), Schedule(100), PointMasses(x), steps=[100]),
@@ -344,7 +345,7 @@ def test_what_is_not_defined_is_left_out_with_its_reason():
     assert "emd" in result.battery
     assert "| left out: " in result.table()
     one_place = evaluate(torch.zeros(9, 2), Points(torch.zeros(40, 2)), repeats=4)
-    assert one_place.left_out["sample_to_data"] == "not defined for these points"
+    assert one_place.left_out["sliced_wasserstein"] == "not defined for these points"
     with pytest.raises(UserError, match=r"samples must be \[n, 3\]"):
         evaluate(torch.zeros(9, 2), Points(flat))
 
@@ -389,6 +390,6 @@ def test_a_metric_is_added_in_one_place(monkeypatch, states_run, tmp_path):
     file = tmp_path / "samples.pt"
     torch.save(samples, file)
     monkeypatch.setitem(DATASETS, "states", lambda: points)
-    output = flashpoint("evaluate", file, "--real-draws", 2).output
-    assert "| toy metric |" in output
-    assert '"other": {' in output
+    assert "| toy metric |" in flashpoint("evaluate", file, "--real-draws", 2).stdout
+    output = flashpoint("evaluate", file, "--real-draws", 2, "--json").stdout
+    assert "other" in json.loads(output)
