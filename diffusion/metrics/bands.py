@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.philox import permute, seed_tensor
 from ..data import Points
 from ..errors import UserError
-from .inputs import most_points, random_rows, subset
+from .inputs import check_integer, most_points, random_rows, subset
 
 # That a real draw lies outside its band if it is normal on the metric's scale. Tails are somewhat
 # heavier than that, so that bands of half the chance hold the 99% that they are said to hold.
@@ -146,10 +146,12 @@ def data_of(points: Points, label: int | None) -> Points:
         label: class whose points are returned; None for all points.
 
     Raises:
-        ValueError: there is no such class, or there are fewer points than an evaluation needs.
+        ValueError: there is no such class, or there are fewer points than an evaluation needs:
+            8, or 2 where the distribution is known.
     """
     of = ""
     if label is not None:
+        check_integer("label", label)
         points.check_label(label)
         of = f" of {points.class_name(label)}"
     data = points if label is None else points.only(label)

@@ -85,9 +85,10 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 
         ValueError: the dimensions differ, a set is empty or not finite, or there is no direction.
     """
     check_count("projections", projections, 1)
+    check_count("seed", seed, 0)
     a, b = two_sets(a, b, ("a", "b"))
     centre, dim = b.mean(dim=0), b.shape[1]
-    parts = _directions(projections, dim, seed).split(max(1, _CHUNK // (len(a) + len(b))))
+    parts = _directions(projections, dim, int(seed)).split(max(1, _CHUNK // (len(a) + len(b))))
     return float(sum(_quantile_gap(part, a - centre, b - centre) for part in parts) / projections)
 
 

@@ -165,10 +165,12 @@ def evaluate(
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
             there is no such class, it has fewer than 8 points (2 where the distribution is
-            known), there are fewer than 8 held-out points, or ``repeats`` is below 2.
+            known), there are fewer than 8 held-out points (2), ``repeats`` is no integer of at
+            least 2, or the seed none of at least 0.
     """
     points = as_data(points)
     check_count("repeats", repeats, 2)
+    check_count("seed", seed, 0)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
     data = data_of(points, label)
     if held_out is not None:

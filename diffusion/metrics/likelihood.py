@@ -29,20 +29,22 @@ def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int
         Nats per sample.
 
     Raises:
-        ValueError: the dimensions differ, a set is empty or not finite, ``most`` is below 2 or the
-            data's covariance is singular.
+        ValueError: the dimensions differ, a set is empty or not finite, ``most`` is below 2, there
+            are fewer than d + 1 data points or the data's covariance is singular.
     """
     samples, data = two_sets(samples, data)
     if most is not None:
         check_count("most", most, 2)
         samples, data = subset(samples, most, seed), subset(data, most, seed)
     n, dim = data.shape
+    if n <= dim:
+        raise UserError(f"data must be at least {dim + 1} points in {dim} dimensions, got {n}")
     # Whitening rounds relative to the distance from the origin.
     centre = data.mean(dim=0)
     samples, data = samples - centre, data - centre
     covariance = torch.atleast_2d(data.T.cov()) * n ** (-2 / (dim + 4))
     factor, failed = torch.linalg.cholesky_ex(covariance)
-    if n < 2 or failed:
+    if failed:
         raise UserError("data must not lie in a plane of fewer dimensions than it has")
     white_data = torch.linalg.solve_triangular(factor, data.T, upper=False).T
     white = torch.linalg.solve_triangular(factor, samples.T, upper=False).T

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from flashpoint.diffusion import Points, UserError, evaluate
-from flashpoint.diffusion.metrics import METRICS, Comparison, RealDraws, real_draws
+from flashpoint.diffusion.metrics import METRICS, Comparison, Metric, RealDraws, real_draws
 from flashpoint.diffusion.metrics import inputs as inputs_module
 from flashpoint.diffusion.metrics.bands import LINEAR, prediction_factor
 
@@ -61,8 +61,8 @@ def test_few_samples_of_another_distribution_differ():
 @pytest.mark.parametrize(
     ("change", "metric"),
     [
-        (lambda x, data: 1.25 * x, "sliced_wasserstein"),
-        (lambda x, data: x[x[:, 0] > -0.7], "sliced_wasserstein"),
+        (lambda x, _: 1.25 * x, "sliced_wasserstein"),
+        (lambda x, _: x[x[:, 0] > -0.7], "sliced_wasserstein"),
         (lambda x, data: data[torch.arange(len(x)) % len(data)], "sample_to_data"),
     ],
     ids=["wider", "a part missing", "copies"],
@@ -74,7 +74,9 @@ def test_bad_samples_differ(change, metric, ratio):
     assert evaluate(samples, Points(data), repeats=20).scores[metric].passed is False
 
 
-@pytest.mark.parametrize(("n", "size", "parts"), [(6, 6, 1), (25, 25, 1), (60, 25, 2), (900, 25, 4)])
+@pytest.mark.parametrize(
+    ("n", "size", "parts"), [(6, 6, 1), (25, 25, 1), (60, 25, 2), (900, 25, 4)]
+)
 def test_a_draw_is_as_large_as_the_samples_and_apart_from_what_it_is_compared_with(n, size, parts):
     data = torch.arange(100.0)[:, None]
     draws = real_draws(Points(data), None, n, 12, seed=3)
@@ -133,7 +135,7 @@ def test_large_sets_are_cut_and_the_result_says_so(monkeypatch):
         largest[0] = max(largest[0], len(comparison.samples), len(comparison.data))
         return 1.0
 
-    monkeypatch.setitem(METRICS, "size", METRICS["kde_nll"].__class__("size", seen))
+    monkeypatch.setitem(METRICS, "size", Metric("size", seen))
     held_out = torch.randn(4000, 2, generator=source)
     result = evaluate(
         samples, Points(data, labels), repeats=3, full=True, held_out=held_out, label=1
