@@ -126,7 +126,7 @@ def test_the_metrics_are_those_of_evaluate(run):
     seed = child_seed(0, report._BATTERY)
     result = evaluate(samples, STATES, repeats=3, seed=seed, full=True)
     scores = result.scores | result.battery
-    assert len(scores) == 12
+    assert len(scores) == 13
     for score in scores.values():
         numbers = [
             f"{score.value:.4g}",
