@@ -1,11 +1,17 @@
 """Checks of what the user gave: one clear line for every wrong input."""
 
+import math
 from collections.abc import Collection
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 
 class UserError(ValueError):
     """A request that cannot be met; the message says why, and what is allowed."""
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule leaves so much of the data in x_T that no denoiser draws the right samples."""
 
 
 def check_choice(name: str, value: str, allowed: Collection[str], other: str = "") -> None:
@@ -33,13 +39,39 @@ def _nearest(value: str, by_lower: dict[str, str]) -> str | None:
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises :class:`UserError` if the number is smaller than ``least``."""
-    if not value >= least:
-        raise UserError(f"{name} must be at least {least}, got {value}")
+    """Raises :class:`UserError` unless it is a number of at least ``least``."""
+    if not (_is_number(value) and value >= least):
+        raise UserError(f"{name} must be at least {least}, got {value!r}")
+
+
+def check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Raises :class:`UserError` unless it is an integer from ``least`` to ``most``, if any."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name} must be an integer, got {value!r}")
+    if most is None:
+        check_at_least(name, int(value), least)
+    elif not least <= value <= most:
+        raise UserError(f"{name} must be from {least} to {most}, got {value}")
+
+
+def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raises :class:`UserError` unless it is a finite number from ``least`` to ``most``."""
+    if _is_number(value) and math.isfinite(value) and least <= value <= most:
+        return
+    allowed = "a finite number"
+    if math.isfinite(least):
+        allowed = f"at least {least} and finite" if most == math.inf else f"from {least} to {most}"
+    raise UserError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_seed(seed: int) -> int:
     """Returns the seed; raises :class:`UserError` if the generator does not take it."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise UserError(f"seed must be an integer, got {seed!r}")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2**63 - 1, got {seed}")
-    return seed
+    return int(seed)

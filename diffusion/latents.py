@@ -52,7 +52,7 @@ def invert(
     device = choose_device(device)
     if x.dim() != 2:
         raise UserError(f"x must be [n, d], got {list(x.shape)}")
-    x, steps = x.float().to(device), timesteps(schedule, num_steps)
+    x, steps = x.float().to(device), timesteps(schedule, num_steps, method="ddim")
     predict = fused_copy(model, device)
     labels = () if label is None else (torch.as_tensor(label, device=device).expand(len(x)),)
     table = reverse_table(schedule, steps, method="ddim")

@@ -200,7 +200,9 @@ def _paths(run: SavedRun) -> list[Part]:
     """Shows samples on their way from noise to data."""
     flat, figures = run.flat, run.folder.figures
     count = min(_PATH_STEPS, run.schedule.num_steps)
-    steps = [*timesteps(run.schedule, count).tolist(), 0]
+    steps = timesteps(run.schedule, count, method="ddim").tolist()
+    count = len(steps)  # both methods can visit these
+    steps.append(0)
     paths = run.trajectory(_PATHS_SHOWN, _PATHS, count, method="ddim").cpu()
     plots.trajectories(run.projection(paths), steps, flat, figures / "trajectories.png")
     frames = run.trajectory(_FRAME_SAMPLES, _FRAMES, count, variance="posterior").cpu()

@@ -51,14 +51,22 @@ def _ddim(alpha_bar: Tensor, prev: Tensor, variance: str, eta: float) -> Coeffic
 STEPS = {"ddpm": Step("DDPM", _ddpm), "ddim": Step("DDIM", _ddim)}
 
 
-def timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
-    """Returns the timesteps that a chain of S steps visits: int64 [S], evenly spaced, T - 1 to 0.
+def timesteps(
+    schedule: Schedule, num_steps: int | None, *, start: int | None = None, method: str = "ddpm"
+) -> Tensor:
+    """Returns the timesteps that a chain of S steps visits: int64 [S], evenly spaced, down to 0.
+
+    Args:
+        schedule: the forward process.
+        num_steps: S; None for all.
+        start: the first timestep; None takes that of :meth:`Schedule.start_of`.
+        method: ``ddpm`` or ``ddim``. DDPM can visit all T, DDIM those that hold some of the data.
 
     Raises:
-        ValueError: S is not in 1 ... T.
+        ValueError: S is not in 1 ... T, or ``start`` is no timestep.
     """
-    last, count = schedule.num_steps - 1, schedule.steps_visited(num_steps)
-    return torch.linspace(last, 0, count, dtype=torch.float64).round().long()
+    first, count = schedule.start_of(num_steps, start=start, all_levels=method == "ddpm")
+    return torch.linspace(first, 0, count, dtype=torch.float64).round().long()
 
 
 def reverse_table(

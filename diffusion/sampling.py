@@ -189,7 +189,10 @@ def _prepare(config: SampleConfig, n: int, device: torch.device) -> _Chain:
     """Checks the options of one model and puts its tensors on the device."""
     check_choice("method", config.method, METHODS)
     schedule, solver = config.schedule, SOLVERS.get(config.method)
-    steps = (solver_timesteps if solver else timesteps)(schedule, config.num_steps)
+    if solver:
+        steps = solver_timesteps(schedule, config.num_steps)
+    else:
+        steps = timesteps(schedule, config.num_steps, method=config.method)
     scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
     table = reverse_table(
         schedule,

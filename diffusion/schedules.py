@@ -1,14 +1,16 @@
 """Variance schedules of the forward process, and the features of a timestep that networks see."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .errors import UserError, check_choice
+from .errors import ScheduleWarning, UserError, check_choice, check_integer
 from .time_embedding import TimeEmbedding
 
 
@@ -52,6 +54,15 @@ SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
 }
 TIME_FEATURES = ("linspace", "centered", "sinusoidal")
 EMBEDDING_DIM = 16  # width of the sinusoidal embedding of a timestep or a class
+_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+_MOST_TIMESTEPS = 1_000_000
+# Chains start from N(0, I) as if no data were left in x_T. With the best denoiser of a component
+# N(m, s^2), of s = 0.3, the mean of its samples falls short by about s sqrt(alpha_bar) = 7% of m.
+_MOST_DATA_LEFT = 0.05
+# Bounds of sigma / alpha where a chain starts, which multiplies the error of a network there. The
+# upper one is alpha_bar = 0.005, little more than the default schedule's own start at 12.5. Chains
+# of 5 steps get no further than the lower one without an error that the next steps magnify.
+_LOWEST_START, _HIGHEST_START, _START_PER_STEP = 8.0, 14.1, 1.6
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,19 @@ class Schedule:
     Args:
         num_steps: number of timesteps T.
         name: one of :data:`SCHEDULES`, such as ``linear`` or ``cosine``.
-        beta_start, beta_end: range of beta; the cosine schedule has none and ignores them.
+        beta_start, beta_end: range of beta, rising; the cosine schedule has none and takes only
+            the defaults.
         time_feature: the form in which networks see t: ``linspace`` is linspace(-1, 1, T),
             ``centered`` is 2 (t - T/2) / T, ``sinusoidal`` is the :func:`sinusoidal_embedding` of t
             of width 16; a :class:`.TimeEmbedding` is any other of this kind.
 
+    Warns:
+        ScheduleWarning: more than a twentieth of the data's variance is left at T - 1, so that even
+            the best denoiser draws wrong samples.
+
     Raises:
-        ValueError: T is less than 1, a beta is outside (0, 1), or a name is unknown.
+        ValueError: T is no integer from 1 to 1,000,000, beta does not rise or is outside (0, 1) or
+            of no effect, or a name is unknown.
     """
 
     num_steps: int = 500
@@ -79,15 +96,36 @@ class Schedule:
     time_feature: str | TimeEmbedding = "linspace"
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise UserError(f"num_steps must be at least 1, got {self.num_steps}")
+        check_integer("num_steps", self.num_steps, 1, _MOST_TIMESTEPS)
         check_choice("schedule", self.name, SCHEDULES)
         self._check_time_feature()
-        for field in ("beta_start", "beta_end"):
-            if not 0 < getattr(self, field) < 1:
-                raise UserError(
-                    f"{field} must be between 0 and 1 (both excluded), got {getattr(self, field)}"
-                )
+        self._check_betas()
+        left = self.alpha_bar[-1].item()
+        if left < torch.finfo(torch.float64).tiny:
+            raise UserError(
+                f"num_steps must leave alpha_bar above 0 in float64, got {self.num_steps} with "
+                f"beta from {self.beta_start} to {self.beta_end}"
+            )
+        if left > _MOST_DATA_LEFT:
+            warnings.warn(
+                f"the schedule leaves alpha_bar = {left:.2f} at its last timestep, and samples are "
+                "right only if it is close to 0: take a larger beta_end, more timesteps or the "
+                "cosine schedule",
+                ScheduleWarning,
+                stacklevel=3,  # who called the constructor
+            )
+
+    def _check_betas(self) -> None:
+        for field, default in _BETAS.items():
+            beta = getattr(self, field)
+            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < beta < 1:
+                raise UserError(f"{field} must be between 0 and 1 (both excluded), got {beta!r}")
+            if self.name == "cosine" and beta != default:
+                raise UserError(f"{field} has no effect on the cosine schedule, got {beta}")
+        if self.beta_start > self.beta_end:
+            raise UserError(
+                f"beta_end must be at least beta_start, {self.beta_start}, got {self.beta_end}"
+            )
 
     def _check_time_feature(self) -> None:
         if isinstance(self.time_feature, Mapping):  # as files write it
@@ -126,16 +164,42 @@ class Schedule:
         steps = torch.arange(self.num_steps, dtype=torch.float64)[:, None]
         return 2 * (steps - self.num_steps / 2) / self.num_steps
 
-    def steps_visited(self, num_steps: int | None) -> int:
-        """Returns the number of timesteps that a chain visits: ``num_steps``, or all T for None.
+    def start_of(
+        self, num_steps: int | None, *, start: int | None = None, all_levels: bool = False
+    ) -> tuple[int, int]:
+        """Returns the first timestep of a chain, and how many timesteps it visits.
+
+        An error of the network's eps at the first timestep is multiplied by sigma / alpha, which
+        is 10,000 at the end of a cosine schedule, and few large steps magnify what comes out. So a
+        chain starts at the noisiest timestep where sigma / alpha is at most 8 in 5 steps, 14 in 9
+        or more. Noisier timesteps are N(0, I) as well, up to less than a 64th of the data's
+        variance, or a 200th. A chain of more steps than remain visits all that remain.
+
+        Args:
+            num_steps: number of timesteps to visit; None for all.
+            start: the first timestep, where it is not for this method to choose.
+            all_levels: a chain of more steps than remain starts at T - 1 after all. The noise of
+                DDPM corrects the errors of single small steps.
 
         Raises:
-            ValueError: the number is not from 1 to T.
+            ValueError: the number is not from 1 to T, or to ``start`` + 1; or ``start`` is no
+                timestep.
         """
-        count = self.num_steps if num_steps is None else num_steps
-        if not 1 <= count <= self.num_steps:
-            raise UserError(f"num_steps must be from 1 to {self.num_steps}, got {num_steps}")
-        return count
+        last = self.num_steps - 1
+        if start is not None:
+            check_integer("start", start, 0, last)
+            last = int(start)
+        if num_steps is not None:
+            check_integer("num_steps", num_steps, 1, last + 1)
+        count = last + 1 if num_steps is None else int(num_steps)
+        if start is not None:
+            return last, count
+        most = min(max(_START_PER_STEP * count, _LOWEST_START), _HIGHEST_START)
+        level = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        first = max(0, int((level <= most).sum()) - 1)
+        if all_levels and count > first + 1:
+            first = last
+        return first, min(count, first + 1)
 
     def inputs(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         """Returns a network's inputs [..., d + F]: points and the features of their timestep.

@@ -25,17 +25,26 @@ NoiseFunction = Callable[[Tensor, int], Tensor]
 _RHO = 7.0  # Karras et al. 2022, section 5: more of the steps where the noise is low
 
 
-def solver_timesteps(schedule: Schedule, num_steps: int | None) -> Tensor:
-    """Returns the timesteps nearest to Karras's spacing of the noise: int64 [S], T - 1 to 0.
+def solver_timesteps(
+    schedule: Schedule, num_steps: int | None, *, start: int | None = None
+) -> Tensor:
+    """Returns the timesteps nearest to Karras's spacing of the noise: int64 [S], down to 0.
 
     (sigma / alpha)^(1/7) is evenly spaced (Karras et al. 2022, equation 5). If the nearest
     timestep is already taken, the next noisier one is visited.
 
+    Args:
+        schedule: the forward process.
+        num_steps: S; None for all that hold some of the data.
+        start: the first timestep; None takes that of :meth:`Schedule.start_of`.
+
     Raises:
-        ValueError: S is not in 1 ... T.
+        ValueError: S is not in 1 ... T, or ``start`` is no timestep.
     """
-    total, count = schedule.num_steps, schedule.steps_visited(num_steps)
-    log_ratio = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2  # of sigma to alpha
+    first_step, count = schedule.start_of(num_steps, start=start)
+    total = first_step + 1
+    alpha_bar = schedule.alpha_bar[:total]
+    log_ratio = ((1 - alpha_bar) / alpha_bar).log() / 2  # of sigma to alpha
     first, last = (log_ratio[[-1, 0]] / _RHO).exp().tolist()
     wanted = _RHO * torch.linspace(first, last, count, dtype=torch.float64).log()
     nearest = (log_ratio - wanted[:, None]).abs().argmin(dim=1).flip(0)

@@ -1,8 +1,8 @@
 """Error of each sampler against the number of reverse steps, where the exact answer is known.
 
 For a mixture of Gaussians the best denoiser has a closed form, so that no network adds an error to
-that of the sampler. ``python -m flashpoint.diffusion.studies.few_steps FILE.png`` draws the figure
-and prints its numbers.
+that of the sampler; and an error can be added that is known. ``python -m
+flashpoint.diffusion.studies.few_steps FILE.png`` draws the figure and prints the tables.
 """
 
 import math
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import plots
+from ..metrics.distances import sliced_wasserstein
 from ..metrics.excess_loss import GaussianMixture, Target
 from ..metrics.table import markdown_table
 from ..reverse_steps import reverse_table, timesteps
 from ..sampling import METHODS
-from ..schedules import Schedule
+from ..schedules import SCHEDULES, Schedule
 from ..solvers import SOLVERS, solver_timesteps
 
 DETERMINISTIC = {
@@ -42,30 +43,65 @@ def eight_gaussians() -> GaussianMixture:
     return GaussianMixture(torch.ones(8), means, covariance.expand(8, 2, 2))
 
 
-def solve(
-    method: str, target: Target, schedule: Schedule, num_steps: int | None, x_T: Tensor
-) -> Tensor:
-    """Returns x_0 [n, d] that a deterministic method reaches with the best denoiser there is.
+def closed_curve() -> GaussianMixture:
+    """Returns 40 Gaussians along a closed curve in 3-D, of standard deviation 0.8 in each axis."""
+    u = torch.arange(40, dtype=torch.float64) * math.pi / 20
+    curve = (u.sin() + (2 * u).sin() / 2, u.cos() - (2 * u).cos() / 2, (3 * u).sin())
+    spread = 0.06
+    means = torch.stack(curve, dim=1)
+    means *= (0.8**2 - spread**2) ** 0.5 / means.std(dim=0, correction=0)
+    covariance = spread**2 * torch.eye(3, dtype=torch.float64)
+    return GaussianMixture(torch.ones(40), means, covariance.expand(40, 3, 3))
+
+
+def smooth_error(x: Tensor, t: float) -> Tensor:
+    """Returns an error of eps_hat [n, d] as trained networks have: smooth, and large far away.
 
     Args:
-        method: ``ddim``, or one of ``SOLVERS``.
+        x: points x_t [n, d].
+        t: timestep as a part of T.
+    """
+    phase = 6 * t + torch.arange(x.shape[1], dtype=x.dtype)
+    return (1 + x.norm(dim=1, keepdim=True)) * (x.roll(1, dims=1) + phase).sin()
+
+
+def solve(
+    method: str,
+    target: Target,
+    schedule: Schedule,
+    num_steps: int | None,
+    x_T: Tensor,
+    *,
+    error: float = 0.0,
+) -> Tensor:
+    """Returns x_0 [n, d] that a method reaches with the best denoiser there is, or nearly.
+
+    Args:
+        method: one of ``METHODS``.
         target: the distribution of x_0.
         schedule: the forward process.
         num_steps: number of timesteps that are visited; None for all.
         x_T: the noise to start from, float64 [n, d].
+        error: factor of :func:`smooth_error`, which is added to the best denoiser's noise.
     """
-    steps = (timesteps if method == "ddim" else solver_timesteps)(schedule, num_steps)
+    if method in SOLVERS:
+        steps = solver_timesteps(schedule, num_steps)
+    else:
+        steps = timesteps(schedule, num_steps, method=method)
     alpha_bar = schedule.alpha_bar[steps].tolist()
 
     def noise(x: Tensor, i: int) -> Tensor:
-        return target.optimal_noise(x, alpha_bar[i])
+        eps = target.optimal_noise(x, alpha_bar[i])
+        return eps + error * smooth_error(x, steps[i].item() / schedule.num_steps)
 
     x = x_T
-    if method == "ddim":
-        for i, (c_x, c_eps, *_) in enumerate(reverse_table(schedule, steps, method="ddim")):
-            x = c_x * x + c_eps * noise(x, i)
-    else:
+    if method in SOLVERS:
         *_, x = SOLVERS[method].solve(noise, schedule, steps, x)
+        return x
+    generator = torch.Generator().manual_seed(1)
+    for i, (c_x, c_eps, c_z, _) in enumerate(reverse_table(schedule, steps, method=method)):
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = c_x * x + c_eps * noise(x, i) + c_z * z
     return x
 
 
@@ -99,8 +135,37 @@ def step_errors(
     return result
 
 
+def distances_by_schedule(
+    counts: Sequence[int] = COUNTS[:4], *, n: int = 2000, error: float = 0.03
+) -> dict[tuple[str, str], list[float]]:
+    """Measures the sliced Wasserstein distance between samples and data on every schedule.
+
+    The data are :func:`closed_curve`, T = 500 and beta from 1e-4 to 0.02.
+
+    Args:
+        counts: numbers of steps.
+        n: number of samples.
+        error: factor of :func:`smooth_error` in the denoiser.
+
+    Returns:
+        The distances, by schedule and method, one for each number of steps.
+    """
+    target, generator = closed_curve(), torch.Generator().manual_seed(0)
+    data, x_T = target.draw(n, 0), torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    return {
+        (name, method): [
+            sliced_wasserstein(
+                solve(method, target, Schedule(500, name), count, x_T, error=error), data
+            )
+            for count in counts
+        ]
+        for name in SCHEDULES
+        for method in METHODS
+    }
+
+
 def main(path: str) -> None:
-    """Draws the figure for eight Gaussians and 500 timesteps, and prints the numbers as a table."""
+    """Draws the figure for eight Gaussians and 500 timesteps, and prints the tables."""
     result = step_errors(eight_gaussians(), Schedule(500))
     curves = {
         name: (result.evaluations[method], result.errors[method])
@@ -112,6 +177,12 @@ def main(path: str) -> None:
         for row, count in enumerate(COUNTS)
     ]
     print(markdown_table(["steps", *DETERMINISTIC.values()], rows))
+    rows = [
+        [name, METHODS[method], *(f"{distance:.3f}" for distance in distances)]
+        for (name, method), distances in distances_by_schedule().items()
+    ]
+    print()
+    print(markdown_table(["schedule", "method", *(f"{c} steps" for c in COUNTS[:4])], rows))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def pack(x: Tensor, levels: int) -> dict:
 
 def _chains(run: SavedRun, samples: int, frame: Frame) -> tuple[list[dict], list[int]]:
     """Returns the recorded chains of each kind of sampling, and the timestep of each frame."""
-    indices = timesteps(run.schedule, run.config["sampling_steps"])
+    # Those of DDIM, which are all that both methods can visit.
+    indices = timesteps(run.schedule, run.config["sampling_steps"], method="ddim")
     most = max(3, _MOST_NUMBERS // (len(indices) * run.points.dim))
     n = min(samples, most)
     steps = [*(indices + 1).tolist(), 0]

@@ -1,11 +1,17 @@
 """Schedules against diffusers and against their definitions."""
 
+import warnings
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from flashpoint.diffusion import Schedule, UserError, reverse_table, sinusoidal_embedding
+from flashpoint.diffusion.errors import ScheduleWarning
 from flashpoint.diffusion.schedules import SCHEDULES, TIME_FEATURES
+from flashpoint.diffusion.studies.study import published_schedule
+
+from .helpers import flashpoint
 
 DIFFUSERS_NAMES = {
     "linear": "linear",
@@ -94,11 +100,23 @@ def test_sinusoidal_embedding():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be from 1 to 1000000, got 0"),
         ({"beta_start": 0.0}, "beta_start must be between"),
         ({"beta_end": 1.0}, "beta_end must be between"),
         ({"beta_end": float("nan")}, "beta_end must be between"),
+        ({"num_steps": 2.5}, "num_steps must be an integer, got 2.5"),
+        ({"num_steps": True}, "num_steps must be an integer, got True"),
+        ({"num_steps": "50"}, "num_steps must be an integer, got '50'"),
+        ({"num_steps": 10**11}, "num_steps must be from 1 to 1000000, got 100000000000"),
+        ({"num_steps": 100_000, "beta_end": 0.5}, "num_steps must leave alpha_bar above 0"),
+        ({"beta_start": "small"}, "beta_start must be between .* got 'small'"),
+        (
+            {"beta_start": 0.5, "beta_end": 0.1},
+            "beta_end must be at least beta_start, 0.5, got 0.1",
+        ),
+        ({"name": "cosine", "beta_end": 0.5}, "beta_end has no effect on the cosine schedule"),
         ({"name": "cosin"}, "did you mean 'cosine'"),
+        ({"name": 3}, "schedule must be one of .*, got 3"),
         ({"time_feature": "center"}, "did you mean 'centered'"),
     ],
 )
@@ -112,3 +130,59 @@ def test_a_sinusoidal_time_feature_is_the_embedding_of_each_timestep():
     assert features.shape == (50, 16)
     assert torch.equal(features, sinusoidal_embedding(torch.arange(50), 16))
     assert len(features.unique(dim=0)) == 50
+
+
+@pytest.mark.parametrize("T", [20, 50, 200])
+def test_a_schedule_that_leaves_much_of_the_data_is_named(T):
+    with pytest.warns(ScheduleWarning, match="the schedule leaves alpha_bar = ") as record:
+        schedule = Schedule(T)
+    (said,) = [str(warning.message) for warning in record]
+    assert f"alpha_bar = {schedule.alpha_bar[-1]:.2f} at its last timestep" in said
+    assert "larger beta_end, more timesteps or the cosine schedule" in said
+    assert "\n" not in said
+    assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "schedule", [(), (1000,), (50, "cosine"), (50, "linear", 1e-3, 0.2), (500, "sech")]
+)
+def test_nothing_is_said_of_a_schedule_that_is_long_enough(schedule):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Schedule(*schedule).alpha_bar[-1] < 0.05
+
+
+def test_a_short_schedule_loses_the_mean_of_the_data_and_a_long_one_does_not():
+    """The loss behind the limit: with the best denoiser of N(m, s^2), s sqrt(alpha_bar) of m."""
+    m, s = 1.0, 0.3
+    lost = {}
+    for T in (50, 500):
+        schedule = Schedule(T)
+        x = torch.zeros(1, dtype=torch.float64)  # the mean of N(0, 1): the chain is linear in it
+        steps = torch.arange(T).flip(0)
+        for t, (c_x, c_eps, *_) in zip(
+            steps, reverse_table(schedule, steps, method="ddim"), strict=True
+        ):
+            a = schedule.alpha_bar[t]
+            x = c_x * x + c_eps * (x - a.sqrt() * m) * (1 - a).sqrt() / (a * s**2 + 1 - a)
+        lost[T] = (m - x).item()
+        assert lost[T] == pytest.approx(s * schedule.alpha_bar[-1].sqrt().item(), rel=0.5)
+    assert lost[500] < 0.03 < 0.2 < lost[50]
+
+
+def test_studies_take_published_schedules_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert published_schedule(50).alpha_bar[-1] > 0.5
+
+
+def test_the_command_line_says_it_once_in_one_line(tmp_path):
+    steps = ["--steps", "2", "--classifier-steps", "2", "--batch-size", "32"]
+    result = flashpoint(
+        "train", "--data", "moons", "--recipe", "small", "--timesteps", 50, *steps, "--out",
+        tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if "alpha_bar" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: the schedule leaves alpha_bar = 0.60 at its last timestep")
