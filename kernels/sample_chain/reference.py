@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..mlp import MLPShape
 from ..mlp import reference as mlp
@@ -27,6 +28,9 @@ from ..reverse_step.reference import MEMORY, NOISE, memory_coefficients, reverse
 # Rows at once: on a CPU so few that a layer's activations stay in a core's cache, on a GPU so many
 # that launches are cheap. Noise is drawn for many steps at once, to spread the cost of the call.
 _CACHE_ROWS, _GPU_ROWS = 1000, 100_000
+# Rows that fewer are filled up to on a CPU: its matrix products take other paths for a few rows,
+# which round differently, and a sample must not depend on how many are drawn with it.
+_LEAST_ROWS = 32
 _NOISE_STEPS = 50
 
 
@@ -67,8 +71,16 @@ def sample_chain(
     keep_every: int,
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
-    chunks, size = [], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
-    for start in range(0, max(1, x.shape[1]), size):
+    count, size = x.shape[1], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
+    missing = 0 if x.is_cuda else max(0, _LEAST_ROWS - 1 - (count - 1) % size)  # in the last chunk
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+        guide, condition = (
+            part and part._replace(labels=F.pad(part.labels, (0, missing)))
+            for part in (guide, condition)
+        )
+    chunks = []
+    for start in range(0, max(1, count), size):
         rows = slice(start, start + size)
         chunks.append(
             _chain(
@@ -84,7 +96,7 @@ def sample_chain(
             )
         )
     samples, trajectories = zip(*chunks, strict=True)
-    return torch.cat(samples, dim=1), torch.cat(trajectories, dim=2)
+    return torch.cat(samples, dim=1)[:, :count], torch.cat(trajectories, dim=2)[:, :, :count]
 
 
 def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | None:

@@ -126,12 +126,24 @@ def model(outputs=2):
     return MLP(3, outputs, [8])
 
 
-def test_samples_do_not_depend_on_the_batch_size():
-    arguments = {"seed": 3, "num_steps": 5, "device": "cpu"}
-    whole = sample(model(), SCHEDULE, 17, **arguments).x
-    parts = sample(model(), SCHEDULE, 17, batch_size=5, **arguments).x
-    torch.testing.assert_close(parts, whole)
-    assert not torch.equal(sample(model(), SCHEDULE, 17, **{**arguments, "seed": 4}).x, whole)
+@pytest.mark.parametrize("guided", [False, True])
+def test_samples_do_not_depend_on_the_batch_size(guided):
+    """Not in a single bit, for few rows and for chunks with few rows at their end."""
+    options = {"classifier": model(5), "label": 2} if guided else {}
+    arguments = {"seed": 3, "num_steps": 5, "device": "cpu", "keep_every": 2, **options}
+    whole = sample(model(), SCHEDULE, 1003, **arguments)
+    for n in (*range(1, 40), 1001, 1002):
+        part = sample(model(), SCHEDULE, n, **arguments)
+        assert torch.equal(part.x, whole.x[:n])
+        assert torch.equal(part.trajectory, whole.trajectory[:, :n])
+    for batch_size in (1, 5, 40):
+        part = sample(model(), SCHEDULE, 50, batch_size=batch_size, **arguments)
+        assert torch.equal(part.x, whole.x[:50])
+    part = sample(model(), SCHEDULE, 3, first_row=7, **arguments)
+    assert torch.equal(part.x, whole.x[7:10])
+    assert not torch.equal(
+        sample(model(), SCHEDULE, 17, **{**arguments, "seed": 4}).x, whole.x[:17]
+    )
 
 
 def test_labels_may_differ_by_row():
@@ -174,11 +186,12 @@ def conditional_model(seed=0):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_classes_of_a_conditional_model_may_differ_by_row(method):
-    arguments = {"scale": 2.0, "method": method, "num_steps": 10, "device": "cpu"}
+    arguments = {"method": method, "num_steps": 10, "device": "cpu"}
     network = conditional_model()
-    mixed = sample(network, SCHEDULE, 4, label=torch.tensor([0, 1, 3, 2]), **arguments).x
+    labels = torch.tensor([0, 1, 3, 2])
+    mixed = sample(network, SCHEDULE, 4, label=labels, scale=2.0, **arguments).x
     for label, row in ((0, 0), (1, 1), (2, 3)):
-        same = sample(network, SCHEDULE, 4, label=label, **arguments).x
+        same = sample(network, SCHEDULE, 4, label=label, scale=2.0, **arguments).x
         torch.testing.assert_close(same[row], mixed[row])
     free = sample(network, SCHEDULE, 4, **arguments).x  # of no class
     torch.testing.assert_close(free[2], mixed[2])
@@ -322,14 +335,14 @@ def test_trajectory():
         ({"num_steps": 0}, "num_steps must be from 1 to 50"),
         ({"method": "ddmp"}, "did you mean 'ddpm'"),
         ({"variance": "alpha"}, "variance must be one of"),
-        ({"eta": -1.0}, "eta must be at least 0"),
+        ({"method": "ddim", "eta": -1.0}, "eta must be from 0 to 1, got -1.0"),
         ({"label": 1}, "classifier and label"),
         ({"classifier": MLP(3, 5)}, "classifier and label"),
         ({"classifier": MLP(3, 5), "label": 0.5}, "label must be a whole number"),
         ({"classifier": MLP(3, 5), "label": torch.zeros(3, dtype=torch.int64)}, r"label .* \[2\]"),
         ({"x_T": torch.zeros(3, 2)}, r"x_T must be \[2, 2\], got \[3, 2\]"),
         ({"classifier": MLP(3, 5), "label": 0, "scale": math.nan}, "scale must be finite"),
-        ({"classifier": torch.nn.Linear(3, 5), "label": 0}, "model must be an MLP.*, got Linear"),
+        ({"classifier": torch.nn.Linear(3, 5), "label": 0}, "classifier must be an MLP.*, got L"),
         ({"model": model(5)}, "model must have 6 inputs, .* got 3; is it a denoiser"),
         ({"schedule": Schedule(50, time_feature="sinusoidal")}, "must have 18 inputs, .* got 3"),
         ({"first_row": -1}, "first_row must be at least 0"),
