@@ -22,7 +22,7 @@ from .errors import UserError
 from .models import MLP, ConditionalMLP, Perceptron, new_mlp
 from .run_folder import RunFolder
 from .sampling import Samples, sample
-from .schedules import Schedule
+from .schedules import Schedule, check_schedule
 
 _RECORDED = ("network", "schedule", "standardisation", "class_names")  # in a file's metadata
 
@@ -55,7 +55,8 @@ class Denoiser:
         Args:
             n: number of samples.
             **options: options of :func:`~flashpoint.diffusion.sample`. A ``label`` may be the name
-                of a class. ``x_T`` is noise as the model sees it.
+                of a class. ``x_T`` is noise as the model sees it, ``init`` holds points in the
+                user's units.
 
         Returns:
             Samples and trajectory in the user's units: float64 with a standardisation, otherwise
@@ -66,6 +67,8 @@ class Denoiser:
         guided = options.get("label") is not None and not isinstance(self.model, ConditionalMLP)
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
+        if self.standardisation is not None and options.get("init") is not None:
+            options["init"] = self.standardisation.apply(torch.as_tensor(options["init"]))
         drawn = sample(self.model, self.schedule, n, **options)
         if self.standardisation is None:
             return drawn
@@ -116,29 +119,36 @@ def load(
         path: a run's folder, with its ``config.json`` and ``checkpoints/``; a folder with
             ``denoiser.safetensors`` and perhaps ``classifier.safetensors``; a ``.safetensors``
             file; or a ``.pt`` or ``.pth`` file.
-        schedule: the forward process that the model was trained with, for a ``.pt`` file outside a
-            run's folder. Its ``time_feature`` is the form in which the network saw t; a warning
-            says so where it is left at its default.
+        schedule: the forward process that the model was trained with, for ``.pt`` files outside a
+            run's folder; elsewhere it must be the recorded one. Its ``time_feature`` is the form in
+            which the network saw t; a warning says so where it is left at its default.
         activation: activation of a ``.pt`` file's network, where the weights do not tell; None is
             PReLU where there is a slope and ReLU otherwise.
 
     Raises:
-        ValueError: the path does not exist or holds no model, or the schedule is not known.
+        ValueError: the path does not exist or holds no model, or the schedule is not known or
+            another one than was recorded.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    if schedule is not None:
+        check_schedule(schedule)
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(path, schedule, activation)
     if path.suffix == ".safetensors":
-        return from_safetensors(path.read_bytes(), f"file {path}")
+        denoiser = from_safetensors(path.read_bytes(), f"file {path}")
+        _check_recorded(schedule, denoiser.schedule, path)
+        return denoiser
     if path.suffix not in (".pt", ".pth"):
         raise UserError(f"{path} must be a folder, a .safetensors file or a .pt file (or .pth)")
     run = RunFolder(path.parent.parent)
     config = run.config() if path.parent.name == run.checkpoints.name else None
     standardisation, class_names = None, ()
     if config is not None:
-        schedule = schedule or Schedule(**config["schedule"])
+        recorded = Schedule(**config["schedule"])
+        _check_recorded(schedule, recorded, path)
+        schedule = recorded
         activation = activation or config.get(path.stem, {}).get("activation")
         standardisation, class_names = _map(config), tuple(config.get("class_names", ()))
     if schedule is None:
@@ -164,6 +174,12 @@ def _map(record: Mapping[str, Any]) -> Standardisation | None:
         return Standardisation(**written)
     except TypeError as error:
         raise UserError("the standardisation must hold mean and std") from error
+
+
+def _check_recorded(given: Schedule | None, recorded: Schedule, path: Path) -> None:
+    """Raises :class:`UserError` if a schedule is given that is not the recorded one."""
+    if given is not None and given != recorded:
+        raise UserError(f"schedule must be that of the training of {path}, {recorded}, got {given}")
 
 
 def load_mlp(path: Path, activation: str | None = None) -> MLP | BlockMLP:
@@ -230,11 +246,13 @@ def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP
     return model
 
 
-def _load_folder(folder: Path) -> Denoiser:
+def _load_folder(folder: Path, schedule: Schedule | None, activation: str | None) -> Denoiser:
     for path in (RunFolder(folder).network_file("denoiser"), folder / "denoiser.safetensors"):
         if path.is_file():
-            denoiser, other = load(path), path.with_stem("classifier")
-            return replace(denoiser, classifier=load(other).model if other.is_file() else None)
+            options: dict[str, Any] = {"schedule": schedule, "activation": activation}
+            denoiser, other = load(path, **options), path.with_stem("classifier")
+            classifier = load(other, **options).model if other.is_file() else None
+            return replace(denoiser, classifier=classifier)
     raise UserError(
         f"folder {folder} holds no model: neither checkpoints/denoiser.pt nor denoiser.safetensors"
     )

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.philox import Stream, child_seed, normal_rows
+from .chains import check_finite, labels_of, points
 from .device import choose_device
-from .errors import UserError, check_at_least
-from .models import fused_copy
-from .schedules import Schedule
+from .errors import UserError, check_integer, check_seed
+from .models import Perceptron, fused_copy
+from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
 
@@ -43,7 +44,7 @@ class DiffusionClassifier:
         device: None takes CUDA where there is one.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: an argument is of a wrong type or out of range.
     """
 
     def __init__(
@@ -58,23 +59,33 @@ class DiffusionClassifier:
         seed: int = 0,
         device: str | torch.device | None = None,
     ):
-        check_at_least("noises", noises, 1)
+        check_integer("noises", noises, 1)
+        check_schedule(schedule)
         self.device = choose_device(device)
         self.model = fused_copy(model, self.device)
-        self.schedule, self.noises, self.seed = schedule, noises, seed
-        num_classes = num_classes or getattr(model, "num_classes", None)
+        self.schedule, self.noises, self.seed = schedule, noises, check_seed(seed)
+        num_classes = getattr(model, "num_classes", None) if num_classes is None else num_classes
         if num_classes is None:
             raise UserError("num_classes must be given: the model does not know it")
+        check_integer("num_classes", num_classes, 1)
         self.classes_ = np.arange(num_classes)
         weight = bound_weights(schedule)
         self.timesteps = even_timesteps(weight, 100) if timesteps is None else timesteps
+        if not isinstance(self.timesteps, Tensor) or self.timesteps.dtype != torch.int64:
+            raise UserError(f"timesteps must be a tensor int64 [S], got {timesteps!r}")
+        if self.timesteps.dim() != 1:
+            raise UserError(f"timesteps must be [S], got {list(self.timesteps.shape)}")
         if len(self.timesteps) == 0 or not (self.timesteps.diff() > 0).all():
             raise UserError("timesteps must be in rising order, and at least one")
         if not 0 <= self.timesteps[0] <= self.timesteps[-1] < schedule.num_steps:
             raise UserError(f"timesteps must be from 0 to {schedule.num_steps - 1}")
         self.weights = _cell_sums(weight, self.timesteps)  # [S]
-        prior = torch.ones(num_classes) if prior is None else torch.as_tensor(prior)
-        if prior.shape != (num_classes,) or not (prior > 0).all():
+        prior = torch.ones(num_classes) if prior is None else prior
+        try:
+            prior = torch.as_tensor(prior, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"prior must be {num_classes} numbers, got {prior!r}") from error
+        if prior.shape != (num_classes,) or not ((prior > 0) & prior.isfinite()).all():
             raise UserError(f"prior must be {num_classes} positive numbers, got {prior.tolist()}")
         self.log_prior = (prior / prior.sum()).double().log()
 
@@ -84,15 +95,19 @@ class DiffusionClassifier:
 
         Args:
             x: clean points [n, d].
+
+        Raises:
+            ValueError: x are no such points, or a result is not finite.
         """
-        x = torch.as_tensor(x, dtype=torch.float32, device=self.device)
-        if x.dim() != 2:
-            raise UserError(f"x must be [n, d], got {list(x.shape)}")
+        dim = self.model.shape.widths[-1] if isinstance(self.model, Perceptron) else None
+        x = points("x", x, (None, dim)).to(self.device)
         per_point = 2 * self.noises * len(self.classes_)
         parts, size = [], max(1, _ROWS // per_point)
         for start in range(0, len(x), size):
             parts.append(self._bound(x[start : start + size], start))
-        return torch.cat(parts) if parts else torch.empty(0, len(self.classes_)).double()
+        bound = torch.cat(parts) if parts else torch.empty(0, len(self.classes_)).double()
+        check_finite("log-likelihoods", bound)
+        return bound
 
     def _bound(self, x: Tensor, first_row: int) -> Tensor:
         """Returns :meth:`log_likelihood` of a few points, their rows counted from ``first_row``."""
@@ -128,7 +143,9 @@ class DiffusionClassifier:
 
     def score(self, x: Tensor, labels: Tensor) -> float:
         """Returns the accuracy on clean points [n, d] with labels [n], from 0 to 1."""
-        return float((self.predict(x) == np.asarray(labels)).mean())
+        found = self.predict(x)
+        truth = labels_of(labels, len(found), len(self.classes_), torch.device("cpu"))
+        return float((found == truth.numpy()).mean())
 
 
 def bound_weights(schedule: Schedule) -> Tensor:

@@ -51,14 +51,14 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
     if most is None:
         check_at_least(name, int(value), least)
     elif not least <= value <= most:
-        raise UserError(f"{name} must be from {least} to {most}, got {value}")
+        raise UserError(f"{name} must be from {least} to {most}, got {int(value)}")
 
 
 def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raises :class:`UserError` unless it is a finite number from ``least`` to ``most``."""
     if _is_number(value) and math.isfinite(value) and least <= value <= most:
         return
-    allowed = "a finite number"
+    allowed = "finite, a number"
     if math.isfinite(least):
         allowed = f"at least {least} and finite" if most == math.inf else f"from {least} to {most}"
     raise UserError(f"{name} must be {allowed}, got {value!r}")

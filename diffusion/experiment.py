@@ -304,7 +304,7 @@ class Run:
                     own,
                     classifier=classifier,
                     label=None if labels is None else labels[rows],
-                    scale=self.settings.scale,
+                    scale=None if labels is None else self.settings.scale,
                     num_steps=self.settings.sampling_steps,
                     seed=child_seed(self.settings.seed, stream),
                     first_row=first,

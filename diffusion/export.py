@@ -7,6 +7,7 @@ names of the classes are in the file's metadata. Every export is run, and compar
 before the file is written.
 """
 
+import copy
 import io
 import logging
 import warnings
@@ -21,7 +22,7 @@ from . import files
 from .checkpoints import Denoiser, from_safetensors, metadata_of, to_safetensors
 from .data import Standardisation
 from .errors import UserError, check_choice
-from .models import ConditionalMLP, Perceptron
+from .models import ConditionalMLP, Perceptron, check_weights
 from .schedules import Schedule
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
@@ -93,10 +94,15 @@ def export_model(
         output where that is more than 1.
 
     Raises:
-        ValueError: the format is unknown or its package not installed, the exported function
+        ValueError: the model is none of this package's or its weights are not finite, the format is
+            unknown or its package not installed, the exported function
             differs from the model by more than rounding, or the file cannot be written.
     """
     check_choice("format", format, SUFFIXES)
+    if not isinstance(model, Perceptron):
+        raise UserError(f"model must be a network of this package, got {type(model).__name__}")
+    check_weights("model", *model.parameters())
+    model = copy.deepcopy(model).float()  # files hold float32
     plain = TimestepModel(model, schedule).cpu().eval()
     known = Denoiser(model, schedule, None, standardisation, tuple(class_names))
     if format == "safetensors":

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .chains import check_finite, labels_of, points
 from .device import choose_device
-from .errors import UserError, check_at_least
+from .errors import UserError, check_integer
 from .models import ConditionalMLP, Perceptron, fused_copy
 from .reverse_steps import reverse_table, timesteps
 from .sampling import sample
-from .schedules import Schedule
+from .schedules import Schedule, check_schedule
 
 
 @torch.no_grad()
@@ -46,22 +47,40 @@ def invert(
         float32 [n, d]; ``sample(..., method="ddim", x_T=...)`` leads back.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: an argument is of a wrong type or out of range, or the result is not finite.
     """
-    check_at_least("iterations", iterations, 1)
+    check_integer("iterations", iterations, 1)
+    check_schedule(schedule)
     device = choose_device(device)
-    if x.dim() != 2:
-        raise UserError(f"x must be [n, d], got {list(x.shape)}")
-    x, steps = x.float().to(device), timesteps(schedule, num_steps, method="ddim")
+    x = points("x", x, (None, _dim(model))).to(device)
+    steps = timesteps(schedule, num_steps, method="ddim")
     predict = fused_copy(model, device)
-    labels = () if label is None else (torch.as_tensor(label, device=device).expand(len(x)),)
+    labels = _labels(model, label, len(x), device)
     table = reverse_table(schedule, steps, method="ddim")
     for t, (a, b, *_) in zip(steps.flip(0).tolist(), table.flip(0).tolist(), strict=True):
         x_t = x
         for _ in range(iterations):
             x_t = (x - b * predict(schedule.inputs(x_t, t), *labels)) / a
         x = x_t
+    check_finite("the points of noise", x)
     return x
+
+
+def _dim(model: Callable[..., Tensor]) -> int | None:
+    """Returns the dimension of a network's points; None for any other function."""
+    return model.shape.widths[-1] if isinstance(model, Perceptron) else None
+
+
+def _labels(
+    model: Callable[..., Tensor], label: int | Tensor | None, n: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Returns what a denoiser takes after its inputs: the label of each point [n], or nothing."""
+    if label is None:
+        return ()
+    if isinstance(model, Perceptron) and not isinstance(model, ConditionalMLP):
+        raise UserError(f"label has no effect on a model without classes, got {label!r}")
+    classes = model.num_classes + 1 if isinstance(model, ConditionalMLP) else 2**62
+    return (labels_of(label, n, classes, device),)
 
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -73,7 +92,17 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         [K, n, d].
+
+    Raises:
+        ValueError: a and b are no points of one shape, or the weight is no tensor [K].
     """
+    for name, x in (("a", a), ("b", b)):
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            raise UserError(f"{name} must be a tensor [n, d], got {x!r}")
+    if a.shape != b.shape:
+        raise UserError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
+    if not isinstance(weight, Tensor) or weight.dim() != 1:
+        raise UserError(f"weight must be a tensor [K], got {weight!r}")
     angle = torch.acos(torch.nn.functional.cosine_similarity(a, b).clamp(-1, 1))[None, :, None]
     weight = weight[:, None, None].to(a)
     straight = torch.lerp(a[None], b[None], weight)
@@ -110,9 +139,10 @@ def interpolate(
         float32 [K, n, d].
 
     Raises:
-        ValueError: a number is out of range, or a and b differ in shape.
+        ValueError: an argument is of a wrong type or out of range, or a and b differ in shape.
     """
-    check_at_least("count", count, 2)
+    check_integer("count", count, 2)
+    a, b = (points(name, x, (None, None)) for name, x in (("a", a), ("b", b)))
     if a.shape != b.shape:
         raise UserError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
     options: dict[str, Any] = {"label": label, "num_steps": num_steps, "device": device}
@@ -120,8 +150,6 @@ def interpolate(
     x_T = slerp(first, last, torch.linspace(0, 1, count))  # [K, n, d]
     if label is not None:
         options["label"] = torch.as_tensor(label).expand(len(a)).repeat(count)
-    if not isinstance(model, ConditionalMLP):
-        options.pop("label")
     x = sample(
         model, schedule, x_T[..., 0].numel(), method="ddim", x_T=x_T.flatten(0, 1), **options
     )

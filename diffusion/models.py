@@ -214,10 +214,30 @@ def seeded_mlp(shape: MLPShape, seed: int, class_features: Tensor | None = None)
         return new_mlp(shape, class_features)
 
 
+def check_weights(name: str, *weights: Tensor) -> None:
+    """Raises :class:`UserError` if weights of a network, [...] each, are not finite."""
+    bad = sum(int((~each.isfinite()).sum()) for each in weights)
+    if bad:
+        total = sum(each.numel() for each in weights)
+        raise UserError(
+            f"{name} must have finite weights, got NaN or infinity in {bad} of {total}; "
+            "did its training diverge?"
+        )
+
+
 def fused_copy(model: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """Returns a copy of a network on the device whose layers run fused; any function as it is."""
+    """Returns a float32 copy of a network on the device whose layers run fused.
+
+    Any function is returned as it is.
+
+    Raises:
+        ValueError: it is no function, or some of the weights are not finite.
+    """
+    if not callable(model):
+        raise UserError(f"model must be a network or a function, got {type(model).__name__}")
     if not isinstance(model, nn.Module):
         return model
-    model = copy.deepcopy(model).to(device)
+    check_weights("model", *model.parameters())
+    model = copy.deepcopy(model).to(device, torch.float32)
     accelerate(model)
     return model

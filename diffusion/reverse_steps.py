@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UserError, check_at_least, check_choice
+from .errors import UserError, check_choice, check_number
 from .schedules import Schedule
 
 VARIANCES = ("beta", "posterior", "none")
@@ -109,15 +109,19 @@ def reverse_table(
         classifier_free: True for classifier-free guidance, False for guidance by a classifier.
 
     Raises:
-        ValueError: an unknown method or variance, a negative eta, or a scale that is not finite.
+        ValueError: an unknown method or variance, an eta outside [0, 1], or a scale that is not
+            finite.
     """
     check_choice("method", method, STEPS)
     check_choice("variance", variance, VARIANCES)
-    check_at_least("eta", eta, 0)
+    check_number("eta", eta, 0, 1)
     alpha_bar = schedule.alpha_bar[steps]
     prev = torch.cat((schedule.alpha_bar[steps[1:]], torch.ones(1, dtype=torch.float64)))
     x, eps, sigma = STEPS[method].coefficients(alpha_bar, prev, variance, eta)
     guide = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
+    if not isinstance(guide, Tensor) or guide.shape != x.shape:
+        shape = list(guide.shape) if isinstance(guide, Tensor) else type(guide).__name__
+        raise UserError(f"scale must return a tensor [{len(x)}] for t [{len(x)}], got {shape}")
     if not classifier_free:
         guide = guide * (1 - alpha_bar).sqrt()
     if not guide.isfinite().all():

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..kernels import draw_prior, reverse_step
 from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
+from .chains import check_finite
 from .device import choose_device
-from .errors import UserError, check_at_least
+from .errors import UserError, check_integer, check_number, check_seed
 from .models import Perceptron, fused_copy
 from .reverse_steps import reverse_table, timesteps
 from .sampling import Samples
-from .schedules import Schedule
+from .schedules import Schedule, check_schedule
 
 # Parts of a chain that draw random numbers of their own.
 _PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
@@ -77,19 +78,25 @@ def sample_with_reward(
         The samples [n, d], without a trajectory.
 
     Raises:
-        ValueError: a number is out of range, ``posterior_draws`` is odd, there are too few
-            candidates to fit the posterior's covariance, or the reward has another shape.
+        ValueError: an argument is of a wrong type or out of range, ``posterior_draws`` is odd,
+            there are too few candidates to fit the posterior's covariance, the reward is NaN or has
+            another shape, or the samples are not finite.
     """
-    check_at_least("n", n, 1)
-    check_at_least("candidates", candidates, 1)
-    check_at_least("temperature", temperature, 0)
-    check_at_least("posterior_draws", posterior_draws, 0)
-    check_at_least("batch_size", batch_size, 1)
+    for name, count, least in (
+        ("n", n, 1), ("candidates", candidates, 1), ("posterior_draws", posterior_draws, 0),
+        ("batch_size", batch_size, 1),
+    ):  # fmt: skip
+        check_integer(name, count, least)
+    check_number("temperature", temperature, 0)
+    check_schedule(schedule)
+    if not callable(reward):
+        raise UserError(f"reward must be a function of points, got {type(reward).__name__}")
     device = choose_device(device)
     if dim is None:
         if not isinstance(model, Perceptron):
             raise UserError("dim must be given: the model does not know it")
         dim = model.shape.widths[-1]
+    check_integer("dim", dim, 1)
     if posterior_draws % 2:
         raise UserError(f"posterior_draws must be even, got {posterior_draws}")
     if posterior_draws and candidates <= dim:
@@ -99,7 +106,7 @@ def sample_with_reward(
         )
     chain = _RewardChain(
         fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps),
-        candidates, temperature, posterior_draws, seed,
+        candidates, temperature, posterior_draws, check_seed(seed),
     )  # fmt: skip
     parts, size = [], max(1, batch_size // candidates)
     for start in range(0, n, size):
@@ -109,6 +116,7 @@ def sample_with_reward(
         if progress is not None:
             progress(start + rows)
     x = torch.cat(parts)
+    check_finite("samples", x)
     return Samples(x, x.new_empty((0, *x.shape)))
 
 
@@ -171,8 +179,11 @@ class _RewardChain:
         """Returns the reward [...] of points [..., d]."""
         points = x_0.flatten(0, -2)
         reward = self.reward(points)
-        if reward.shape != points.shape[:1]:
-            raise UserError(f"reward must return [{len(points)}], got {list(reward.shape)}")
+        if not isinstance(reward, Tensor) or reward.shape != points.shape[:1]:
+            got = list(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
+            raise UserError(f"reward must return a tensor [{len(points)}], got {got}")
+        if reward.isnan().any():
+            raise UserError("reward must return numbers, got NaN")
         return reward.view(x_0.shape[:-1])
 
     def choose(self, value: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -213,11 +224,20 @@ def class_reward(predict_proba: Callable, label: int) -> Reward:
 
     Args:
         predict_proba: method of a scikit-learn classifier: takes an array [n, d], returns [n, C].
-        label: the class.
+        label: the class, from 0.
+
+    Raises:
+        ValueError: an argument is of a wrong type or out of range.
     """
+    if not callable(predict_proba):
+        raise UserError(f"predict_proba must be a method, got {type(predict_proba).__name__}")
+    check_integer("label", label, 0)
 
     def reward(x: Tensor) -> Tensor:
-        p = torch.as_tensor(predict_proba(x.cpu().numpy())[:, label]).double()
+        shares = predict_proba(x.cpu().numpy())
+        if label >= shares.shape[1]:
+            raise UserError(f"label must be from 0 to {shares.shape[1] - 1}, got {label}")
+        p = torch.as_tensor(shares[:, label]).double()
         return p.clamp(min=1e-300).log().to(x)  # of several -inf none would be the best
 
     return reward

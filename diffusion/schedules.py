@@ -96,7 +96,9 @@ class Schedule:
     time_feature: str | TimeEmbedding = "linspace"
 
     def __post_init__(self):
-        check_integer("num_steps", self.num_steps, 1, _MOST_TIMESTEPS)
+        check_integer("num_steps", self.num_steps, 1)
+        if self.num_steps > _MOST_TIMESTEPS:
+            raise UserError(f"num_steps must be at most {_MOST_TIMESTEPS}, got {self.num_steps}")
         check_choice("schedule", self.name, SCHEDULES)
         self._check_time_feature()
         self._check_betas()
@@ -177,7 +179,7 @@ class Schedule:
 
         Args:
             num_steps: number of timesteps to visit; None for all.
-            start: the first timestep, where it is not for this method to choose.
+            start: the first timestep, as far as sigma / alpha is at most 14 there.
             all_levels: a chain of more steps than remain starts at T - 1 after all. The noise of
                 DDPM corrects the errors of single small steps.
 
@@ -192,11 +194,11 @@ class Schedule:
         if num_steps is not None:
             check_integer("num_steps", num_steps, 1, last + 1)
         count = last + 1 if num_steps is None else int(num_steps)
-        if start is not None:
-            return last, count
         most = min(max(_START_PER_STEP * count, _LOWEST_START), _HIGHEST_START)
+        if start is not None:
+            most = _HIGHEST_START
         level = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
-        first = max(0, int((level <= most).sum()) - 1)
+        first = min(last, max(0, int((level <= most).sum()) - 1))
         if all_levels and count > first + 1:
             first = last
         return first, min(count, first + 1)
@@ -210,6 +212,12 @@ class Schedule:
         """
         features = self.time_features[t].float().to(x_t.device)
         return torch.cat((x_t, features.expand(*x_t.shape[:-1], -1)), dim=-1)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises :class:`UserError` unless it is a :class:`Schedule`."""
+    if not isinstance(schedule, Schedule):
+        raise UserError(f"schedule must be a Schedule, got {type(schedule).__name__}")
 
 
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:

@@ -19,6 +19,7 @@ LEVELS = (
     ("schedules", "data", "locks"),
     ("models", "run_folder", "panel"),
     ("solvers", "reverse_steps", "training", "metrics", "plots"),
+    ("chains",),
     ("sampling", "document", "settings"),
     ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),

@@ -3,15 +3,13 @@
 import errno
 import re
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ..errors import UserError
 from ..interrupts import exit_code, stoppable, word_for
+from .warning_lines import warnings_as_lines
 
 # Names of arguments in Python beside those of the options that set them, in order of preference.
 _OPTIONS = {
@@ -75,7 +73,7 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         """Runs the command that the arguments name."""
         try:
-            with stoppable(), _warnings_as_lines():
+            with stoppable(), warnings_as_lines():
                 return super().invoke(context)
         except UserError as error:
             _end(self._with_flag(context, str(error)))
@@ -103,25 +101,6 @@ class Commands(click.Group):
         params = {param.name: param for param in command.params}
         param = next((params[name] for name in names if name in params), None)
         return message if param is None else f"{_flag(param)}{message[found.end() :]}"
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Prints each warning once, in one line."""
-    show, seen = warnings.showwarning, set()
-
-    def show_line(message, category, *place, **options) -> None:
-        line = " ".join(str(message).split())
-        if not issubclass(category, UserWarning):
-            show(message, category, *place, **options)
-        elif line not in seen:
-            seen.add(line)
-            click.echo(f"warning: {line}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show_line
-        yield
 
 
 def _end(message: str) -> None:

@@ -1,14 +1,15 @@
 """``flashpoint sample``: draws samples from a run, or draws a saved file of samples again."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from torch import Tensor
 
-from .. import files, plots
-from ..checkpoints import load
-from ..data import load_points, read_content
+from .. import plots
+from ..checkpoints import Denoiser, load
+from ..data import read_content
 from ..errors import UserError
 from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
@@ -16,6 +17,7 @@ from ..sampling import METHODS
 from ..solvers import SOLVERS
 from . import Count, device_option, options, out_option, seed_option
 from .of_run import check_outputs, files_of_run, say_unfinished
+from .sample_files import SAMPLE_FILES, sample_target, write_samples
 
 
 @click.command(name="sample")
@@ -42,14 +44,30 @@ from .of_run import check_outputs, files_of_run, say_unfinished
     help="All but ddpm are deterministic, ddim with --eta 0. "
     f"{', '.join(SOLVERS)} need 10 to 50 --steps.",
 )
-@click.option("--eta", default=0.0, show_default=True, help="Noise of ddim, 0 to 1.")
+@click.option("--eta", type=float, default=None, help="Noise of ddim, 0 to 1. Default: 0.")
 @click.option(
     "--variance",
     type=click.Choice(VARIANCES),
     default=None,
     help="Noise of ddpm. Default: posterior, but none with --prior.",
 )
-@click.option("--steps", type=Count(), default=None, help="Reverse steps. Default: all.")
+@click.option(
+    "--steps", "num_steps", type=Count(), default=None, help="Reverse steps. Default: all."
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File of points that the samples shall resemble (SDEdit), with --from: noise is added to "
+    "them, and taken away again.",
+)
+@click.option(
+    "--from",
+    "start",
+    type=Count(0),
+    default=None,
+    help="Timestep to start from, with --init or --prior; of --init, more is left with less.",
+)
 @click.option(
     "--prior",
     type=click.Path(path_type=Path),
@@ -63,17 +81,22 @@ from .of_run import check_outputs, files_of_run, say_unfinished
     help="File of samples that must come out again, bit for bit. Without --out none are written.",
 )
 @options(
-    out_option("File for the samples, .pt; a figure is written beside it."),
+    out_option(f"File for the samples, {', '.join(SAMPLE_FILES)}; a figure is written beside it."),
     seed_option,
     device_option,
 )
 def sample_command(
-    run, samples, label, scale, method, eta, variance, steps, prior, compare, out, seed, device
-) -> None:
+    run, samples, label, scale, method, eta, variance, num_steps, init, start, prior, compare, out,
+    seed, device,
+) -> None:  # fmt: skip
     """Draw samples from the networks of a run's folder, or of a model's file.
 
     With --prior and the default method every step is deterministic (z = 0), so that the
     checkpoint and the prior alone decide the samples.
+
+    With --init and --from each sample resembles a point of a file: the chain starts from the point
+    with the noise of a timestep, between 0, which leaves it as it is, and the last, which leaves
+    nothing of it (SDEdit, Meng et al. 2022).
     """
     denoiser = load(run)
     label = None if label is None else denoiser.label(label)
@@ -82,21 +105,21 @@ def sample_command(
         if label is None:
             raise UserError("--scale needs a --label")
         chosen["scale"] = scale
-    if prior is not None:
-        if samples is not None:
-            raise UserError("--samples and --prior exclude each other: a sample for each row")
-        chosen["x_T"] = load_points(prior, say=lambda _: None).data
-        samples = len(chosen["x_T"])
-    expected = None if compare is None else torch.from_numpy(read_content(compare).data)
-    out = _target(run, label, out, [*files_of_run(run), prior, compare], checks=compare is not None)
+    chosen |= _start_of(prior, init, start)
+    count = _count(samples, chosen)
+    if prior is not None and method == "ddpm":
+        variance = variance or "none"
+    expected = None if compare is None else _read(compare)
+    inputs = [*files_of_run(run), prior, init, compare]
+    out = _target(run, label, out, inputs, checks=compare is not None)
     say_unfinished(run)
     x = denoiser.sample(
-        5000 if samples is None else samples,
+        count,
         seed=seed,
         method=method,
         eta=eta,
-        variance=variance or ("posterior" if prior is None else "none"),
-        num_steps=steps,
+        variance=variance,
+        num_steps=num_steps,
         device=device,
         **chosen,
     ).x.cpu()
@@ -106,7 +129,7 @@ def sample_command(
         return
     picture = out.with_suffix(".png")
     replaced = " (in place of what was there)" if out.exists() else ""
-    files.save(out, x)
+    write_samples(out, x, _class_of(denoiser, label))
     plots.scatter(x, save_to=picture)
     click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
 
@@ -119,9 +142,42 @@ def _target(
         return None
     name = "samples.pt" if label is None else f"samples_{label}.pt"
     out = out or (RunFolder(run).outputs if run.is_dir() else run.parent) / name
-    files.make_target(out, ".pt")
+    sample_target(out)
     check_outputs([out, out.with_suffix(".png")], inputs)
     return out
+
+
+def _start_of(prior: Path | None, init: Path | None, start: int | None) -> dict[str, Any]:
+    """Returns the options of :func:`~flashpoint.diffusion.sample` that say where chains start."""
+    if init is not None and prior is not None:
+        raise UserError("--init and --prior exclude each other: both are where the chain starts")
+    if init is not None and start is None:
+        raise UserError("--init needs --from, the timestep whose noise is added to the points")
+    if start is not None and init is None and prior is None:
+        raise UserError("--from needs --init or --prior, the points to start from")
+    given = {"x_T": prior, "init": init}
+    points = {name: _read(path) for name, path in given.items() if path is not None}
+    return points if start is None else points | {"start": start}
+
+
+def _read(path: Path) -> Tensor:
+    """Returns the points of a file, float64 [n, d], in its units."""
+    return torch.from_numpy(read_content(path).data)
+
+
+def _class_of(denoiser: Denoiser, label: int | None) -> str | int | None:
+    """Returns the name of a class, or its number where classes have no names."""
+    return label if label is None or not denoiser.class_names else denoiser.class_names[label]
+
+
+def _count(samples: int | None, chosen: dict[str, Any]) -> int:
+    """Returns the number of samples: one for each point that a chain starts from, if there are."""
+    for option, name in (("--prior", "x_T"), ("--init", "init")):
+        if name in chosen:
+            if samples is not None:
+                raise UserError(f"--samples and {option} exclude each other: a sample for each row")
+            return len(chosen[name])
+    return 5000 if samples is None else samples
 
 
 def _compare(x: Tensor, saved: Tensor, path: Path) -> None:

@@ -89,5 +89,5 @@ def test_wrong_input_is_named():
     ):
         with pytest.raises(UserError, match=message):
             DiffusionClassifier(model, Schedule(20), device="cpu", **options)
-    with pytest.raises(UserError, match=r"x must be \[n, d\]"):
+    with pytest.raises(UserError, match=r"x must be \[n, 2\]"):
         DiffusionClassifier(model, Schedule(20), device="cpu").predict(torch.zeros(3))

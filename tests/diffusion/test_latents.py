@@ -80,7 +80,7 @@ def test_wrong_input_is_named():
     schedule, model, a = Schedule(10), MLP(3, 2, [4]), torch.zeros(2, 2)
     for call, message in (
         (lambda: invert(model, schedule, a, iterations=0), "iterations must be at least 1"),
-        (lambda: invert(model, schedule, a[0]), r"x must be \[n, d\]"),
+        (lambda: invert(model, schedule, a[0]), r"x must be \[n, 2\]"),
         (lambda: interpolate(model, schedule, a, a, count=1), "count must be at least 2"),
         (lambda: interpolate(model, schedule, a, a[:1]), "a and b must have one shape"),
     ):

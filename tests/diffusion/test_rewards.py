@@ -117,7 +117,7 @@ def test_wrong_input_is_named():
             {"posterior_draws": 4, "candidates": 2},
             "candidates must be at least 3 for posterior_draws in 2 dimensions, got 2",
         ),
-        ({"reward": lambda x: x}, r"reward must return \[50\], got \[50, 2\]"),
+        ({"reward": lambda x: x}, r"reward must return a tensor \[50\], got \[50, 2\]"),
     ):
         arguments = {"reward": lambda x: x[:, 0], **options}
         with pytest.raises(UserError, match=message):
