@@ -16,7 +16,13 @@ _MIN_CAPABILITY = (8, 0)
 _logger = logging.getLogger("flashpoint")
 
 
-def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None = None) -> bool:
+def use_triton(
+    backend: str | None,
+    name: str,
+    tensor: Tensor,
+    gap: str | None = None,
+    precision: str | None = None,
+) -> bool:
     """Returns True if the Triton kernels run an operation, False if the reference does.
 
     CUDA tensors go to Triton, all others to the reference. With ``TRITON_INTERPRET=1`` the kernels
@@ -27,9 +33,11 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
         name, tensor: the argument whose device decides, and its name for messages.
         gap: a reason why the kernels do not cover this call, or None. The reference then runs, and
             the reason is logged once.
+        precision: precision of the kernels' matrix products, or None if there are none.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run.
+        ValueError: "triton" was asked for and would multiply wrongly in this precision.
     """
     if backend == "torch" or (backend is None and not tensor.is_cuda):
         return False
@@ -38,6 +46,13 @@ def use_triton(backend: str | None, name: str, tensor: Tensor, gap: str | None =
         if backend == "triton":
             raise RuntimeError(f"backend 'triton' {problem} ({name} is on {tensor.device})")
         gap = problem
+    if gap is None:
+        gap = gap_of_precision(precision)
+        if gap is not None and backend == "triton":
+            raise ValueError(
+                "precision must be fp16, tf32, tf32x3 or fp32 in Triton's interpreter, which "
+                "multiplies bf16 wrongly, got 'bf16'"
+            )
     if gap is not None:
         log_once(f"plain PyTorch instead of Triton kernels: {gap}")
         return False
@@ -78,6 +93,20 @@ def problem_of(device: torch.device) -> str | None:
     return _find_problem(device)
 
 
+def gap_of_precision(precision: str | None) -> str | None:
+    """Returns why kernels would multiply wrongly in a precision, or None if they do not.
+
+    Triton's interpreter takes the bit patterns of bf16 for integers (its issue 11584).
+    """
+    return "bf16 in Triton's interpreter" if precision == "bf16" and is_interpreted() else None
+
+
+@run_by_compiler
+def is_interpreted() -> bool:
+    """Returns True if Triton's interpreter runs the kernels, by the words that Triton takes."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 @run_by_compiler
 def in_forward_mode() -> bool:
     """Returns True if tensors may carry tangents, which kernels would lose."""
@@ -110,7 +139,7 @@ def _find_problem(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if device.type != "cuda":
-        if os.environ.get("TRITON_INTERPRET") == "1":
+        if is_interpreted():
             return None
         return "needs CUDA tensors, or TRITON_INTERPRET=1 in the environment"
     capability = torch.cuda.get_device_capability(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._dispatch import log_once, onlooker, problem_of
+from ._dispatch import gap_of_precision, log_once, onlooker, problem_of
 from .mlp import (
     PLAIN_TENSORS,
     Arguments,
@@ -23,6 +23,7 @@ from .mlp import (
     faster_in_pytorch,
     gap_of_arguments,
     gap_of_dtype,
+    precision_of,
     read_arguments,
     run_kernels,
 )
@@ -67,7 +68,10 @@ def _arguments(layers: nn.Sequential, x: Tensor, precision: str | None) -> Argum
         else:
             read = _remembered(layers, x, autocast_dtype)
         if not isinstance(read, str):
-            return read
+            wrong = gap_of_precision(precision_of(read, precision))
+            if wrong is None:
+                return read
+            read = wrong
         gap = read
     if gap:
         log_once(f"plain PyTorch instead of Triton kernels: {gap}")

@@ -5,14 +5,13 @@ cannot run, the portable one does. This module needs neither triton nor a GPU, a
 Gluon.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 
-from ._dispatch import capability_of, log_once, problem_of
+from ._dispatch import capability_of, is_interpreted, log_once, problem_of
 from .mlp.config import COUNTED, HOPPER_KERNELS, Config, Steps, steps_of
 
 # Versions of triton whose names in Gluon :mod:`.gluon` knows, with which kernels were compiled.
@@ -82,7 +81,7 @@ def problem_of_gluon() -> str | None:
 
 
 def _problem_of_interpreter() -> str | None:
-    return "Triton's interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else None
+    return "Triton's interpreter" if is_interpreted() else None
 
 
 def forms_on(device: torch.device) -> list[tuple[str, Form]]:

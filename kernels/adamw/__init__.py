@@ -151,7 +151,9 @@ def adamw_(
         of_each("weight_decay", weight_decay), decoupled, of_each("ema_decay", ema_decay),
         of_each("clip_norm", clip_norm), squares, shadow,
     )  # fmt: skip
-    if use_triton(backend, "parameters", parameters, _gap(parameters, grad, state, squares)):
+    gap = _gap(parameters, grad, state, squares)
+    precision = None if shadow is None else shadow.precision
+    if use_triton(backend, "parameters", parameters, gap, precision):
         from . import kernel
 
         kernel.adamw_(*arguments)

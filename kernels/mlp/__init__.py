@@ -71,7 +71,7 @@ def mlp(
         TypeError: x is no floating-point tensor, or another tensor has another dtype (under
             autocast x may differ).
         ValueError: shapes or devices do not fit, or the activation, precision or backend is
-            unknown.
+            unknown, or ``"triton"`` is asked for bf16 in Triton's interpreter.
     """
     check_backend(backend)
     if precision is not None:
@@ -81,7 +81,7 @@ def mlp(
     gap = onlooker() or _subclass_gap(arguments) or gap_of_arguments(arguments)
     if backend is None and precision is None:
         gap = gap or faster_in_pytorch(arguments.y_dtype)
-    if use_triton(backend, "x", x, gap):
+    if use_triton(backend, "x", x, gap, precision_of(arguments, precision)):
         return run_kernels(arguments, precision)
     return _run_reference(x, arguments.parameters, arguments.shape)
 
@@ -169,11 +169,17 @@ def gap_of_dtype(dtype: torch.dtype) -> str | None:
     return None if dtype in _DTYPES else str(dtype).removeprefix("torch.")
 
 
+def precision_of(arguments: Arguments, precision: str | None) -> str:
+    """Returns the precision of the kernels' products: the one given, or the one PyTorch has."""
+    if precision is not None:
+        return precision
+    return _HALF.get(arguments.autocast_dtype or arguments.dtype) or _float32_precision()
+
+
 def run_kernels(arguments: Arguments, precision: str | None) -> Tensor:
     """Returns y of :func:`mlp`, computed by the kernels, which must cover the call."""
     x, layers, shape, dtype, autocast_dtype = arguments
-    if precision is None:
-        precision = _HALF.get(autocast_dtype or dtype) or _float32_precision()
+    precision = precision_of(arguments, precision)
     if dtype != torch.float32 and x.dtype != dtype:
         x = x.to(dtype)
     if not eager.is_watched(x, *layers):

@@ -123,7 +123,7 @@ def sample_chain(
         gap = gap or gap_of(guide.classifier.shape, torch.float32, classifier=True)
     reference_only = onlooker() or ("float64" if x_T.dtype == torch.float64 else None)
     with torch.no_grad():
-        if not use_triton(backend, "x_T", x_T, reference_only):
+        if not use_triton(backend, "x_T", x_T, reference_only, precision):
             samples, trajectory = reference.sample_chain(*arguments)
         elif gap is None:
             from . import one_launch

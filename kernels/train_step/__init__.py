@@ -67,7 +67,7 @@ def workspace_of(
     _check(parameters, shape, data)
     models, size = parameters.shape
     gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
-    if not use_triton(backend, "parameters", parameters, gap):
+    if not use_triton(backend, "parameters", parameters, gap, precision):
         return Workspace(parameters.new_empty(models, 1, size + 2), None, None)
     from . import launches
 

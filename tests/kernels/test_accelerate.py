@@ -114,7 +114,7 @@ def test_elsewhere_than_on_a_gpu_the_layers_run_as_before():
     assert torch.equal(model(x), nn.Sequential(*model)(x))
 
 
-# The interpreter multiplies bf16 matrices wrongly.
+# Without a GPU the layers run one by one, because the interpreter multiplies bf16 wrongly.
 BFLOAT16 = pytest.param(nn.Module.bfloat16, marks=pytest.mark.gpu)
 
 

@@ -101,7 +101,7 @@ PRECISIONS_OF_PYTORCH = [
     ("high", None, "tf32"),
     ("medium", None, "tf32"),
     ("highest", torch.float16, "fp16"),
-    ("high", torch.bfloat16, "bf16"),
+    pytest.param("high", torch.bfloat16, "bf16", marks=pytest.mark.gpu),
 ]
 
 
