@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import MLPShape
+from ..kernels.default_state import in_default_state, methods_in_default_state
 from . import files
 from .compat.classic import BlockMLP
 from .data import Standardisation, class_number
@@ -27,6 +28,7 @@ from .schedules import Schedule, check_schedule
 _RECORDED = ("network", "schedule", "standardisation", "class_names")  # in a file's metadata
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class Denoiser:
     """A trained model, ready to draw samples; :func:`load` returns one.
@@ -110,6 +112,7 @@ class Denoiser:
             raise UserError(f"file {path} must end in .safetensors or .pt")
 
 
+@in_default_state
 def load(
     path: str | Path, *, schedule: Schedule | None = None, activation: str | None = None
 ) -> Denoiser:
@@ -215,6 +218,7 @@ def _state_in(content: Any) -> Any:
     return content
 
 
+@torch.random.fork_rng(devices=[])
 def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP | BlockMLP:
     """Returns the network that a ``state_dict`` belongs to, with its weights.
 
@@ -328,6 +332,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: x.shape for name, x in tensors.items()}
 
 
+@torch.random.fork_rng(devices=[])
 def _new_model(network: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Perceptron:
     network = dict(network)
     layout, widths = network.pop("layout"), tuple(network.pop("widths"))

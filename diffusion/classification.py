@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import methods_in_default_state
 from ..kernels.philox import Stream, child_seed, normal_rows
 from .chains import check_finite, labels_of, points
 from .device import choose_device
@@ -19,6 +20,7 @@ _ROWS = 100_000  # of the network's input at once
 ConditionalDenoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+@methods_in_default_state
 class DiffusionClassifier:
     """Classifies points by p(y | x_0) of a conditional model (Li et al. 2023, algorithm 1).
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..kernels.default_state import in_default_state
 from . import files
 from .checkpoints import Denoiser, from_safetensors, metadata_of, to_safetensors
 from .data import Standardisation
@@ -67,6 +68,7 @@ class TimestepModel(nn.Module):
         return x, t, torch.randint(model.num_classes + 1, (rows,), generator=generator)
 
 
+@in_default_state
 def export_model(
     model: Perceptron,
     schedule: Schedule,

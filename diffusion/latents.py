@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import in_default_state
 from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer
@@ -15,6 +16,7 @@ from .sampling import sample
 from .schedules import Schedule, check_schedule
 
 
+@in_default_state
 @torch.no_grad()
 def invert(
     model: Callable[[Tensor], Tensor],
@@ -83,6 +85,7 @@ def _labels(
     return (labels_of(label, n, classes, device),)
 
 
+@in_default_state
 def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Interpolates on the arc between a and b (Shoemake 1985): lengths stay those of noise.
 
@@ -110,6 +113,7 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return torch.where(torch.sin(angle) > 1e-4, arc, straight)
 
 
+@in_default_state
 def interpolate(
     model: Perceptron,
     schedule: Schedule,

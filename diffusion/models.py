@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import MLPParameters, MLPShape, Network, accelerate
+from ..kernels.default_state import in_default_state
 from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
 from ..kernels.modules import perceptron_layers
 from .errors import UserError, check_at_least, check_choice
@@ -173,6 +174,7 @@ class ConditionalMLP(MLP):
         return self.model(torch.cat((x, self.class_features[labels]), dim=-1))
 
 
+@in_default_state
 def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
     """Returns the inputs that stand for each class, and in the last row for none: [C + 1, E].
 
@@ -191,10 +193,13 @@ def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
     return sinusoidal_embedding(torch.arange(num_classes + 1), EMBEDDING_DIM).float()
 
 
+@in_default_state
+@torch.random.fork_rng(devices=[])
 def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
     """Returns an MLP of a shape; a :class:`ConditionalMLP` if there are class features [C + 1, E].
 
-    The first of the shape's widths counts the class features.
+    The first of the shape's widths counts the class features. The global random state stays as it
+    was.
     """
     dim, *hidden, out = shape.widths
     options: Any = {"activation": shape.activation, "linear_input": shape.linear_input}
@@ -204,13 +209,14 @@ def new_mlp(shape: MLPShape, class_features: Tensor | None = None) -> MLP:
     return ConditionalMLP(dim, out, hidden, class_features=class_features, **options)
 
 
+@in_default_state
 def seeded_mlp(shape: MLPShape, seed: int, class_features: Tensor | None = None) -> MLP:
     """Returns :func:`new_mlp` with PyTorch's initialisation, drawn from a seed.
 
     The global random state stays as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds those of GPUs, too
         return new_mlp(shape, class_features)
 
 

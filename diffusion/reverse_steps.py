@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import in_default_state
 from .errors import UserError, check_choice, check_number
 from .schedules import Schedule
 
@@ -51,6 +52,7 @@ def _ddim(alpha_bar: Tensor, prev: Tensor, variance: str, eta: float) -> Coeffic
 STEPS = {"ddpm": Step("DDPM", _ddpm), "ddim": Step("DDIM", _ddim)}
 
 
+@in_default_state
 def timesteps(
     schedule: Schedule, num_steps: int | None, *, start: int | None = None, method: str = "ddpm"
 ) -> Tensor:
@@ -69,6 +71,7 @@ def timesteps(
     return torch.linspace(first, 0, count, dtype=torch.float64).round().long()
 
 
+@in_default_state
 def reverse_table(
     schedule: Schedule,
     steps: Tensor,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import draw_prior, reverse_step
+from ..kernels.default_state import in_default_state
 from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from .chains import check_finite
 from .device import choose_device
@@ -24,6 +25,7 @@ Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
 NoisePredictor = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> noise [n, d]
 
 
+@in_default_state
 @torch.no_grad()
 def sample_with_reward(
     model: NoisePredictor,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Condition, Guide, Network, sample_chain
+from ..kernels.default_state import in_default_state
 from ..kernels.reverse_step.reference import X
 from .chains import METHODS, Chain, SampleConfig, check_finite, prepare
 from .device import choose_device
@@ -68,6 +69,7 @@ def sample(
     )[0]
 
 
+@in_default_state
 def sample_many(
     configs: Sequence[SampleConfig],
     n: int,

@@ -10,6 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import in_default_state, methods_in_default_state
 from .errors import ScheduleWarning, UserError, check_choice, check_integer
 from .time_embedding import TimeEmbedding
 
@@ -65,6 +66,7 @@ _MOST_DATA_LEFT = 0.05
 _LOWEST_START, _HIGHEST_START, _START_PER_STEP = 8.0, 14.1, 1.6
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class Schedule:
     """Variances beta_t of the forward process, t = 0 ... T - 1, and tables that follow from them.
@@ -220,6 +222,7 @@ def check_schedule(schedule: Schedule) -> None:
         raise UserError(f"schedule must be a Schedule, got {type(schedule).__name__}")
 
 
+@in_default_state
 def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Returns sines and cosines of t at geometric frequencies (Vaswani et al. 2017, 3.5).
 

@@ -7,11 +7,13 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import methods_in_default_state
 from .errors import UserError, check_choice
 
 ORDERS = ("sin-cos", "cos-sin", "interleaved")
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class TimeEmbedding:
     """Sines and cosines of the timestep, or the timestep itself, as the features of a network.

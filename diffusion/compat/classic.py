@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...kernels import MLPShape
+from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import (
     Stream,
     normal_row,
@@ -29,11 +30,12 @@ from ...kernels.philox import (
 from ..data import load_points, states_points
 from ..device import choose_device
 from ..errors import UserError
-from ..models import MLP, Perceptron, layer_widths
+from ..models import MLP, Perceptron, layer_widths, new_mlp
 from ..schedules import Schedule
 from . import checks
 
 
+@methods_in_default_state
 class States(Dataset):
     """STATES under a linear schedule as a ``torch.utils.data.Dataset`` of all (point, t) pairs.
 
@@ -371,11 +373,11 @@ class BlockMLP(Perceptron):
 
     def to_mlp(self) -> MLP:
         """Returns a copy in the layout of :class:`~flashpoint.diffusion.MLP`."""
-        dim, *hidden, out = self.shape.widths
-        model = MLP(dim, out, hidden, activation="relu", linear_input=True)
-        return model.load_flat(self.network().parameters[0])
+        return new_mlp(self.shape).load_flat(self.network().parameters[0])
 
     @classmethod
+    @in_default_state
+    @torch.random.fork_rng(devices=[])
     def from_mlp(cls, model: MLP) -> "BlockMLP":
         """Returns a copy of an MLP with ReLU and a linear input in this layout.
 

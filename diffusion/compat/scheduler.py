@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import q_sample, reverse_step
+from ...kernels.default_state import methods_in_default_state
 from .. import files
 from ..errors import UserError
 from ..schedules import SCHEDULES, Schedule
@@ -38,6 +39,7 @@ ONE, ZERO = torch.tensor(1.0, **_FLOAT32), torch.tensor(0.0, **_FLOAT32)
 _Self = TypeVar("_Self", bound="Scheduler")
 
 
+@methods_in_default_state
 class Scheduler:
     """What DDPM and DDIM share; a subclass is a dataclass whose fields are its settings."""
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import methods_in_default_state
 from ..errors import UserError
 from . import checks
 from .scheduler import ONE, ZERO, Scheduler, combine, noise_like
@@ -43,6 +44,7 @@ class StepOutput(NamedTuple):
         return (self.prev_sample, self.pred_original_sample)
 
 
+@methods_in_default_state
 @dataclass(eq=False)
 class DDPMScheduler(Scheduler):
     """Ancestral sampling (Ho et al. 2020), with the numbers of ``diffusers.DDPMScheduler``.
@@ -182,6 +184,7 @@ class DDPMScheduler(Scheduler):
         return (0.5 * (share * beta.log() + (1 - share) * small.log())).exp()
 
 
+@methods_in_default_state
 @dataclass(eq=False)
 class DDIMScheduler(Scheduler):
     """DDIM (Song et al. 2021), with the numbers of ``diffusers.DDIMScheduler``.

@@ -12,6 +12,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ...kernels.default_state import in_default_state
 from ..errors import UserError, check_choice
 from .clouds import blobs, circles, helix, manycircles, moons, sin_5_5
 from .images import digits, fashion_mnist, is_fashion_mnist
@@ -48,6 +49,7 @@ DATASETS: dict[str, Callable[[], Points]] = {
 }
 
 
+@in_default_state
 def dataset(
     name: str | Path,
     labels: str | None = None,

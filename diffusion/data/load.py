@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state
 from ..errors import UserError
 from .columns import listed
 from .labels import numbered
@@ -17,6 +18,7 @@ from .standardisation import Standardisation
 _FAR, _SMALL = 5.0, 0.2  # beyond these, means and standard deviations are not of order one
 
 
+@in_default_state
 def load_points(
     path: str | Path,
     labels: str | None = None,

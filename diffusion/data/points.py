@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import methods_in_default_state
 from ...kernels.philox import permute, seed_tensor
 from ..errors import UserError
 from .labels import check_class, class_number
 from .standardisation import Standardisation
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class Points:
     """A data set of points.

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import methods_in_default_state
 from ..errors import UserError
 
 _MOST_SHOWN = 4  # dimensions that a message lists
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class Standardisation:
     """Maps points to mean 0 and standard deviation 1 in each dimension, and back.

@@ -13,6 +13,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state
 from ...kernels.philox import (
     Stream,
     normals,
@@ -32,6 +33,7 @@ _STATE_RADIUS = 0.48  # root mean square distance of an outline from its centre
 _JITTER = 0.03
 
 
+@in_default_state
 def states_points(n_points: int = 5000, seed: int = 0) -> Points:
     """Returns the STATES data set, standardised to mean 0 and standard deviation 1 per axis.
 

@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows
 from ..data import Points
 from ..errors import UserError, check_at_least
@@ -43,6 +44,7 @@ def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Ten
     return torch.from_numpy(distance), torch.from_numpy(index)
 
 
+@in_default_state
 def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
     """Returns the distance of each point [n, d] to the nearest of the others, float64 [n].
 
@@ -69,6 +71,7 @@ def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
     return points.labels.cpu()[nearest(samples, data)[1][:, 0]]
 
 
+@in_default_state
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 0) -> float:
     """Returns the sliced 1-Wasserstein distance of a and b (Bonneel et al. 2015).
 
@@ -113,6 +116,7 @@ def _quantile_gap(directions: Tensor, a: Tensor, b: Tensor) -> float:
     return float((np.abs(gap) * width).sum())
 
 
+@in_default_state
 def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed: int = 0) -> float:
     """Returns the earth mover's distance as it is published: the cost of the cheapest assignment.
 
@@ -153,6 +157,7 @@ def emd_pairs(samples: Tensor, data: Tensor, size: int = 250) -> int:
     return min(size, len(samples), len(data))
 
 
+@in_default_state
 def emd_by_class(
     samples: Sequence[Tensor], points: Points, *, size: int = 250, draws: int = 5, seed: int = 0
 ) -> float:
@@ -175,6 +180,7 @@ def emd_by_class(
     return sum(costs) / len(costs)
 
 
+@in_default_state
 def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0, unbiased: bool = True) -> float:
     """Returns the squared maximum mean discrepancy (Gretton et al. 2012, equation 3 or 5).
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
+from ...kernels.default_state import in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError
@@ -121,6 +122,7 @@ def _score_cell(score: Score | None, metric: Metric) -> str:
     return beside_band(score.value, score.low, score.high)
 
 
+@in_default_state
 def evaluate(
     samples: Tensor,
     points: Points,

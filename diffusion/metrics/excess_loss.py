@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_at_least
 from ..schedules import Schedule
@@ -31,6 +32,7 @@ class Target(Protocol):
         """Returns eps*(x) [n, d] for noisy x = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class GaussianMixture:
     """A mixture of K Gaussians.
@@ -98,6 +100,7 @@ class GaussianMixture:
         return (1 - alpha_bar) ** 0.5 * torch.cat(parts)
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class PointMasses:
     """The data itself as a distribution in which all points are equally likely.
@@ -134,6 +137,7 @@ class PointMasses:
         return (x.double() - torch.cat(means)) / variance**0.5
 
 
+@in_default_state
 @torch.no_grad()
 def excess_loss(
     model: Callable[[Tensor], Tensor],

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state
 from ..errors import UserError
 from .inputs import check_count, subset, two_sets
 from .pairwise import distances
@@ -12,6 +13,7 @@ from .pairwise import distances
 _CHUNK = 2**24  # elements of a distance matrix held at once
 
 
+@in_default_state
 def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int = 0) -> float:
     """Returns the mean -log density of samples under a Gaussian kernel density estimate of data.
 
@@ -52,6 +54,7 @@ def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int
     return constant - _log_kernel_sums(white, white_data, 0.5).mean().item()
 
 
+@in_default_state
 def kernel_nll(samples: Tensor, data: Tensor, temperature: float = 0.1) -> float:
     """Returns -log of the mean kernel over all pairs of a sample and a data point::
 

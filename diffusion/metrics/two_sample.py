@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chi2_contingency
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state
 from ..data import Points
 from .distances import label_of_nearest, nearest, nearest_distances
 from .inputs import subset, two_sets
@@ -26,6 +27,7 @@ class Proximity(NamedTuple):
     distance_ratio: float  # median distance to training points over that to held-out points
 
 
+@in_default_state
 def occupancy(samples: Tensor, data: Tensor, points: Points) -> float:
     """Returns Pearson's chi-squared for the shares of samples and data in each class's region.
 
@@ -52,6 +54,7 @@ def occupancy(samples: Tensor, data: Tensor, points: Points) -> float:
     return float(chi2_contingency(visited, correction=False).statistic)
 
 
+@in_default_state
 def nearest_neighbour_test(samples: Tensor, data: Tensor, seed: int = 0) -> Neighbours:
     """Runs the leave-one-out 1-nearest-neighbour two-sample test, both ways.
 
@@ -82,6 +85,7 @@ def nearest_neighbour_test(samples: Tensor, data: Tensor, seed: int = 0) -> Neig
     return Neighbours(by_sample, by_datum)
 
 
+@in_default_state
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, seed: int = 0) -> Proximity:
     """Compares the distances of samples to points trained on and to points held out.
 

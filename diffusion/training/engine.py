@@ -23,6 +23,7 @@ from ...kernels import (
 )
 from ...kernels.adamw import update_shadow
 from ...kernels.cuda import capture, device_of
+from ...kernels.default_state import methods_in_default_state
 from ..device import choose_device
 from ..errors import UserError
 from ..models import MLP, new_mlp
@@ -37,6 +38,7 @@ _GRAPH_STEPS = 50  # steps of a CUDA graph
 _CHUNK_ROWS = 128 * 132
 
 
+@methods_in_default_state
 class Engine:
     """Trains the networks of M tasks of one kind.
 

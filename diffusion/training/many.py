@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...kernels.default_state import in_default_state, methods_in_default_state
 from ..device import choose_device
 from ..models import MLP
 from .distributed import Ranks
@@ -20,6 +21,7 @@ class _Group(NamedTuple):
     engine: Engine | None  # None if the process has no share
 
 
+@methods_in_default_state
 class ManyTrainer:
     """Trains many networks, those of one kind in the same launches.
 
@@ -122,6 +124,7 @@ class ManyTrainer:
             engine.load_state_dict(state[str(number)])
 
 
+@in_default_state
 def train_many(
     tasks: Sequence[Task],
     *,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import MLPShape
+from ...kernels.default_state import methods_in_default_state
 from ..errors import UserError, check_at_least, check_choice
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 
@@ -26,6 +27,7 @@ class _Common:
     chunk_rows: int | None = field(default=None, kw_only=True)
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class Recipe(_Common):
     """The fast recipe: fresh noise in every step, one-cycle learning rate, AdamW, EMA.
@@ -98,6 +100,7 @@ class Recipe(_Common):
         return self.rates(pairs)[step].item()
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class PlainRecipe(Recipe):
     """The plain recipe of course work: Adam at a constant rate, all timesteps equally often.
@@ -166,6 +169,7 @@ class PlateauDecay:
         return scale
 
 
+@methods_in_default_state
 @dataclass(frozen=True)
 class ClassicRecipe(_Common):
     """The classic recipe: epochs over all pairs of point and timestep, in random order.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...kernels import MLPShape
+from ...kernels.default_state import methods_in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError
@@ -13,6 +14,7 @@ from ..schedules import Schedule
 from .recipes import ClassicRecipe, Recipe
 
 
+@methods_in_default_state
 @dataclass(frozen=True, eq=False)
 class Task:
     """One network to train.

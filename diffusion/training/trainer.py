@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.default_state import methods_in_default_state
 from ..data import Points
 from ..models import MLP
 from ..schedules import Schedule
@@ -18,6 +19,7 @@ from .task import Task
 _logger = logging.getLogger("flashpoint")
 
 
+@methods_in_default_state
 class Trainer:
     """Trains one network; :meth:`run` may be called until ``total_steps`` are done.
 

@@ -16,6 +16,7 @@ from .._validate import (
     check_shape,
     check_step,
 )
+from ..default_state import in_default_state, in_place_in_default_state
 from ..mlp import MLPShape
 from ..mlp.chunks import gap_of_training
 from ..mlp.config import OPERAND_DTYPES
@@ -36,6 +37,7 @@ __all__ = [
 _Number = TypeVar("_Number")
 
 
+@in_default_state
 def adamw_state(parameters: Tensor) -> AdamWState:
     """Returns a fresh state: zero moments, and the average equal to the parameters [M, P]."""
     return AdamWState(
@@ -43,6 +45,7 @@ def adamw_state(parameters: Tensor) -> AdamWState:
     )
 
 
+@in_default_state
 def shadow_of(
     parameters: Tensor, shape: MLPShape, precision: str, *, chunked: bool = False
 ) -> Shadow:
@@ -71,6 +74,7 @@ def shadow_of(
     return shadow
 
 
+@in_place_in_default_state
 def adamw_(
     parameters: Tensor,
     grad: Tensor,

@@ -223,6 +223,6 @@ def child_seed(seed: int, part: int) -> int:
         seed: seed of the experiment, from 0 to 2**63 - 1.
         part: number of the part, from 0.
     """
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.tensor([part]), 2)
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.tensor([part], device="cpu"), 2)
     low, high = words[0, 0, :2].tolist()
     return low | (high & 0x7FFFFFFF) << 32

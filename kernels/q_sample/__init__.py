@@ -14,6 +14,7 @@ from .._validate import (
     check_same_device,
     check_shape,
 )
+from ..default_state import in_default_state
 from ..philox import seed_of_each
 from . import reference
 from .reference import Draw, TrainingData
@@ -21,6 +22,7 @@ from .reference import Draw, TrainingData
 __all__ = ["Draw", "TrainingData", "q_sample", "q_sample_batch"]
 
 
+@in_default_state
 def q_sample(
     x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor, *, backend: str | None = None
 ) -> Tensor:
@@ -68,6 +70,7 @@ def q_sample(
     return reference.q_sample(lifted, alpha_bar.to(x_0.dtype), t, eps).reshape(x_0.shape)
 
 
+@in_default_state
 def q_sample_batch(
     points: Tensor,
     alpha_bar: Tensor,

@@ -4,12 +4,14 @@ from torch import Tensor
 
 from .._dispatch import use_triton
 from .._validate import check_backend, check_float, check_same_device, check_shape
+from ..default_state import in_default_state
 from . import reference
 from .reference import BLOCK, ReducedGradient, mean_of
 
 __all__ = ["ReducedGradient", "mean_of", "reduce_grad"]
 
 
+@in_default_state
 def reduce_grad(
     sums: Tensor, *, out: ReducedGradient | None = None, backend: str | None = None
 ) -> ReducedGradient:

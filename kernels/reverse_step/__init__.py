@@ -11,12 +11,14 @@ from .._validate import (
     check_same_device,
     check_step,
 )
+from ..default_state import in_default_state
 from ..philox import Stream, normal_rows, seed_of_each
 from . import reference
 
 __all__ = ["reverse_step"]
 
 
+@in_default_state
 def reverse_step(
     x_t: Tensor,
     eps: Tensor,

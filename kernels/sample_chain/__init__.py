@@ -13,6 +13,7 @@ from .._validate import (
     check_same_device,
     check_shape,
 )
+from ..default_state import in_default_state
 from ..mlp.layout import gap_of
 from ..overflow import observe
 from ..philox import Stream, normal_rows, seed_of_each, seed_tensor
@@ -22,6 +23,7 @@ from .reference import Condition, Guide, Network
 __all__ = ["Condition", "Guide", "Network", "draw_prior", "sample_chain"]
 
 
+@in_default_state
 def draw_prior(
     rows: int,
     dim: int,
@@ -44,7 +46,7 @@ def draw_prior(
     """
     check_backend(backend)
     seed = seed_tensor(seed, device)
-    x_T = torch.empty((len(seed), rows, dim), device=device)
+    x_T = torch.empty((len(seed), rows, dim), dtype=torch.float32, device=device)
     if use_triton(backend, "x_T", x_T):
         from . import kernel
 
@@ -54,6 +56,7 @@ def draw_prior(
     return normal_rows(seed, Stream.PRIOR, 0, numbers, dim)
 
 
+@in_default_state
 def sample_chain(
     denoiser: Network,
     x_T: Tensor,

@@ -18,6 +18,7 @@ from .._validate import (
     check_step,
 )
 from ..adamw import Shadow
+from ..default_state import in_default_state
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
 from ..overflow import observe
@@ -41,6 +42,7 @@ class Workspace(NamedTuple):
     buffers: Any  # scratch memory of the kernels
 
 
+@in_default_state
 def workspace_of(
     parameters: Tensor,
     shape: MLPShape,
@@ -75,6 +77,7 @@ def workspace_of(
     return Workspace(empty_parts(parameters, models, splits, size + 2), shadow, buffers)
 
 
+@in_default_state
 def training_sums(
     parameters: Tensor,
     shape: MLPShape,
@@ -125,6 +128,7 @@ def training_sums(
     return workspace.sums
 
 
+@in_default_state
 def train_step(
     parameters: Tensor,
     shape: MLPShape,
