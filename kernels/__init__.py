@@ -4,7 +4,7 @@ All of them take a leading axis M, for M independent models in the same launches
 """
 
 from . import layers
-from .accelerate import Acceleration, accelerate
+from .accelerate import Acceleration, accelerate, decelerate
 from .adamw import AdamWState, Course, Shadow, adamw_, adamw_state, shadow_of
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
 from .modules import FusedMLP
@@ -34,6 +34,7 @@ __all__ = [
     "accelerate",
     "adamw_",
     "adamw_state",
+    "decelerate",
     "detect_overflow",
     "draw_prior",
     "layers",

@@ -139,9 +139,9 @@ def _find_problem(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if device.type != "cuda":
-        if is_interpreted():
+        if device.type == "cpu" and is_interpreted():
             return None
-        return "needs CUDA tensors, or TRITON_INTERPRET=1 in the environment"
+        return "needs CUDA tensors, or CPU tensors and TRITON_INTERPRET=1 in the environment"
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
         return f"needs compute capability 8.0 or more, got {capability[0]}.{capability[1]}"

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BACKENDS = ("torch", "triton")
 PRECISIONS = ("fp16", "bf16", "tf32", "tf32x3", "fp32")
@@ -19,6 +19,18 @@ def check_precision(precision: str) -> None:
     """Raises ValueError unless it is the name of a precision."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def check_module(name: str, module: nn.Module) -> None:
+    """Raises TypeError unless it is a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be an nn.Module, got {_kind(module)}")
+
+
+def check_floating_dtype(dtype: torch.dtype | None) -> None:
+    """Raises TypeError unless it is None or a floating-point dtype."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
 
 
 def check_float(name: str, tensor: Tensor) -> None:
@@ -63,6 +75,11 @@ def _fits(tensor: Tensor, shape: tuple[int | str, ...]) -> bool:
             isinstance(want, str) or size == want for size, want in zip(sizes, shape, strict=True)
         )
     )
+
+
+def _kind(value: object) -> str:
+    """Returns what a value of a wrong type is, for messages."""
+    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _named(shape: tuple[int | str, ...]) -> str:

@@ -14,6 +14,7 @@ from ._perceptrons import (
     run_layers,
     when_fused,
 )
+from ._validate import check_module
 
 
 class FusedSequential(nn.Sequential):
@@ -29,28 +30,34 @@ class Acceleration:
     """The report of :func:`accelerate`; modules have their qualified names.
 
     Attributes:
-        accelerated: modules that now run fused on a GPU.
+        accelerated: modules that from now on run fused on a GPU.
         skipped: modules that were left alone, with the reason.
         when: accelerated modules that run fused only in some settings, with these settings.
         waiting: modules that will run fused once their parameters have another dtype or lie on
             another GPU, with the reason; until then their layers run one by one.
+        elsewhere: accelerated modules whose parameters are not on a GPU, with the device; their
+            layers run there one by one.
     """
 
     accelerated: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     when: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [
-            f"{name or '(model)'}: fused {self.when.get(name, '')}".rstrip()
-            for name in self.accelerated
-        ]
+        lines = [f"{name or '(model)'}: {self._way(name)}" for name in self.accelerated]
         lines += [
             f"{name or '(model)'}: not yet fused, {why}" for name, why in self.waiting.items()
         ]
         lines += [f"{name or '(model)'}: left alone, {why}" for name, why in self.skipped.items()]
         return "\n".join(lines) or "no perceptron found"
+
+    def _way(self, name: str) -> str:
+        """Returns how an accelerated module runs."""
+        fused = f"fused {self.when.get(name, '')}".rstrip()
+        device = self.elsewhere.get(name)
+        return fused if device is None else f"layer by layer on {device}, {fused}"
 
 
 def accelerate(
@@ -77,7 +84,8 @@ def accelerate(
     * under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``,
       ``torch.fx.symbolic_trace`` and ``torch.export``, which must see PyTorch's operations.
 
-    ``torch.compile`` takes the operator; ``torch.jit.script`` does not take the subclass.
+    ``torch.compile`` takes the operator; ``torch.jit.script`` does not take the subclass, but the
+    model after :func:`decelerate`.
 
     Args:
         model: any module.
@@ -90,9 +98,13 @@ def accelerate(
         The modules that run fused and those that do not, with the reason.
 
     Raises:
+        TypeError: the model is no module, or the filter no function.
         ValueError: ``strict`` is True and a candidate cannot run fused, or there is none; the model
             is unchanged.
     """
+    check_module("model", model)
+    if not (filter is None or callable(filter)):
+        raise TypeError(f"filter must be a function or None, got {filter!r}")
     report, chosen = Acceleration(), []
     for name, module in model.named_modules():
         if not _is_candidate(module) or not (filter is None or filter(name, module)):
@@ -105,6 +117,8 @@ def accelerate(
         gap = not_yet_fused(network)
         if gap is None:
             report.accelerated.append(name)
+            if not network.weights[0].is_cuda:
+                report.elsewhere[name] = network.weights[0].device.type
             when = when_fused(network)
             if when is not None:
                 report.when[name] = when
@@ -118,6 +132,27 @@ def accelerate(
     for module in chosen:
         module.__class__ = FusedSequential
     return report
+
+
+def decelerate(model: nn.Module) -> list[str]:
+    """Undoes :func:`accelerate`: every perceptron inside a model runs layer by layer again.
+
+    Modules, Parameters and hooks stay the objects that they are.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The qualified names of the modules that were accelerated.
+
+    Raises:
+        TypeError: the model is no module.
+    """
+    check_module("model", model)
+    names = [name for name, module in model.named_modules() if type(module) is FusedSequential]
+    for name in names:
+        model.get_submodule(name).__class__ = nn.Sequential
+    return names
 
 
 def _is_candidate(module: nn.Module) -> bool:

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._perceptrons import has_hooks, read_layers, run_layers
-from ._validate import check_precision
+from ._validate import check_floating_dtype, check_precision
 from .mlp import MLPShape
 from .mlp.activation import TABLE
+
+DeviceLike = torch.device | str | int | None
 
 ACTIVATION_MODULES = {
     name: activation.module for name, activation in TABLE.items() if activation.module is not None
@@ -16,7 +20,13 @@ ACTIVATION_MODULES = {
 
 
 def perceptron_layers(
-    widths: Sequence[int], activation: nn.Module, *, bias: bool = True, linear_input: bool = False
+    widths: Sequence[int],
+    activation: nn.Module,
+    *,
+    bias: bool = True,
+    linear_input: bool = False,
+    device: DeviceLike = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Sequential:
     """Returns the layers of a perceptron, with one activation shared by all of them.
 
@@ -25,10 +35,12 @@ def perceptron_layers(
         activation: the module after every Linear layer but the last.
         bias: True if the Linear layers have biases.
         linear_input: True for no activation after the first layer either.
+        device, dtype: of the weights and biases, as for ``nn.Linear``.
     """
+    options: Any = {"bias": bias, "device": device, "dtype": dtype}
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out, bias=bias), activation]
+        layers += [nn.Linear(width_in, width_out, **options), activation]
     if linear_input:
         del layers[1]
     return nn.Sequential(*layers[:-1])
@@ -55,10 +67,12 @@ class FusedMLP(nn.Module):
         precision: precision of the matrix products, as in :func:`~flashpoint.kernels.mlp`; None for
             the precision that PyTorch itself would use. float32 then runs layer by layer where that
             is faster.
+        device, dtype: of the parameters, as for ``nn.Linear``.
 
     Raises:
-        ValueError: the activation or precision is unknown, or a linear input is impossible with the
-            activation or without hidden layers.
+        TypeError: the dtype is no floating-point one.
+        ValueError: a width is less than 1, the activation or precision is unknown, or a linear
+            input is impossible with the activation or without hidden layers.
     """
 
     def __init__(
@@ -71,15 +85,20 @@ class FusedMLP(nn.Module):
         bias: bool = True,
         linear_input: bool = False,
         precision: str | None = None,
+        device: DeviceLike = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        check_floating_dtype(dtype)
         if activation not in ACTIVATION_MODULES:
             allowed = ", ".join(ACTIVATION_MODULES)
             raise ValueError(f"activation must be one of {allowed}, got {activation!r}")
-        self.act = ACTIVATION_MODULES[activation]()
         widths = (input_dim, *hidden_layers, output_dim)
         MLPShape(widths, activation, bias=bias, linear_input=linear_input)
-        self.model = perceptron_layers(widths, self.act, bias=bias, linear_input=linear_input)
+        self.act = ACTIVATION_MODULES[activation]().to(device, dtype)
+        self.model = perceptron_layers(
+            widths, self.act, bias=bias, linear_input=linear_input, device=device, dtype=dtype
+        )
         self._set_precision(precision)
         self._plain: tuple[nn.Module] = (self.model,)
 

@@ -232,7 +232,7 @@ def test_the_settings_stay_when_an_operation_fails(name, call):
         assert not changed(before)
 
 
-def test_compiled_operations_ignore_autocast_too():
+def test_operations_compile_as_a_whole_under_autocast():
     def run(x):
         return fd.slerp(x, OTHERS, WEIGHTS)
 

@@ -36,8 +36,8 @@ PUBLIC = {
     "flashpoint.kernels": """
         ACTIVATIONS Acceleration AdamWState Condition Course Draw FusedMLP Guide MLPParameters
         MLPShape Network ReducedGradient Shadow TrainingData Workspace accelerate adamw_ adamw_state
-        detect_overflow draw_prior layers mlp q_sample q_sample_batch reduce_grad reverse_step
-        sample_chain shadow_of train_step training_sums workspace_of""",
+        decelerate detect_overflow draw_prior layers mlp q_sample q_sample_batch reduce_grad
+        reverse_step sample_chain shadow_of train_step training_sums workspace_of""",
     "flashpoint.diffusion": """
         BlockMLP ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
         DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses Points RECIPES Recipe

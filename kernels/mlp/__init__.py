@@ -204,7 +204,7 @@ def _subclass_gap(arguments: Arguments) -> str | None:
 def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
     """Returns the dtype that autocast casts to, None if it is off on the device of x."""
     kind = x.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return None
     return torch.get_autocast_dtype(kind)
 

@@ -25,12 +25,15 @@ def test_model_is_unchanged_but_for_what_runs(fused_calls):
     report = accelerate(model)
     assert report.accelerated == ["first", "rest.0"]
     assert report.skipped == {}
-    half = "fused" if model.first[0].weight.is_cuda else "fused on a GPU"
+    on_gpu = model.first[0].weight.is_cuda
+    half = "fused" if on_gpu else "layer by layer on cpu, fused on a GPU"
     single = ", ".join((
-        *(() if model.first[0].weight.is_cuda else ("on a GPU",)),
+        *(() if on_gpu else ("on a GPU",)),
         "under autocast and, without gradients, in tf32; else float32 is faster layer by layer",
     ))  # fmt: skip
-    assert str(report) == f"first: fused {single}\nrest.0: fused {single}"
+    way = "fused" if on_gpu else "layer by layer on cpu, fused"
+    assert str(report) == f"first: {way} {single}\nrest.0: {way} {single}"
+    assert report.elsewhere == ({} if on_gpu else {"first": "cpu", "rest.0": "cpu"})
     assert str(accelerate(copy.deepcopy(model).half())) == f"first: {half}\nrest.0: {half}"
     assert [id(parameter) for parameter in model.parameters()] == identities
     assert list(model.state_dict()) == list(before.state_dict())

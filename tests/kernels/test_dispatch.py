@@ -5,8 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flashpoint.kernels import MLPShape, _dispatch, mlp, q_sample, reverse_step, train_step
+from flashpoint.kernels import (
+    MLPShape,
+    _dispatch,
+    accelerate,
+    mlp,
+    q_sample,
+    reverse_step,
+    train_step,
+)
 from flashpoint.kernels._dispatch import elementwise_gap, use_triton
 from flashpoint.kernels.mlp.layout import gap_of
 
@@ -106,3 +116,23 @@ def test_unknown_precision():
         train_step(
             torch.ones(1, 8), MLPShape((3, 2)), None, batch_size=1, seed=0, step=0, precision="fp8"
         )
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta"])
+def test_other_devices_run_the_reference(monkeypatch, name):
+    """Nothing is computed: PyTorch here has no such device, and meta tensors have no numbers."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with FakeTensorMode():
+        x, weights = torch.ones(5, 3, device=name), [torch.ones(8, 3, device=name)]
+        weights.append(torch.ones(2, 8, device=name))
+        for options in ({}, {"precision": "fp16"}, {"backend": "torch"}):
+            y = mlp(x, weights, activation="relu", **options)
+            assert (y.device.type, y.dtype, y.shape) == (name, torch.float32, (5, 2))
+        with pytest.raises(RuntimeError, match=rf"^backend 'triton' needs CUDA .* is on {name}"):
+            mlp(x, weights, activation="relu", backend="triton")
+
+
+def test_modules_on_other_devices_run_layer_by_layer():
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
+    assert str(accelerate(model)).startswith("(model): layer by layer on meta, fused on a GPU")
+    assert model(torch.ones(5, 3, device="meta")).shape == (5, 2)

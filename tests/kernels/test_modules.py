@@ -138,6 +138,24 @@ def test_precision_is_handed_on(device):
     assert 0 < error < 1e-2
 
 
+@pytest.mark.parametrize("activation", ACTIVATION_MODULES)
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, None])
+def test_parameters_are_made_on_a_device_in_a_dtype(activation, where, dtype):
+    plain = nn.Linear(3, 2, device=where, dtype=dtype)
+    fused = FusedMLP(3, 2, [8], activation=activation, device=where, dtype=dtype)
+    kinds = {(each.device, each.dtype) for each in fused.parameters()}
+    assert kinds == {(plain.weight.device, plain.weight.dtype)}
+    y = fused(torch.ones(4, 3, device=where, dtype=dtype))
+    assert (y.shape, y.device, y.dtype) == ((4, 2), plain.weight.device, plain.weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, "float16", float])
+def test_a_dtype_without_fractions_is_named(dtype):
+    with pytest.raises(TypeError, match=r"^dtype must be a floating-point torch.dtype or None, "):
+        FusedMLP(3, 2, [8], dtype=dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_the_kernels_do_not_cover_is_left_to_the_layers(dtype, fused_calls):
     """Hidden layers of 1,024, or float64, give the bits of the layers."""
