@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BACKENDS = ("torch", "triton")
 PRECISIONS = ("fp16", "bf16", "tf32", "tf32x3", "fp32")
@@ -21,22 +21,22 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
-def check_module(name: str, module: nn.Module) -> None:
-    """Raises TypeError unless it is a module."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be an nn.Module, got {_kind(module)}")
-
-
 def check_floating_dtype(dtype: torch.dtype | None) -> None:
     """Raises TypeError unless it is None or a floating-point dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype}")
+
+
+def check_device(device: torch.device | str | int | None) -> None:
+    """Raises ValueError unless PyTorch has the device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"device must be one that PyTorch has here, got {device!r}") from error
 
 
 def check_float(name: str, tensor: Tensor) -> None:
     """Raises TypeError unless it is a floating-point tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
@@ -75,11 +75,6 @@ def _fits(tensor: Tensor, shape: tuple[int | str, ...]) -> bool:
             isinstance(want, str) or size == want for size, want in zip(sizes, shape, strict=True)
         )
     )
-
-
-def _kind(value: object) -> str:
-    """Returns what a value of a wrong type is, for messages."""
-    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _named(shape: tuple[int | str, ...]) -> str:
@@ -141,10 +136,11 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
 def check_step(step: int | Tensor, tensor: Tensor, low: int = 0) -> None:
     """Raises ValueError unless the step is a valid number, or a counter on a tensor's device.
 
-    A number is an integer of at least ``low``, 0 or 1; a counter is a tensor of one int64 number.
+    A number is an integer from ``low``, 0 or 1, to 2**32 - 1; a counter is a tensor of one int64
+    number.
     """
     if not isinstance(step, Tensor):
-        check_positive("step", step, allow_zero=low == 0)
+        check_positive("step", step, allow_zero=low == 0, below=2**32)
     elif step.dtype != torch.int64 or step.numel() != 1 or step.device != tensor.device:
         raise ValueError(
             f"step must be an int or one int64 number on {tensor.device}, "
@@ -160,8 +156,13 @@ def check_number(name: str, value: float, below: float | None = None) -> None:
         raise ValueError(f"{name} must be at least 0{limit}, got {value!r}")
 
 
-def check_positive(name: str, value: int, allow_zero: bool = False) -> None:
-    """Raises ValueError unless the value is an integer of at least 1, or 0 if that is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < (0 if allow_zero else 1):
-        bound = "0" if allow_zero else "1"
-        raise ValueError(f"{name} must be an integer of at least {bound}, got {value!r}")
+def check_positive(name: str, value: int, allow_zero: bool = False, below: int = 2**63) -> None:
+    """Raises ValueError unless the value is an integer of at least 1, or 0 if that is allowed.
+
+    It must also be less than ``below``, as all numbers on a device are.
+    """
+    low = 0 if allow_zero else 1
+    if value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+    if value >= below:
+        raise ValueError(f"{name} must be less than {below}, got {value!r}")

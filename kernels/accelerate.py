@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ._kinds import checked
 from ._perceptrons import (
     Layers,
     has_hooks,
@@ -14,7 +15,6 @@ from ._perceptrons import (
     run_layers,
     when_fused,
 )
-from ._validate import check_module
 
 
 class FusedSequential(nn.Sequential):
@@ -60,6 +60,7 @@ class Acceleration:
         return fused if device is None else f"layer by layer on {device}, {fused}"
 
 
+@checked
 def accelerate(
     model: nn.Module,
     filter: Callable[[str, nn.Module], bool] | None = None,
@@ -102,9 +103,6 @@ def accelerate(
         ValueError: ``strict`` is True and a candidate cannot run fused, or there is none; the model
             is unchanged.
     """
-    check_module("model", model)
-    if not (filter is None or callable(filter)):
-        raise TypeError(f"filter must be a function or None, got {filter!r}")
     report, chosen = Acceleration(), []
     for name, module in model.named_modules():
         if not _is_candidate(module) or not (filter is None or filter(name, module)):
@@ -134,6 +132,7 @@ def accelerate(
     return report
 
 
+@checked
 def decelerate(model: nn.Module) -> list[str]:
     """Undoes :func:`accelerate`: every perceptron inside a model runs layer by layer again.
 
@@ -148,7 +147,6 @@ def decelerate(model: nn.Module) -> list[str]:
     Raises:
         TypeError: the model is no module.
     """
-    check_module("model", model)
     names = [name for name, module in model.named_modules() if type(module) is FusedSequential]
     for name in names:
         model.get_submodule(name).__class__ = nn.Sequential

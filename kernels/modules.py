@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._kinds import checked
 from ._perceptrons import has_hooks, read_layers, run_layers
-from ._validate import check_floating_dtype, check_precision
+from ._validate import check_device, check_floating_dtype, check_positive, check_precision
 from .mlp import MLPShape
 from .mlp.activation import TABLE
 
@@ -70,11 +71,12 @@ class FusedMLP(nn.Module):
         device, dtype: of the parameters, as for ``nn.Linear``.
 
     Raises:
-        TypeError: the dtype is no floating-point one.
-        ValueError: a width is less than 1, the activation or precision is unknown, or a linear
-            input is impossible with the activation or without hidden layers.
+        TypeError: an argument is of another kind, such as a dtype that is no floating-point one.
+        ValueError: there is no such device, a width is less than 1, the activation or precision is
+            unknown, or a linear input is impossible with the activation or without hidden layers.
     """
 
+    @checked
     def __init__(
         self,
         input_dim: int,
@@ -90,10 +92,13 @@ class FusedMLP(nn.Module):
     ):
         super().__init__()
         check_floating_dtype(dtype)
+        check_device(device)
         if activation not in ACTIVATION_MODULES:
             allowed = ", ".join(ACTIVATION_MODULES)
             raise ValueError(f"activation must be one of {allowed}, got {activation!r}")
         widths = (input_dim, *hidden_layers, output_dim)
+        check_positive("input_dim", input_dim)
+        check_positive("output_dim", output_dim)
         MLPShape(widths, activation, bias=bias, linear_input=linear_input)
         self.act = ACTIVATION_MODULES[activation]().to(device, dtype)
         self.model = perceptron_layers(
@@ -103,6 +108,7 @@ class FusedMLP(nn.Module):
         self._plain: tuple[nn.Module] = (self.model,)
 
     @classmethod
+    @checked
     def from_module(cls, module: nn.Module, *, precision: str | None = None) -> "FusedMLP":
         """Returns a fused module made of another's layers, which shares its Parameters.
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from .._dispatch import use_triton
+from .._kinds import checked
 from .._validate import (
     check_backend,
     check_dtype,
+    check_float,
     check_number,
     check_precision,
     check_same_device,
@@ -38,14 +40,23 @@ _Number = TypeVar("_Number")
 
 
 @in_default_state
+@checked
 def adamw_state(parameters: Tensor) -> AdamWState:
-    """Returns a fresh state: zero moments, and the average equal to the parameters [M, P]."""
+    """Returns a fresh state: zero moments, and the average equal to the parameters [M, P].
+
+    Raises:
+        TypeError: the parameters are not floating-point.
+        ValueError: they are not [M, P].
+    """
+    check_float("parameters", parameters)
+    check_shape("parameters", parameters, ("M", "P"))
     return AdamWState(
         torch.zeros_like(parameters), torch.zeros_like(parameters), parameters.detach().clone()
     )
 
 
 @in_default_state
+@checked
 def shadow_of(
     parameters: Tensor, shape: MLPShape, precision: str, *, chunked: bool = False
 ) -> Shadow:
@@ -75,6 +86,7 @@ def shadow_of(
 
 
 @in_place_in_default_state
+@checked
 def adamw_(
     parameters: Tensor,
     grad: Tensor,
@@ -151,7 +163,7 @@ def adamw_(
         return number.to(parameters).reshape(-1).expand(models).contiguous()
 
     arguments = (
-        parameters, grad, state, of_each("lr", lr), step, betas, eps,
+        parameters, grad, state, of_each("lr", lr), step, betas, float(eps),
         of_each("weight_decay", weight_decay), decoupled, of_each("ema_decay", ema_decay),
         of_each("clip_norm", clip_norm), squares, shadow,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._dispatch import onlooker, run_by_compiler, use_triton
+from .._kinds import checked
 from .._validate import (
     PRECISIONS,
     check_backend,
@@ -27,6 +28,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
+@checked
 def mlp(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -235,6 +237,10 @@ def _shape_of(
 ) -> MLPShape:
     if activation == "prelu" and not slopes and len(weights) > 1:
         raise ValueError("slope must be given for activation 'prelu', got None")
+    if weights[0].dim() not in (2, 3):
+        raise ValueError(
+            f"weights[0] must be [out, in] or [M, out, in], got {list(weights[0].shape)}"
+        )
     if biases is not None and len(biases) != len(weights):
         raise ValueError(f"biases must be {len(weights)}, one per layer, got {len(biases)}")
     axis = weights[0].shape[:-2]  # [] or [M]

@@ -1,5 +1,6 @@
 """The shape of a multi-layer perceptron and how its parameters lie in one flat buffer."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._kinds import check_fields
 from .activation import TABLE
 
 ACTIVATIONS = tuple(TABLE)
@@ -35,6 +37,7 @@ class MLPShape:
             the input. It needs a hidden layer, and ``prelu``, ``leaky_relu``, ``relu`` or ``none``.
 
     Raises:
+        TypeError: a field is of another kind.
         ValueError: a field is out of range.
     """
 
@@ -46,10 +49,14 @@ class MLPShape:
     linear_input: bool = False
 
     def __post_init__(self):
+        check_fields(self)
+        object.__setattr__(self, "widths", tuple(self.widths))  # of a list, say
         if len(self.widths) < 2 or any(width < 1 for width in self.widths):
             raise ValueError(
                 f"widths must be (input, hidden ..., output) of at least 1, got {self.widths}"
             )
+        if not abs(self.negative_slope) < math.inf:
+            raise ValueError(f"negative_slope must be finite, got {self.negative_slope}")
         if self.activation not in TABLE:
             raise ValueError(
                 f"activation must be one of {', '.join(TABLE)}, got {self.activation!r}"

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import elementwise_gap, use_triton
+from .._kinds import checked
 from .._validate import (
     check_backend,
     check_dtype,
@@ -13,6 +14,7 @@ from .._validate import (
     check_range,
     check_same_device,
     check_shape,
+    check_step,
 )
 from ..default_state import in_default_state
 from ..philox import seed_of_each
@@ -23,6 +25,7 @@ __all__ = ["Draw", "TrainingData", "q_sample", "q_sample_batch"]
 
 
 @in_default_state
+@checked
 def q_sample(
     x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor, *, backend: str | None = None
 ) -> Tensor:
@@ -47,6 +50,9 @@ def q_sample(
     """
     check_backend(backend)
     check_float("x_0", x_0)
+    check_float("alpha_bar", alpha_bar)
+    if x_0.dim() not in (2, 3):
+        raise ValueError(f"x_0 must be [B, d] or [M, B, d], got {list(x_0.shape)}")
     check_same_device(x_0=x_0, alpha_bar=alpha_bar, t=t, eps=eps)
     if eps.shape != x_0.shape:
         raise ValueError(
@@ -67,10 +73,12 @@ def q_sample(
         from . import kernel
 
         return kernel.q_sample(lifted, alpha_bar, t, eps).reshape(x_0.shape)
-    return reference.q_sample(lifted, alpha_bar.to(x_0.dtype), t, eps).reshape(x_0.shape)
+    x_t = reference.q_sample(lifted, alpha_bar.to(x_0.dtype), t, eps)
+    return x_t.to(x_0.dtype).reshape(x_0.shape)
 
 
 @in_default_state
+@checked
 def q_sample_batch(
     points: Tensor,
     alpha_bar: Tensor,
@@ -107,7 +115,9 @@ def q_sample_batch(
     check_backend(backend)
     check_float("points", points)
     check_positive("batch_size", batch_size, allow_zero=True)
-    check_positive("step", step, allow_zero=True)
+    check_step(step, points)
+    check_positive("first_row", first_row, allow_zero=True)
+    check_float("alpha_bar", alpha_bar)
     check_same_device(points=points, alpha_bar=alpha_bar, t_table=t_table)
     points = points if points.dim() == 3 else points[None]
     check_shape("points", points, ("M", "N", "d"))

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .._dispatch import use_triton
+from .._kinds import checked
 from .._validate import check_backend, check_float, check_same_device, check_shape
 from ..default_state import in_default_state
 from . import reference
@@ -12,6 +13,7 @@ __all__ = ["ReducedGradient", "mean_of", "reduce_grad"]
 
 
 @in_default_state
+@checked
 def reduce_grad(
     sums: Tensor, *, out: ReducedGradient | None = None, backend: str | None = None
 ) -> ReducedGradient:

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from .._dispatch import elementwise_gap, use_triton
+from .._kinds import checked
 from .._validate import (
     check_backend,
     check_float,
     check_last_dim,
+    check_positive,
     check_same_device,
     check_step,
 )
@@ -19,6 +21,7 @@ __all__ = ["reverse_step"]
 
 
 @in_default_state
+@checked
 def reverse_step(
     x_t: Tensor,
     eps: Tensor,
@@ -74,10 +77,11 @@ def reverse_step(
         raise ValueError(
             f"coefficients must be 4, or 4 for each of {len(x)} models, got {len(coefficients)} x 4"
         )
-    seeds = None
-    if seed is not None and z is None:
-        check_step(step, x_t)
-        seeds = seed_of_each(seed, len(x), x.device)
+    check_positive("first_row", first_row, allow_zero=True)
+    check_step(step, x_t)
+    seeds = None if seed is None else seed_of_each(seed, len(x), x.device)
+    if z is not None:
+        seeds = None  # there is nothing to draw
     if use_triton(backend, "x_t", x_t, elementwise_gap(x, eps, z, grad_log_p, eps_uncond)):
         from . import kernel
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from .._dispatch import log_once, onlooker, use_triton
+from .._kinds import checked
 from .._validate import (
     check_backend,
+    check_device,
     check_dtype,
     check_positive,
     check_precision,
@@ -24,6 +26,7 @@ __all__ = ["Condition", "Guide", "Network", "draw_prior", "sample_chain"]
 
 
 @in_default_state
+@checked
 def draw_prior(
     rows: int,
     dim: int,
@@ -45,6 +48,10 @@ def draw_prior(
             chooses.
     """
     check_backend(backend)
+    check_positive("rows", rows, allow_zero=True)
+    check_positive("dim", dim, allow_zero=True)
+    check_positive("first_row", first_row, allow_zero=True)
+    check_device(device)
     seed = seed_tensor(seed, device)
     x_T = torch.empty((len(seed), rows, dim), dtype=torch.float32, device=device)
     if use_triton(backend, "x_T", x_T):
@@ -57,6 +64,7 @@ def draw_prior(
 
 
 @in_default_state
+@checked
 def sample_chain(
     denoiser: Network,
     x_T: Tensor,
@@ -109,6 +117,7 @@ def sample_chain(
     check_backend(backend)
     check_precision(precision)
     check_positive("keep_every", keep_every, allow_zero=True)
+    check_positive("first_row", first_row, allow_zero=True)
     _check(denoiser, x_T, table, time_features, guide, condition)
     arguments = (
         denoiser,

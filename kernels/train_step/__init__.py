@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import use_triton
+from .._kinds import checked
 from .._validate import (
     check_backend,
     check_dtype,
@@ -43,6 +44,7 @@ class Workspace(NamedTuple):
 
 
 @in_default_state
+@checked
 def workspace_of(
     parameters: Tensor,
     shape: MLPShape,
@@ -78,6 +80,7 @@ def workspace_of(
 
 
 @in_default_state
+@checked
 def training_sums(
     parameters: Tensor,
     shape: MLPShape,
@@ -112,6 +115,7 @@ def training_sums(
         ValueError: the workspace is of another network or for fewer rows, or shapes, dtypes or
             devices do not fit.
     """
+    _check_rows(batch_size, refresh, first_row, rows)
     rows = batch_size - first_row if rows is None else rows
     _check_call(parameters, shape, workspace, seed, step, rows)
     if workspace.shadow is None or workspace.buffers is None:
@@ -129,6 +133,7 @@ def training_sums(
 
 
 @in_default_state
+@checked
 def train_step(
     parameters: Tensor,
     shape: MLPShape,
@@ -178,12 +183,7 @@ def train_step(
             range.
     """
     check_precision(precision)
-    check_positive("batch_size", batch_size)
-    check_positive("first_row", first_row, allow_zero=True)
-    if first_row > batch_size:
-        raise ValueError(f"first_row must be at most {batch_size}, the batch, got {first_row}")
-    if refresh is not None:
-        check_positive("refresh", refresh)
+    _check_rows(batch_size, refresh, first_row, rows)
     rows = batch_size - first_row if rows is None else rows
     if grad is not None:
         check_shape("grad", grad, parameters.shape)
@@ -204,10 +204,22 @@ def train_step(
     return loss, mean
 
 
+def _check_rows(batch_size: int, refresh: int | None, first_row: int, rows: int | None) -> None:
+    """Raises ValueError if these numbers do not go together."""
+    check_positive("batch_size", batch_size)
+    check_positive("first_row", first_row, allow_zero=True)
+    if first_row > batch_size:
+        raise ValueError(f"first_row must be at most {batch_size}, the batch, got {first_row}")
+    if refresh is not None:
+        check_positive("refresh", refresh)
+    if rows is not None:
+        check_positive("rows", rows, allow_zero=True)
+
+
 def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
     """Raises ValueError if the network, its parameters and the data do not fit together."""
     check_same_device(parameters=parameters, **data._asdict())
-    check_shape("parameters", parameters, (len(parameters), shape.num_parameters))
+    check_shape("parameters", parameters, ("M", shape.num_parameters))
     if parameters.dtype != torch.float64:  # the reference also takes float64
         check_dtype(torch.float32, parameters=parameters)
     _check_data(data, len(parameters), parameters.dtype)
@@ -262,6 +274,7 @@ def _check_call(
     rows: int,
 ) -> None:
     """Raises ValueError if a call does not fit its workspace."""
+    check_shape("parameters", parameters, ("M", shape.num_parameters))
     models, size = parameters.shape
     check_shape("workspace.sums", workspace.sums, (models, "S", size + 2))
     check_same_device(parameters=parameters, seed=seed)

@@ -85,5 +85,5 @@ def test_symbolic_trace_sees_the_layers_inside_a_model(undone):
 @pytest.mark.parametrize("model", [None, "model", torch.ones(3), nn.Linear, [nn.Linear(3, 2)]])
 def test_what_is_no_module_is_named(model):
     for function in (accelerate, decelerate):
-        with pytest.raises(TypeError, match=r"^model must be an nn.Module, got [\w ]+$"):
+        with pytest.raises(TypeError, match=r"^model must be an nn.Module, got .+$"):
             function(model)

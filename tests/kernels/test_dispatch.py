@@ -15,7 +15,6 @@ from flashpoint.kernels import (
     mlp,
     q_sample,
     reverse_step,
-    train_step,
 )
 from flashpoint.kernels._dispatch import elementwise_gap, use_triton
 from flashpoint.kernels.mlp.layout import gap_of
@@ -113,9 +112,7 @@ def test_unknown_precision():
     with pytest.raises(
         ValueError, match=r"^precision must be one of fp16, bf16, tf32, tf32x3, fp32, got 'fp8'"
     ):
-        train_step(
-            torch.ones(1, 8), MLPShape((3, 2)), None, batch_size=1, seed=0, step=0, precision="fp8"
-        )
+        mlp(torch.ones(4, 3), [torch.ones(2, 3)], precision="fp8")
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta"])

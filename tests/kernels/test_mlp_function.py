@@ -337,7 +337,7 @@ NAMED = [
     (
         {"weights": [torch.ones(5, 3), torch.ones(2, 5)], "slope": 0.25},
         TypeError,
-        "slope must be a tensor, got float",
+        "slope must be a tensor or None, got 0.25",
     ),
     (
         {"weights": [torch.ones(5, 3), torch.ones(2, 5)], "slope": torch.tensor(0.25)},
