@@ -72,7 +72,7 @@ def check_fields(value: Any) -> None:
     """Raises TypeError unless the fields of a dataclass are what their annotations name."""
     if _is_traced():
         return
-    for name, kind in _kinds_of_fields(type(value)):
+    for name, kind in _kinds_of_fields(value.__class__):
         _check(name, getattr(value, name), kind)
 
 
@@ -82,7 +82,7 @@ def _is_traced() -> bool:
 
 
 @functools.cache
-def _kinds_of_fields(cls: type) -> tuple[tuple[str, _Kind], ...]:
+def _kinds_of_fields(cls: Any) -> tuple[tuple[str, _Kind], ...]:
     hints = get_type_hints(cls)
     return tuple((name, _kind_of(hint)) for name, hint in hints.items() if hint is not Any)
 
@@ -102,7 +102,7 @@ def _kind_of(hint: Any) -> _Kind:
         item = _kind_of(inner[0])
         return _Kind((Iterable,), f"a sequence of {_plural(item)}", item, simple=False)
     if origin is Callable:
-        return _Kind((Callable,), "a function")  # type: ignore[arg-type]
+        return _Kind((Callable,), "a function")
     fields = _kinds_of_fields(hint) if hasattr(hint, "_fields") else ()
     words = _WORDS.get(hint, hint.__name__)
     classes = _CLASSES.get(hint, (hint,))

@@ -20,9 +20,9 @@ from ._perceptrons import (
 class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` that runs fused on a GPU whenever its layers can be."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns y [..., out] of x [..., in]."""
-        return run_layers(self, x)
+    def forward(self, input: Tensor) -> Tensor:  # the name of nn.Sequential's own argument
+        """Returns y [..., out] of an input [..., in]."""
+        return run_layers(self, input)
 
 
 @dataclass

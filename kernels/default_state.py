@@ -17,7 +17,9 @@ from ._dispatch import run_by_compiler
 
 _CPU = torch.device("cpu")
 _KINDS = ("cpu", "cuda", "mps", "xpu")  # of devices that have an autocast of their own
-_EXACT = ("none", "ieee")  # settings of products of float32 on a CPU
+# The precision of products of float32 on a CPU, and its settings that are exact.
+_CPU_PRODUCTS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+_EXACT = ("none", "ieee")
 _SPECIAL = ("__init__", "__post_init__", "__call__", "__getitem__", "__getitems__")
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -92,7 +94,7 @@ def default_state(*, leave_inference_mode: bool = True) -> Iterator[None]:
         if dtype != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
-        precision = torch.backends.mkldnn.matmul.fp32_precision
+        precision = _CPU_PRODUCTS.fp32_precision
         if precision not in _EXACT:
             stack.callback(_set_cpu_precision, precision)
             _set_cpu_precision("ieee")
@@ -100,7 +102,7 @@ def default_state(*, leave_inference_mode: bool = True) -> Iterator[None]:
 
 
 def _set_cpu_precision(precision: str) -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = precision
+    _CPU_PRODUCTS.fp32_precision = precision
 
 
 @run_by_compiler  # compiled code is guarded by these settings anyway
@@ -111,5 +113,5 @@ def _is_default(leave_inference_mode: bool) -> bool:
         or torch.get_default_dtype() != torch.float32
         or (leave_inference_mode and torch.is_inference_mode_enabled())
         or (torch._C._len_torch_function_stack() > 0 and torch.get_default_device() != _CPU)
-        or torch.backends.mkldnn.matmul.fp32_precision not in _EXACT
+        or _CPU_PRODUCTS.fp32_precision not in _EXACT
     )
