@@ -75,16 +75,16 @@ def other_seeds():
 
 # Settings that go together are in force together.
 STATES = {
-    "none": [],
-    "autocast to bf16": [lambda: torch.autocast("cpu", torch.bfloat16)],
-    "autocast to fp16, grad mode": [lambda: torch.autocast("cpu", torch.float16), torch.no_grad],
-    "float64, default device": [
+    "autocast, float64, default device": [
+        lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: default_dtype(torch.float64),
         lambda: default_device("meta"),
     ],
-    "float16, device as a context": [
+    "autocast to fp16, float16, device as a context, grad mode": [
+        lambda: torch.autocast("cpu", torch.float16),
         lambda: default_dtype(torch.float16),
         lambda: torch.device("meta"),
+        torch.no_grad,
     ],
     "inference mode": [torch.inference_mode, other_seeds],
     "determinism, anomaly, low precision": [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._dispatch import onlooker
 from ..overflow import observe
-from . import launches, operator
+from . import launches, operator, reference
 from .layout import Saved
 from .shape import MLPShape
 
@@ -78,6 +78,26 @@ class Call(NamedTuple):
         )
         return None if grad_x is None else grad_x.to(x.dtype), gradients
 
+    def backward_by_reference(
+        self, grad_y: Tensor, x: Tensor, layers: tuple[Tensor, ...], saved: tuple[Tensor, ...],  # noqa: ARG002
+        needs_x: bool, needs_layers: bool,
+    ) -> tuple:  # fmt: skip
+        """Returns what :meth:`backward` does, in steps of PyTorch.
+
+        They take the batches of grad_y of ``is_grads_batched``, for which no operator has a rule.
+        """
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            leaves = [operator.differentiable(each) for each in (x, *layers)]
+            parameters = operator.parameters_of(leaves[1:], self.shape)
+            rows, parameters = operator.with_model_axis(leaves[0].to(self.dtype), parameters)
+            y = reference.mlp(rows, parameters, self.shape).to(self.y_dtype)
+            y = y.reshape(*x.shape[:-1], self.shape.widths[-1])
+        wanted = leaves if needs_x else leaves[1:]
+        found = torch.autograd.grad(
+            y, wanted, grad_y, create_graph=torch.is_grad_enabled(), materialize_grads=True
+        )
+        return (found[0] if needs_x else None), (found[-len(layers) :] if needs_layers else None)
+
 
 def _rows(x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
     """Returns [..., d] as [B, d], unless there is a model axis."""
@@ -88,8 +108,7 @@ def is_watched(*tensors: Tensor) -> bool:
     """Returns True if a compiler, a dispatch mode or a transform has to see the operators.
 
     Tensors whose memory does not hold their numbers need PyTorch's dispatcher, too: those that a
-    transform left over when it ended, the batches of ``is_grads_batched``, and those that are still
-    to be negated or stand for zeros.
+    transform left over when it ended, and those that are still to be negated or stand for zeros.
     """
     return (
         torch.compiler.is_compiling()
@@ -120,8 +139,11 @@ class _Perceptron(torch.autograd.Function):
         kept = ctx.saved_tensors  # read once: each read unpacks or recomputes all of them
         x, layers, saved = kept[0], kept[1 : 1 + ctx.layers], kept[1 + ctx.layers :]
         _, needs_x, *needs = ctx.needs_input_grad
-        seen = torch.is_grad_enabled() or is_watched(grad_y)
-        run = ctx.call.backward_by_operators if seen else ctx.call.backward
+        run = ctx.call.backward
+        if torch._C._functorch.is_legacy_batchedtensor(grad_y):
+            run = ctx.call.backward_by_reference
+        elif torch.is_grad_enabled() or is_watched(grad_y):
+            run = ctx.call.backward_by_operators
         grad_x, gradients = run(grad_y, x, layers, saved, needs_x, any(needs))
         return None, grad_x, *(nothing if gradients is None else gradients)
 

@@ -327,7 +327,7 @@ class _Gradient(torch.autograd.Function):
             return None, None, *(None for _ in ctx.needs_input_grad[2:])
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaves = [_differentiable(tensor) for tensor in ctx.saved_tensors]
+            leaves = [differentiable(tensor) for tensor in ctx.saved_tensors]
             outputs = _reference_gradient(leaves[0], ctx.flat.network(*leaves[1:]))
             pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=False) if g is not None]
             found = torch.autograd.grad(
@@ -340,7 +340,7 @@ class _Gradient(torch.autograd.Function):
         return None, None, *found
 
 
-def _differentiable(tensor: Tensor) -> Tensor:
+def differentiable(tensor: Tensor) -> Tensor:
     """Returns a view that requires gradients, with the same values, tangents and history."""
     view = tensor.view_as(tensor)
     return view if view.requires_grad else view.requires_grad_()
@@ -418,7 +418,7 @@ def _record_gradient(run, grad_y, network):
         return _carry_tangent(run, grad_y) if in_forward_mode() else run(grad_y)
     flat, tensors = _flatten(*network)
     if in_forward_mode():
-        grad_y, *tensors = (_differentiable(tensor) for tensor in (grad_y, *tensors))
+        grad_y, *tensors = (differentiable(tensor) for tensor in (grad_y, *tensors))
         return _reference_gradient(grad_y, flat.network(*tensors))
     return _Gradient.apply(run, flat, grad_y, *tensors)
 

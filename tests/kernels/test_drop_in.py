@@ -139,6 +139,9 @@ TRIALS = {
     "backward twice": backward_twice,
     "second derivatives": second_derivatives,
     "jacobian": lambda model, x: (torch.autograd.functional.jacobian(model, x),),
+    "jacobian, vectorised": lambda model, x: (
+        torch.autograd.functional.jacobian(model, x, vectorize=True),
+    ),
     "output changed in place": output_changed_in_place,
     "functional_call": lambda model, x: (
         torch.func.functional_call(model, {k: 2 * p for k, p in model.named_parameters()}, (x,)),

@@ -180,12 +180,32 @@ def test_nothing_is_recorded_without_gradients(device):
     assert case.run().grad_fn is None
 
 
-def test_batches_of_gradients_are_refused_by_the_dispatcher(device):
-    """They have no memory of their own, which a kernel could read."""
-    case = Case(device, lead=(3,))
+@pytest.mark.parametrize("activation", ["prelu", "gelu"])
+@pytest.mark.parametrize(
+    "options", [{}, {"x_dtype": torch.float16}, {"models": 2}, {"bias": False}]
+)
+def test_batches_of_gradients_are_those_of_each(device, activation, options):
+    """They have no memory of their own, which a kernel could read: the reference runs."""
+    case = Case(device, lead=(3,), activation=activation, **options)
     grads = torch.stack([case.grad_y, 2 * case.grad_y])
-    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
-        torch.autograd.grad(case.run(), case.leaves, grads, is_grads_batched=True)
+    found = torch.autograd.grad(case.run(), case.leaves, grads, is_grads_batched=True)
+    each = [torch.autograd.grad(case.run(), case.leaves, grad) for grad in grads]
+    for batch, leaf, *alone in zip(found, case.leaves, *each, strict=True):
+        assert batch.dtype == leaf.dtype
+        torch.testing.assert_close(batch, torch.stack(alone), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("frozen", ["x", "layers"])
+def test_batches_of_gradients_of_what_needs_them(device, frozen):
+    case = Case(device)
+    wanted = case.leaves[1:] if frozen == "x" else case.leaves[:1]
+    for leaf in case.leaves:
+        leaf.requires_grad_(any(leaf is each for each in wanted))
+    grads = torch.stack([case.grad_y, 2 * case.grad_y])
+    found = torch.autograd.grad(case.run(), wanted, grads, is_grads_batched=True)
+    for batch, alone in zip(found, torch.autograd.grad(case.run(), wanted, grads[0]), strict=True):
+        torch.testing.assert_close(batch[0], alone, rtol=3e-2, atol=3e-2)
+        torch.testing.assert_close(batch[1], 2 * batch[0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_tensor_left_over_from_a_transform(device):
