@@ -155,6 +155,14 @@ def test_each_night_adds_one_file_and_a_slow_drift_turns_red(quick, tmp_path):
     assert run(tmp_path / "history").exit_code == 0
 
 
+def test_five_nights_show_what_one_alone_is_too_uncertain_for(quick, tmp_path):
+    codes = [run(tmp_path).exit_code]
+    slow = 2.0 / 1.05
+    quick["step"] = Timing(100 / slow, 100.0, slow, slow * 0.95, slow * 1.05, 40)
+    codes += [run(tmp_path).exit_code for _ in range(5)]
+    assert codes == [4, 0, 0, 0, 1, 1]  # of the first five nights, the median is slower
+
+
 def test_an_improvement_tightens_the_bar(quick, tmp_path):
     run(tmp_path)
     quick["step"] = timing(2.2)
