@@ -1,5 +1,6 @@
 """What the schedulers DDPM and DDIM share: settings, timesteps, noise and the arithmetic."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,8 +60,10 @@ class Scheduler:
 
     def __new__(cls: type[_Self], *_: Any, **given: Any) -> _Self:
         """Refuses a setting that the class does not have, before ``__init__`` meets it."""
-        for name in given.keys() - set(cls._names()):
-            raise settings.unknown(name, given[name], cls._names(), cls.__name__)
+        parameters = inspect.signature(cls.__init__).parameters
+        if all(each.kind != each.VAR_KEYWORD for each in parameters.values()):
+            for name in given.keys() - parameters.keys():
+                raise settings.unknown(name, given[name], cls._names(), cls.__name__)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -71,10 +74,10 @@ class Scheduler:
             self.betas = _BETAS[self.beta_schedule](count, self.beta_start, self.beta_end)
         else:
             self.betas = torch.tensor(self.trained_betas, **_FLOAT32)
-        if not ((self.betas >= 0) & (self.betas < 1)).all():
+        if not ((self.betas >= 0) & (self.betas < 1)).all() or self.betas[0] == 0:
             raise UserError(
-                f"betas must be from 0 to 1 (excluded), got {self.betas.min():g} to "
-                f"{self.betas.max():g}"
+                f"betas must be from 0 to 1 (excluded), the first above 0, "
+                f"got {self.betas.min():g} to {self.betas.max():g}"
             )
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)

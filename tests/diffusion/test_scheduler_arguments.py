@@ -150,6 +150,7 @@ def test_a_pipelines_subfolder_is_read(ours, tmp_path):
         ({"trained_betas": [0.1, 0.2]}, "num_train_timesteps = 1000 numbers, got 2"),
         ({"trained_betas": ["a"] * 1000}, "trained_betas must be num_train_timesteps = 1000"),
         ({"trained_betas": [float("nan")] * 1000}, "betas must be from 0 to 1"),
+        ({"beta_start": 0}, "betas must be .* the first above 0, got 0 to 0.02"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line(ours, setting, message):
@@ -166,6 +167,18 @@ def test_a_misspelt_setting_of_the_constructor_is_one_line(ours):
         ours(clip_smaple=True)
     with pytest.raises(UserError, match=r"skip_prk_steps is no setting of DD.MScheduler, got True"):
         ours(skip_prk_steps=True)
+
+
+@BOTH
+def test_a_subclass_has_arguments_of_its_own(ours):
+    class Louder(ours):
+        def __init__(self, volume=1, **settings):
+            super().__init__(**settings)
+            self.volume = volume
+
+    scheduler = Louder(volume=3, beta_end=0.03)
+    assert (scheduler.volume, scheduler.beta_end) == (3, 0.03)
+    assert copy.deepcopy(scheduler).volume == 3
 
 
 @BOTH
