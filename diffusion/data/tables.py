@@ -20,11 +20,15 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
-class _Line(NamedTuple):
-    """A line of a file that is neither empty nor a comment."""
+class _Lines(NamedTuple):
+    """The lines of a file that are neither empty nor comments."""
 
-    number: int  # from 1
-    text: str
+    texts: list[str]
+    numbers: list[int]  # from 1
+
+    def after(self, count: int) -> "_Lines":
+        """Returns all but the first lines."""
+        return _Lines(self.texts[count:], self.numbers[count:])
 
 
 def read_table(path: Path) -> Columns:
@@ -36,11 +40,11 @@ def read_table(path: Path) -> Columns:
     """
     text, notes = _decoded(path)
     lines, comment = _lines(text)
-    if not lines:
+    if not lines.texts:
         raise UserError(f"{path.name} is empty")
-    delimiter = _delimiter(lines[:_SAMPLE])
-    if lines[0].text.lower().startswith("sep=") and len(lines) > 1:
-        delimiter, lines = lines[0].text[4:5] or "\t", lines[1:]
+    delimiter = _delimiter(lines.texts[:_SAMPLE])
+    if lines.texts[0].lower().startswith("sep=") and len(lines.texts) > 1:
+        delimiter, lines = lines.texts[0][4:5] or "\t", lines.after(1)
     rows = _rows(path, lines, delimiter)
     header, skipped = _header(path, rows, lines), 0
     if header is not None:
@@ -79,28 +83,26 @@ def _text(path: Path, text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _lines(text: str) -> tuple[list[_Line], str | None]:
+def _lines(text: str) -> tuple[_Lines, str | None]:
     """Returns the lines that are not empty, and the last comment before the first of them."""
-    lines, comment = [], None
-    for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.strip(" ")
-        if stripped.startswith("#"):
-            comment = comment if lines else stripped
-        elif stripped.strip():
-            lines.append(_Line(number, stripped))
-    return lines, comment
+    every = [line.strip(" ") for line in text.split("\n")]
+    kept = [k for k, line in enumerate(every) if line.strip() and not line.startswith("#")]
+    before = every[: kept[0]] if kept else []
+    comments = [line for line in before if line.startswith("#")]
+    lines = _Lines([every[k] for k in kept], [k + 1 for k in kept])
+    return lines, comments[-1] if comments else None
 
 
 def _split(lines: Sequence[str], delimiter: str, strict: bool = False) -> list[list[str]]:
     return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict))
 
 
-def _delimiter(lines: Sequence[_Line]) -> str:
+def _delimiter(lines: Sequence[str]) -> str:
     """Returns the delimiter that splits the lines into most numbers and most evenly."""
     best, best_score = ",", (0.0, 0.0)
     for delimiter in _DELIMITERS:
         try:
-            rows = _split([line.text for line in lines], delimiter)
+            rows = _split(lines, delimiter)
         except csv.Error:
             continue
         (width, even), *_ = Counter(map(len, rows)).most_common()
@@ -112,10 +114,10 @@ def _delimiter(lines: Sequence[_Line]) -> str:
     return best
 
 
-def _rows(path: Path, lines: Sequence[_Line], delimiter: str) -> list[list[str]]:
+def _rows(path: Path, lines: _Lines, delimiter: str) -> list[list[str]]:
     """Returns the cells of each row, all rows equally long but perhaps the first."""
     try:
-        rows = _split([line.text for line in lines], delimiter, strict=True)
+        rows = _split(lines.texts, delimiter, strict=True)
     except csv.Error as error:
         raise UserError(f"{path.name}: a quotation mark is not closed, or stands alone") from error
     below = rows[1:] if len(rows) > 1 and _are_names(rows[0]) else rows
@@ -136,15 +138,15 @@ def _rows(path: Path, lines: Sequence[_Line], delimiter: str) -> list[list[str]]
     return rows
 
 
-def _line_of(lines: Sequence[_Line], delimiter: str, row: int) -> int:
+def _line_of(lines: _Lines, delimiter: str, row: int) -> int:
     """Returns the line of a file on which a row ends; a quoted cell may span several lines."""
-    reader = csv.reader((line.text for line in lines), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(lines.texts, delimiter=delimiter, skipinitialspace=True)
     for _ in range(row + 1):
         next(reader)
-    return lines[reader.line_num - 1].number
+    return lines.numbers[reader.line_num - 1]
 
 
-def _header(path: Path, rows: Sequence[Sequence[str]], lines: Sequence[_Line]) -> list[str] | None:
+def _header(path: Path, rows: Sequence[Sequence[str]], lines: _Lines) -> list[str] | None:
     """Returns the names in the first row; None where that row holds a point."""
     first = [cell.strip() for cell in rows[0]]
     if _are_names(first):
@@ -157,7 +159,7 @@ def _header(path: Path, rows: Sequence[Sequence[str]], lines: Sequence[_Line]) -
             return first
         if len(first) > 1 and _has_fractions(rows[1:_SAMPLE]):
             raise UserError(
-                f"{path.name}: line {lines[0].number}, {', '.join(first)}, may be a header of "
+                f"{path.name}: line {lines.numbers[0]}, {', '.join(first)}, may be a header of "
                 "numbers or a point: give the columns names, or the point decimals"
             )
     return None
