@@ -192,10 +192,13 @@ def read_points(
     """
     if not data.standardise and data.name in DATASETS:
         raise UserError(f"--no-standardise is for a file: {data.name} stays as it was published")
-    points = dataset(data.name, data.labels, standardisation or data.standardise, say)
-    if data.only_class is None:
-        return points
-    return points.only(points.label(data.only_class, "--only-class"))
+    lines: list[str] = []  # said once nothing is wrong, so that an error stands alone
+    points = dataset(data.name, data.labels, standardisation or data.standardise, lines.append)
+    if data.only_class is not None:
+        points = points.only(points.label(data.only_class, "--only-class"))
+    for line in lines:
+        say(line)
+    return points
 
 
 def out_option(text: str) -> Decorator:

@@ -166,6 +166,8 @@ def test_a_users_file_is_standardised_on_the_command_line(utm, tmp_path):
     assert "east: " in flashpoint(*arguments, "--labels", "KIND").output
     result = flashpoint(*arguments, "--labels", "kind", "--only-class", "west")
     assert "utm_1: " in result.output
+    result = flashpoint(*arguments, "--labels", "kind", "--only-class", "north")
+    assert result.output == "error: --only-class must be one of east, west, got 'north'\n"
 
 
 def test_options_for_files_are_refused_for_named_data():
