@@ -13,6 +13,7 @@ from .warning_lines import warnings_as_lines
 
 # Names of arguments in Python beside those of the options that set them, in order of preference.
 _OPTIONS = {
+    "format": ("format_",),
     "n": ("samples",),
     "n_samples": ("samples",),
     "num_steps": ("timesteps", "steps"),

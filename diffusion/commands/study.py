@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from .. import files
 from ..errors import UserError, check_choice
 from ..studies import STUDIES, StudyRun, write_page, write_report
 from . import Count, device_option, options, out_option, seed_option
@@ -57,6 +58,8 @@ def study_command(
     """
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
+    if page is not None:
+        files.make_target(page, ".md")
     replaced = check_outputs([] if page is None else [page], files_of_data(data or ""))
     out = out or Path("runs") / ("studies-quick" if quick else "studies")
     if name is not None:

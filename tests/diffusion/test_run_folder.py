@@ -110,6 +110,7 @@ def test_no_output_is_an_input_or_a_network(used):
     torch.save(data, "points.pt")
     assert run("train", "--data", "points.pt", "--out", "pt").exit_code == 0
     assert flashpoint("export", "run", "--out", "out").exit_code == 0
+    os.symlink("points.pt", "page.md")
     before = content(used.parent)
     for arguments in (
         ["sample", "run", "--prior", "prior.pt", "--out", "prior.pt"],
@@ -124,7 +125,7 @@ def test_no_output_is_an_input_or_a_network(used):
         ["interpolate", "pt", "--pairs", 2, "--out", "points.pt"],
         ["interpolate", "pt", "--data", "points.pt", "--pairs", 2, "--out", "./points.pt"],
         ["export", "out", "--out", "out"],
-        ["study", "betas", "--quick", "--data", "points.pt", "--page", "points.pt"],
+        ["study", "betas", "--quick", "--data", "points.pt", "--page", "page.md"],
     ):
         result = flashpoint(*arguments)
         assert result.exit_code == 2, (arguments, result.output)
