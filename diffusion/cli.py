@@ -386,7 +386,7 @@ def _resumable(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        click.echo(
-            f"\n{word_for(stop)} {run.stage}; the same command with --resume goes on", err=True
-        )
+        if run.ranks.writes:
+            line = f"\n{word_for(stop)} {run.stage}; the same command with --resume goes on"
+            click.echo(line, err=True)
         sys.exit(exit_code(stop))
