@@ -5,6 +5,7 @@ captured in one graph and replayed, and the host stays two replays ahead; elsewh
 run one by one.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -230,14 +231,26 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that :meth:`load_state_dict` needs to go on as if never stopped."""
         tensors = {name: _saved(tensor) for name, tensor in self._changing().items()}
-        return {"step": self.step, "seed": _saved(self.seeds), **tensors}
+        state = {"step": self.step, "seed": _saved(self.seeds)}
+        return {**state, **self._settings(), **tensors}
+
+    def _settings(self) -> dict[str, Tensor]:
+        """Returns digests of the recipes and schedules, uint8 [M, 32] each."""
+        return {
+            name: _digests([getattr(task, name) for task in self.tasks])
+            for name in ("recipe", "schedule")
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a saved state.
 
         Raises:
-            ValueError: it is the state of other networks, seeds or numbers of steps.
+            ValueError: it is no such state, or that of other networks, seeds, recipes, schedules or
+                numbers of steps.
         """
+        missing = {"step", "seed", *self._changing()} - set(state)
+        if missing:
+            raise UserError(f"the saved state is none of a training: it lacks {min(missing)}")
         tensors = self._changing()
         loaded = {name: _with_model_axis(state[name], here) for name, here in tensors.items()}
         for name, here in tensors.items():
@@ -248,6 +261,12 @@ class Engine:
                 )
         if not torch.equal(_with_model_axis(state["seed"], self.seeds), self.seeds.cpu()):
             raise UserError("the saved state belongs to a run with another seed")
+        for name, digests in self._settings().items():
+            if not torch.equal(state.get(name, digests), digests):  # older states lack them
+                settings = ", ".join(sorted({str(getattr(task, name)) for task in self.tasks}))
+                raise UserError(
+                    f"the saved state belongs to a run with another {name}, not {settings}"
+                )
         for name, here in tensors.items():
             here.copy_(loaded[name])
         self.step = self._rates_until = int(state["step"])
@@ -264,6 +283,13 @@ def _chunks(first: int, rows: int, most: int | None) -> list[tuple[int, int]]:
         most = _CHUNK_ROWS if rows > 2 * _CHUNK_ROWS else max(1, rows)
     starts = range(first, first + max(1, rows), most)
     return [(start, min(most, first + rows - start)) for start in starts]
+
+
+def _digests(settings: Sequence[object]) -> Tensor:
+    """Returns the SHA-256 of the text of each setting, uint8 [M, 32]."""
+    return torch.tensor(
+        [[*hashlib.sha256(str(each).encode()).digest()] for each in settings]
+    ).byte()
 
 
 def _saved(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ..device import choose_device
+from ..errors import UserError
 from ..models import MLP
 from .distributed import Ranks
 from .engine import Engine
@@ -120,6 +121,11 @@ class ManyTrainer:
         Raises:
             ValueError: it is the state of other tasks.
         """
+        if state.keys() != {str(number) for number in range(len(self._engines))}:
+            raise UserError(
+                f"the saved state must be that of {len(self._engines)} kinds of networks, "
+                f"got {len(state)}"
+            )
         for number, engine in enumerate(self._engines):
             engine.load_state_dict(state[str(number)])
 

@@ -163,6 +163,15 @@ def test_many_resume_bit_for_bit(stop):
         assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
+def test_a_state_of_other_tasks_is_refused():
+    whole = ManyTrainer(
+        [Task(points(50), Schedule(40, "cosine"), Recipe(5, (8,), 32))], device="cpu"
+    )
+    for state in ({}, whole.state_dict() | {"1": {}}, {"parameters": torch.zeros(1)}):
+        with pytest.raises(UserError, match="must be that of 1 kinds of networks, got"):
+            whole.load_state_dict(state)
+
+
 def test_one_network_that_overflows_does_not_stop_the_others():
     bad = points(50)
     bad.data[3] = 1e30  # finite, but its square is not

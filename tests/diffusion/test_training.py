@@ -139,6 +139,15 @@ def test_a_state_of_another_run_is_refused():
         trainer(recipe=replace(RECIPE, steps=10)).load_state_dict(saved)
     with pytest.raises(UserError, match="another seed"):
         trainer(seed=1).load_state_dict(saved)
+    other = trainer(recipe=replace(RECIPE, lr=0.5))
+    before = other.state_dict()["parameters"]
+    with pytest.raises(UserError, match=r"another recipe, not Recipe\(.*lr=0.5"):
+        other.load_state_dict(saved)
+    assert torch.equal(other.state_dict()["parameters"], before)
+    with pytest.raises(UserError, match=r"another schedule, not Schedule\(num_steps=50"):
+        Trainer(STATES, Schedule(50, "cosine"), RECIPE, device="cpu").load_state_dict(saved)
+    with pytest.raises(UserError, match="none of a training: it lacks"):
+        trainer().load_state_dict(trainer().module.state_dict())
 
 
 @pytest.mark.parametrize(
