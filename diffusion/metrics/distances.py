@@ -13,7 +13,7 @@ from ...kernels.default_state import in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows
 from ..data import Points
 from ..errors import UserError, check_at_least
-from .inputs import check_count, subset, two_sets
+from .inputs import PointsLike, check_count, subset, two_sets
 from .pairwise import distances
 
 _TREE_DIM = 12  # above it, a k-d tree visits most points and the whole distance matrix is faster
@@ -21,7 +21,7 @@ _CHUNK = 2**23  # elements of a distance matrix held at once
 _BANDWIDTH_POINTS = 500  # points of each set that the median distance is computed from
 
 
-def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+def nearest(points: PointsLike, others: PointsLike, count: int = 1) -> tuple[Tensor, Tensor]:
     """Finds the nearest of the others [m, d] to each of the points [n, d].
 
     Returns:
@@ -45,7 +45,7 @@ def nearest(points: Tensor, others: Tensor, count: int = 1) -> tuple[Tensor, Ten
 
 
 @in_default_state
-def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
+def nearest_distances(points: PointsLike, others: PointsLike) -> Tensor:
     """Returns the distance of each point [n, d] to the nearest of the others, float64 [n].
 
     Args:
@@ -58,7 +58,7 @@ def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
     return nearest(points, others)[0][:, 0]
 
 
-def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
+def label_of_nearest(samples: PointsLike, points: Points) -> Tensor:
     """Returns the label int64 [n] of the data point nearest to each sample [n, d].
 
     Raises:
@@ -72,7 +72,7 @@ def label_of_nearest(samples: Tensor, points: Points) -> Tensor:
 
 
 @in_default_state
-def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 64, seed: int = 0) -> float:
+def sliced_wasserstein(a: PointsLike, b: PointsLike, projections: int = 64, seed: int = 0) -> float:
     """Returns the sliced 1-Wasserstein distance of a and b (Bonneel et al. 2015).
 
     It is the mean over random directions of the distance between the projections onto them, which
@@ -117,7 +117,9 @@ def _quantile_gap(directions: Tensor, a: Tensor, b: Tensor) -> float:
 
 
 @in_default_state
-def emd(samples: Tensor, data: Tensor, *, size: int = 250, draws: int = 5, seed: int = 0) -> float:
+def emd(
+    samples: PointsLike, data: PointsLike, *, size: int = 250, draws: int = 5, seed: int = 0
+) -> float:
     """Returns the earth mover's distance as it is published: the cost of the cheapest assignment.
 
     ``size`` samples are paired one to one with as many data points such that the sum of the
@@ -159,7 +161,7 @@ def emd_pairs(samples: Tensor, data: Tensor, size: int = 250) -> int:
 
 @in_default_state
 def emd_by_class(
-    samples: Sequence[Tensor], points: Points, *, size: int = 250, draws: int = 5, seed: int = 0
+    samples: Sequence[PointsLike], points: Points, *, size: int = 250, draws: int = 5, seed: int = 0
 ) -> float:
     """Returns the mean over classes of the :func:`emd` between a class's samples and its data.
 
@@ -181,7 +183,9 @@ def emd_by_class(
 
 
 @in_default_state
-def mmd(a: Tensor, b: Tensor, *, size: int = 2000, seed: int = 0, unbiased: bool = True) -> float:
+def mmd(
+    a: PointsLike, b: PointsLike, *, size: int = 2000, seed: int = 0, unbiased: bool = True
+) -> float:
     """Returns the squared maximum mean discrepancy (Gretton et al. 2012, equation 3 or 5).
 
     The kernel is exp(-|x - y|^2 / (2 s^2)), where s is the median distance between points of the

@@ -12,7 +12,16 @@ from ..data import Points
 from ..errors import UserError
 from .bands import FEWEST_POINTS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
-from .inputs import as_data, as_points, check_count, most_points, random_rows, subset, two_sets
+from .inputs import (
+    PointsLike,
+    as_data,
+    as_points,
+    check_count,
+    most_points,
+    random_rows,
+    subset,
+    two_sets,
+)
 from .likelihood import kde_nll
 from .registry import METRICS, Comparison, Metric, standard_metrics
 from .table import band_cells, beside_band, markdown_table, number
@@ -124,14 +133,14 @@ def _score_cell(score: Score | None, metric: Metric) -> str:
 
 @in_default_state
 def evaluate(
-    samples: Tensor,
-    points: Points,
+    samples: PointsLike,
+    points: PointsLike,
     *,
     label: int | None = None,
     repeats: int = 100,
     seed: int = 0,
     full: bool = False,
-    held_out: Tensor | None = None,
+    held_out: PointsLike | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Scores samples, each metric beside the 99% band of real draws.
@@ -250,7 +259,8 @@ def _scores(
     metrics: dict[str, Metric], trials: list[_Trial], progress: bool
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Returns the score of each metric that applies, and why others are left out, by name."""
-    scores, left_out = {}, {}
+    scores: dict[str, Score] = {}
+    left_out: dict[str, str] = {}
     total = sum(len(trial.parts) + len(trial.real) for trial in trials)
     with tqdm(
         total=total, desc="real draws", delay=1, leave=False, disable=None if progress else True

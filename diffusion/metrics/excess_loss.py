@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
-from ..errors import UserError, check_at_least
+from ..errors import UserError
 from ..schedules import Schedule
+from .inputs import as_finite, as_points, check_count, check_integer, two_sets
 from .pairwise import distances
 
 _CHUNK = 2**22  # elements of a [samples, components, d] block held at once
@@ -38,12 +39,13 @@ class GaussianMixture:
     """A mixture of K Gaussians.
 
     Args:
-        weights: float [K], positive; they need not sum to 1.
-        means: float [K, d].
-        covariances: float [K, d, d], positive definite.
+        weights: [K], positive; they need not sum to 1.
+        means: [K, d].
+        covariances: [K, d, d], positive definite.
 
     Raises:
-        ValueError: the shapes do not match, a weight is not positive or a covariance not definite.
+        ValueError: the shapes do not match, a number is not finite, a weight is not positive or a
+            covariance not definite.
     """
 
     weights: Tensor
@@ -51,6 +53,8 @@ class GaussianMixture:
     covariances: Tensor
 
     def __post_init__(self):
+        for name in ("weights", "means", "covariances"):
+            object.__setattr__(self, name, as_finite(name, getattr(self, name)))
         shapes = [list(x.shape) for x in (self.weights, self.means, self.covariances)]
         count, dim = self.means.shape if self.means.dim() == 2 else (0, 0)
         if not count or shapes != [[count], [count, dim], [count, dim, dim]]:
@@ -60,17 +64,17 @@ class GaussianMixture:
             )
         if not (self.weights > 0).all():
             raise UserError("weights must be positive")
-        if torch.linalg.cholesky_ex(self.covariances.double()).info.any():
+        if torch.linalg.cholesky_ex(self.covariances).info.any():
             raise UserError("covariances must be positive definite")
 
     def draw(self, n: int, seed: int) -> Tensor:
         """Draws n points, float64 [n, d]."""
-        cumulative = (self.weights.double() / self.weights.double().sum()).cumsum(0)
+        cumulative = (self.weights / self.weights.sum()).cumsum(0)
         place = _uniform(n, child_seed(seed, _COMPONENT))
         component = torch.searchsorted(cumulative, place).clamp(max=len(cumulative) - 1)
         noise = _noise(n, self.means.shape[1], child_seed(seed, _POINT))
-        factor = torch.linalg.cholesky(self.covariances.double())[component]  # [n, d, d]
-        return self.means.double()[component] + (factor @ noise[..., None])[..., 0]
+        factor = torch.linalg.cholesky(self.covariances)[component]  # [n, d, d]
+        return self.means[component] + (factor @ noise[..., None])[..., 0]
 
     def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
         """Returns eps*(x), the mean of the noise that led to x.
@@ -87,15 +91,15 @@ class GaussianMixture:
             float64 [n, d].
         """
         dim = x.shape[1]
-        covariance = alpha_bar * self.covariances.double()
+        covariance = alpha_bar * self.covariances
         covariance = covariance + (1 - alpha_bar) * torch.eye(dim, dtype=torch.float64)
         factor = torch.linalg.cholesky(covariance)  # [K, d, d]
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
         parts = []
         for part in x.double().split(max(1, _CHUNK // self.means.numel())):
-            delta = (part - alpha_bar**0.5 * self.means.double()[:, None]).mT  # [K, d, n]
+            delta = (part - alpha_bar**0.5 * self.means[:, None]).mT  # [K, d, n]
             solved = torch.cholesky_solve(delta, factor)
-            log_p = self.weights.double().log() - log_det - (delta * solved).sum(dim=1).T / 2
+            log_p = self.weights.log() - log_det - (delta * solved).sum(dim=1).T / 2
             parts.append(torch.einsum("nk,kdn->nd", log_p.softmax(dim=1), solved))
         return (1 - alpha_bar) ** 0.5 * torch.cat(parts)
 
@@ -110,14 +114,20 @@ class PointMasses:
 
     Args:
         data: [N, d].
+
+    Raises:
+        ValueError: the data is no set of points, or it is empty or not finite.
     """
 
     data: Tensor
 
+    def __post_init__(self):
+        object.__setattr__(self, "data", as_points("data", self.data))
+
     def draw(self, n: int, seed: int) -> Tensor:
         """Draws n points, float64 [n, d]."""
         place = _uniform(n, child_seed(seed, _COMPONENT))
-        return self.data.double()[(place * len(self.data)).long()]
+        return self.data[(place * len(self.data)).long()]
 
     def optimal_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
         """Returns eps*(x) = (x - sqrt(alpha_bar) E[x_0 | x]) / sqrt(1 - alpha_bar).
@@ -129,12 +139,13 @@ class PointMasses:
         Returns:
             float64 [n, d].
         """
-        data, variance = alpha_bar**0.5 * self.data.double(), 1 - alpha_bar
+        x, _ = two_sets(x, self.data, ("x", "data"))
+        data, variance = alpha_bar**0.5 * self.data, 1 - alpha_bar
         means = [
             distances(part, data).square_().mul_(-0.5 / variance).softmax(dim=1) @ data
-            for part in x.double().split(max(1, _CHUNK // len(data)))
+            for part in x.split(max(1, _CHUNK // len(data)))
         ]
-        return (x.double() - torch.cat(means)) / variance**0.5
+        return (x - torch.cat(means)) / variance**0.5
 
 
 @in_default_state
@@ -168,12 +179,13 @@ def excess_loss(
     Raises:
         ValueError: n is not positive or a timestep is out of range.
     """
-    check_at_least("n", n, 1)
+    check_count("n", n, 1)
     last = schedule.num_steps - 1
     if steps is None:
         steps = torch.linspace(0, last, min(50, last + 1)).round().long().tolist()
     excess = torch.zeros(len(steps), dtype=torch.float64)
     for row, t in enumerate(steps):
+        check_integer("timestep", t)
         if not 0 <= t <= last:
             raise UserError(f"timesteps must be from 0 to {last}, got {t}")
         x_0 = target.draw(n, child_seed(seed, 2 * t))

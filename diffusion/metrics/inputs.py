@@ -1,7 +1,7 @@
 """Points as metrics take them, from whatever holds numbers, and how many of them a metric reads."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from ...kernels.philox import permute, seed_tensor
 from ..data import Points
 from ..errors import UserError, check_at_least
+
+PointsLike: TypeAlias = Tensor | np.ndarray | Points  # what metrics take for points
 
 _MOST_POINTS, _MOST_WIDE_POINTS, _WIDE = 5000, 2000, 12
 
@@ -27,23 +29,37 @@ def as_points(name: str, x: Any, least: int = 1) -> Tensor:
         ValueError: x is something else, it is not [n, d], it has too few rows or no columns, or
             numbers that are not finite.
     """
-    x = x.data if isinstance(x, Points) else x
+    x = _numbers(name, x.data if isinstance(x, Points) else x)
+    if x.dim() != 2 or not x.shape[1]:
+        raise UserError(f"{name} must be [n, d], a row for each point, got {list(x.shape)}")
+    if len(x) < least:
+        raise UserError(f"{name} must be at least {least} points, got {len(x)}")
+    if not x.isfinite().all():
+        row = (~x.isfinite().all(dim=1)).nonzero()[0].item()
+        raise UserError(f"{name} must be finite, got NaN or infinity in row {row}")
+    return x
+
+
+def as_finite(name: str, x: Any) -> Tensor:
+    """Returns numbers of any shape as float64 on the CPU, without a graph.
+
+    Raises:
+        ValueError: x is no tensor or array of finite real numbers.
+    """
+    x = _numbers(name, x)
+    if not x.isfinite().all():
+        raise UserError(f"{name} must be finite, got NaN or infinity")
+    return x
+
+
+def _numbers(name: str, x: Any) -> Tensor:
     x = x.detach() if isinstance(x, Tensor) else _tensor(name, x)
     if x.is_complex() or x.is_meta:
         kind = "one without numbers (device meta)" if x.is_meta else f"{x.dtype}"
         raise UserError(f"{name} must be a tensor of real numbers, got {kind}")
     if x.layout != torch.strided:
         x = x.to_dense()
-    if x.dim() != 2 or not x.shape[1]:
-        raise UserError(f"{name} must be [n, d], a row for each point, got {list(x.shape)}")
-    if len(x) < least:
-        raise UserError(f"{name} must be at least {least} points, got {len(x)}")
-    # On the CPU first: some devices have no float64.
-    x = x.cpu().double()
-    if not x.isfinite().all():
-        row = (~x.isfinite().all(dim=1)).nonzero()[0].item()
-        raise UserError(f"{name} must be finite, got NaN or infinity in row {row}")
-    return x
+    return x.cpu().double()  # on the CPU first: some devices have no float64
 
 
 def _tensor(name: str, x: Any) -> Tensor:

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from ...kernels.default_state import in_default_state
 from ..errors import UserError
-from .inputs import check_count, subset, two_sets
+from .inputs import PointsLike, check_count, subset, two_sets
 from .pairwise import distances
 
 _CHUNK = 2**24  # elements of a distance matrix held at once
 
 
 @in_default_state
-def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int = 0) -> float:
+def kde_nll(
+    samples: PointsLike, data: PointsLike, *, most: int | None = None, seed: int = 0
+) -> float:
     """Returns the mean -log density of samples under a Gaussian kernel density estimate of data.
 
     The result is that of ``-scipy.stats.gaussian_kde(data.T).logpdf(samples.T).mean()``. The
@@ -55,7 +57,7 @@ def kde_nll(samples: Tensor, data: Tensor, *, most: int | None = None, seed: int
 
 
 @in_default_state
-def kernel_nll(samples: Tensor, data: Tensor, temperature: float = 0.1) -> float:
+def kernel_nll(samples: PointsLike, data: PointsLike, temperature: float = 0.1) -> float:
     """Returns -log of the mean kernel over all pairs of a sample and a data point::
 
         -log mean_ij exp(-|x_i - y_j|^2 / (4 temperature)) / (2 pi temperature)^(d / 2)

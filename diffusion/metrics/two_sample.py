@@ -5,12 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.stats import chi2_contingency
-from torch import Tensor
 
 from ...kernels.default_state import in_default_state
 from ..data import Points
 from .distances import label_of_nearest, nearest, nearest_distances
-from .inputs import subset, two_sets
+from .inputs import PointsLike, subset, two_sets
 
 
 class Neighbours(NamedTuple):
@@ -28,7 +27,7 @@ class Proximity(NamedTuple):
 
 
 @in_default_state
-def occupancy(samples: Tensor, data: Tensor, points: Points) -> float:
+def occupancy(samples: PointsLike, data: PointsLike, points: Points) -> float:
     """Returns Pearson's chi-squared for the shares of samples and data in each class's region.
 
     The region of a class is where the nearest of ``points`` belongs to it. The statistic is that of
@@ -55,7 +54,7 @@ def occupancy(samples: Tensor, data: Tensor, points: Points) -> float:
 
 
 @in_default_state
-def nearest_neighbour_test(samples: Tensor, data: Tensor, seed: int = 0) -> Neighbours:
+def nearest_neighbour_test(samples: PointsLike, data: PointsLike, seed: int = 0) -> Neighbours:
     """Runs the leave-one-out 1-nearest-neighbour two-sample test, both ways.
 
     A nearest-neighbour classifier tells samples from data in the union of n samples and n data
@@ -86,7 +85,9 @@ def nearest_neighbour_test(samples: Tensor, data: Tensor, seed: int = 0) -> Neig
 
 
 @in_default_state
-def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, seed: int = 0) -> Proximity:
+def memorisation(
+    samples: PointsLike, train: PointsLike, held_out: PointsLike, seed: int = 0
+) -> Proximity:
     """Compares the distances of samples to points trained on and to points held out.
 
     Compare Meehan et al. 2020. Null: the sampler draws from the data's distribution and knows no

@@ -11,6 +11,7 @@ from scipy.stats import gaussian_kde
 from sklearn.datasets import load_digits
 
 from flashpoint.diffusion import (
+    GaussianMixture,
     PointMasses,
     Points,
     UserError,
@@ -131,6 +132,22 @@ def test_every_metric_takes_points_of_every_kind(name, kind):
     ]
     np.testing.assert_allclose(METRICS[name](a, b), METRICS[name](*plain), rtol=1e-5, atol=1e-7)
     assert np.isfinite(METRICS[name](a, b)).all()
+
+
+def test_distributions_with_a_known_denoiser_take_arrays():
+    exact = PointMasses(B)
+    want = PointMasses(torch.from_numpy(B)).optimal_noise(torch.from_numpy(A), 0.5)
+    assert torch.equal(exact.optimal_noise(A, 0.5), want)
+    means, covariances = np.zeros((1, 2)), np.eye(2)[None]
+    assert GaussianMixture([1], means, covariances).draw(7, 0).shape == (7, 2)
+    for wrong, message in [
+        (lambda: PointMasses(B[:0]), "data must be at least 1 points, got 0"),
+        (lambda: exact.optimal_noise(A[:, :1], 0.5), r"x must be \[n, 2\] like the data"),
+        (lambda: GaussianMixture([1], means * np.nan, covariances), "means must be finite"),
+        (lambda: GaussianMixture("cat", means, covariances), "weights must be an array of real"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            wrong()
 
 
 def test_labels_are_found_for_points_of_every_kind():
