@@ -81,7 +81,7 @@ def _draw_histogram(
     low, high = _extent(x) if points is None else frame_of(points)
     edges = np.linspace(low[0], high[0], 101)
     each = np.full(len(x), 1 / (len(x) * (edges[1] - edges[0])))
-    axis.hist(x[:, 0], bins=edges, weights=each, color=COLORS[0], alpha=alpha)
+    axis.hist(x[:, 0], bins=edges.tolist(), weights=each, color=COLORS[0], alpha=alpha)
     axis.set(title=title, xlim=(low[0], high[0]), **labels_of_axes(points, 1))
     count_outside(axis, x, low, high)
 
@@ -113,7 +113,8 @@ def _set_frame(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
 def widen(axis: Axes, x: Tensor) -> None:
     """Widens the frame so that points [..., 2 or 3] in the user's units lie inside too."""
     low, high = _extent(x.flatten(0, -2).numpy())
-    limits = [axis.get_xlim(), axis.get_ylim(), *([axis.get_zlim()] if axis.name == "3d" else [])]
+    kinds = ("x", "y", "z") if axis.name == "3d" else ("x", "y")
+    limits = [getattr(axis, f"get_{kind}lim")() for kind in kinds]
     before = np.array(limits).T
     _set_frame(axis, np.minimum(low, before[0]), np.maximum(high, before[1]))
 
@@ -126,7 +127,7 @@ def aspect_of(low: np.ndarray, high: np.ndarray) -> str:
 
 def labels_of_axes(points: Points | None, count: int) -> dict[str, str]:
     """Returns the names of the coordinates where the data has them."""
-    names = ("x",) if count == 1 else ()
+    names: tuple[str, ...] = ("x",) if count == 1 else ()
     if points is not None and points.columns:
         names = points.columns[:count]
     return {f"{axis}label": name for axis, name in zip("xyz", names, strict=False)}
@@ -136,7 +137,7 @@ def count_outside(axis: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray) 
     """Says how many points [n, k] the frame leaves out, if there are any."""
     outside = int((~((x >= low) & (x <= high)).all(axis=1)).sum())
     if outside:
-        write: Any = axis.text2D if axis.name == "3d" else axis.text
+        write = getattr(axis, "text2D" if axis.name == "3d" else "text")
         text = f"{outside:,} of {len(x):,} outside"
         write(0.02, 0.02, text, transform=axis.transAxes, fontsize="x-small", color=INK)
 

@@ -122,7 +122,7 @@ class Schedule:
     def _check_betas(self) -> None:
         for field, default in _BETAS.items():
             beta = getattr(self, field)
-            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < beta < 1:
+            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < float(beta) < 1:
                 raise UserError(f"{field} must be between 0 and 1 (both excluded), got {beta!r}")
             if self.name == "cosine" and beta != default:
                 raise UserError(f"{field} has no effect on the cosine schedule, got {beta}")

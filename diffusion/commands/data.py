@@ -1,6 +1,7 @@
 """``flashpoint data``: draws a data set, and writes its points to files."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,9 +45,9 @@ def data_command(data: DataChoice, test_fraction: float | None, out: Path | None
         click.echo(f"{part}: {len(half)} points in {paths[part]}")
 
 
-def _content(points: Points) -> dict:
+def _content(points: Points) -> dict[str, Any]:
     """Returns the content of a file that :func:`load_points` reads."""
-    content = {"data": points.in_units(points.data)}
+    content: dict[str, Any] = {"data": points.in_units(points.data)}
     if points.labels is not None:
         content |= {"labels": points.labels, "class_names": list(points.class_names)}
     return content

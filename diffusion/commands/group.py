@@ -3,7 +3,7 @@
 import errno
 import re
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -104,7 +104,7 @@ class Commands(click.Group):
         return message if param is None else f"{_flag(param)}{message[found.end() :]}"
 
 
-def _end(message: str) -> None:
+def _end(message: str) -> NoReturn:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)
 

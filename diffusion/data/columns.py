@@ -141,16 +141,16 @@ class Columns:
         if labels is not None:
             found = self._by_name(labels, rest)
             if found is None and labels != NO_LABELS:
-                known = listed([self._name(k) for k in rest])
-                raise UserError(f"labels must be a column of {self.file}: {known}, got {labels!r}")
+                names = listed([self._name(k) for k in rest])
+                raise UserError(f"labels must be a column of {self.file}: {names}, got {labels!r}")
             return found
-        found = [k for k in rest if self.named and self._name(k).lower() in LABEL_NAMES]
-        if len(found) > 1:
-            names = " and ".join(self._quoted(k) for k in found)
+        known = [k for k in rest if self.named and self._name(k).lower() in LABEL_NAMES]
+        if len(known) > 1:
+            names = " and ".join(self._quoted(k) for k in known)
             raise UserError(
                 f"{self.file}: {names} may both hold the labels: choose one with labels (--labels)"
             )
-        return found[0] if found else self._y(rest)
+        return known[0] if known else self._y(rest)
 
     def _by_name(self, labels: str, rest: Sequence[int]) -> int | None:
         for same in (str, str.lower):

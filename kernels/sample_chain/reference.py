@@ -75,10 +75,8 @@ def sample_chain(
     missing = 0 if x.is_cuda else max(0, _LEAST_ROWS - 1 - (count - 1) % size)  # in the last chunk
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
-        guide, condition = (
-            part and part._replace(labels=F.pad(part.labels, (0, missing)))
-            for part in (guide, condition)
-        )
+        guide = guide and guide._replace(labels=F.pad(guide.labels, (0, missing)))
+        condition = condition and condition._replace(labels=F.pad(condition.labels, (0, missing)))
     chunks = []
     for start in range(0, max(1, count), size):
         rows = slice(start, start + size)
