@@ -108,11 +108,11 @@ def test_data_in_a_plane_is_trained_on_without_a_likelihood(tmp_path):
 
 def test_too_few_points_to_measure_with_are_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "train", lambda _: pytest.fail("trained"))
-    data, labels = torch.randn(9, 2), torch.tensor([0] * 6 + [1] * 3)
+    data, labels = torch.randn(11, 2), torch.tensor([0] * 8 + [1] * 3)
     torch.save({"data": data, "labels": labels}, tmp_path / "few.pt")
     result = flashpoint("states", "--data", tmp_path / "few.pt", "--out", tmp_path / "run")
     assert result.exit_code == 2
-    assert "error: evaluation needs at least 4 data points of class 1, got 3\n" in result.output
+    assert "error: evaluation needs at least 8 data points of class 1, got 3\n" in result.output
 
 
 def test_a_data_set_by_its_name(tmp_path):

@@ -13,8 +13,8 @@ from flashpoint.diffusion import MLP
 from .helpers import flashpoint
 
 TRAIN = ("train", "--recipe", "small", "--steps", 4, "--batch-size", 32, "--hidden-layers", "8,8",
-         "--timesteps", 10, "--samples", 20, "--p-uncond", 0.2, "--data", "own.npz",
-         "--out", "run", "--device", "cpu")  # fmt: skip
+         "--timesteps", 10, "--schedule", "cosine", "--samples", 20, "--p-uncond", 0.2,
+         "--data", "own.npz", "--out", "run", "--device", "cpu")  # fmt: skip
 COMMANDS = {
     "sample": ("sample", "run", "-n", 5),
     "interpolate": ("interpolate", "run", "--pairs", 2, "--steps", 2),
