@@ -113,9 +113,7 @@ def _set_frame(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
 def widen(axis: Axes, x: Tensor) -> None:
     """Widens the frame so that points [..., 2 or 3] in the user's units lie inside too."""
     low, high = _extent(x.flatten(0, -2).numpy())
-    kinds = ("x", "y", "z") if axis.name == "3d" else ("x", "y")
-    limits = [getattr(axis, f"get_{kind}lim")() for kind in kinds]
-    before = np.array(limits).T
+    before = np.array([getattr(axis, f"get_{name}lim")() for name in "xyz"[: len(low)]]).T
     _set_frame(axis, np.minimum(low, before[0]), np.maximum(high, before[1]))
 
 
@@ -137,7 +135,7 @@ def count_outside(axis: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray) 
     """Says how many points [n, k] the frame leaves out, if there are any."""
     outside = int((~((x >= low) & (x <= high)).all(axis=1)).sum())
     if outside:
-        write = getattr(axis, "text2D" if axis.name == "3d" else "text")
+        write: Any = getattr(axis, "text2D", axis.text)  # of a panel in space
         text = f"{outside:,} of {len(x):,} outside"
         write(0.02, 0.02, text, transform=axis.transAxes, fontsize="x-small", color=INK)
 

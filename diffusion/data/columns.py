@@ -139,18 +139,18 @@ class Columns:
     def _labels(self, labels: str | None, rest: Sequence[int]) -> int | None:
         """Returns the number of the column with the labels."""
         if labels is not None:
-            found = self._by_name(labels, rest)
-            if found is None and labels != NO_LABELS:
-                names = listed([self._name(k) for k in rest])
-                raise UserError(f"labels must be a column of {self.file}: {names}, got {labels!r}")
-            return found
-        known = [k for k in rest if self.named and self._name(k).lower() in LABEL_NAMES]
-        if len(known) > 1:
-            names = " and ".join(self._quoted(k) for k in known)
+            named = self._by_name(labels, rest)
+            if named is None and labels != NO_LABELS:
+                known = listed([self._name(k) for k in rest])
+                raise UserError(f"labels must be a column of {self.file}: {known}, got {labels!r}")
+            return named
+        found = [k for k in rest if self.named and self._name(k).lower() in LABEL_NAMES]
+        if len(found) > 1:
+            names = " and ".join(self._quoted(k) for k in found)
             raise UserError(
                 f"{self.file}: {names} may both hold the labels: choose one with labels (--labels)"
             )
-        return known[0] if known else self._y(rest)
+        return found[0] if found else self._y(rest)
 
     def _by_name(self, labels: str, rest: Sequence[int]) -> int | None:
         for same in (str, str.lower):

@@ -101,12 +101,16 @@ def class_number(
         return int(text)
     if names:
         raise UserError(f"{argument} must be one of {listed(names)}, got {given!r}")
-    check_class(given, count, argument)
-    return int(given)
+    raise _no_class(given, count, argument)
 
 
-def check_class(label: int | str, count: int, argument: str = "label") -> None:
+def check_class(label: int, count: int, argument: str = "label") -> None:
     """Raises :class:`UserError` unless there is a class of this number among ``count``."""
-    if isinstance(label, str) or not 0 <= label < count:
-        allowed = f"from 0 to {count - 1}" if count else "left out"
-        raise UserError(f"{argument} must be {allowed}, got {label}")
+    if not 0 <= label < count:
+        raise _no_class(label, count, argument)
+
+
+def _no_class(label: int | str, count: int, argument: str) -> UserError:
+    """Returns the error that says which classes there are."""
+    allowed = f"from 0 to {count - 1}" if count else "left out"
+    return UserError(f"{argument} must be {allowed}, got {label}")

@@ -46,8 +46,12 @@ def load_points(
         ValueError: the file is missing, of another type, unreadable, its content is no point
             cloud (see :class:`Points`) or may be read in two ways.
     """
-    path = Path(path)
+    if not isinstance(standardise, (bool, Standardisation)):
+        raise UserError(
+            f"standardise must be True, False or a Standardisation, got {standardise!r}"
+        )
     content = read_content(path, labels)
+    path = Path(path)
     data, chosen, names = torch.from_numpy(content.data), None, content.class_names
     lines = [content.taken] if content.taken else []
     if content.labels is not None:

@@ -36,6 +36,10 @@ def read_content(path: str | Path, labels: str | None = None) -> Content:
     Raises:
         ValueError: the file is missing, of another type, unreadable or ambiguous.
     """
+    if labels is not None and not isinstance(labels, str):
+        raise UserError(f"labels must be the name of a column or key, got {labels!r}")
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"path must be a name or a path, got {path!r}")
     path = Path(path)
     if path.is_dir():
         raise UserError(f"data file {path} is a folder")

@@ -156,7 +156,7 @@ def test_labels_keep_their_names(tmp_path):
     assert [words.label(name) for name in ("c", 1, "0")] == [2, 1, 0]
     plain = Points(DATA, LABELS)
     assert plain.label("1") == 1
-    for wrong in ("cat", 3, -1):
+    for wrong in ("cat", 3, -1, 1.5):
         with pytest.raises(UserError, match=f"label must be from 0 to 2, got {wrong}"):
             plain.label(wrong)
 
@@ -166,6 +166,21 @@ def test_whole_numbers_in_words_are_numbers(tmp_path):
     assert silent(tmp_path / "a.npz").class_names == ("1", "9", "10")
     np.savez(tmp_path / "a.npz", data=DATA.numpy(), y=np.array(["1", "0", "1", "0", "2", "2"]))
     assert silent(tmp_path / "a.npz").class_names == ()
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    torch.save(DATA, tmp_path / "a.pt")
+    for message, arguments in {
+        "labels must be the name of a column or key, got 2": (tmp_path / "a.pt", 2),
+        "standardise must be True, False or a Standardisation, got 'no'": (
+            tmp_path / "a.pt", None, "no",
+        ),
+        "path must be a name or a path, got None": (None,),
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            silent(*arguments)
+    with pytest.raises(UserError, match="data must be a name or a path, got 3"):
+        dataset(3)
 
 
 def test_each_point_a_class_of_its_own_is_refused(tmp_path):
