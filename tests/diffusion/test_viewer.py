@@ -4,7 +4,9 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 import zlib
+from importlib.resources import files as resources
 
 import numpy as np
 import pytest
@@ -187,3 +189,19 @@ def test_the_command_and_wrong_input(states_run, solid_run, tmp_path, monkeypatc
         assert result.output.count("\n") == 1
     with pytest.raises(UserError, match="cannot be written"):
         write_view(folder, points, samples=9, save_to=folder / "outputs", say=lambda _: None)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_samples_outside_the_picture_are_counted():
+    script = (resources("flashpoint.diffusion.viewer") / "drawing.js").read_text(encoding="utf-8")
+    begin, end = map(script.index, ("function drawSamples", "/** Returns the radius of a dot"))
+    around = f"""
+        const places = [[10, 10], [500, 10], [-1, 5], [NaN, 3], [100, 100]];
+        const canvas = {{width: 100, height: 100}}, pen = {{}}, view = {{at: 0}}, inks = {{}};
+        const solid = false, placeAt = (_, n) => [...places[n], 0], shown = () => true;
+        const inkOf = () => "", disc = () => 0, dot = () => 1;
+        {script[begin:end]}
+        console.log(drawSamples({{x: {{shape: [1, 5, 2]}}, labels: []}}).join());
+    """
+    done = subprocess.run(["node", "-e", around], capture_output=True, text=True, check=True)
+    assert done.stdout == "5,3\n"
