@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
 from ...kernels.default_state import in_default_state
@@ -67,8 +68,8 @@ def dataset(
     Raises:
         ValueError: there is neither such a data set nor such a file, or it cannot be read.
     """
-    if not isinstance(name, (str, Path)):
-        raise UserError(f"data must be a name or a path, got {name!r}")
+    if not isinstance(name, (str, PathLike)):
+        raise UserError(f"data must be a name or a path, got {type(name).__name__}")
     published = _published(name)
     if published is None:
         return load_points(_file(name), labels, standardise, say)

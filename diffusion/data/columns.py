@@ -1,5 +1,6 @@
 """Named columns of a file: which hold coordinates, which labels, and which are left out."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from ..errors import UserError
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets")
 NO_LABELS = "none"  # as the name of the column
+LIKE_A_NUMBER = re.compile(r"[+-]?[.,]?\d")  # at the start of 1.O, 1,234.5 and 2020-01-01 too
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 _INDEX_NAMES = ("", "unnamed: 0", "index", "id", "row")
 _LARGEST_EXACT = 2.0**53  # beyond it float64 skips whole numbers
@@ -212,7 +214,7 @@ def _is_number(cell: str) -> bool:
 
 def _is_text(cells: Sequence[str]) -> bool:
     """Returns True for a column of words, False for one of numbers with a typo."""
-    words = sum(not _is_number(cell) and cell.lower() not in MISSING for cell in cells)
+    words = sum(not LIKE_A_NUMBER.match(cell) and cell.lower() not in MISSING for cell in cells)
     return 2 * words > len(cells)
 
 

@@ -47,9 +47,8 @@ def load_points(
             cloud (see :class:`Points`) or may be read in two ways.
     """
     if not isinstance(standardise, (bool, Standardisation)):
-        raise UserError(
-            f"standardise must be True, False or a Standardisation, got {standardise!r}"
-        )
+        given = type(standardise).__name__
+        raise UserError(f"standardise must be True, False or a Standardisation, got {given}")
     content = read_content(path, labels)
     path = Path(path)
     data, chosen, names = torch.from_numpy(content.data), None, content.class_names

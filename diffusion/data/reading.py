@@ -3,6 +3,7 @@
 A file is told by its first bytes where these say it, and by its suffix otherwise.
 """
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,9 +38,9 @@ def read_content(path: str | Path, labels: str | None = None) -> Content:
         ValueError: the file is missing, of another type, unreadable or ambiguous.
     """
     if labels is not None and not isinstance(labels, str):
-        raise UserError(f"labels must be the name of a column or key, got {labels!r}")
-    if not isinstance(path, (str, Path)):
-        raise UserError(f"path must be a name or a path, got {path!r}")
+        raise UserError(f"labels must be the name of a column or key, got {type(labels).__name__}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"path must be a name or a path, got {type(path).__name__}")
     path = Path(path)
     if path.is_dir():
         raise UserError(f"data file {path} is a folder")

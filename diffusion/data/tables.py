@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from .columns import LABEL_NAMES, MISSING, Column, Columns
+from .columns import LABEL_NAMES, LIKE_A_NUMBER, MISSING, Column, Columns
 
 _DELIMITERS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "spaces"}
 _SAMPLE = 200  # lines that the delimiter is told from
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I)
-_LIKE_A_NUMBER = re.compile(r"[+-]?[.,]?\d")  # at the start of a typo like 1.O
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
@@ -169,7 +168,7 @@ def _are_names(cells: Sequence[str]) -> bool:
     """Returns True for a header: a name at least, and no number."""
     cells = [cell.strip() for cell in cells]
     numbers = any(_NUMBER.fullmatch(cell) for cell in cells)
-    names = (c for c in cells if c.lower() not in MISSING and not _LIKE_A_NUMBER.match(c))
+    names = (c for c in cells if c.lower() not in MISSING and not LIKE_A_NUMBER.match(c))
     return not numbers and any(names)
 
 

@@ -171,15 +171,15 @@ def test_whole_numbers_in_words_are_numbers(tmp_path):
 def test_wrong_arguments_are_named(tmp_path):
     torch.save(DATA, tmp_path / "a.pt")
     for message, arguments in {
-        "labels must be the name of a column or key, got 2": (tmp_path / "a.pt", 2),
-        "standardise must be True, False or a Standardisation, got 'no'": (
+        "labels must be the name of a column or key, got int": (tmp_path / "a.pt", 2),
+        "standardise must be True, False or a Standardisation, got str": (
             tmp_path / "a.pt", None, "no",
         ),
-        "path must be a name or a path, got None": (None,),
+        "path must be a name or a path, got NoneType": (None,),
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             silent(*arguments)
-    with pytest.raises(UserError, match="data must be a name or a path, got 3"):
+    with pytest.raises(UserError, match="data must be a name or a path, got int"):
         dataset(3)
 
 

@@ -90,6 +90,11 @@ REFUSED = {
     "a typo after comments": (b"# a\n\nx,y\n1,2\n#\n3,4x\n", "line 6, column 'y': '4x' is no"),
     "Python's 1_000": (b"x,y\n1_000,2\n3,4\n", "line 2, column 'x': '1_000' is no number"),
     "units under the header": (b"x,y\nm,m\n1,2\n3,4\n", "line 2, column 'x': 'm' is no number"),
+    "thousands and decimals": (
+        b'x,y\n"1,234.5",2\n"2,345.6",3\n',
+        "line 2, column 'x': '1,234.5' is no number",
+    ),
+    "dates": (b"day,x\n2020-01-01,1\n2020-01-02,2\n", "'2020-01-01' is no number"),
     "infinity": (b"x,y\n1,2\ninf,3\n", "line 3, column 'x': points must be finite, got inf"),
     "beyond float64": (b"x,y\n1,2\n1e400,3\n", "line 3, column 'x': points must be finite"),
     "a short row": (b"x,y\n1,2\n3\n4,5\n", "line 3 has 1 cell, the others have 2 between commas"),
