@@ -205,10 +205,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
     for arguments, message in [
         ([tmp_path], "it has no config.json"),
         ([run, "--data", tmp_path / "other.npy"], "was trained on STATES, not on other"),
-        ([run, "--data", tmp_path / "STATES.npy"], "points of dimension 2, not 3"),
+        ([run, "--data", tmp_path / "STATES.npy"], "the data STATES are not those that run"),
         ([broken], "is no checkpoint, or damaged"),
         ([empty], "config.json does not hold the settings of a run"),
-        ([run, "--real-draws", 1], "real_draws must be at least 2, got 1"),
+        ([run, "--real-draws", 1], "--real-draws must be at least 2, got 1"),
         ([run, "--device", "gpu"], "device must be cpu"),
     ]:
         result = flashpoint("report", *arguments)

@@ -135,6 +135,9 @@ def test_a_conditional_denoiser_takes_the_class(states_run, tmp_path):
     folder = shutil.copytree(states_run[0], tmp_path / "conditional")
     model = ConditionalMLP(3, 2, (8,), class_features=class_table(5))
     torch.save(model.state_dict(), folder / "checkpoints" / "denoiser.pt")
+    config = json.loads((folder / "config.json").read_text())
+    config["denoiser"]["hidden_layers"] = [8]
+    (folder / "config.json").write_text(json.dumps(config))
     _, payload = view((folder, states_run[1]), tmp_path, samples=30)
     by_class = payload["chains"][2]
     assert (by_class["title"], by_class["labels"]) == ("Conditioned on class", [*range(5)] * 10)
@@ -179,8 +182,10 @@ def test_the_command_and_wrong_input(states_run, solid_run, tmp_path, monkeypatc
     assert flashpoint(*arguments).exit_code == 0
     assert page.stat().st_size > 10_000
     for wrong, message in (
-        (["view", str(tmp_path / "none")], "is no folder of a run"),
-        (["view", str(solid_run[0])], "was trained on cloud, not on STATES"),
+        (["view", str(tmp_path / "none")], "none does not exist"),
+        (["view", str(tmp_path)], "is no folder of a run"),
+        (["view", str(solid_run[0])], "does not say what data it was trained on: give --data"),
+        (["view", str(solid_run[0]), "--data", "states"], "was trained on cloud, not on STATES"),
         (["view", str(folder), "-n", "2"], "samples must be at least 3, got 2"),
     ):
         result = flashpoint(*wrong)
