@@ -11,7 +11,7 @@ from ..kernels.philox import Stream, child_seed, normal_rows
 from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer, check_seed
-from .models import Perceptron, fused_copy
+from .models import ConditionalMLP, Perceptron, fused_copy
 from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
@@ -70,6 +70,10 @@ class DiffusionClassifier:
         if num_classes is None:
             raise UserError("num_classes must be given: the model does not know it")
         check_integer("num_classes", num_classes, 1)
+        if isinstance(model, Perceptron):
+            if not isinstance(model, ConditionalMLP):
+                raise UserError(f"model must be a ConditionalMLP, got {type(model).__name__}")
+            check_integer("num_classes", num_classes, 1, model.num_classes)
         self.classes_ = np.arange(num_classes)
         weight = bound_weights(schedule)
         self.timesteps = even_timesteps(weight, 100) if timesteps is None else timesteps

@@ -24,7 +24,7 @@ from .checkpoints import Denoiser, from_safetensors, metadata_of, to_safetensors
 from .data import Standardisation
 from .errors import UserError, check_choice
 from .models import ConditionalMLP, Perceptron, check_weights
-from .schedules import Schedule
+from .schedules import Schedule, check_schedule
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
 
@@ -103,6 +103,7 @@ def export_model(
     check_choice("format", format, SUFFIXES)
     if not isinstance(model, Perceptron):
         raise UserError(f"model must be a network of this package, got {type(model).__name__}")
+    check_schedule(schedule)
     check_weights("model", *model.parameters())
     model = copy.deepcopy(model).float()  # files hold float32
     plain = TimestepModel(model, schedule).cpu().eval()

@@ -12,7 +12,7 @@ from ..kernels import MLPParameters, MLPShape, Network, accelerate
 from ..kernels.default_state import in_default_state
 from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
 from ..kernels.modules import perceptron_layers
-from .errors import UserError, check_at_least, check_choice
+from .errors import UserError, check_choice, check_integer
 from .schedules import EMBEDDING_DIM, sinusoidal_embedding
 
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
@@ -186,7 +186,7 @@ def class_table(num_classes: int, embedding: str = "learned") -> Tensor:
     Raises:
         ValueError: there is no class, or the embedding is unknown.
     """
-    check_at_least("num_classes", num_classes, 1)
+    check_integer("num_classes", num_classes, 1)
     check_choice("class_embedding", embedding, CLASS_EMBEDDINGS)
     if embedding == "learned":
         return torch.eye(num_classes + 1)

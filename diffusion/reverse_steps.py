@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels.default_state import in_default_state
 from .errors import UserError, check_choice, check_number
-from .schedules import Schedule
+from .schedules import Schedule, check_schedule
 
 VARIANCES = ("beta", "posterior", "none")
 
@@ -71,6 +71,19 @@ def timesteps(
     return torch.linspace(first, 0, count, dtype=torch.float64).round().long()
 
 
+def _check_steps(schedule: Schedule, steps: Tensor) -> None:
+    """Raises :class:`UserError` unless these are decreasing timesteps of the schedule."""
+    check_schedule(schedule)
+    whole = isinstance(steps, Tensor) and not steps.is_floating_point() and steps.dim() == 1
+    if not whole or not len(steps):
+        raise UserError(f"steps must be a tensor int64 [S], got {steps!r}")
+    if not schedule.num_steps > steps[0] or not steps[-1] >= 0 or not (steps.diff() < 0).all():
+        raise UserError(
+            f"steps must fall, from {schedule.num_steps - 1} at most to 0 at least, "
+            f"got {steps.tolist()}"
+        )
+
+
 @in_default_state
 def reverse_table(
     schedule: Schedule,
@@ -112,9 +125,10 @@ def reverse_table(
         classifier_free: True for classifier-free guidance, False for guidance by a classifier.
 
     Raises:
-        ValueError: an unknown method or variance, an eta outside [0, 1], or a scale that is not
-            finite.
+        ValueError: no decreasing timesteps, an unknown method or variance, an eta outside [0, 1],
+            or a scale that is not finite.
     """
+    _check_steps(schedule, steps)
     check_choice("method", method, STEPS)
     check_choice("variance", variance, VARIANCES)
     check_number("eta", eta, 0, 1)

@@ -99,6 +99,8 @@ def sample_with_reward(
             raise UserError("dim must be given: the model does not know it")
         dim = model.shape.widths[-1]
     check_integer("dim", dim, 1)
+    if isinstance(model, Perceptron) and dim != model.shape.widths[-1]:
+        raise UserError(f"dim must be that of the model, {model.shape.widths[-1]}, got {dim}")
     if posterior_draws % 2:
         raise UserError(f"posterior_draws must be even, got {posterior_draws}")
     if posterior_draws and candidates <= dim:

@@ -100,6 +100,10 @@ def sample_many(
         ("keep_every", keep_every, 0),
     ):  # fmt: skip
         check_integer(name, count, least)
+    if progress is not None and not callable(progress):
+        raise UserError(f"progress must be a function, got {type(progress).__name__}")
+    if not isinstance(configs, Sequence):
+        raise UserError(f"configs must be SampleConfigs, got {type(configs).__name__}")
     device = choose_device(device)
     groups = defaultdict(list)
     for number, config in enumerate(configs):

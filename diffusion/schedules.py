@@ -235,8 +235,11 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
         float64 [..., dim]: dim / 2 sines, then dim / 2 cosines.
 
     Raises:
-        ValueError: dim is not a positive even number.
+        ValueError: t is no tensor, or dim is not a positive even number.
     """
-    if dim < 2 or dim % 2:
+    if not isinstance(t, Tensor):
+        raise UserError(f"t must be a tensor, got {type(t).__name__}")
+    check_integer("dim", dim, 2)
+    if dim % 2:
         raise UserError(f"dim must be a positive even number, got {dim}")
     return TimeEmbedding(dim, base=max_period).features(t)

@@ -46,6 +46,8 @@ class ManyTrainer:
         precision: str = "fp16",
         ranks: Ranks | None = None,
     ):
+        if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
+            raise UserError(f"tasks must be a list of Tasks, got {tasks!r}")
         self.tasks, self.ranks = tuple(tasks), ranks or Ranks()
         self.device = choose_device(device)
         kinds: dict[tuple, list[int]] = {}

@@ -18,10 +18,13 @@ from flashpoint.diffusion import (
     export_model,
     interpolate,
     invert,
+    reverse_table,
     sample,
     sample_many,
     sample_with_reward,
+    sinusoidal_embedding,
     slerp,
+    train_many,
 )
 
 SCHEDULE = Schedule(20)
@@ -37,7 +40,7 @@ def reward(x):
 
 
 def draw(n=2, model=PLAIN, schedule=SCHEDULE, **options):
-    return sample(model, schedule, n, device="cpu", **options)
+    return sample(model, schedule, n, **{"device": "cpu", **options})
 
 
 def classifier(model=CLASSES, **options):
@@ -153,6 +156,23 @@ WRONG = [
     (classifier, {"prior": "even"}, "prior must be 3 numbers, got 'even'"),
     (classifier, {"prior": [1, math.inf, 1]}, "prior must be 3 positive numbers"),
     (export_model, {"model": 3, "schedule": SCHEDULE, "format": "onnx", "path": "x"}, "model must"),
+    (draw, {"device": [1]}, "device must be cpu"),
+    (draw, {"progress": 3}, "progress must be a function, got int"),
+    (sample_many, {"configs": None, "n": 2}, "configs must be SampleConfigs, got NoneType"),
+    (train_many, {"tasks": None}, "tasks must be a list of Tasks, got None"),
+    (train_many, {"tasks": [3]}, r"tasks must be a list of Tasks, got \[3\]"),
+    (classifier, {"model": PLAIN, "num_classes": 3}, "model must be a ConditionalMLP, got MLP"),
+    (classifier, {"num_classes": 4}, "num_classes must be from 1 to 3, got 4"),
+    (seek, {"dim": 5}, "dim must be that of the model, 2, got 5"),
+    (export_model, {"model": PLAIN, "schedule": 3, "format": "onnx", "path": "x"}, "schedule must"),
+    (class_table, {"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
+    (MLP, {"input_dim": "a", "output_dim": 2}, "input_dim must be an integer, got 'a'"),
+    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": [8.5]}, "hidden_layers must be"),
+    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": 8}, "hidden_layers must be widths"),
+    (sinusoidal_embedding, {"t": [1, 2], "dim": 4}, "t must be a tensor, got list"),
+    (sinusoidal_embedding, {"t": torch.arange(3), "dim": 4.0}, "dim must be an integer, got 4.0"),
+    *((reverse_table, {"schedule": SCHEDULE, "steps": steps}, "steps must")
+      for steps in ([3, 1], torch.tensor([20, 1]), torch.tensor([1, 3]), torch.tensor([3.0]))),
 ]  # fmt: skip
 
 
