@@ -10,10 +10,6 @@ class UserError(ValueError):
     """A request that cannot be met; the message says why, and what is allowed."""
 
 
-class ScheduleWarning(UserWarning):
-    """A schedule leaves so much of the data in x_T that no denoiser draws the right samples."""
-
-
 def check_choice(name: str, value: str, allowed: Collection[str], other: str = "") -> None:
     """Raises a :class:`UserError` that suggests an allowed value if one is near.
 
@@ -75,3 +71,7 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     return int(seed)
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule leaves so much of the data in x_T that no denoiser draws the right samples."""

@@ -29,7 +29,7 @@ def write_samples(path: Path, x: Tensor, label: str | int | None = None) -> None
     """Writes samples in the format that the file's name says, atomically.
 
     ``.pt`` holds the tensor and ``.npy`` the array. ``.csv`` has a header, x0 to x(d - 1) and
-    perhaps label, and enough digits that the same numbers are read back.
+    perhaps label, and enough digits that the same numbers are read back in float64.
 
     Args:
         path: the file, of one of :data:`SAMPLE_FILES`.
@@ -50,10 +50,9 @@ def write_samples(path: Path, x: Tensor, label: str | int | None = None) -> None
 
 
 def _csv(x: Tensor, label: str | int | None) -> str:
-    digits = 9 if x.dtype == torch.float32 else 17
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     labels = [] if label is None else [label]
     table.writerow([*(f"x{axis}" for axis in range(x.shape[1])), *(["label"] if labels else [])])
-    table.writerows([*(f"{value:.{digits}g}" for value in row), *labels] for row in x.tolist())
+    table.writerows([*row, *labels] for row in x.tolist())  # as repr, exact in float64
     return text.getvalue()

@@ -38,6 +38,8 @@ def test_samples_are_written_as_the_name_of_the_file_says(run, tmp_path):
     for suffix in (".csv", ".CSV"):
         assert files[suffix].read_text().splitlines()[0] == "x0,x1"
         assert torch.equal(load_points(files[suffix]).data, x)  # every bit
+        table = np.loadtxt(files[suffix], delimiter=",", skiprows=1)
+        assert np.array_equal(table, x.double().numpy())
     again = drawn(run, "--out", tmp_path / "y.npy", "--compare", files[".CSV"])
     assert "bit for bit" in again.output
 
