@@ -172,13 +172,14 @@ def _check_options(config: SampleConfig) -> None:
         given = getattr(config, name)
         if given is not None and config.method != method:
             raise UserError(
-                f"{name} has an effect on {method} alone, got {given!r} with {config.method}"
+                f"{name} must be left out unless method is {method}, "
+                f"got {given!r} with {config.method}"
             )
     scale = config.scale
     if scale is not None and not callable(scale):
         check_number("scale", scale)
     if scale is not None and config.label is None:
-        raise UserError("scale has no effect without a label")
+        raise UserError(f"scale must be left out without a label, got {scale!r}")
     if config.init is not None and config.x_T is not None:
         raise UserError("init and x_T exclude each other: both are where the chain starts")
     if config.init is not None and config.start is None:

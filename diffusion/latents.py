@@ -80,7 +80,7 @@ def _labels(
     if label is None:
         return ()
     if isinstance(model, Perceptron) and not isinstance(model, ConditionalMLP):
-        raise UserError(f"label has no effect on a model without classes, got {label!r}")
+        raise UserError(f"label must be left out for a model without classes, got {label!r}")
     classes = model.num_classes + 1 if isinstance(model, ConditionalMLP) else 2**62
     return (labels_of(label, n, classes, device),)
 

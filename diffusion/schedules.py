@@ -125,7 +125,7 @@ class Schedule:
             if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < float(beta) < 1:
                 raise UserError(f"{field} must be between 0 and 1 (both excluded), got {beta!r}")
             if self.name == "cosine" and beta != default:
-                raise UserError(f"{field} has no effect on the cosine schedule, got {beta}")
+                raise UserError(f"{field} must be left out with the cosine schedule, got {beta}")
         if self.beta_start > self.beta_end:
             raise UserError(
                 f"beta_end must be at least beta_start, {self.beta_start}, got {self.beta_end}"

@@ -107,11 +107,17 @@ def test_the_noisiest_start_leaves_nothing_of_the_points_and_magnifies_nothing()
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--eta", 0.5], "eta has an effect on ddim alone, got 0.5 with ddpm"),
-        (["--eta", 0], "eta has an effect on ddim alone, got 0.0 with ddpm"),
-        (["--eta", 0.5, "--method", "heun"], "eta has an effect on ddim alone, got 0.5 with heun"),
+        (["--eta", 0.5], "eta must be left out unless method is ddim, got 0.5 with ddpm"),
+        (["--eta", 0], "eta must be left out unless method is ddim, got 0.0 with ddpm"),
+        (
+            ["--eta", 0.5, "--method", "heun"],
+            "eta must be left out unless method is ddim, got 0.5 with heun",
+        ),
         (["--eta", 2, "--method", "ddim"], "eta must be from 0 to 1, got 2.0"),
-        (["--variance", "beta", "--method", "ddim"], "variance has an effect on ddpm alone"),
+        (
+            ["--variance", "beta", "--method", "ddim"],
+            "variance must be left out unless method is ddpm",
+        ),
         (["--scale", 2], "--scale needs a --label"),
         (["--steps", 31], "num_steps must be from 1 to 30, got 31"),
         (["--init", "points.npy"], "--init needs --from"),

@@ -114,7 +114,7 @@ def test_sinusoidal_embedding():
             {"beta_start": 0.5, "beta_end": 0.1},
             "beta_end must be at least beta_start, 0.5, got 0.1",
         ),
-        ({"name": "cosine", "beta_end": 0.5}, "beta_end has no effect on the cosine schedule"),
+        ({"name": "cosine", "beta_end": 0.5}, "beta_end must be left out with the cosine schedule"),
         ({"name": "cosin"}, "did you mean 'cosine'"),
         ({"name": 3}, "schedule must be one of .*, got 3"),
         ({"time_feature": "center"}, "did you mean 'centered'"),

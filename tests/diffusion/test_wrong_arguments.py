@@ -90,12 +90,12 @@ WRONG = [
     (draw, {"method": "ddim", "eta": math.nan}, "eta must be from 0 to 1, got nan"),
     (draw, {"variance": 1}, "variance must be one of .*, got 1"),
     *((draw, {"method": method, "eta": 1.0},
-       f"eta has an effect on ddim alone, got 1.0 with {re}")
+       f"eta must be left out unless method is ddim, got 1.0 with {re}")
       for method, re in (("ddpm", "ddpm"), ("heun", "heun"), ("dpm++2m", r"dpm\+\+2m"))),
-    *((draw, {"method": method, "variance": "beta"}, "variance has an effect on ddpm alone")
+    *((draw, {"method": method, "variance": "beta"}, "variance must be left out unless")
       for method in ("ddim", "heun", "dpm++2m")),
-    (draw, {"scale": 2.0}, "scale has no effect without a label"),
-    (draw, {"scale": 2.0, "model": CLASSES}, "scale has no effect without a label"),
+    (draw, {"scale": 2.0}, "scale must be left out without a label"),
+    (draw, {"scale": 2.0, "model": CLASSES}, "scale must be left out without a label"),
     (draw, {"scale": "2", "model": CLASSES, "label": 1}, "scale must be finite.*, got '2'"),
     (draw, {"scale": math.inf, "model": CLASSES, "label": 1}, "scale must be finite.*, got inf"),
     (draw, {"scale": len, "model": CLASSES, "label": 1}, "scale must return a tensor .20."),
@@ -138,13 +138,13 @@ WRONG = [
     (back, {"x": [[1, 2, 3]]}, r"x must be \[n, 2\]"),
     (back, {"x": "x"}, "x must be .* got str"),
     (back, {"x": X * math.inf}, "x must be finite"),
-    (back, {"label": 1}, "label has no effect"),
+    (back, {"label": 1}, "label must be left out"),
     (back, {"model": CLASSES, "label": 9}, "label must be from 0 to 3"),
     (back, {"model": CLASSES, "label": "cat"}, "label must be a whole"),
     (back, {"schedule": "linear"}, "schedule must be a Schedule, got str"),
     (back, {"model": broken(PLAIN)}, "model must have finite weights"),
     (between, {"b": None}, "b must be .* NoneType"),
-    (between, {"label": 0}, "label has no"),
+    (between, {"label": 0}, "label must be left"),
     (slerp, {"a": X, "b": 3, "weight": torch.ones(1)}, "b must be a tensor"),
     (slerp, {"a": X, "b": X[:1], "weight": torch.ones(1)}, "a and b must have one shape"),
     (slerp, {"a": X, "b": X, "weight": 0.5}, "weight must be a tensor"),
