@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from ..data import Points, load_points
-from ..errors import UserError, check_at_least
+from ..errors import UserError
 from ..metrics import evaluate, summary
-from . import note, options, seed_option
+from ..metrics.bands import FEWEST_POINTS, MOST_DRAWS
+from . import Count, note, options, seed_option
 from .of_run import points_of_samples, run_data_option
 
 
@@ -28,6 +29,7 @@ from .of_run import points_of_samples, run_data_option
 )
 @click.option(
     "--real-draws",
+    type=Count(2, MOST_DRAWS),
     default=40,
     show_default=True,
     help="Real draws behind each metric's band. With fewer than 10, samples inside a band are not "
@@ -41,14 +43,17 @@ def evaluate_command(samples, label, held_out, real_draws, as_json, data, other_
     Exits with 0 whatever the numbers say: of ten metrics of a perfect sampler, one differs in one
     of ten cases. Scripts find each verdict as "passed" in the output of --json.
     """
-    check_at_least("real_draws", real_draws, 2)
     points = points_of_samples(samples, data, other_data)
     label = None if label is None else points.label(label)
     others = None
     if held_out is not None:
-        kept = _read_like(held_out, points, "held-out points")
+        kept = _read_like(held_out, points, "--held-out")
         whole = label is None or kept.labels is None
         others = kept.data if whole else points.same_class(kept, label)
+        if points.redraw is None and len(others) < FEWEST_POINTS:
+            raise UserError(
+                f"--held-out must be at least {FEWEST_POINTS} points, got {len(others)}"
+            )
     x = _read_like(samples, points, "samples").data
     note(f"measuring {len(x):,} samples against {real_draws} real draws ...")
     result = evaluate(

@@ -18,6 +18,7 @@ from .inputs import check_integer, most_points, random_rows, subset
 # heavier than that, so that bands of half the chance hold the 99% that they are said to hold.
 CHANCE = 0.005
 FEWEST_DRAWS = 10  # from which on a value inside its band counts as that of real data
+MOST_DRAWS = 10_000
 FEWEST_POINTS = 8  # of unknown distribution: 4 to compare with, and draws of 2 of the other 4
 _PARTS = 4  # of the samples at most; more would hardly narrow a band, which the data limits
 
@@ -31,7 +32,8 @@ class Scale(NamedTuple):
 
 LINEAR = Scale(lambda x: x, lambda x: x)
 LOG = Scale(torch.log, torch.exp)
-CUBE_ROOT = Scale(lambda x: x ** (1 / 3), lambda x: x**3)  # Wilson and Hilferty 1931
+# Wilson and Hilferty 1931, of what is never negative.
+CUBE_ROOT = Scale(lambda x: x ** (1 / 3), lambda x: x.clamp(min=0) ** 3)
 
 
 @dataclass(frozen=True)

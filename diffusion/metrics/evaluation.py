@@ -10,13 +10,14 @@ from ...kernels.default_state import in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError
-from .bands import FEWEST_POINTS, RealDraws, Score, data_of, real_draws
+from .bands import FEWEST_POINTS, MOST_DRAWS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
 from .inputs import (
     PointsLike,
     as_data,
     as_points,
     check_count,
+    check_integer,
     most_points,
     random_rows,
     subset,
@@ -176,11 +177,13 @@ def evaluate(
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
             there is no such class, it has fewer than 8 points (2 where the distribution is
-            known), there are fewer than 8 held-out points (2), ``repeats`` is no integer of at
-            least 2, or the seed none of at least 0.
+            known), there are fewer than 8 held-out points (2), ``repeats`` is no integer from 2 to
+            10,000, or the seed none of at least 0.
     """
     points = as_data(points)
-    check_count("repeats", repeats, 2)
+    check_integer("repeats", repeats)
+    if not 2 <= repeats <= MOST_DRAWS:
+        raise UserError(f"repeats must be from 2 to {MOST_DRAWS}, got {repeats}")
     check_count("seed", seed, 0)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
     data = data_of(points, label)
@@ -278,10 +281,10 @@ def _scores(
             for (name, metric), column in zip(asked.items(), zip(*rows, strict=True), strict=True):
                 count = len(trial.parts)
                 score = metric.score(column[:count], column[count:], trial.draws)
-                if score is None:
-                    left_out[name] = "not defined for these points"
-                else:
+                if isinstance(score, Score):
                     scores[name] = score
+                else:
+                    left_out[name] = score
     return scores, left_out
 
 

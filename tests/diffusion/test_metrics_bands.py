@@ -41,7 +41,8 @@ def test_a_perfect_sampler_is_called_different_in_one_of_a_hundred_cases(ratio):
         points = Points(torch.randn(N, 2, generator=source))
         samples = torch.randn(round(ratio * N), 2, generator=source)
         for name, score in scores(samples, points, trial, CALIBRATED):
-            alarms[name] += score.passed is False
+            if not isinstance(score, str):  # draws of 12 may scatter too much for the kernel NLL
+                alarms[name] += score.passed is False
     for name, count in alarms.items():
         interval = binomtest(count, TRIALS).proportion_ci(0.95, "exact")
         assert interval.low <= 0.01, (name, count)
@@ -146,6 +147,15 @@ def test_large_sets_are_cut_and_the_result_says_so(monkeypatch):
     assert result.to_dict()["notes"] == result.notes
     whole = evaluate(samples[:100], Points(data[:400]), repeats=3)
     assert not [note for note in whole.notes if "at random" in note]
+
+
+def test_a_metric_that_a_few_points_decide_is_left_out():
+    source = generator(7)
+    data, samples = (torch.randn(300, 10, generator=source) for _ in range(2))
+    result = evaluate(samples, Points(data), repeats=10, full=True)
+    assert "a few points decide it" in result.left_out["kernel_nll"]
+    near = evaluate(samples[:, :2], Points(data[:, :2]), repeats=10, full=True)
+    assert near.battery["kernel_nll"].passed
 
 
 def test_a_class_without_points_in_a_part_has_no_region():

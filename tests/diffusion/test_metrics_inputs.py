@@ -223,6 +223,7 @@ def test_kde_nll_of_many_points_reads_some():
 def own_files(tmp_path):
     np.save(tmp_path / "data.npy", B)
     np.save(tmp_path / "samples.npy", A)
+    np.save(tmp_path / "few.npy", C[:7])
     np.savez(tmp_path / "labelled.npz", data=B, labels=LABELS.numpy())
     return tmp_path
 
@@ -248,10 +249,19 @@ def test_json_stands_alone_on_stdout(own_files):
         ("labelled.npz", ["--label", "2"], "--label must be from 0 to 1, got '2'"),
         ("labelled.npz", ["--label", "cat"], "--label must be from 0 to 1, got 'cat'"),
         ("labelled.npz", ["--label", "-1"], "--label must be from 0 to 1, got '-1'"),
-        ("data.npy", ["--real-draws", "1"], "--real-draws must be at least 2, got 1"),
+        ("data.npy", ["--held-out", "few.npy"], "--held-out must be at least 8 points, got 7"),
     ],
 )
-def test_the_command_names_its_flags(own_files, data, options, message):
+def test_the_command_names_its_flags(own_files, monkeypatch, data, options, message):
+    monkeypatch.chdir(own_files)
     result = flashpoint("evaluate", own_files / "samples.npy", "--data", own_files / data, *options)
     assert result.exit_code == 2
-    assert result.stderr.strip() == f"error: {message}"
+    assert result.stderr.strip().splitlines()[-1] == f"error: {message}"
+
+
+@pytest.mark.parametrize("count", ["1", "10001", "2.5"])
+def test_the_number_of_real_draws_is_checked(own_files, count):
+    file = own_files / "samples.npy"
+    result = flashpoint("evaluate", file, "--data", file, "--real-draws", count)
+    assert result.exit_code == 2
+    assert "'--real-draws'" in result.stderr.splitlines()[-1]
