@@ -43,9 +43,6 @@ def kde_nll(
     n, dim = data.shape
     if n <= dim:
         raise UserError(f"data must be at least {dim + 1} points in {dim} dimensions, got {n}")
-    # Whitening rounds relative to the distance from the origin.
-    centre = data.mean(dim=0)
-    samples, data = samples - centre, data - centre
     covariance = torch.atleast_2d(data.T.cov()) * n ** (-2 / (dim + 4))
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed:

@@ -79,6 +79,12 @@ def test_kde_nll_is_that_of_scipy_wherever_the_points_lie(offset, scale):
     assert kde_nll(a, b) == pytest.approx(want + 2 * np.log(scale), abs=1e-6)
 
 
+def test_kde_nll_of_a_thin_ellipse_far_away_is_that_of_scipy():
+    turn = np.array([[1, 1], [0, 1e-6]])
+    want = -gaussian_kde(B.T).logpdf(A.T).mean() + np.log(1e-6)
+    assert kde_nll(A @ turn + 1e5, B @ turn + 1e5) == pytest.approx(want, abs=1e-4)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 13, 64, 65, 100])
 def test_neighbours_are_found_in_clusters_that_are_small_and_far_away(dim):
     x = 1e-3 * RNG.normal(size=(60, dim)) + 1e6
