@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ..kernels.default_state import in_default_state
 from . import files
 from .data import Points
 from .models import Perceptron
@@ -91,6 +92,7 @@ def sample_grid(
     return _finish(figure, save_to)
 
 
+@in_default_state
 def conditional(
     samples: Sequence[Tensor],
     points: Points,
@@ -150,6 +152,7 @@ def training_curves(
     return _finish(figure, save_to)
 
 
+@in_default_state
 def classifier_map(
     classifier: Perceptron,
     schedule: Schedule,
@@ -229,6 +232,7 @@ def _density_curves(
     return _finish(figure, save_to)
 
 
+@in_default_state
 def trajectories(
     paths: Tensor, steps: Sequence[int], points: Points, save_to: SaveTo = None
 ) -> Figure:
@@ -259,6 +263,7 @@ def trajectories(
     return _finish(figure, save_to)
 
 
+@in_default_state
 def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figure:
     """Draws the ways [K, n, d] between n pairs of points, each as a row of images or as a line."""
     ways = points.in_units(ways.cpu())

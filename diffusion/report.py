@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..kernels.default_state import in_default_state
 from ..kernels.philox import child_seed
 from . import files, plots
 from .data import Points
@@ -48,6 +49,7 @@ _FRAMES_SHOWN, _FRAME_SAMPLES = 40, 1500
 _TRUE_POINTS, _NOISE_LEVELS = 10_000, 16  # behind the excess loss
 
 
+@in_default_state
 def write_report(
     folder: str | Path,
     points: Points,

@@ -14,6 +14,7 @@ import torch
 
 from flashpoint import diffusion as fd
 from flashpoint import kernels as fk
+from flashpoint.diffusion import plots
 
 SCHEDULE = fd.Schedule(20, beta_start=0.01, beta_end=0.4)
 SINES = fd.Schedule(12, "cosine", time_feature="sinusoidal")
@@ -285,6 +286,13 @@ def exported_program():
     return fd.export_model(DENOISER, SCHEDULE, "torch.export", FOLDER / "denoiser.pt2")
 
 
+def figures():
+    """The colours of a classifier's answers, which are computed with PyTorch."""
+    figure = plots.classifier_map(CLASSIFIER, SCHEDULE, POINTS)
+    plots.trajectories(SAMPLES.expand(3, -1, -1), [9, 4, 0], POINTS)
+    return [image.get_array().data for axis in figure.axes for image in axis.images]
+
+
 def scheduler(kind, **options):
     s = kind(num_train_timesteps=20, beta_schedule="linear", **options)
     s.set_timesteps(5)
@@ -335,6 +343,7 @@ DIFFUSION: dict[str, Callable] = {
     "files": files,
     "BlockMLP": classic_network,
     "export_model": exported_program,
+    "plots": figures,
     "DDPMScheduler": lambda: scheduler(fd.DDPMScheduler),
     "DDIMScheduler": lambda: scheduler(fd.DDIMScheduler),
     "States": classic_states,

@@ -92,7 +92,7 @@ STATES = {
         lambda: torch.autograd.set_detect_anomaly(True),
         lambda: matmul_precision("medium"),
     ],
-    "errors": [warnings_as_errors, lambda: mpl.rc_context({"figure.dpi": 33})],
+    "errors": [warnings_as_errors, lambda: np.errstate(divide="raise", invalid="raise")],
 }
 
 

@@ -13,6 +13,7 @@ from string import Template
 
 import torch
 
+from ...kernels.default_state import in_default_state
 from .. import files
 from ..data import Points
 from ..device import choose_device
@@ -25,6 +26,7 @@ from .payload import make_payload
 __all__ = ["write_view"]
 
 
+@in_default_state
 def write_view(
     folder: str | Path,
     points: Points,
