@@ -127,7 +127,7 @@ class RealDraws:
             scale: scale on which the draws are about normal.
             parts: number k of parts of the samples whose scores are averaged on that scale.
         """
-        drawn = scale.to(torch.tensor(real, dtype=torch.float64))
+        drawn = scale.to(torch.tensor(real, dtype=torch.float64, device="cpu"))
         ours, drift = 1 / (parts * self.size), 1 / self.pool
         factor = prediction_factor(
             len(real),

@@ -185,6 +185,7 @@ def evaluate(
     if not 2 <= repeats <= MOST_DRAWS:
         raise UserError(f"repeats must be from 2 to {MOST_DRAWS}, got {repeats}")
     check_count("seed", seed, 0)
+    seed = int(seed)  # of numpy perhaps
     samples = two_sets(as_points("samples", samples, 2), points)[0]
     data = data_of(points, label)
     if held_out is not None:

@@ -91,8 +91,8 @@ class GaussianMixture:
             float64 [n, d].
         """
         dim = x.shape[1]
-        covariance = alpha_bar * self.covariances
-        covariance = covariance + (1 - alpha_bar) * torch.eye(dim, dtype=torch.float64)
+        noise = torch.eye(dim, dtype=torch.float64, device="cpu")
+        covariance = alpha_bar * self.covariances + (1 - alpha_bar) * noise
         factor = torch.linalg.cholesky(covariance)  # [K, d, d]
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
         parts = []
@@ -182,8 +182,8 @@ def excess_loss(
     check_count("n", n, 1)
     last = schedule.num_steps - 1
     if steps is None:
-        steps = torch.linspace(0, last, min(50, last + 1)).round().long().tolist()
-    excess = torch.zeros(len(steps), dtype=torch.float64)
+        steps = torch.linspace(0, last, min(50, last + 1), device="cpu").round().long().tolist()
+    excess = torch.zeros(len(steps), dtype=torch.float64, device="cpu")
     for row, t in enumerate(steps):
         check_integer("timestep", t)
         if not 0 <= t <= last:
@@ -200,10 +200,11 @@ def excess_loss(
 
 def _uniform(n: int, seed: int) -> Tensor:
     """Draws uniform numbers in (0, 1), float64 [n]."""
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.arange(n), 1)[0, :, 0]
+    rows = torch.arange(n, device="cpu")
+    words = random_words(seed_tensor(seed), Stream.SEED, 0, rows, 1)[0, :, 0]
     return (words.double() + 0.5) / 2**32
 
 
 def _noise(n: int, dim: int, seed: int) -> Tensor:
     """Draws standard normal numbers, float64 [n, dim]."""
-    return normal_rows(seed, Stream.SEED, 0, torch.arange(n), dim)[0].double()
+    return normal_rows(seed, Stream.SEED, 0, torch.arange(n, device="cpu"), dim)[0].double()

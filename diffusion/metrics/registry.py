@@ -100,7 +100,8 @@ class Metric:
             draws: the real draws.
         """
         found, drawn = (
-            self.scale.to(torch.tensor(scores, dtype=torch.float64)) for scores in (values, real)
+            self.scale.to(torch.tensor(scores, dtype=torch.float64, device="cpu"))
+            for scores in (values, real)
         )
         value = self.scale.back(found.mean()).item()
         if not (math.isfinite(value) and drawn.isfinite().all()):

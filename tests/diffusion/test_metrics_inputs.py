@@ -1,6 +1,7 @@
 """Metrics take points of any kind, wherever they lie, and answer wrong ones with one line."""
 
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -214,6 +215,34 @@ def test_every_metric_answers_wrong_points_with_one_line(name, kind):
 def test_every_wrong_option_is_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@contextmanager
+def default(change, value, before):
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
+
+
+MODES = {
+    "default device": lambda: default(torch.set_default_device, "meta", None),
+    "default dtype": lambda: default(torch.set_default_dtype, torch.float16, torch.float32),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_evaluation_does_not_depend_on_the_state_of_torch(mode):
+    points = Points(torch.from_numpy(B), LABELS)
+    want, before = evaluate(A, points, repeats=3, full=True), torch.get_rng_state()
+    with MODES[mode]():
+        found = evaluate(A, points, repeats=3, full=True, seed=np.int64(0))
+    assert found == want
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_kde_nll_of_many_points_reads_some():
