@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +18,7 @@ from ._dispatch import run_by_compiler
 
 _CPU = torch.device("cpu")
 _KINDS = ("cpu", "cuda", "mps", "xpu")  # of devices that have an autocast of their own
-# The precision of products of float32 on a CPU, and its settings that are exact.
 _CPU_PRODUCTS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-_EXACT = ("none", "ieee")
 _SPECIAL = ("__init__", "__post_init__", "__call__", "__getitem__", "__getitems__")
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -90,19 +89,55 @@ def default_state(*, leave_inference_mode: bool = True) -> Iterator[None]:
         if leave_inference_mode and torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-        dtype = torch.get_default_dtype()
-        if dtype != torch.float32:
-            stack.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
-        precision = _CPU_PRODUCTS.fp32_precision
-        if precision not in _EXACT:
-            stack.callback(_set_cpu_precision, precision)
-            _set_cpu_precision("ieee")
+        for setting in _SETTINGS:
+            if not setting.is_default():
+                stack.enter_context(setting.at_default())
         yield
+
+
+class _Setting:
+    """A setting of the whole process, which operations in several threads may keep at its default.
+
+    The first of them changes it, the last one changes it back.
+
+    Args:
+        read, write: get and set it.
+        defaults: values that need no change; the last one is set in place of others.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], *defaults: Any):
+        self._read, self._write, self._defaults = read, write, defaults
+        self._lock, self._holders, self._before = Lock(), 0, None
+
+    def is_default(self) -> bool:
+        """Returns True if it is at its default and no operation has to keep it there."""
+        return self._holders == 0 and self._read() in self._defaults
+
+    @contextmanager
+    def at_default(self) -> Iterator[None]:
+        """Keeps it at its default while the block runs."""
+        with self._lock:
+            if self._holders == 0:
+                self._before = self._read()
+                self._write(self._defaults[-1])
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if self._holders == 0:
+                    self._write(self._before)
 
 
 def _set_cpu_precision(precision: str) -> None:
     _CPU_PRODUCTS.fp32_precision = precision
+
+
+_SETTINGS = (
+    _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    _Setting(lambda: _CPU_PRODUCTS.fp32_precision, _set_cpu_precision, "none", "ieee"),
+)
 
 
 @run_by_compiler  # compiled code is guarded by these settings anyway
@@ -110,8 +145,7 @@ def _is_default(leave_inference_mode: bool) -> bool:
     """Returns True if :func:`default_state` would change nothing."""
     return not (
         any(map(torch.is_autocast_enabled, _KINDS))
-        or torch.get_default_dtype() != torch.float32
         or (leave_inference_mode and torch.is_inference_mode_enabled())
         or (torch._C._len_torch_function_stack() > 0 and torch.get_default_device() != _CPU)
-        or _CPU_PRODUCTS.fp32_precision not in _EXACT
+        or not all([setting.is_default() for setting in _SETTINGS])  # noqa: C419  # soon
     )

@@ -6,7 +6,9 @@ import random
 import signal
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from threading import Event
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 
 from flashpoint import diffusion as fd
 from flashpoint import kernels as fk
+from flashpoint.kernels.default_state import in_default_state
 
 from .public_calls import (
     ALPHA_BAR,
@@ -230,6 +233,27 @@ def test_the_settings_stay_when_an_operation_fails(name, call):
         with pytest.raises(error):
             run()
         assert not changed(before)
+
+
+def test_operations_in_two_threads_share_the_default_dtype():
+    """The first one ends while the second one still needs float32."""
+
+    @in_default_state
+    def dtype_at_the_end(inside, leave):
+        inside.set()
+        assert leave.wait(60)
+        return torch.ones(1).dtype
+
+    events = [(Event(), Event()) for _ in range(2)]
+    with default_dtype(torch.float64), ThreadPoolExecutor() as pool:
+        running = []
+        for inside, leave in events:
+            running.append(pool.submit(dtype_at_the_end, inside, leave))
+            assert inside.wait(60)
+        for (_, leave), future in zip(events, running, strict=True):
+            leave.set()
+            assert future.result() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
 
 
 def test_operations_compile_as_a_whole_under_autocast():
