@@ -13,6 +13,7 @@ from .checkpoints import load
 from .commands import (
     Commands,
     Count,
+    Target,
     data_option,
     device_option,
     network_of,
@@ -68,7 +69,7 @@ _run_options = options(
     data_option,
     click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=Target(),
         default=None,
         help="Folder of the run. Default: runs/<name of the data>.",
     ),
@@ -205,7 +206,7 @@ def report(run, real_draws, data, other_data, seed, device) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Target(),
     default=None,
     help="File of the page. Default: view.html in the run's folder.",
 )
@@ -231,7 +232,7 @@ def view(run, samples, out, data, other_data, seed, device) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Target(),
     default=None,
     help="Folder for the files. Default: exports/ in the run's folder.",
 )

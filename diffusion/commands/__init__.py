@@ -12,12 +12,13 @@ from ..data import DATASETS, Points, Standardisation, dataset
 from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
-from .group import Commands, Count
+from .group import Commands, Count, Target
 
 __all__ = [
     "Commands",
     "Count",
     "DataChoice",
+    "Target",
     "data_choice",
     "data_option",
     "device_option",
@@ -203,4 +204,4 @@ def read_points(
 
 def out_option(text: str) -> Decorator:
     """Returns the option ``--out`` with this help."""
-    return click.option("--out", type=click.Path(path_type=Path), default=None, help=text)
+    return click.option("--out", type=Target(), default=None, help=text)

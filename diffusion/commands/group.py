@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -50,6 +51,24 @@ class Count(click.ParamType):
         return number
 
 
+class Target(click.Path):
+    """The path of a file or folder to be written, a :class:`~pathlib.Path`; never an empty one.
+
+    An empty one, as of a variable of the shell that is not set, would be the working folder.
+    """
+
+    def __init__(self):
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """Returns the path."""
+        if str(value) == "":
+            self.fail("must be a path, got ''", param, context)
+        return super().convert(value, param, context)
+
+
 class Commands(click.Group):
     """Commands that end with one line: exit code 2 on wrong input, 130 and 143 when stopped.
 
@@ -95,7 +114,7 @@ class Commands(click.Group):
     def _with_flag(self, context: click.Context, message: str) -> str:
         """Returns the message, with the flag in place of the argument's name in Python."""
         command = self.get_command(context, context.invoked_subcommand or "")
-        found = re.match(r"[A-Za-z_]+(?= (?:must|needs) )", message)
+        found = re.match(r"[A-Za-z_]+(?= (?:must|needs|\S+ leaves) )", message)
         if command is None or found is None:
             return message
         names = (found[0], *_OPTIONS.get(found[0], ()))

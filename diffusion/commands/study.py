@@ -7,7 +7,7 @@ import click
 from .. import files
 from ..errors import UserError, check_choice
 from ..studies import STUDIES, StudyRun, write_page, write_report
-from . import Count, device_option, options, out_option, seed_option
+from . import Count, Target, device_option, options, out_option, seed_option
 from .of_run import check_outputs, files_of_data
 
 
@@ -29,7 +29,7 @@ from .of_run import check_outputs, files_of_data
 )
 @click.option(
     "--page",
-    type=click.Path(path_type=Path),
+    type=Target(),
     default=None,
     help="Markdown file to write about every study in --out.",
 )

@@ -290,6 +290,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["export", folder, "--format", "foo"], "--format must be one of safetensors"),
         (["study", "betas", "--quick", "--page", tmp_path], "cannot be written: it is a folder"),
         (["study", "betas", "--quick", "--page", "x.html"], "x.html must end in .md"),
+        (["train", "--out", ""], "--out must be a path, got ''"),
+        (["data", "moons", "--out", ""], "--out must be a path, got ''"),
         (["trian"], "No such command 'trian'"),
         (["--foo"], "No such option '--foo'"),
         (["sample"], "Missing argument 'RUN'"),
