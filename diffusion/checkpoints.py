@@ -160,7 +160,7 @@ def load(
         warnings.warn(
             f"file {path} does not say how its network sees a timestep: assumed as "
             "time_feature='linspace', which is linspace(-1, 1, T); with another, samples are wrong",
-            stacklevel=2,
+            stacklevel=3,
         )
     model = load_mlp(path, activation)
     if config is not None:

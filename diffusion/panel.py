@@ -25,7 +25,13 @@ _MOST_UNEQUAL = 4.0  # sides of a frame whose units are still drawn equally long
 
 
 def draw_points(
-    axis: Axes, samples, labels, points: Points | None, title: str, alpha=0.6, legend=False
+    axis: Axes,
+    samples: Tensor,
+    labels: Tensor | None,
+    points: Points | None,
+    title: str,
+    alpha: float = 0.6,
+    legend: bool = False,
 ) -> None:
     """Draws samples [n, d] as points, a histogram or images; says how many the frame leaves out.
 

@@ -116,7 +116,7 @@ class Schedule:
                 "right only if it is close to 0: take a larger beta_end, more timesteps or the "
                 "cosine schedule",
                 ScheduleWarning,
-                stacklevel=3,  # who called the constructor
+                stacklevel=5,  # who called the constructor
             )
 
     def _check_betas(self) -> None:

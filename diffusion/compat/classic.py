@@ -324,7 +324,7 @@ def _warn_of_files_not_read() -> None:
             warnings.warn(
                 f"{name} is not read: States() takes the packaged points, States(data={name!r}) "
                 "those of the file",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

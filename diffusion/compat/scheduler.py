@@ -225,7 +225,7 @@ class Scheduler:
                 f"timestep_spacing='leading' with {count} of {total} steps starts at timestep "
                 f"{int(steps[0])}, whose alpha_bar is {signal:.3g}: samples from pure noise are "
                 "off; timestep_spacing='trailing' starts at the last one",
-                stacklevel=3,
+                stacklevel=5,
             )
 
     def _use(self, timesteps: np.ndarray, device: str | torch.device | None) -> None:

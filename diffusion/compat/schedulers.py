@@ -265,7 +265,7 @@ class DDIMScheduler(Scheduler):
                 f"{self.num_train_timesteps} steps: each step leads to t - {stride}, as in "
                 "diffusers, not to the next timestep, so the noise level is wrong after each; "
                 "follow_timesteps=True leads to the next",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def step(
