@@ -26,6 +26,7 @@ from flashpoint.diffusion.studies.protocols import (
     IMAGES,
     TEST_SPLIT,
     WHOLE,
+    Estimate,
     measure,
     perfect,
 )
@@ -334,6 +335,21 @@ def test_work_in_an_existing_folder_is_found(tmp_path):
     *_, cell = STUDIES["digits"].cells()
     assert store._model_file(cell.model).name == "digits-68931943882e.pt"
     assert store._cell_file(cell).name == "digits-182042dc4fe7.json"
+
+
+def test_files_of_one_name_and_changed_files_share_no_work(tmp_path):
+    store = Store(tmp_path / "store", seed=3)
+    (cell, *_) = STUDIES["timesteps"].cells()
+    cells = []
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "points.npy", np.full((9, 2), number))
+        cells.append(replace(cell, data=str(tmp_path / folder / "points.npy")))
+    store.save_cell(cells[0], [torch.zeros(3, 2)], {"EMD": Estimate(1.0, 0.1)})
+    assert store.has_cell(cells[0])
+    assert not store.has_cell(cells[1])
+    np.save(cells[0].data, np.full((9, 2), 7))
+    assert not store.has_cell(cells[0])
 
 
 def test_a_field_added_to_a_recipe_counts_where_it_is_not_its_default():
