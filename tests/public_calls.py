@@ -160,7 +160,7 @@ def schedules():
     found = []
     for name in ("linear", "cosine", "scaled_linear", "sigmoid", "sech"):
         for feature in ("linspace", "centered", "sinusoidal"):
-            s = fd.Schedule(400, name, time_feature=feature)
+            s = fd.Schedule(9, name, time_feature=feature)
             found.append((s.beta, s.alpha, s.alpha_bar, s.time_features, s.inputs(SAMPLES, 3)))
     return found
 
