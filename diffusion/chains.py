@@ -228,7 +228,7 @@ def _condition(
     label: int | Tensor = no_class
     guided = False
     if config.classifier is None and config.label is not None:
-        label, guided = config.label, callable(scale) or scale != 0
+        label, guided = config.label, callable(scale) or bool(scale != 0)
     labels = labels_of(label, n, no_class + 1, device)
     return Condition(class_features.detach().float().to(device)[None], labels[None], guided)
 

@@ -5,6 +5,10 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from numbers import Integral, Real
 
+import numpy as np
+import torch
+from torch import Tensor
+
 
 class UserError(ValueError):
     """A request that cannot be met; the message says why, and what is allowed."""
@@ -21,53 +25,58 @@ def check_choice(name: str, value: str, allowed: Collection[str], other: str = "
     """
     if isinstance(value, str) and value in allowed:
         return
-    near = _nearest(str(value).lower(), {choice.lower(): choice for choice in allowed})
-    hint = f"; did you mean {near!r}?" if near else ""
+    hint = did_you_mean(value, allowed) if isinstance(value, str) else ""
     choices = " ".join(filter(None, (", ".join(allowed), other)))
-    raise UserError(f"{name} must be one of {choices}, got {value!r}{hint}")
+    raise UserError(f"{name} must be one of {choices}, got {shown(value)}{hint}")
 
 
-def _nearest(value: str, by_lower: dict[str, str]) -> str | None:
-    """Returns the choice that is meant by a beginning or a misspelling of it, if there is one."""
+def did_you_mean(value: str, allowed: Collection[str]) -> str:
+    """Returns a question for what a beginning or a misspelling may stand for; empty for nothing."""
+    by_lower, value = {choice.lower(): choice for choice in allowed}, value.lower()
     begun = [choice for choice in by_lower if len(value) > 1 and choice.startswith(value)]
     near = begun or get_close_matches(value, by_lower, n=1)
-    return by_lower[near[0]] if near else None
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises :class:`UserError` unless it is a number of at least ``least``."""
-    if not (_is_number(value) and value >= least):
-        raise UserError(f"{name} must be at least {least}, got {value!r}")
+def shown(value: object) -> str:
+    """Returns a value as it appears in an error: short and on one line."""
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            kind = f"a {str(value.layout).removeprefix('torch.')} tensor"
+        if value.ndim == 0:
+            return f"{value.item()!r} in {kind}"
+        return f"{kind} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
+def check_integer(name: str, value: int, least: int | None = None, most: int | None = None) -> None:
     """Raises :class:`UserError` unless it is an integer from ``least`` to ``most``, if any."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"{name} must be an integer, got {value!r}")
+        raise UserError(f"{name} must be an integer, got {shown(value)}")
+    if least is None or (least <= value and (most is None or value <= most)):
+        return
     if most is None:
-        check_at_least(name, int(value), least)
-    elif not least <= value <= most:
-        raise UserError(f"{name} must be from {least} to {most}, got {int(value)}")
+        raise UserError(f"{name} must be at least {least}, got {int(value)}")
+    raise UserError(f"{name} must be from {least} to {most}, got {int(value)}")
 
 
 def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raises :class:`UserError` unless it is a finite number from ``least`` to ``most``."""
-    if _is_number(value) and math.isfinite(value) and least <= value <= most:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and math.isfinite(value) and least <= value <= most:
         return
     allowed = "finite, a number"
     if math.isfinite(least):
         allowed = f"at least {least} and finite" if most == math.inf else f"from {least} to {most}"
-    raise UserError(f"{name} must be {allowed}, got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    raise UserError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def check_seed(seed: int) -> int:
     """Returns the seed; raises :class:`UserError` if the generator does not take it."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise UserError(f"seed must be an integer, got {seed!r}")
+        raise UserError(f"seed must be an integer, got {shown(seed)}")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     return int(seed)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.philox import child_seed
 from . import files, plots
 from .data import Points
-from .errors import UserError, check_at_least
+from .errors import UserError, check_integer
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .metrics import Evaluation, evaluate, kde_nll
@@ -80,7 +80,7 @@ class Run:
         quiet: bool = False,
         ranks: Ranks | None = None,
     ):
-        check_at_least("checkpoint_every", checkpoint_every, 1)
+        check_integer("checkpoint_every", checkpoint_every, 1)
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other")
         self.ranks = ranks or Ranks()

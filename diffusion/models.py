@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from ..kernels import MLPParameters, MLPShape, Network, accelerate
 from ..kernels.default_state import in_default_state
 from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
 from ..kernels.modules import perceptron_layers
-from .errors import UserError, check_choice, check_integer
+from .errors import UserError, check_choice, check_integer, shown
 from .schedules import EMBEDDING_DIM, sinusoidal_embedding
 
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
@@ -68,11 +67,11 @@ def layer_widths(input_dim: int, output_dim: int, hidden_layers: Sequence[int]) 
     try:
         hidden = tuple(hidden_layers)
     except TypeError:
-        raise UserError(f"hidden_layers must be widths, got {hidden_layers!r}") from None
-    given = [("input_dim", input_dim), *(("hidden_layers", width) for width in hidden)]
-    for name, width in (*given, ("output_dim", output_dim)):
-        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
-            raise UserError(f"{name} must be integers of at least 1, got {width!r}")
+        raise UserError(f"hidden_layers must be widths, got {shown(hidden_layers)}") from None
+    check_integer("input_dim", input_dim, 1)
+    check_integer("output_dim", output_dim, 1)
+    for number, width in enumerate(hidden):
+        check_integer(f"hidden_layers[{number}]", width, 1)
     return tuple(map(int, (input_dim, *hidden, output_dim)))
 
 

@@ -26,7 +26,7 @@ _MOST_UNEQUAL = 4.0  # sides of a frame whose units are still drawn equally long
 
 def draw_points(
     axis: Axes,
-    samples: Tensor,
+    samples: Tensor | np.ndarray,
     labels: Tensor | None,
     points: Points | None,
     title: str,
@@ -51,10 +51,10 @@ def draw_points(
     if x.shape[1] == 1:
         _draw_histogram(axis, x, points, title, alpha)
         return
-    groups = [(None, slice(None))]
+    groups: list[tuple[Any, Any]] = [(None, slice(None))]
     if labels is not None:
-        labels = labels.cpu().numpy()
-        groups = [(label, labels == label) for label in np.unique(labels)]
+        of_each = labels.cpu().numpy()
+        groups = [(label, of_each == label) for label in np.unique(of_each)]
     shown = 3 if axis.name == "3d" else 2
     for label, rows in groups:
         name = points.class_name(int(label)) if legend and label is not None else None

@@ -17,7 +17,7 @@ from . import files, plots
 from .data import Points
 from .device import choose_device
 from .document import Heading, Paragraph, Part, Picture, Table, markdown, page
-from .errors import check_at_least
+from .errors import check_integer
 from .metrics import (
     METRICS,
     Comparison,
@@ -77,7 +77,7 @@ def write_report(
     Raises:
         ValueError: the folder holds no run, or a run of other data, or ``real_draws`` is below 2.
     """
-    check_at_least("real_draws", real_draws, 2)
+    check_integer("real_draws", real_draws, 2)
     run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     run.check_files()
     files.make_folder(run.folder.figures)

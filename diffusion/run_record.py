@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .data import Points
 from .errors import UserError
-from .metrics.distances import subset
+from .metrics.inputs import subset
 from .run_folder import RunFolder
 from .settings import Settings
 

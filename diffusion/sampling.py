@@ -100,6 +100,7 @@ def sample_many(
         ("keep_every", keep_every, 0),
     ):  # fmt: skip
         check_integer(name, count, least)
+    n, batch_size, first_row, keep_every = map(int, (n, batch_size, first_row, keep_every))
     if progress is not None and not callable(progress):
         raise UserError(f"progress must be a function, got {type(progress).__name__}")
     if not isinstance(configs, Sequence):

@@ -5,7 +5,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from .errors import UserError, check_at_least, check_seed
+from .errors import UserError, check_integer, check_seed
 from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 
@@ -42,9 +42,9 @@ class Settings:
 
     def __post_init__(self):
         check_seed(self.seed)
-        check_at_least("n_samples", self.n_samples, 2)
-        check_at_least("validate_every", self.validate_every, 1)
-        check_at_least("real_draws", self.real_draws, 2)
+        check_integer("n_samples", self.n_samples, 2)
+        check_integer("validate_every", self.validate_every, 1)
+        check_integer("real_draws", self.real_draws, 2)
         if self.scale is not None and not math.isfinite(self.scale):
             raise UserError(f"scale must be finite, got {self.scale}")
 

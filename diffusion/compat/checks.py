@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -187,19 +187,6 @@ def generators(value: object, rows: int) -> torch.Generator | Sequence[torch.Gen
             f"got {len(value)} of them"
         )
     return value
-
-
-def shown(value: object) -> str:
-    """Returns a value as it appears in an error: short and on one line."""
-    if isinstance(value, Tensor | np.ndarray):
-        kind = "a tensor" if isinstance(value, Tensor) else "an array"
-        if isinstance(value, Tensor) and value.layout != torch.strided:
-            kind = f"a {str(value.layout).removeprefix('torch.')} tensor"
-        if value.ndim == 0:
-            return f"{value.item()!r} in {kind}"
-        return f"{kind} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_bool(value: object) -> bool:

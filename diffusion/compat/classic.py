@@ -29,7 +29,7 @@ from ...kernels.philox import (
 )
 from ..data import load_points, states_points
 from ..device import choose_device
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..models import MLP, Perceptron, layer_widths, new_mlp
 from ..schedules import Schedule
 from . import checks
@@ -167,7 +167,7 @@ class States(Dataset):
         if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
             raise UserError(
                 f"an index must be an integer, a slice, integers or a mask of {size}, "
-                f"got {checks.shown(item)}"
+                f"got {shown(item)}"
             )
         low, high = torch.stack(index.aminmax()).tolist()
         if low < -size or high >= size:
@@ -223,7 +223,7 @@ class States(Dataset):
             known = ((self.steps[step.long()] - given).abs() <= 0.1 / max(last, 1)).all()
         if not known:
             raise UserError(
-                f"t must be integers from 0 to {last} or features in steps, got {checks.shown(t)}"
+                f"t must be integers from 0 to {last} or features in steps, got {shown(t)}"
             )
         return step.long()
 
@@ -306,7 +306,7 @@ class States(Dataset):
             x = torch.empty(0)
         dim = self.data.shape[1]
         if x.dim() != 2 or x.shape[1] != dim or len(x) == 0 or x.is_complex():
-            raise UserError(f"{name} must be numbers [n, {dim}], got {checks.shown(samples)}")
+            raise UserError(f"{name} must be numbers [n, {dim}], got {shown(samples)}")
         x = x if x.dtype == torch.float64 else x.float()
         checks.finite(**{name: x})
         return x

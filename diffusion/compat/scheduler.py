@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels import q_sample, reverse_step
 from ...kernels.default_state import methods_in_default_state
 from .. import files
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..schedules import SCHEDULES, Schedule
 from . import checks, settings
 from .settings import SchedulerConfig
@@ -129,7 +129,7 @@ class Scheduler:
                 own schedulers have it, such as thresholding and zero terminal signal.
         """
         if not isinstance(config, Mapping):
-            raise UserError(f"config must be a dict of settings, got {checks.shown(config)}")
+            raise UserError(f"config must be a dict of settings, got {shown(config)}")
         return cls(**settings.own({**config, **changes}, cls._names(), cls.__name__))
 
     @classmethod
@@ -177,7 +177,7 @@ class Scheduler:
             ValueError: a setting is unknown, of the wrong type or out of range.
         """
         if not isinstance(schedule, Schedule):
-            raise UserError(f"schedule must be a Schedule, got {checks.shown(schedule)}")
+            raise UserError(f"schedule must be a Schedule, got {shown(schedule)}")
         config: dict[str, Any] = {"num_train_timesteps": schedule.num_steps}
         if schedule.name in _NAMES:
             config |= {
@@ -233,7 +233,7 @@ class Scheduler:
             self.timesteps = torch.from_numpy(timesteps.astype(np.int64)).to(device=device)
         except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
             raise UserError(
-                f"device must be one that this machine has, got {checks.shown(device)}"
+                f"device must be one that this machine has, got {shown(device)}"
             ) from error
 
     def _next_of(self, t: int) -> int:

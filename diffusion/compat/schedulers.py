@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.default_state import methods_in_default_state
-from ..errors import UserError
+from ..errors import UserError, shown
 from . import checks
 from .scheduler import ONE, ZERO, Scheduler, combine, noise_like
 from .settings import SchedulerConfig
@@ -110,13 +110,13 @@ class DDPMScheduler(Scheduler):
         if (num_inference_steps is None) == (timesteps is None):
             raise UserError(
                 "num_inference_steps or timesteps must be given, and not both, got "
-                f"{checks.shown(num_inference_steps)} and {checks.shown(timesteps)}"
+                f"{shown(num_inference_steps)} and {shown(timesteps)}"
             )
         if num_inference_steps is not None:
             return super().set_timesteps(num_inference_steps, device)
         steps = checks.timesteps(timesteps, None, self.num_train_timesteps).cpu().numpy()
         if len(steps) == 0 or (np.diff(steps) >= 0).any():
-            raise UserError(f"timesteps must descend, got {checks.shown(timesteps)}")
+            raise UserError(f"timesteps must descend, got {shown(timesteps)}")
         self._use(steps, device)
         self.num_inference_steps = None
 

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError, check_choice
+from ..errors import UserError, check_choice, did_you_mean, shown
 from . import checks
 
 CONFIG_NAME = "scheduler_config.json"
@@ -123,7 +122,7 @@ def checked(settings: Mapping[str, Any], beta_schedules: Collection[str]) -> dic
     }
     for name, allowed in choices.items():
         if name in values:
-            _check_choice(name, values[name], allowed)
+            check_choice(name, values[name], allowed)
     for name in {"clip_sample", "set_alpha_to_one", "follow_timesteps"} & values.keys():
         values[name] = checks.flag(name, values[name])
     values["clip_sample_range"] = checks.number("clip_sample_range", values["clip_sample_range"], 0)
@@ -133,17 +132,11 @@ def checked(settings: Mapping[str, Any], beta_schedules: Collection[str]) -> dic
     for name, only in _FIXED.items():
         if not _same(values[name], only):
             raise UserError(
-                f"{name} must be {only}, got {checks.shown(values[name])}: "
+                f"{name} must be {only}, got {shown(values[name])}: "
                 "only diffusers' own schedulers have it"
             )
         values[name] = only
     return values
-
-
-def _check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be one of {', '.join(allowed)}, got {checks.shown(value)}")
-    check_choice(name, value, allowed)
 
 
 def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
@@ -154,7 +147,7 @@ def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.empty(0)
     if numbers.shape != (count,):
-        given = f"{len(value)}" if isinstance(value, Sequence) else checks.shown(value)
+        given = f"{len(value)}" if isinstance(value, Sequence) else shown(value)
         raise UserError(f"{name} must be num_train_timesteps = {count} numbers, got {given}")
     return tuple(numbers.tolist())
 
@@ -205,9 +198,8 @@ def own(config: Mapping[str, Any], names: Collection[str], scheduler: str) -> di
 
 def unknown(name: str, value: Any, names: Collection[str], scheduler: str) -> UserError:
     """Returns the error of a setting that a scheduler does not have."""
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-    return UserError(f"{name} is no setting of {scheduler}, got {checks.shown(value)}{hint}")
+    hint = did_you_mean(str(name), names) or f"; it has {', '.join(names)}"
+    return UserError(f"{name} is no setting of {scheduler}, got {shown(value)}{hint}")
 
 
 def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:

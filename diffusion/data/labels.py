@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean, shown
 from .columns import listed, row_of
 
 _FEW = 10  # points of which each may have a class of its own
@@ -97,10 +97,12 @@ def class_number(
     text = str(given).strip()
     number = text.isdecimal() or (text[:1] == "-" and text[1:].isdecimal())
     if number and not (names and all(name.lstrip("-").isdecimal() for name in names)):
-        check_class(int(text), count, argument)
+        if not 0 <= int(text) < count:
+            raise _no_class(given, count, argument)
         return int(text)
     if names:
-        raise UserError(f"{argument} must be one of {listed(names)}, got {given!r}")
+        hint = did_you_mean(str(given), names)
+        raise UserError(f"{argument} must be one of {listed(names)}, got {shown(given)}{hint}")
     raise _no_class(given, count, argument)
 
 
@@ -112,5 +114,5 @@ def check_class(label: int, count: int, argument: str = "label") -> None:
 
 def _no_class(label: int | str, count: int, argument: str) -> UserError:
     """Returns the error that says which classes there are."""
-    allowed = f"from 0 to {count - 1}" if count else "left out"
-    return UserError(f"{argument} must be {allowed}, got {label}")
+    allowed = f"from 0 to {count - 1}" if count else "left out: no classes"
+    return UserError(f"{argument} must be {allowed}, got {shown(label)}")

@@ -21,7 +21,7 @@ from ...kernels.philox import (
     seed_tensor,
     uniform_integers,
 )
-from ..errors import check_at_least
+from ..errors import check_integer
 from .points import Points
 
 STATE_NAMES = ("Michigan", "Idaho", "Ohio", "Oklahoma", "Wisconsin")
@@ -48,7 +48,7 @@ def states_points(n_points: int = 5000, seed: int = 0) -> Points:
     Raises:
         ValueError: fewer points than states.
     """
-    check_at_least("n_points", n_points, len(STATE_NAMES))
+    check_integer("n_points", n_points, len(STATE_NAMES))
     labels = torch.arange(len(STATE_NAMES)).repeat_interleave(-(-n_points // len(STATE_NAMES)))
     labels = labels[torch.arange(n_points) * len(labels) // n_points]
     raw = _scatter(labels, seed)

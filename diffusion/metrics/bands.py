@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...kernels.philox import permute, seed_tensor
 from ..data import Points
-from ..errors import UserError
-from .inputs import check_integer, most_points, random_rows, subset
+from ..errors import UserError, check_integer
+from .inputs import most_points, random_rows, subset
 
 # That a real draw lies outside its band if it is normal on the metric's scale. Tails are somewhat
 # heavier than that, so that bands of half the chance hold the 99% that they are said to hold.

@@ -12,8 +12,8 @@ from torch import Tensor
 from ...kernels.default_state import in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows
 from ..data import Points
-from ..errors import UserError, check_at_least
-from .inputs import PointsLike, check_count, subset, two_sets
+from ..errors import UserError, check_integer, check_seed
+from .inputs import PointsLike, subset, two_sets
 from .pairwise import distances
 
 _TREE_DIM = 12  # above it, a k-d tree visits most points and the whole distance matrix is faster
@@ -28,7 +28,7 @@ def nearest(points: PointsLike, others: PointsLike, count: int = 1) -> tuple[Ten
         Distances float64 [n, count] in rising order, and indices int64 [n, count].
     """
     points, others = two_sets(points, others, ("points", "others"))
-    check_at_least("number of points to choose the nearest from", len(others), count)
+    check_integer("number of points to choose the nearest from", len(others), count)
     if points.shape[1] > _TREE_DIM:
         index = torch.cat(
             [
@@ -87,11 +87,11 @@ def sliced_wasserstein(a: PointsLike, b: PointsLike, projections: int = 64, seed
     Raises:
         ValueError: the dimensions differ, a set is empty or not finite, or there is no direction.
     """
-    check_count("projections", projections, 1)
-    check_count("seed", seed, 0)
+    check_integer("projections", projections, 1)
+    seed = check_seed(seed)
     a, b = two_sets(a, b, ("a", "b"))
     centre, dim = b.mean(dim=0), b.shape[1]
-    parts = _directions(projections, dim, int(seed)).split(max(1, _CHUNK // (len(a) + len(b))))
+    parts = _directions(projections, dim, seed).split(max(1, _CHUNK // (len(a) + len(b))))
     return float(sum(_quantile_gap(part, a - centre, b - centre) for part in parts) / projections)
 
 
@@ -138,7 +138,7 @@ def emd(
         ValueError: the dimensions differ, a set is empty or not finite, or a count is no positive
             integer.
     """
-    check_count("draws", draws, 1)
+    check_integer("draws", draws, 1)
     samples, data = two_sets(samples, data)
     size = emd_pairs(samples, data, size)
     costs = []
@@ -155,7 +155,7 @@ def emd_pairs(samples: Tensor, data: Tensor, size: int = 250) -> int:
     Raises:
         ValueError: ``size`` is no positive integer.
     """
-    check_count("size", size, 1)
+    check_integer("size", size, 1)
     return min(size, len(samples), len(data))
 
 
@@ -204,7 +204,7 @@ def mmd(
         ValueError: the dimensions differ, a set has fewer than 2 points or is not finite, or
             ``size`` is no integer of at least 2.
     """
-    check_count("size", size, 2)
+    check_integer("size", size, 2)
     a, b = two_sets(a, b, ("a", "b"), least=2)
     x, y = subset(a, size, seed, 0), subset(b, size, seed, 1)
     pooled = torch.cat((x[:_BANDWIDTH_POINTS], y[:_BANDWIDTH_POINTS]))

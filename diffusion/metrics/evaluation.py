@@ -9,15 +9,13 @@ from tqdm import tqdm
 from ...kernels.default_state import in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
-from ..errors import UserError
+from ..errors import UserError, check_integer, check_seed
 from .bands import FEWEST_POINTS, MOST_DRAWS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
 from .inputs import (
     PointsLike,
     as_data,
     as_points,
-    check_count,
-    check_integer,
     most_points,
     random_rows,
     subset,
@@ -181,11 +179,8 @@ def evaluate(
             10,000, or the seed none of at least 0.
     """
     points = as_data(points)
-    check_integer("repeats", repeats)
-    if not 2 <= repeats <= MOST_DRAWS:
-        raise UserError(f"repeats must be from 2 to {MOST_DRAWS}, got {repeats}")
-    check_count("seed", seed, 0)
-    seed = int(seed)  # of numpy perhaps
+    check_integer("repeats", repeats, 2, MOST_DRAWS)
+    repeats, seed = int(repeats), check_seed(seed)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
     data = data_of(points, label)
     if held_out is not None:

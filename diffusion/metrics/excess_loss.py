@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
-from ..errors import UserError
+from ..errors import UserError, check_integer
 from ..schedules import Schedule
-from .inputs import as_finite, as_points, check_count, check_integer, two_sets
+from .inputs import as_finite, as_points, two_sets
 from .pairwise import distances
 
 _CHUNK = 2**22  # elements of a [samples, components, d] block held at once
@@ -179,15 +179,13 @@ def excess_loss(
     Raises:
         ValueError: n is not positive or a timestep is out of range.
     """
-    check_count("n", n, 1)
+    check_integer("n", n, 1)
     last = schedule.num_steps - 1
     if steps is None:
         steps = torch.linspace(0, last, min(50, last + 1), device="cpu").round().long().tolist()
     excess = torch.zeros(len(steps), dtype=torch.float64, device="cpu")
     for row, t in enumerate(steps):
-        check_integer("timestep", t)
-        if not 0 <= t <= last:
-            raise UserError(f"timesteps must be from 0 to {last}, got {t}")
+        check_integer(f"steps[{row}]", t, 0, last)
         x_0 = target.draw(n, child_seed(seed, 2 * t))
         alpha_bar = schedule.alpha_bar[t].item()
         eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels.philox import permute, seed_tensor
 from ..data import Points
-from ..errors import UserError, check_at_least
+from ..errors import UserError, check_seed
 
 PointsLike: TypeAlias = Tensor | np.ndarray | Points  # what metrics take for points
 
@@ -96,18 +96,6 @@ def as_data(data: Any) -> Points:
     return data if isinstance(data, Points) else Points(as_points("data", data))
 
 
-def check_integer(name: str, value: Any) -> None:
-    """Raises :class:`UserError` unless the value is an integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise UserError(f"{name} must be an integer, got {value!r}")
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises :class:`UserError` unless the value is an integer of at least ``least``."""
-    check_integer(name, value)
-    check_at_least(name, value, least)
-
-
 def most_points(dim: int) -> int:
     """Returns the number of points that an evaluation reads of each set.
 
@@ -119,8 +107,7 @@ def most_points(dim: int) -> int:
 
 def subset(x: Tensor, size: int, seed: int, draw: int = 0) -> Tensor:
     """Returns ``size`` random rows of x without replacement, or all rows if there are fewer."""
-    check_count("seed", seed, 0)
-    return x.cpu()[random_rows(len(x), size, int(seed), draw)]
+    return x.cpu()[random_rows(len(x), size, check_seed(seed), draw)]
 
 
 @lru_cache(maxsize=32)  # an evaluation chooses the same rows for each of its real draws

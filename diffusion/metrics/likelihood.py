@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.default_state import in_default_state
-from ..errors import UserError
-from .inputs import PointsLike, check_count, subset, two_sets
+from ..errors import UserError, check_integer
+from .inputs import PointsLike, subset, two_sets
 from .pairwise import distances
 
 _CHUNK = 2**24  # elements of a distance matrix held at once
@@ -38,7 +38,7 @@ def kde_nll(
     """
     samples, data = two_sets(samples, data)
     if most is not None:
-        check_count("most", most, 2)
+        check_integer("most", most, 2)
         samples, data = subset(samples, most, seed), subset(data, most, seed)
     n, dim = data.shape
     if n <= dim:

@@ -16,7 +16,7 @@ from ...kernels.philox import child_seed
 from .. import files
 from ..data import Points, dataset
 from ..device import choose_device
-from ..errors import UserError, check_at_least
+from ..errors import UserError, check_integer, check_seed
 from ..models import MLP
 from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
@@ -59,8 +59,8 @@ class StudyRun:
         together: int | None = None,
         say: Callable[[str], None] = print,
     ):
-        check_at_least("seed", seed, 0)
-        check_at_least("together", 1 if together is None else together, 1)
+        check_seed(seed)
+        check_integer("together", 1 if together is None else together, 1)
         self.study, self.seed, self.say = study, seed, say
         for cell in study.cells():
             _check_data(cell)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...kernels import MLPShape
 from ...kernels.default_state import methods_in_default_state
-from ..errors import UserError, check_at_least, check_choice
-from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
+from ..errors import UserError, check_choice, check_integer, check_number
+from ..models import ACTIVATIONS, CLASS_EMBEDDINGS, layer_widths
 
 OPTIMIZERS = ("adamw", "adam")
 
@@ -73,13 +73,11 @@ class Recipe(_Common):
     depends_on_losses = False
 
     def __post_init__(self):
-        check_at_least("steps", self.steps, 1)
-        _check_common(self)
+        _check_common(self, "steps")
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.low_noise <= 1:
-            raise UserError(f"low_noise must be from 0 to 1, got {self.low_noise}")
+        check_number("low_noise", self.low_noise, 0, 1)
 
     def total_steps(self, pairs: int) -> int:  # noqa: ARG002
         """Returns the number of optimiser steps, whatever the number of (point, timestep) pairs."""
@@ -206,10 +204,8 @@ class ClassicRecipe(_Common):
     low_noise = 0.0
 
     def __post_init__(self):
-        check_at_least("epochs", self.epochs, 1)
-        check_at_least("refresh", self.refresh, 1)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_common(self)
+        _check_common(self, "epochs", "refresh")
 
     @property
     def depends_on_losses(self) -> bool:
@@ -242,25 +238,34 @@ class ClassicRecipe(_Common):
         return self.lr * self.decay.scale(epoch, self.epochs, self.lr, losses)
 
 
-def _check_common(recipe: Recipe | ClassicRecipe) -> None:
-    """Raises :class:`UserError` if a field that both kinds have is out of range."""
-    check_at_least("batch_size", recipe.batch_size, 1)
-    if not 0 <= recipe.weight_decay < math.inf:
-        raise UserError(f"weight_decay must be at least 0 and finite, got {recipe.weight_decay}")
+def _check_common(recipe: Recipe | ClassicRecipe, *counts: str) -> None:
+    """Checks the fields that both kinds have, and makes integers of numpy those of Python.
+
+    Args:
+        recipe: the recipe.
+        *counts: names of its further fields that count something.
+
+    Raises:
+        ValueError: a field is of a wrong type or out of range.
+    """
+    for name in ("batch_size", *counts):
+        check_integer(name, getattr(recipe, name), 1)
+        object.__setattr__(recipe, name, int(getattr(recipe, name)))
+    check_number("weight_decay", recipe.weight_decay, 0)
     check_choice("activation", recipe.activation, ACTIVATIONS)
     check_choice("class_embedding", recipe.class_embedding, CLASS_EMBEDDINGS)
-    if recipe.p_uncond is not None and not 0 <= recipe.p_uncond <= 1:
-        raise UserError(f"p_uncond must be from 0 to 1, got {recipe.p_uncond}")
+    if recipe.p_uncond is not None:
+        check_number("p_uncond", recipe.p_uncond, 0, 1)
     if recipe.clip_norm is not None and not recipe.clip_norm > 0:
         raise UserError(f"clip_norm must be positive, got {recipe.clip_norm}")
     if recipe.chunk_rows is not None:
-        check_at_least("chunk_rows", recipe.chunk_rows, 1)
+        check_integer("chunk_rows", recipe.chunk_rows, 1)
     if not 0 < recipe.lr < math.inf:
         raise UserError(f"lr must be positive and finite, got {recipe.lr}")
-    if any(width < 1 for width in recipe.hidden_layers):
-        raise UserError(f"hidden_layers must be widths of at least 1, got {recipe.hidden_layers}")
+    widths = layer_widths(1, 1, recipe.hidden_layers)
+    object.__setattr__(recipe, "hidden_layers", widths[1:-1])
     try:
-        MLPShape((1, *recipe.hidden_layers, 1), recipe.activation, linear_input=recipe.linear_input)
+        MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -17,7 +17,7 @@ from ...kernels.default_state import in_default_state
 from .. import files
 from ..data import Points
 from ..device import choose_device
-from ..errors import check_at_least
+from ..errors import check_integer
 from ..metrics import METRICS
 from ..metrics.table import number
 from ..saved_run import SavedRun
@@ -57,7 +57,7 @@ def write_view(
         ValueError: the folder holds no run, or a run of other data, ``samples`` is below 3, or the
             file cannot be written.
     """
-    check_at_least("samples", samples, 3)
+    check_integer("samples", samples, 3)
     run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     path = Path(save_to) if save_to is not None else run.folder.view_page
     files.make_target(path, ".html")

@@ -12,6 +12,7 @@ and the 64-bit seed is the key.
 import math
 from collections.abc import Iterable
 from enum import IntEnum
+from numbers import Integral
 from typing import TypeVar
 
 import torch
@@ -82,9 +83,9 @@ def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tenso
                 f"seed must be an int or an int64 tensor [M], got {seed.dtype} {list(seed.shape)}"
             )
         return seed.reshape(-1).to(device)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)  # copies nothing to a GPU
+    return torch.full((1,), int(seed), dtype=torch.int64, device=device)  # copies nothing to a GPU
 
 
 def seed_of_each(seed: int | Tensor, models: int, device: torch.device | str = "cpu") -> Tensor:

@@ -2,13 +2,23 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flashpoint.diffusion import RECIPES, ClassicRecipe, Recipe, Schedule, Trainer, UserError
+from flashpoint.diffusion import (
+    RECIPES,
+    ClassicRecipe,
+    Recipe,
+    Schedule,
+    Task,
+    Trainer,
+    UserError,
+    train_many,
+)
 from flashpoint.diffusion.data import Points
 from flashpoint.diffusion.training import CosineDecay, PlainRecipe, PlateauDecay, StepDecay
 from flashpoint.kernels.q_sample.reference import draw_epoch
@@ -185,12 +195,26 @@ def test_presets_are_the_published_settings():
         (lambda: ClassicRecipe(1, refresh=0), "refresh must be at least 1"),
         (lambda: ClassicRecipe(1, optimizer="sgd"), "optimizer must be one of adamw, adam"),
         (lambda: ClassicRecipe(1, batch_size=0), "batch_size must be at least 1"),
-        (lambda: Recipe(hidden_layers=(4, 0)), "hidden_layers must be widths of at least 1"),
+        (lambda: Recipe(steps=2.5), "steps must be an integer, got 2.5"),
+        (lambda: Recipe(batch_size="8"), "batch_size must be an integer, got '8'"),
+        (lambda: Recipe(hidden_layers=8), "hidden_layers must be widths, got 8"),
+        (lambda: Recipe(weight_decay="x"), "weight_decay must be at least 0 and finite, got 'x'"),
+        (lambda: Recipe(hidden_layers=(4, 0)), r"hidden_layers\[1\] must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_recipe_is_named(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_integers_of_numpy_train_the_same_network():
+    numbers = np.array([2, 16, 32, 5])
+    found, expected = (
+        train_many([Task(POINTS, SCHEDULE, Recipe(steps, (width,), batch_size), seed=seed)])[0]
+        for steps, width, batch_size, seed in (numbers, numbers.tolist())
+    )
+    for name, weights in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weights)
 
 
 def test_a_recipe_says_which_network_it_trains():

@@ -167,7 +167,7 @@ WRONG = [
     (export_model, {"model": PLAIN, "schedule": 3, "format": "onnx", "path": "x"}, "schedule must"),
     (class_table, {"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
     (MLP, {"input_dim": "a", "output_dim": 2}, "input_dim must be an integer, got 'a'"),
-    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": [8.5]}, "hidden_layers must be"),
+    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": [8.5]}, r"hidden_layers\[0\] must be"),
     (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": 8}, "hidden_layers must be widths"),
     (sinusoidal_embedding, {"t": [1, 2], "dim": 4}, "t must be a tensor, got list"),
     (sinusoidal_embedding, {"t": torch.arange(3), "dim": 4.0}, "dim must be an integer, got 4.0"),
@@ -191,6 +191,15 @@ def test_wrong_points_of_a_classifier_are_named(x):
     for labels in ("cat", [0.5], [0, 1, 2]):
         with pytest.raises(UserError, match="label must be"):
             classifier().score(X[:1], labels)
+
+
+def test_what_was_given_is_shown_in_one_line():
+    for value in (torch.zeros(3, 3), np.zeros((3, 3)), ["x\n"] * 100):
+        for wrong in ({"n": value}, {"num_steps": value}, {"method": value}, {"seed": value}):
+            with pytest.raises(UserError, match=r"must be .*, got") as caught:
+                draw(**wrong)
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 150
 
 
 def test_integers_of_numpy_and_lists_are_taken():
