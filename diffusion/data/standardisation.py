@@ -49,7 +49,8 @@ class Standardisation:
         """Returns the map for data like these points [N, d].
 
         Raises:
-            ValueError: the points are so large that their variance is infinite in float64.
+            ValueError: the points are so large or so close together that their variance is infinite
+                or 0 in float64.
         """
         data = data.double()
         std, mean = torch.std_mean(data, dim=0, correction=0)
@@ -58,7 +59,9 @@ class Standardisation:
                 f"points up to {data.abs().max().item():.3g} are too large to standardise"
             )
         constant = data.amin(dim=0) == data.amax(dim=0)  # whose std may be rounding, not 0
-        std = std.where(~constant & (std > 0), 1)
+        if (~constant & (std == 0)).any():
+            raise UserError("points lie too close together to standardise: enlarge their unit")
+        std = std.where(~constant, 1)
         return cls(tuple(mean.where(~constant, data[0]).tolist()), tuple(std.tolist()))
 
     def check_dim(self, dim: int, name: str) -> None:

@@ -205,3 +205,6 @@ def test_numbers_beyond_float32_are_refused_or_standardised(tmp_path):
     np.save(tmp_path / "b.npy", data * 1e200)
     with pytest.raises(UserError, match="too large to standardise"):
         silent(tmp_path / "b.npy", standardise=True)
+    np.save(tmp_path / "close.npy", [[1e-200], [2e-200]])
+    with pytest.raises(UserError, match="too close together to standardise"):
+        load_points(tmp_path / "close.npy", standardise=True)
