@@ -174,4 +174,4 @@ def _scored(scores: Sequence[dict], one_sided: bool = False) -> str:
     """Returns a metric's mean over seeds with the mean band, marked where a seed is outside."""
     value, low, high = (mean(score[key] for score in scores) for key in ("value", "low", "high"))
     text = f"{value:.4f} ({high:.4f})" if one_sided else beside_band(value, low, high)
-    return text if all(score["passed"] for score in scores) else f"{text} ✗"
+    return text if all(score["passed"] is not False for score in scores) else f"{text} ✗"

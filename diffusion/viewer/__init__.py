@@ -117,10 +117,18 @@ def _metrics(run: SavedRun) -> str:
     return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{unit}"
 
 
+# The class of a cell and its title, by whether a score passed; None is of too few draws to say.
+_VERDICTS = {
+    True: ("same", "as real data"),
+    False: ("differs", "differs from real data"),
+    None: ("undecided", "undecided: too few real draws"),
+}
+
+
 def _score(entry: dict) -> str:
-    verdict = "as real data" if entry["passed"] else "differs from real data"
+    kind, verdict = _VERDICTS[entry["passed"]]
     return (
-        f'<td class="{"same" if entry["passed"] else "differs"}" title="{verdict}">'
+        f'<td class="{kind}" title="{verdict}">'
         f"{entry['value']:.4f}<small>{entry['low']:.4f} to {entry['high']:.4f}</small></td>"
     )
 

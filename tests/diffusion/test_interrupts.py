@@ -20,7 +20,8 @@ from flashpoint.diffusion.training import engine
 from .helpers import flashpoint
 
 SMALL = ("--data", "own.npy", "--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8",
-         "--timesteps", 10, "--samples", 20, "--device", "cpu", "--out", "run")  # fmt: skip
+         "--timesteps", 10, "--schedule", "cosine", "--samples", 20, "--device", "cpu",
+         "--out", "run")  # fmt: skip
 SIGNALS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "stopped by SIGTERM"),
            "SIGHUP": (129, "stopped by SIGHUP")}  # fmt: skip
 

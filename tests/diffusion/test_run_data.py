@@ -12,7 +12,7 @@ from flashpoint.diffusion import dataset
 from .helpers import flashpoint
 
 SMALL = ("--recipe", "small", "--steps", 4, "--classifier-steps", 2, "--batch-size", 32,
-         "--hidden-layers", "8,8", "--timesteps", 10, "--samples", 20,
+         "--hidden-layers", "8,8", "--timesteps", 10, "--schedule", "cosine", "--samples", 20,
          "--device", "cpu")  # fmt: skip
 QUICK = {
     "interpolate": ("--pairs", 2, "--count", 3, "--steps", 2),

@@ -17,7 +17,7 @@ from flashpoint.diffusion.locks import lock_folder
 from .helpers import flashpoint
 
 SMALL = ("--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8", "--timesteps", 10,
-         "--samples", 20, "--device", "cpu")  # fmt: skip
+         "--schedule", "cosine", "--samples", 20, "--device", "cpu")  # fmt: skip
 
 
 def run(command, *arguments, steps=4, classifier_steps=2):

@@ -173,7 +173,7 @@ def test_a_users_file_is_standardised_on_the_command_line(utm, tmp_path):
 def test_options_for_files_are_refused_for_named_data():
     for arguments, message in (
         (["--no-standardise"], "--no-standardise is for a file: moons stays as it was published"),
-        (["--labels", "x"], "labels must be left out: moons has its own, got 'x'"),
+        (["--labels", "x"], "--labels must be left out: moons has its own, got 'x'"),
         (["--only-class", "high"], "--only-class must be one of upper, lower, got 'high'"),
     ):
         result = flashpoint("data", "moons", *arguments)
