@@ -23,7 +23,7 @@ from .errors import UserError
 from .models import MLP, ConditionalMLP, Perceptron, new_mlp
 from .run_folder import RunFolder
 from .sampling import Samples, sample
-from .schedules import Schedule, check_schedule
+from .schedules import Schedule, check_schedule, given_schedule
 
 _RECORDED = ("network", "schedule", "standardisation", "class_names")  # in a file's metadata
 
@@ -149,7 +149,7 @@ def load(
     config = run.config() if path.parent.name == run.checkpoints.name else None
     standardisation, class_names = None, ()
     if config is not None:
-        recorded = Schedule(**config["schedule"])
+        recorded = given_schedule(**config["schedule"])
         _check_recorded(schedule, recorded, path)
         schedule = recorded
         activation = activation or config.get(path.stem, {}).get("activation")
@@ -309,7 +309,7 @@ def from_safetensors(content: bytes, name: str) -> Denoiser:
         model = _new_model(record["network"], tensors)
         denoiser = Denoiser(
             model,
-            Schedule(**record["schedule"]),
+            given_schedule(**record["schedule"]),
             standardisation=_map(record),
             class_names=tuple(record.get("class_names", ())),
         )

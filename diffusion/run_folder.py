@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import files
 from .errors import UserError
-from .schedules import Schedule
+from .schedules import Schedule, given_schedule
 
 NETWORKS = ("denoiser", "classifier")
 
@@ -184,7 +184,7 @@ class RunFolder:
         if new:
             raise self._no_settings(f"schedule has {', '.join(sorted(new))}; is it newer?")
         try:
-            Schedule(**schedule)
+            given_schedule(**schedule)
         except (ValueError, TypeError) as error:
             raise self._no_settings(f"schedule: {error}") from error
         return config

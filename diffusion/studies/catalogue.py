@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import cast
 
-from ..schedules import Schedule
+from ..schedules import Schedule, given_schedule
 from ..training import RECIPES, Recipe
 from . import published
 from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, TEST_SPLIT
-from .study import OUR_BEST, Grid, Study, Variant, classic, published_schedule
+from .study import OUR_BEST, Grid, Study, Variant, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
 _SURFACES = ("sin_5_5", "helix")
@@ -22,7 +22,7 @@ _SCHEDULES = {
 # This variant reaches the scores of perfect samples on the data sets of two and three dimensions.
 BEST = Variant(Schedule(500), cast(Recipe, RECIPES["small"][0]))
 _IMAGE_VARIANT = Variant(
-    published_schedule(200),
+    given_schedule(200),
     Recipe(6000, batch_size=256, lr=3e-3, ema_decay=0.995, low_noise=0, activation="silu"),
 )
 

@@ -1,12 +1,10 @@
 """Studies and their grids: data sets in rows, variants of a model in columns."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..errors import ScheduleWarning
-from ..schedules import Schedule
+from ..schedules import Schedule, given_schedule
 from ..training import PlainRecipe, Recipe
 from .protocols import WHOLE, Protocol
 from .published import Row
@@ -92,17 +90,10 @@ def classic(
         batch_size=batch_size,
         p_uncond=p_uncond,
     )
-    forward = published_schedule(
+    forward = given_schedule(
         T, schedule, *(() if schedule == "cosine" else beta), time_feature="sinusoidal"
     )
     return Variant(forward, recipe, epochs, "beta")
-
-
-def published_schedule(*arguments: Any, **options: Any) -> Schedule:
-    """Returns the :class:`Schedule` of a published setting; too short a one is part of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScheduleWarning)
-        return Schedule(*arguments, **options)
 
 
 class Model(NamedTuple):

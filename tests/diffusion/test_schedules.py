@@ -8,8 +8,7 @@ from diffusers import DDPMScheduler
 
 from flashpoint.diffusion import Schedule, UserError, reverse_table, sinusoidal_embedding
 from flashpoint.diffusion.errors import ScheduleWarning
-from flashpoint.diffusion.schedules import SCHEDULES, TIME_FEATURES
-from flashpoint.diffusion.studies.study import published_schedule
+from flashpoint.diffusion.schedules import SCHEDULES, TIME_FEATURES, given_schedule
 
 from .helpers import flashpoint
 
@@ -173,7 +172,7 @@ def test_a_short_schedule_loses_the_mean_of_the_data_and_a_long_one_does_not():
 def test_studies_take_published_schedules_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert published_schedule(50).alpha_bar[-1] > 0.5
+        assert given_schedule(50).alpha_bar[-1] > 0.5
 
 
 def test_the_command_line_says_it_once_in_one_line(tmp_path):
