@@ -46,10 +46,7 @@ COMMANDS = {
 
 
 class _Commands(Commands):
-    """Commands that end with one line: exit code 2 for a user's error, 130 for an interrupt.
-
-    Each record is written in one step, so an interrupt leaves it whole.
-    """
+    """Commands that end with one line; each record is written in one step, so it stays whole."""
 
     what_is_left = "; a record, if one was asked for, holds the results until then"
 
@@ -63,8 +60,6 @@ for name, command in COMMANDS.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":
-    # A request to stop counts as an interrupt too; and a process that a shell starts in the
-    # background ignores interrupts unless it asks for them.
+    # A process that a shell starts in the background ignores interrupts unless it asks for them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -19,7 +19,7 @@ Only ``--accept-slower`` lowers a bar.
 Exit status 0: as fast as before. 1: a work is slower, whatever the others are. 2: a wrong argument,
 or a file that cannot be used. 3: a work is invalid, and none is slower. 4: nothing to compare with,
 so tonight was written for later nights. 5: an answer is wrong, so nothing was timed, or a work
-broke. 130: interrupted.
+broke. 130: interrupted. 143: told to stop by the system.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ _MOST_MEASUREMENTS = 3
 
 
 class Status(IntEnum):
-    """Exit statuses of the gate, beside 2 for a wrong argument or file and 130 for an interrupt."""
+    """Exit statuses of the gate, beside 2 for a wrong argument or file, and 130 and 143."""
 
     AS_BEFORE = 0
     SLOWER = 1

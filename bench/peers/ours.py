@@ -123,7 +123,7 @@ class Ours(Peer):
             return sample(
                 self.problem.denoiser, self.problem.schedule, rows, num_steps=len(chain.table),
                 classifier=None if labels is None else self.problem.classifier, label=labels,
-                scale=1.0, device=self.device,
+                device=self.device,
             ).x  # fmt: skip
 
         return Runner(work)

@@ -211,8 +211,11 @@ def test_this_process_is_no_other(monkeypatch):
     assert other_processes() == ["4711"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number, code, word):
     command = [sys.executable, "-m", "flashpoint.bench", "race", "--device", "cpu",
                "--peers", "eager", "--record", str(tmp_path)]  # fmt: skip
     with subprocess.Popen(
@@ -221,7 +224,7 @@ def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number):
         assert one.stdout.readline().startswith("training step, ")  # a slow CPU leaves some out
         one.send_signal(number)
         _, printed = one.communicate(timeout=300)
-    assert one.returncode == 130
-    assert printed == "interrupted; a record, if one was asked for, holds the results until then\n"
+    assert one.returncode == code
+    assert printed == f"\n{word}; a record, if one was asked for, holds the results until then\n"
     assert "race" in json.loads((tmp_path / "record.json").read_text())["stages"]
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
