@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..diffusion import UserError
-from ..diffusion.files import save_json
+from ..diffusion.files import load_json, save_json
 from .machine import describe, reference_hash, short_name
-from .record import SUITE, read_json
+from .record import SUITE
 from .timing import Timing
 from .verdict import Past, Verdict
 
@@ -96,7 +96,7 @@ class Baseline:
         """
         if not path.exists():
             return cls(path, here, {}, {}, [])
-        content, where = read_json(path, "baseline"), f"baseline {path}"
+        content, where = load_json(path, "baseline"), f"baseline {path}"
         if missing := {*here, "works"} - content.keys():
             raise UserError(f"{where} lacks {', '.join(sorted(missing))}")
         other = {name: content[name] for name, value in here.items() if content[name] != value}

@@ -18,12 +18,11 @@ from torch import Tensor
 from .. import diffusion as fd
 from ..diffusion.device import choose_device
 from ..diffusion.errors import UserError, check_choice, check_seed
-from ..diffusion.files import make_folder, save_json, write_atomically
+from ..diffusion.files import load_json, make_folder, save_json, write_atomically
 from ..diffusion.metrics.knn import fit_knn
 from ..diffusion.metrics.table import markdown_table
 from ..kernels.philox import child_seed
 from . import machine
-from .record import read_json
 
 SCHEDULE = fd.Schedule(500)
 P_UNCOND = 0.1
@@ -268,7 +267,7 @@ def _check_folder(out: Path, names: Sequence[str], overwrite: bool) -> None:
         )
     for name in there:
         if name not in names:
-            read_json(out / f"{name}.json", "record")
+            load_json(out / f"{name}.json", "record")
 
 
 @click.command()
@@ -306,6 +305,6 @@ def main(
         }
         save_json(out / f"{name}.json", {**result, **settings})
         done = (out / f"{name}.json" for name in fd.DATASETS)
-        results = [read_json(path, "record") for path in done if path.is_file()]
+        results = [load_json(path, "record") for path in done if path.is_file()]
         write_atomically(out / "tables.md", (table(results) + "\n").encode())
         click.echo(table([result]))

@@ -20,9 +20,8 @@ from statistics import NormalDist, median
 from typing import Any
 
 from ..diffusion import UserError
-from ..diffusion.files import make_folder, save_json
+from ..diffusion.files import load_json, make_folder, save_json
 from .baseline import same_machine, timings_of
-from .record import read_json
 from .timing import Timing
 from .verdict import SLOWER, WINDOW, WORDS, Past
 
@@ -84,7 +83,7 @@ def read_night(path: Path) -> Night:
     Raises:
         ValueError: the file is damaged or of something else.
     """
-    content, where = read_json(path, "night"), f"night {path}"
+    content, where = load_json(path, "night"), f"night {path}"
     if missing := set(_ENTRIES) - content.keys():
         raise UserError(f"{where} lacks {', '.join(sorted(missing))}")
     if content["format"] != _FORMAT:

@@ -4,13 +4,12 @@ Each command adds its results, one by one, to the record that ``--record FOLDER`
 ``bench/gpu.sh`` adds the outcome of each of its stages.
 """
 
-import json
 from pathlib import Path
 
 import click
 
 from ..diffusion import UserError
-from ..diffusion.files import make_folder, save_json
+from ..diffusion.files import load_json, make_folder, save_json
 from . import machine
 
 # Version of the works and of the method; numbers of two versions are not compared.
@@ -75,34 +74,13 @@ class Record:
             save_json(self.path, self.content)
 
 
-def read_json(path: Path, what: str) -> dict:
-    """Returns the JSON object of a file.
-
-    Args:
-        path: the file.
-        what: what the file is, for messages.
-
-    Raises:
-        ValueError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} {path} cannot be read: empty, cut short or no JSON") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
 def read(path: Path) -> dict:
     """Returns the content of a record.
 
     Raises:
         ValueError: the record cannot be read, or a part is missing.
     """
-    content = read_json(path, "record")
+    content = load_json(path, "record")
     if missing := {"suite", "machine", "stages"} - content.keys():
         raise UserError(f"record {path} lacks {', '.join(sorted(missing))}")
     for part in ("machine", "stages"):

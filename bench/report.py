@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from ..diffusion import UserError
-from ..diffusion.files import make_target, write_atomically
+from ..diffusion.files import load_json, make_target, write_atomically
 from . import figures
 from .costs import Rates
-from .record import FILE, SUITE, read, read_json
+from .record import FILE, SUITE, read
 from .roofline import Point
 from .roofline import table as roofline_table
 from .speedrun import CALIBRATION, TRACKS
@@ -175,7 +175,7 @@ class Page:
 
     def calibration(self, path: Path) -> None:
         """Adds the share of real draws that pass the batteries of the speedrun."""
-        content = read_json(path, "calibration") if path.exists() else {}
+        content = load_json(path, "calibration") if path.exists() else {}
         self.parts.append("## Real draws in the tests of time to quality")
         for name in TRACKS:
             if name not in content:
@@ -239,7 +239,7 @@ def quality_section(folder: Path) -> str:
     files = {_seed_of(path): path for path in newest.glob("seed-*.json")}
     *first, last = map(str, sorted(files))
     seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
-    runs = {path: read_json(path, "run") for _, path in sorted(files.items())}
+    runs = {path: load_json(path, "run") for _, path in sorted(files.items())}
     if lacking := [path for path, run in runs.items() if "metrics" not in run]:
         raise UserError(f"run {lacking[0]} lacks metrics")
     metrics = [run["metrics"] for run in runs.values()]

@@ -43,7 +43,7 @@ from ..diffusion import (
     states_points,
 )
 from ..diffusion.errors import check_choice
-from ..diffusion.files import make_folder, save_json
+from ..diffusion.files import load_json, make_folder, save_json
 from .battery import (
     Battery,
     Calibration,
@@ -55,7 +55,7 @@ from .battery import (
 from .figures import speedrun_figure
 from .machine import free_device
 from .options import budget_option, count_option
-from .record import Record, read_json, record_option
+from .record import Record, record_option
 from .timing import clopper_pearson
 
 CALIBRATION = Path(__file__).with_name("records") / "calibration.json"
@@ -253,7 +253,7 @@ def read_calibration(path: Path, track: Track) -> tuple[Calibration, float | Non
 
 
 def _read(path: Path) -> dict:
-    return read_json(path, "calibration") if path.exists() else {}
+    return load_json(path, "calibration") if path.exists() else {}
 
 
 def _entry(path: Path, name: str) -> dict | None:

@@ -48,6 +48,7 @@ from .experiment import Run, Settings, check_measurable
 from .export import SUFFIXES, export_model
 from .interrupts import exit_code, word_for
 from .metrics import summary
+from .metrics.bands import MOST_DRAWS
 from .report import write_report
 from .run_folder import RunFolder
 from .schedules import SCHEDULES, Schedule
@@ -174,7 +175,7 @@ def train(**options) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--real-draws",
-    type=Count(2, 10**6),
+    type=Count(2, MOST_DRAWS),
     default=20,
     show_default=True,
     help="Real draws behind each metric's band.",

@@ -79,30 +79,34 @@ def load(path: Path) -> Any:
         raise UserError(f"file {path} is no checkpoint, or damaged") from error
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path, what: str = "file") -> dict[str, Any]:
     """Loads a file of JSON that holds an object.
+
+    Args:
+        path: the file.
+        what: what the file is, for messages.
 
     Raises:
         ValueError: the file is missing, damaged, or holds something else.
     """
-    check_is_file(path)
+    check_is_file(path, what)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"file {path} cannot be read: {reason(error)}") from error
+        raise UserError(f"{what} {path} cannot be read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"file {path} is no JSON, or damaged") from error
+        raise UserError(f"{what} {path} cannot be read: empty, cut short or no JSON") from error
     if not isinstance(content, dict):
-        raise UserError(f"file {path} must hold a JSON object, got {type(content).__name__}")
+        raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
-def check_is_file(path: Path) -> None:
+def check_is_file(path: Path, what: str = "file") -> None:
     """Raises :class:`UserError` unless the path is that of a file."""
     if path.is_dir():
-        raise UserError(f"file {path} cannot be read: it is a folder")
+        raise UserError(f"{what} {path} cannot be read: it is a folder")
     if not path.is_file():
-        raise UserError(f"file {path} does not exist")
+        raise UserError(f"{what} {path} cannot be read: it does not exist")
 
 
 def check_apart(target: Path, *inputs: Path | None) -> None:

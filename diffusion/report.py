@@ -31,6 +31,7 @@ from .metrics import (
     real_draws,
     standard_metrics,
 )
+from .metrics.bands import MOST_DRAWS
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
 from .reverse_steps import timesteps
@@ -77,7 +78,7 @@ def write_report(
     Raises:
         ValueError: the folder holds no run, or a run of other data, or ``real_draws`` is below 2.
     """
-    check_integer("real_draws", real_draws, 2)
+    check_integer("real_draws", real_draws, 2, MOST_DRAWS)
     run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
     run.check_files()
     files.make_folder(run.folder.figures)

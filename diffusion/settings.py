@@ -1,11 +1,11 @@
 """The settings of an experiment, and how they differ from those of an earlier one."""
 
 import json
-import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from .errors import UserError, check_integer, check_seed
+from .errors import check_integer, check_number, check_seed
+from .metrics.bands import MOST_DRAWS
 from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 
@@ -44,9 +44,9 @@ class Settings:
         check_seed(self.seed)
         check_integer("n_samples", self.n_samples, 2)
         check_integer("validate_every", self.validate_every, 1)
-        check_integer("real_draws", self.real_draws, 2)
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise UserError(f"scale must be finite, got {self.scale}")
+        check_integer("real_draws", self.real_draws, 2, MOST_DRAWS)
+        if self.scale is not None:
+            check_number("scale", self.scale)
 
     def quick(self) -> "Settings":
         """Returns reduced settings, which take about a minute on two CPU cores."""

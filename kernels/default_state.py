@@ -144,7 +144,7 @@ _SETTINGS = (
 def _is_default(leave_inference_mode: bool) -> bool:
     """Returns True if :func:`default_state` would change nothing."""
     return not (
-        any(map(torch.is_autocast_enabled, _KINDS))
+        torch._C._is_any_autocast_enabled()
         or (leave_inference_mode and torch.is_inference_mode_enabled())
         or (torch._C._len_torch_function_stack() > 0 and torch.get_default_device() != _CPU)
         or not all([setting.is_default() for setting in _SETTINGS])  # noqa: C419  # soon

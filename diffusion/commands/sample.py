@@ -111,7 +111,10 @@ def sample_command(
         variance = variance or "none"
     expected = None if compare is None else _read(compare)
     inputs = [*files_of_run(run), prior, init, compare]
-    out = _target(run, label, out, inputs, checks=compare is not None)
+    replaced = ""
+    if out is not None or compare is None:
+        out = sample_target(out or _place_of(run, label))
+        replaced = check_outputs([out, out.with_suffix(".png")], inputs)
     say_unfinished(run)
     x = denoiser.sample(
         count,
@@ -128,23 +131,15 @@ def sample_command(
     if out is None:
         return
     picture = out.with_suffix(".png")
-    replaced = " (in place of what was there)" if out.exists() else ""
     write_samples(out, x, _class_of(denoiser, label))
     plots.scatter(x, save_to=picture)
     click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
 
 
-def _target(
-    run: Path, label: int | None, out: Path | None, inputs: list[Path | None], *, checks: bool
-) -> Path | None:
-    """Returns the file for the samples; None where they are only compared with others."""
-    if out is None and checks:
-        return None
+def _place_of(run: Path, label: int | None) -> Path:
+    """Returns the file for the samples where the user names none."""
     name = "samples.pt" if label is None else f"samples_{label}.pt"
-    out = out or (RunFolder(run).outputs if run.is_dir() else run.parent) / name
-    sample_target(out)
-    check_outputs([out, out.with_suffix(".png")], inputs)
-    return out
+    return (RunFolder(run).outputs if run.is_dir() else run.parent) / name
 
 
 def _start_of(prior: Path | None, init: Path | None, start: int | None) -> dict[str, Any]:

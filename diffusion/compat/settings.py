@@ -1,6 +1,5 @@
 """Settings of schedulers: their checks, and files of them that diffusers reads and writes."""
 
-import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, check_choice, did_you_mean, shown
+from ..files import load_json
 from . import checks
 
 CONFIG_NAME = "scheduler_config.json"
@@ -217,13 +217,10 @@ def read(folder: str | Path, subfolder: str | None) -> dict[str, Any]:
         path = path / checks.path("subfolder", subfolder)
     path = path if path.is_file() else path / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return load_json(path)
+    except UserError as error:
         inside = [p.parent.name for p in Path(folder).glob(f"*/{CONFIG_NAME}")]
         hint = f"; did you mean subfolder={inside[0]!r}?" if inside else ""
         if not Path(folder).exists():
             hint = ": it is no folder on this machine, and nothing is downloaded"
-        raise UserError(f"file {path} cannot be read as a scheduler's config{hint}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"file {path} holds no settings of a scheduler")
-    return config
+        raise UserError(f"{error}{hint}") from error

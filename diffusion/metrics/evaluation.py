@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ...kernels.default_state import in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError, check_integer, check_seed
+from ..progress import Progress
 from .bands import FEWEST_POINTS, MOST_DRAWS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
 from .inputs import (
@@ -170,7 +170,7 @@ def evaluate(
         held_out: [M, d] real points that were not trained on, for the check of memorisation. They
             are drawn where the distribution is known; without either the check is left out. They
             are split as data of unknown distribution is.
-        progress: shows a bar on the terminal if the real draws take longer than a second.
+        progress: shows on stderr how many of the samples and real draws are scored.
 
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
@@ -261,9 +261,8 @@ def _scores(
     scores: dict[str, Score] = {}
     left_out: dict[str, str] = {}
     total = sum(len(trial.parts) + len(trial.real) for trial in trials)
-    with tqdm(
-        total=total, desc="real draws", delay=1, leave=False, disable=None if progress else True
-    ) as bar:
+    done = 0
+    with Progress("measure", total, "sets of points", shown=progress) as bar:
         for trial in trials:
             asked = {
                 name: metric
@@ -273,7 +272,8 @@ def _scores(
             rows = []
             for comparison in trial.parts + trial.real:
                 rows.append([metric.function(comparison) for metric in asked.values()])
-                bar.update()
+                done += 1
+                bar.to(done)
             for (name, metric), column in zip(asked.items(), zip(*rows, strict=True), strict=True):
                 count = len(trial.parts)
                 score = metric.score(column[:count], column[count:], trial.draws)

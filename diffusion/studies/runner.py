@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...kernels.philox import child_seed
 from .. import files
@@ -18,6 +17,7 @@ from ..data import Points, dataset
 from ..device import choose_device
 from ..errors import UserError, check_integer, check_seed
 from ..models import MLP
+from ..progress import Progress
 from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import ManyTrainer, Task
@@ -218,8 +218,8 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
         recipe = model.variant.recipe_for(len(points))
         tasks.append(Task(points, model.variant.schedule, recipe, seed=child_seed(seed, _TRAINING)))
     trainer = ManyTrainer(tasks, device=device)
-    with tqdm(total=trainer.total_steps, desc="steps", leave=False, disable=None) as bar:
-        trainer.run(trainer.total_steps, lambda step: bar.update(step - bar.n))
+    with Progress("train", trainer.total_steps, "steps") as progress:
+        trainer.run(trainer.total_steps, progress.to)
     return trainer.models()
 
 

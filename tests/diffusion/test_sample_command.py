@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashpoint.diffusion import MLP, Schedule, load, load_points, sample
+from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, sample
 from flashpoint.kernels import draw_prior
 
 from .helpers import flashpoint
@@ -48,7 +48,7 @@ def test_a_csv_of_one_class_has_a_column_of_labels(run, tmp_path):
     drawn(run, "--label", 3, "--out", tmp_path / "x.csv", n=4)
     header, *rows = (tmp_path / "x.csv").read_text().splitlines()
     assert header == "x0,x1,label"
-    assert [row.split(",")[-1] for row in rows] == ["Oklahoma"] * 4
+    assert [row.split(",")[-1] for row in rows] == [STATE_NAMES[3]] * 4
 
 
 def test_another_suffix_is_refused_before_anything_is_drawn(run, tmp_path):

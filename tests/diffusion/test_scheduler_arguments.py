@@ -119,7 +119,7 @@ def test_a_pipelines_subfolder_is_read(ours, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/scheduler_config\.json cannot be read"):
         ours.from_pretrained(tmp_path, subfolder="nowhere")
     (tmp_path / "scheduler_config.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match="holds no settings"):
+    with pytest.raises(UserError, match="must hold a JSON object, got list"):
         ours.from_pretrained(tmp_path)
 
 
