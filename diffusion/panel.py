@@ -57,7 +57,9 @@ def draw_points(
         groups = [(label, of_each == label) for label in np.unique(of_each)]
     shown = 3 if axis.name == "3d" else 2
     for label, rows in groups:
-        name = points.class_name(int(label)) if legend and label is not None else None
+        name = None
+        if legend and points is not None and label is not None:
+            name = points.class_name(int(label))
         color = COLORS[(label or 0) % len(COLORS)]
         options: Any = {"s": 2, "linewidths": 0, "alpha": alpha, "color": color, "label": name}
         axis.scatter(*x[rows, :shown].T, **options)

@@ -241,7 +241,7 @@ def class_reward(predict_proba: Callable, label: int) -> Reward:
         shares = predict_proba(x.cpu().numpy())
         if label >= shares.shape[1]:
             raise UserError(f"label must be from 0 to {shares.shape[1] - 1}, got {label}")
-        p = torch.as_tensor(shares[:, label]).double()
+        p = torch.as_tensor(shares[:, label], device="cpu").double()
         return p.clamp(min=1e-300).log().to(x)  # of several -inf none would be the best
 
     return reward

@@ -93,6 +93,14 @@ def test_the_better_of_two_clusters_is_chosen_and_keeps_its_shape():
     assert x.std(0).sub(0.02**0.5).abs().max() < 0.03
 
 
+def test_a_reward_of_a_class_does_not_depend_on_the_default_device():
+    reward = class_reward(lambda x: np.full((len(x), 2), 0.5), 1)
+    x = torch.zeros(3, 2)
+    with torch.device("meta"):
+        found = reward(x)
+    assert torch.equal(found, torch.full((3,), 0.5).log())
+
+
 @pytest.mark.parametrize("draws", [0, 2])
 def test_a_sample_depends_on_its_row_alone(draws):
     model = ConditionalMLP(3, 2, [8], class_features=class_table(2))
