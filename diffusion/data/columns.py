@@ -13,7 +13,8 @@ LABEL_NAMES = ("label", "labels", "class", "classes", "target", "targets")
 NO_LABELS = "none"  # as the name of the column
 LIKE_A_NUMBER = re.compile(r"[+-]?[.,]?\d")  # at the start of 1.O, 1,234.5 and 2020-01-01 too
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
-_INDEX_NAMES = ("", "unnamed: 0", "index", "id", "row")
+_ROW_NAMES = ("index", "id")
+_INDEX_NAMES = ("", "unnamed: 0", *_ROW_NAMES, "row")
 _LARGEST_EXACT = 2.0**53  # beyond it float64 skips whole numbers
 _MOST_NAMED = 8  # columns and classes that a message lists
 _MOST_CLASSES = 100  # of a column y that may hold labels or coordinates
@@ -83,8 +84,10 @@ class Columns:
             ValueError: there is no such column, a column may hold labels or coordinates, or a cell
                 is no number.
         """
-        index = self._index()
-        rest = [number for number in range(len(self.columns)) if number != index]
+        every = range(len(self.columns))
+        alone = not self.named or len(self.columns) == 1
+        indices = [] if alone else [number for number in every if self._numbers_rows(number)]
+        rest = [number for number in every if number not in indices]
         chosen = self._labels(labels, rest)
         unused = []
         if labels is not None:
@@ -94,7 +97,7 @@ class Columns:
             raise UserError(f"{self.file} has no column with coordinates")
         data = np.stack([self._coordinates(k) for k in taken], axis=1)
         named = tuple(self._name(k) or f"column {k + 1}" for k in taken) if self.named else ()
-        left_out = [*unused, *([] if index is None else [index])]
+        left_out = [*unused, *indices]
         words = self._words(named, len(taken), chosen, left_out)
         given = None if chosen is None else self.columns[chosen].labels
         return Content(data, given, named, words, where=self.where)
@@ -117,26 +120,24 @@ class Columns:
             return f"column {number + 1}"
         return repr(self._name(number)) if self._name(number) else "the column without a name"
 
-    def _index(self) -> int | None:
-        """Returns the first column if it numbers or names the rows."""
-        if not self.named or len(self.columns) == 1:
-            return None
-        name, cells, _ = self.columns[0]
-        if name.lower() not in _INDEX_NAMES:
-            return None
-        nameless = name.lower() in ("", "unnamed: 0")
+    def _numbers_rows(self, number: int) -> bool:
+        """Returns True if a column numbers or names the rows, by its name or as a first without."""
+        name, cells = self._name(number).lower(), self.columns[number].cells
+        nameless = name in ("", "unnamed: 0")
+        if name not in _ROW_NAMES and (number > 0 or name not in _INDEX_NAMES):
+            return False
         if not isinstance(cells, np.ndarray):
-            return 0 if nameless else None
+            return nameless
         start = cells[0] if cells[0] in (0, 1) else 0
         if np.array_equal(cells, np.arange(len(cells)) + start):
-            return 0
-        if not nameless:
-            return None
-        if np.array_equal(cells, np.trunc(cells)) and len(np.unique(cells)) == len(cells):
-            return 0
-        raise UserError(
-            f"{self.file}: the first column has no name and does not number the rows: name it"
-        )
+            return True
+        # Rows keep their numbers where others were taken away, or their order was changed.
+        unique = np.array_equal(cells, np.trunc(cells)) and len(np.unique(cells)) == len(cells)
+        if nameless and not unique:
+            raise UserError(
+                f"{self.file}: the first column has no name and does not number the rows: name it"
+            )
+        return unique and name != "row"
 
     def _labels(self, labels: str | None, rest: Sequence[int]) -> int | None:
         """Returns the number of the column with the labels."""

@@ -41,6 +41,13 @@ READ = {
         b",0,1,label\n0,1,2,b\n1,3,4.5,a\n", [1, 0], ("a", "b"),
         "columns 0, 1; labels from 'label'; the column without a name is left out",
     ),
+    "a column id of some rows": (
+        b"x,y,ID\n1,2,907\n3,4.5,15\n", None, (), "columns x, y; 'ID' is left out",
+    ),
+    "pandas' index and a column id": (
+        b",id,x,y\n0,907,1,2\n1,15,3,4.5\n", None, (),
+        "columns x, y; the column without a name is left out; 'id' is left out",
+    ),
     "a column id": (b"id,x,y\n1,1,2\n2,3,4.5\n", None, (), "columns x, y; 'id' is left out"),
     "R's table": (
         b'"x" "y"\n"1" 1 2\n"2" 3 4.5\n', None, (),
