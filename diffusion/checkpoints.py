@@ -153,7 +153,10 @@ def load(
         _check_recorded(schedule, recorded, path)
         schedule = recorded
         activation = activation or config.get(path.stem, {}).get("activation")
-        standardisation, class_names = _map(config), tuple(config.get("class_names", ()))
+        standardisation, class_names = (
+            standardisation_in(config),
+            tuple(config.get("class_names", ())),
+        )
     if schedule is None:
         raise UserError(f"schedule must be given: file {path} has none and lies in no run's folder")
     if config is None and schedule.time_feature == "linspace":
@@ -168,7 +171,7 @@ def load(
     return Denoiser(model, schedule, None, standardisation, class_names)
 
 
-def _map(record: Mapping[str, Any]) -> Standardisation | None:
+def standardisation_in(record: Mapping[str, Any]) -> Standardisation | None:
     """Returns the standardisation that a run or a file wrote down."""
     written = record.get("standardisation")
     if written is None:
@@ -310,7 +313,7 @@ def from_safetensors(content: bytes, name: str) -> Denoiser:
         denoiser = Denoiser(
             model,
             given_schedule(**record["schedule"]),
-            standardisation=_map(record),
+            standardisation=standardisation_in(record),
             class_names=tuple(record.get("class_names", ())),
         )
     except (ValueError, KeyError, TypeError) as error:

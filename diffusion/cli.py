@@ -31,6 +31,7 @@ from .commands.interpolate import interpolate_command
 from .commands.of_run import (
     check_outputs,
     check_run,
+    choice_to_go_on,
     data_files_of,
     files_of_data,
     files_of_run,
@@ -289,6 +290,8 @@ def _start(
     settings = _settings(quick=quick, **options)
     if out is not None:  # before a large file is read
         _check_folder(RunFolder(out), data.name, keeps=not (resume or overwrite))
+    if resume:
+        data = choice_to_go_on(data, out or Path("runs") / Path(data.name).stem.lower())
     points = read_points(data, note if ranks.writes and not quiet else _silence)
     if test_fraction is not None:
         points = points.split(test_fraction, settings.seed)[0]

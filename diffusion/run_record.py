@@ -60,7 +60,13 @@ def check_same_run(
         say: called with a line where an old run does not say enough to be checked.
     """
     before = folder.config()
-    now = {"data": points.name, "points": len(points), "dim": points.dim}
+    map_ = points.standardisation
+    now = {
+        "data": points.name,
+        "points": len(points),
+        "dim": points.dim,
+        "standardisation": None if map_ is None else asdict(map_),
+    }
     if before is None:
         raise UserError(f"folder {folder} has no config.json, so its run cannot go on")
     if "digest" not in before:
@@ -110,4 +116,5 @@ def check_data(folder: RunFolder, points: Points) -> None:
 def _described(config: dict[str, Any]) -> str:
     if "points" not in config:
         return str(config.get("data"))
-    return f"{config['data']}: {config['points']:,} points of dimension {config['dim']}"
+    size = f"{config['points']:,} points of dimension {config['dim']}"
+    return f"{config['data']}: {size}{', standardised' * bool(config.get('standardisation'))}"

@@ -45,8 +45,8 @@ def classify_command(run, most, noises, test_fraction, data, other_data, seed, d
     """
     from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
 
-    model = load(run)
     points, held_out = parts_of_run(run, data, other_data)
+    model = load(run)
     if not isinstance(model.model, ConditionalMLP):
         raise UserError(f"run {run} has no conditional model: train one with --p-uncond 0.2")
     if model.model.num_classes != points.num_classes:

@@ -61,7 +61,8 @@ def interpolate_command(
     Deterministic DDIM, run backwards, takes both points to their noise; the points on the arc
     between the two lead to new points between the data points (figure 9 of Ho et al. 2020).
     """
-    denoiser, points = load(run), points_of_run(run, data, other_data)
+    points = points_of_run(run, data, other_data)
+    denoiser = load(run)
     if denoiser.model.shape.widths[-1] != points.dim:
         raise UserError(
             f"run {run} was trained on dimension {denoiser.model.shape.widths[-1]}, "

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from .. import files
+from ..checkpoints import load, standardisation_in
 from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
 from ..run_folder import NETWORKS, RunFolder
@@ -70,11 +71,12 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
     config = folder.config() or {}
     if other_data and not choice.name:
         raise UserError("--other-data needs --data, which names them")
-    known = remembered(run)
+    known, map_ = remembered(run), map_of(run)
+    completed = _complete(run, choice, known, map_, config)
     points = read_points(
-        _complete(run, choice, known, config),
+        completed,
         note if choice.name else _silence,  # the training has told how its own were read
-        known and known.standardisation,
+        map_ if completed.standardise else None,
     )
     if other_data:
         return points, None
@@ -116,12 +118,22 @@ def source_of(choice: DataChoice, test_fraction: float | None) -> dict[str, Any]
     return {**asdict(replace(choice, name=name)), "test_fraction": test_fraction}
 
 
+def choice_to_go_on(choice: DataChoice, folder: Path) -> DataChoice:
+    """Returns how the run of a folder, which is to go on, reads its data.
+
+    An older version, which wrote down no digest, took the numbers of files as they are.
+    """
+    config = RunFolder(folder).config()
+    if config is None or "digest" in config or choice.name in DATASETS:
+        return choice
+    return replace(choice, standardise=False)
+
+
 class Remembered(NamedTuple):
     """What a run remembers of its data."""
 
     choice: DataChoice
     test_fraction: float | None  # of the data, held out with the run's seed
-    standardisation: Standardisation | None
 
 
 def remembered(run: Path) -> Remembered | None:
@@ -130,12 +142,10 @@ def remembered(run: Path) -> Remembered | None:
     config = folder.config() or {}
     if not config.get("source"):
         return None
-    source, map_ = dict(config["source"]), config.get("standardisation")
+    source = dict(config["source"])
     try:
         fraction = source.pop("test_fraction", None)
-        if map_ is not None:
-            map_ = Standardisation(tuple(map_["mean"]), tuple(map_["std"]))
-        return Remembered(DataChoice(**source), fraction and float(fraction), map_)
+        return Remembered(DataChoice(**source), fraction and float(fraction))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"file {folder.config_file} says of its data what this version does not know; name "
@@ -143,16 +153,24 @@ def remembered(run: Path) -> Remembered | None:
         ) from error
 
 
+def map_of(run: Path) -> Standardisation | None:
+    """Returns the map between the units of a run's data and what its networks see, if any."""
+    config = folder_of(run).config()
+    return load(run).standardisation if config is None else standardisation_in(config)
+
+
 def _complete(
-    run: Path, choice: DataChoice, known: Remembered | None, config: dict[str, Any]
+    run: Path,
+    choice: DataChoice,
+    known: Remembered | None,
+    map_: Standardisation | None,
+    config: dict[str, Any],
 ) -> DataChoice:
     """Returns the choice with what the run remembers in place of what the user left open."""
     if choice.name:
-        if known is None:
-            return choice
-        own = known.choice
+        own = DataChoice("") if known is None else known.choice
         # Networks of points as they came take others so too; a map is that of the run.
-        as_they_came = known.standardisation is None and choice.name not in DATASETS
+        as_they_came = map_ is None and choice.name not in DATASETS
         return DataChoice(
             choice.name,
             own.only_class if choice.only_class is None else choice.only_class,

@@ -113,10 +113,7 @@ def test_samples_in_a_run_are_measured_against_its_data():
 def test_a_run_of_an_older_version_is_taken_at_its_word(own):
     train("named", "circles")
     for name in ("run", "named"):
-        config = json.loads((own / name / "config.json").read_text())
-        for key in ("source", "digest", "points", "dim", "standardisation"):
-            del config[key]
-        (own / name / "config.json").write_text(json.dumps(config))
+        make_older(own / name)
     result = flashpoint("interpolate", "named", *QUICK["interpolate"])
     assert result.exit_code == 0, result.output
     assert "whether these are the same cannot be checked" in result.output
@@ -127,6 +124,44 @@ def test_a_run_of_an_older_version_is_taken_at_its_word(own):
     result = flashpoint("train", *SMALL, "--data", "circles", "--out", "named", "--resume")
     assert result.exit_code == 0, result.output
     assert "cannot be checked" in result.output
+
+
+def make_older(folder):
+    """Takes out of a run's settings what older versions did not write down."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("source", "digest", "points", "dim", "standardisation", "class_names"):
+        del config[key]
+    file.write_text(json.dumps(config))
+
+
+def test_points_of_an_older_run_stay_as_they_came(own):
+    rng = np.random.default_rng(0)
+    np.savez("far.npz", data=rng.normal(5, 0.3, size=(60, 2)), labels=np.arange(60) % 2)
+    train("far", "far.npz", "--no-standardise", "--p-uncond", 0.2)
+    assert flashpoint("export", "far").exit_code == 0
+    make_older(own / "far")
+    for run in ("far", "far/exports/denoiser.safetensors"):
+        result = flashpoint("interpolate", run, *QUICK["interpolate"], "--data", "far.npz")
+        assert result.exit_code == 0, result.output
+        assert "standardised:" not in result.output
+    arguments = ("train", *SMALL, "--p-uncond", 0.2, "--out", "far", "--resume")
+    result = flashpoint(*arguments, "--data", "far.npz")
+    assert result.exit_code == 0, result.output
+    assert "standardised:" not in result.output
+    assert json.loads((own / "far/config.json").read_text())["standardisation"] is None
+
+
+@pytest.mark.usefixtures("own")
+def test_data_in_other_units_than_a_run_are_told_apart():
+    result = flashpoint("interpolate", "run", *QUICK["interpolate"], "--data", "own.npz",
+                        "--no-standardise")  # fmt: skip
+    assert result.exit_code == 2
+    assert "were read in another way" in result.output
+    result = flashpoint("train", *SMALL, "--data", "own.npz", "--p-uncond", 0.2, "--out", "run",
+                        "--no-standardise", "--resume")  # fmt: skip
+    assert result.exit_code == 2
+    assert "of dimension 2, standardised; now own: 60 points of dimension 2)" in result.output
 
 
 def test_points_that_are_held_out_are_not_trained_on_and_are_classified(own):
