@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .data import Points
@@ -137,6 +138,13 @@ def labels_of_axes(points: Points | None, count: int) -> dict[str, str]:
     if points is not None and points.columns:
         names = points.columns[:count]
     return {f"{axis}label": name for axis, name in zip("xyz", names, strict=False)}
+
+
+def part_ticks(axis: Axes) -> None:
+    """Draws so few ticks along x that long numbers, such as 500,000, do not touch."""
+    longest = max(map(abs, axis.get_xlim()))
+    if longest >= 1e4 and isinstance(axis.xaxis.get_major_locator(), MaxNLocator):
+        axis.locator_params(axis="x", nbins=3)
 
 
 def count_outside(axis: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:

@@ -29,6 +29,7 @@ from .panel import (
     frame_of,
     in_units,
     labels_of_axes,
+    part_ticks,
     row_of_axes,
     widen,
 )
@@ -379,6 +380,7 @@ def _finish(figure: Figure, save_to: SaveTo) -> Figure:
     for axis in figure.axes:
         if axis.name != "3d":
             axis.spines[["top", "right"]].set_visible(False)
+            part_ticks(axis)
     if save_to is not None:
         save(figure, Path(save_to), dpi=130)
     return figure

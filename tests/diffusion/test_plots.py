@@ -1,5 +1,7 @@
 """Figures: axes in the user's units, and the number of points that a frame leaves out."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -98,3 +100,21 @@ def test_units_of_very_different_size_fill_the_panel():
     wide = Points(data, standardisation=Standardisation((0.0, 0.0), (1.0, 1000.0)))
     assert plots.scatter(data, points=wide).axes[0].get_aspect() == "auto"
     assert plots.scatter(data, points=Points(data)).axes[0].get_aspect() == 1.0
+
+
+@pytest.mark.parametrize("draw", ["panels", "density", "conditional"])
+def test_long_numbers_of_an_axis_do_not_touch(draw):
+    points = cloud(2)
+    data = points.data
+    figure = {
+        "panels": lambda: plots.panels([("a", data, None), ("b", data, None)], points),
+        "density": lambda: plots.density(points, data),
+        "conditional": lambda: plots.conditional([data] * 2, points, labels=[0, 0]),
+    }[draw]()
+    figure.canvas.draw()
+    for axis in figure.axes[:2]:
+        low, high = axis.get_xlim()
+        ticks = [one for one in axis.get_xticklabels() if low <= one.get_position()[0] <= high]
+        boxes = [one.get_window_extent() for one in ticks]
+        assert len(boxes) >= 2
+        assert all(a.x1 + 2 < b.x0 for a, b in itertools.pairwise(boxes))
