@@ -349,6 +349,8 @@ def calibrate(names, draws, repeats, long_runs, tau_only, device, path) -> None:
 def speedrun(names, small, seeds, device, budget, busy, path, folder) -> None:
     """Measure the seconds of training until samples are as good as data."""
     device, record = free_device(device, busy), Record(folder)
+    if not small:
+        _read(path)  # a damaged one is told before the data of the tracks, which takes seconds
     tracks = [TRACKS[name](small) for name in _chosen(names)]
     bands = {
         track.name: (track.battery.calibrate(3, 2), 1.0) if small else read_calibration(path, track)
