@@ -70,8 +70,8 @@ def layer_widths(input_dim: int, output_dim: int, hidden_layers: Sequence[int]) 
         raise UserError(f"hidden_layers must be widths, got {shown(hidden_layers)}") from None
     check_integer("input_dim", input_dim, 1)
     check_integer("output_dim", output_dim, 1)
-    for number, width in enumerate(hidden):
-        check_integer(f"hidden_layers[{number}]", width, 1)
+    for width in hidden:
+        check_integer("hidden_layers", width, 1)
     return tuple(map(int, (input_dim, *hidden, output_dim)))
 
 

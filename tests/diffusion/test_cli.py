@@ -307,6 +307,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--beta-end", 1.5], "--beta-end must be between 0 and 1"),
         (["states", "--beta-start", -1], "--beta-start must be between 0 and 1"),
         (["states", "--batch-size", -5], "--batch-size must be at least 1"),
+        (["states", "--hidden-layers", "8,0"], "--hidden-layers must be at least 1, got 0"),
         (["states", "--classifier-steps", 0], "--classifier-steps must be at least 1, got 0"),
         (["states", "--checkpoint-every", 0], "--checkpoint-every must be at least 1"),
         (["states", "--recipe", "classic"], "did you mean 'classic-"),

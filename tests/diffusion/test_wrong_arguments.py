@@ -167,7 +167,7 @@ WRONG = [
     (export_model, {"model": PLAIN, "schedule": 3, "format": "onnx", "path": "x"}, "schedule must"),
     (class_table, {"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
     (MLP, {"input_dim": "a", "output_dim": 2}, "input_dim must be an integer, got 'a'"),
-    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": [8.5]}, r"hidden_layers\[0\] must be"),
+    (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": [8.5]}, "hidden_layers must be"),
     (MLP, {"input_dim": 3, "output_dim": 2, "hidden_layers": 8}, "hidden_layers must be widths"),
     (sinusoidal_embedding, {"t": [1, 2], "dim": 4}, "t must be a tensor, got list"),
     (sinusoidal_embedding, {"t": torch.arange(3), "dim": 4.0}, "dim must be an integer, got 4.0"),
