@@ -301,7 +301,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--samples", -1], "--samples must be at least 2, got -1"),
         (["states", "--seed", -1], "--seed must be from 0 to 2**63 - 1, got -1"),
         (["sample", folder, "--seed", 2**63], "--seed must be from 0 to 2**63 - 1"),
-        (["states", "--scale", "nan"], "--scale must be finite, got nan"),
+        (["states", "--scale", "nan"], "--scale must be finite, a number, got nan"),
         (["states", "--timesteps", 0], "--timesteps must be at least 1, got 0"),
         (["states", "--schedule", "linar"], "did you mean 'linear'"),
         (["states", "--beta-end", 1.5], "--beta-end must be between 0 and 1"),
