@@ -15,6 +15,7 @@ from torch import Tensor
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_integer
+from ..models import Perceptron
 from ..schedules import Schedule
 from .inputs import as_finite, as_points, two_sets
 from .pairwise import distances
@@ -177,7 +178,8 @@ def excess_loss(
         uniformly.
 
     Raises:
-        ValueError: n is not positive or a timestep is out of range.
+        ValueError: n is not positive, a timestep is out of range, or a network of this package
+            takes another number of coordinates.
     """
     check_integer("n", n, 1)
     last = schedule.num_steps - 1
@@ -190,7 +192,13 @@ def excess_loss(
         alpha_bar = schedule.alpha_bar[t].item()
         eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))
         x_t = (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).float()
-        predicted = model(schedule.inputs(x_t, t)).double()
+        inputs = schedule.inputs(x_t, t)
+        if isinstance(model, Perceptron) and model.shape.widths[0] != inputs.shape[1]:
+            raise UserError(
+                f"model must take {inputs.shape[1]} coordinates, those of a point and of the "
+                f"schedule's time feature, got {model.shape.widths[0]}"
+            )
+        predicted = model(inputs).double()
         error = predicted - target.optimal_noise(x_t, alpha_bar)
         excess[row] = error.square().sum(dim=1).mean()
     return excess

@@ -112,3 +112,9 @@ def test_a_mixture_draws_its_own_moments():
     assert torch.equal(x, target.draw(50_000, 3))
     rows = {tuple(row) for row in PointMasses(STATES.data[:20]).draw(500, 0).float().tolist()}
     assert rows == {tuple(row) for row in STATES.data[:20].tolist()}
+
+
+def test_a_network_for_another_time_feature_is_refused():
+    schedule = Schedule(100, time_feature="sinusoidal")
+    with pytest.raises(ValueError, match=r"model must take 18 coordinates, .* got 3"):
+        excess_loss(MLP(3, 2, [8]), schedule, PointMasses(STATES.data), steps=[1], n=4)
