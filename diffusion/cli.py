@@ -348,7 +348,9 @@ def _settings(
         classifier=RECIPES[recipe][1],
     )
     if quick and recipe != "fast":
-        raise UserError("--quick is for the fast recipe; cut a classic one with --epochs")
+        raise UserError(
+            "--quick is for the fast recipe; cut a classic one with --epochs, others with --steps"
+        )
     if quick:
         settings = settings.quick()
     length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
