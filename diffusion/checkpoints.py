@@ -139,6 +139,13 @@ def load(
         check_schedule(schedule)
     if path.is_dir():
         return _load_folder(path, schedule, activation)
+    return _load_file(path, schedule, activation)
+
+
+def _load_file(
+    path: Path, schedule: Schedule | None, activation: str | None, *, stacklevel: int = 4
+) -> Denoiser:
+    """Loads a model from a file; the warning names the line ``stacklevel`` calls above."""
     if path.suffix == ".safetensors":
         denoiser = from_safetensors(path.read_bytes(), f"file {path}")
         _check_recorded(schedule, denoiser.schedule, path)
@@ -163,7 +170,7 @@ def load(
         warnings.warn(
             f"file {path} does not say how its network sees a timestep: assumed as "
             "time_feature='linspace', which is linspace(-1, 1, T); with another, samples are wrong",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     model = load_mlp(path, activation)
     if config is not None:
@@ -256,10 +263,14 @@ def mlp_of_state(state: dict[str, Tensor], activation: str | None = None) -> MLP
 def _load_folder(folder: Path, schedule: Schedule | None, activation: str | None) -> Denoiser:
     for path in (RunFolder(folder).network_file("denoiser"), folder / "denoiser.safetensors"):
         if path.is_file():
-            options: dict[str, Any] = {"schedule": schedule, "activation": activation}
-            denoiser, other = load(path, **options), path.with_stem("classifier")
-            classifier = load(other, **options).model if other.is_file() else None
-            return replace(denoiser, classifier=classifier)
+            denoiser = _load_file(path, schedule, activation, stacklevel=5)
+            other = path.with_stem("classifier")
+            if not other.is_file():
+                return denoiser
+            with warnings.catch_warnings():  # the denoiser's file has said it
+                warnings.simplefilter("ignore", UserWarning)
+                classifier = _load_file(other, schedule, activation)
+            return replace(denoiser, classifier=classifier.model)
     raise UserError(
         f"folder {folder} holds no model: neither checkpoints/denoiser.pt nor denoiser.safetensors"
     )

@@ -156,6 +156,16 @@ def test_an_embedding_that_is_not_in_the_file_is_said(tmp_path):
             load(tmp_path / name, schedule=Schedule(500, time_feature=TimeEmbedding(1)))
 
 
+def test_a_folder_says_once_what_it_assumes_and_of_the_callers_line(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(MLP(3, 2, [8]).state_dict(), tmp_path / "checkpoints/denoiser.pt")
+    torch.save(MLP(3, 5, [8]).state_dict(), tmp_path / "checkpoints/classifier.pt")
+    for path in (tmp_path, tmp_path / "checkpoints/denoiser.pt"):
+        with pytest.warns(UserWarning, match="denoiser.pt does not say how") as said:
+            load(path, schedule=Schedule(500))
+        assert [one.filename for one in said] == [__file__]
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
