@@ -13,7 +13,7 @@ from .checkpoints import load
 from .commands import (
     Commands,
     Count,
-    Target,
+    PathName,
     data_option,
     device_option,
     network_of,
@@ -71,7 +71,7 @@ _run_options = options(
     data_option,
     click.option(
         "--out",
-        type=Target(),
+        type=PathName(),
         default=None,
         help="Folder of the run. Default: runs/<name of the data>.",
     ),
@@ -173,7 +173,7 @@ def train(**options) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "--real-draws",
     type=Count(2, MOST_DRAWS),
@@ -197,7 +197,7 @@ def report(run, real_draws, data, other_data, seed, device) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "-n",
     "--samples",
@@ -208,7 +208,7 @@ def report(run, real_draws, data, other_data, seed, device) -> None:
 )
 @click.option(
     "--out",
-    type=Target(),
+    type=PathName(),
     default=None,
     help="File of the page. Default: view.html in the run's folder.",
 )
@@ -228,13 +228,13 @@ def view(run, samples, out, data, other_data, seed, device) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "--format", "format_", default="safetensors", show_default=True, help=", ".join(SUFFIXES)
 )
 @click.option(
     "--out",
-    type=Target(),
+    type=PathName(),
     default=None,
     help="Folder for the files. Default: exports/ in the run's folder.",
 )
@@ -254,7 +254,7 @@ def export(run, format_, out) -> None:
         for name, model in models.items()
         if model is not None
     }
-    replaced = check_outputs(paths, files_of_run(run))
+    replaced = check_outputs(paths, [*files_of_run(run), *data_files_of(run)])
     for path, model in paths.items():
         difference = export_model(
             model,
@@ -328,7 +328,8 @@ def _start(
 
 
 def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:
-    """Raises :class:`UserError` if a run there is to be kept, or holds the data to train on."""
+    """Raises :class:`UserError` if a run there is to be kept, or a file there is of the user."""
+    folder.check_settings_file()
     if keeps:
         folder.check_unused()
     for path in folder.own_files():

@@ -94,6 +94,8 @@ class Run:
             check_same_run(self.folder, points, settings, say)
         elif resume:
             say(f"nothing to resume in {self.folder}, starting anew")
+        if not resumes:
+            self.folder.check_settings_file()
         if not resumes and not overwrite:
             self.folder.check_unused()
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)

@@ -29,16 +29,16 @@ from .schedules import Schedule, given_schedule
 
 NETWORKS = ("denoiser", "classifier")
 
-# Every file that the commands leave in a run's folder, as patterns.
+# Every file that the commands leave in a run's folder, as patterns; # is the number of a class.
 _OWN_FILES = (
     "metrics.json", "report.md", "report.html", "view.html",
     *(f"checkpoints/{name}" for name in
       ("denoiser.pt", "classifier.pt", "training.pt", "progress.json")),
     *(f"outputs/{name}" for name in
-      ("uncond_gen_samples.pt", "cond_gen_samples_[0-9]*.pt", "samples.pt", "samples.png",
-       "samples_[0-9]*.pt", "samples_[0-9]*.png", "interpolation.pt", "interpolation.png")),
+      ("uncond_gen_samples.pt", "cond_gen_samples_#.pt", "samples.pt", "samples.png",
+       "samples_#.pt", "samples_#.png", "interpolation.pt", "interpolation.png")),
     *(f"figures/{name}" for name in
-      ("data.png", "unconditional.png", "conditional.png", "conditional_[0-9]*.png",
+      ("data.png", "unconditional.png", "conditional.png", "conditional_#.png",
        "classifier.png", "training_curves.png", "samples.png", "density.png", "trajectories.png",
        "reverse.gif", "reverse_steps.png", "excess_loss.png")),
     *(f"exports/{network}{suffix}" for network in NETWORKS
@@ -142,7 +142,23 @@ class RunFolder:
     def own_files(self) -> Iterator[Path]:
         """Yields every file that a run left here, but for its settings."""
         for pattern in _OWN_FILES:
-            yield from sorted(self.path.glob(pattern))
+            start, number, end = pattern.partition("#")
+            for path in sorted(self.path.glob(f"{start}*{end}" if number else pattern)):
+                name = path.relative_to(self.path).as_posix()
+                if not number or name.removeprefix(start).removesuffix(end).isdecimal():
+                    yield path
+
+    def check_settings_file(self) -> None:
+        """Raises :class:`UserError` if there is no run, but another program's ``config.json``."""
+        if not self.config_file.exists() or any(self.own_files()):
+            return
+        try:
+            self.config()
+        except UserError as error:
+            raise UserError(
+                f"folder {self} holds a {self.config_file.name} that is of no run, and would be "
+                "lost; take another --out"
+            ) from error
 
     def check_unused(self) -> None:
         """Raises :class:`UserError` if the folder holds a run."""

@@ -11,13 +11,14 @@ from ..data import DATASETS, Points, Standardisation, dataset
 from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
 from ..schedules import TIME_FEATURES
-from .group import Commands, Count, Target
+from .group import Commands, Count, DataName, PathName
 
 __all__ = [
     "Commands",
     "Count",
     "DataChoice",
-    "Target",
+    "DataName",
+    "PathName",
     "data_choice",
     "data_option",
     "device_option",
@@ -83,7 +84,7 @@ def data_choice(source: Decorator) -> Decorator:
     def decorate(command: Callable) -> Callable:
         @wraps(command)
         def collected(*args: Any, data, only_class, labels, no_standardise, **others: Any) -> Any:
-            choice = DataChoice(data, only_class, labels, not no_standardise)
+            choice = DataChoice(data or "", only_class, labels, not no_standardise)
             return command(*args, data=choice, **others)
 
         return options(source, _reading_options)(collected)
@@ -115,6 +116,7 @@ _reading_options = options(
 data_option = data_choice(
     click.option(
         "--data",
+        type=DataName(),
         default="states",
         show_default=True,
         help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz, "
@@ -203,4 +205,4 @@ def read_points(
 
 def out_option(text: str) -> Decorator:
     """Returns the option ``--out`` with this help."""
-    return click.option("--out", type=Target(), default=None, help=text)
+    return click.option("--out", type=PathName(), default=None, help=text)

@@ -1,7 +1,5 @@
 """``flashpoint classify``: a conditional denoiser as a classifier, beside nearest neighbours."""
 
-from pathlib import Path
-
 import click
 
 from ..checkpoints import load
@@ -9,14 +7,14 @@ from ..classification import DiffusionClassifier
 from ..data import Points
 from ..errors import UserError
 from ..models import ConditionalMLP
-from . import Count, device_option, options, seed_option
+from . import Count, PathName, device_option, options, seed_option
 from .of_run import parts_of_run, run_data_option, say_unfinished
 
 _NEIGHBOURS = 50_000  # points at most among which the nearest are searched
 
 
 @click.command(name="classify")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "-n",
     "--points",

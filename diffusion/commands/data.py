@@ -7,12 +7,12 @@ import click
 
 from .. import files, plots
 from ..data import Points
-from . import DataChoice, data_choice, options, out_option, read_points
+from . import DataChoice, DataName, data_choice, options, out_option, read_points
 from .of_run import check_outputs, files_of_data
 
 
 @click.command(name="data")
-@data_choice(click.argument("data", metavar="NAME"))
+@data_choice(click.argument("data", type=DataName(), metavar="NAME"))
 @click.option(
     "--test-fraction",
     type=float,

@@ -9,12 +9,12 @@ from ..data import Points, load_points
 from ..errors import UserError
 from ..metrics import evaluate, summary
 from ..metrics.bands import FEWEST_POINTS, MOST_DRAWS
-from . import Count, note, options, seed_option
+from . import Count, PathName, note, options, seed_option
 from .of_run import points_of_samples, run_data_option
 
 
 @click.command(name="evaluate")
-@click.argument("samples", type=click.Path(path_type=Path))
+@click.argument("samples", type=PathName())
 @click.option(
     "--label",
     default=None,
@@ -23,7 +23,7 @@ from .of_run import points_of_samples, run_data_option
 )
 @click.option(
     "--held-out",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default=None,
     help="File of real points that were not trained on, for the check of memorisation.",
 )

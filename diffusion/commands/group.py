@@ -1,6 +1,7 @@
 """The group of commands, which ends each mistake with one line, and the types of its options."""
 
 import errno
+import os
 import re
 import sys
 from pathlib import Path
@@ -51,10 +52,11 @@ class Count(click.ParamType):
         return number
 
 
-class Target(click.Path):
-    """The path of a file or folder to be written, a :class:`~pathlib.Path`; never an empty one.
+class PathName(click.Path):
+    """The path of a file or folder, a :class:`~pathlib.Path`; never an empty one.
 
-    An empty one, as of a variable of the shell that is not set, would be the working folder.
+    An empty one, as of a variable of the shell that is not set, would be the working folder. Shells
+    leave the ~ of ``--out=~/runs`` to the program.
     """
 
     def __init__(self):
@@ -66,7 +68,21 @@ class Target(click.Path):
         """Returns the path."""
         if str(value) == "":
             self.fail("must be a path, got ''", param, context)
-        return super().convert(value, param, context)
+        return super().convert(os.path.expanduser(value), param, context)
+
+
+class DataName(click.ParamType):
+    """The name of a data set, or the path of a file or folder with one; never empty."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        """Returns the name or path."""
+        if value == "":
+            self.fail("must be the name of a data set or a path, got ''", param, context)
+        return os.path.expanduser(value)
 
 
 class Commands(click.Group):

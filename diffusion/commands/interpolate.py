@@ -1,7 +1,5 @@
 """``flashpoint interpolate``: points between two data points, through the model's noise."""
 
-from pathlib import Path
-
 import click
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
 from ..run_folder import RunFolder
-from . import Count, device_option, options, out_option, seed_option
+from . import Count, PathName, device_option, options, out_option, seed_option
 from .of_run import (
     check_outputs,
     data_files_of,
@@ -25,7 +23,7 @@ from .of_run import (
 
 
 @click.command(name="interpolate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "--pairs",
     type=Count(),
@@ -90,10 +88,9 @@ def interpolate_command(
 def _rows(points: Points, pairs: int, between: tuple[int, int] | None, seed: int) -> Tensor:
     """Returns the rows of the data at both ends of each way, int64 [2, pairs]."""
     if between is not None:
-        rows = torch.tensor(between)[:, None]
-        if not 0 <= rows.min() <= rows.max() < len(points):
+        if not 0 <= min(between) <= max(between) < len(points):
             raise UserError(f"between must be rows from 0 to {len(points) - 1}, got {between}")
-        return rows
+        return torch.tensor(between)[:, None]
     if not 1 <= pairs <= len(points) // 2:
         raise UserError(f"pairs must be from 1 to {len(points) // 2}, got {pairs}")
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))

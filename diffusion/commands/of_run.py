@@ -13,13 +13,14 @@ from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from . import DataChoice, data_choice, note, options, read_points
+from . import DataChoice, DataName, data_choice, note, options, read_points
 
 run_data_option = options(
     data_choice(
         click.option(
             "--data",
-            default="",
+            type=DataName(),
+            default=None,
             help="The run's data, where it does not remember them or they have moved. Default: "
             "what it was trained on.",
         )
@@ -244,7 +245,8 @@ def files_of_data(name: str) -> list[Path]:
     return sorted(path.iterdir()) if path.is_dir() else [path]
 
 
-def data_files_of(run: Path, choice: DataChoice) -> list[Path]:
-    """Returns the files of the data that a command on a run reads."""
+def data_files_of(run: Path, choice: DataChoice | None = None) -> list[Path]:
+    """Returns the files of the data that a run was trained on, and that a command reads."""
     known = remembered(run)
-    return files_of_data(choice.name or (known.choice.name if known else ""))
+    names = (choice.name if choice else "", known.choice.name if known else "")
+    return [path for name in names for path in files_of_data(name)]

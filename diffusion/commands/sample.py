@@ -15,13 +15,13 @@ from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
 from ..sampling import METHODS
 from ..solvers import SOLVERS
-from . import Count, device_option, options, out_option, seed_option
-from .of_run import check_outputs, files_of_run, say_unfinished
+from . import Count, PathName, device_option, options, out_option, seed_option
+from .of_run import check_outputs, data_files_of, files_of_run, say_unfinished
 from .sample_files import SAMPLE_FILES, sample_target, write_samples
 
 
 @click.command(name="sample")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option(
     "-n",
     "--samples",
@@ -56,7 +56,7 @@ from .sample_files import SAMPLE_FILES, sample_target, write_samples
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default=None,
     help="File of points that the samples shall resemble (SDEdit), with --from: noise is added to "
     "them, and taken away again.",
@@ -70,13 +70,13 @@ from .sample_files import SAMPLE_FILES, sample_target, write_samples
 )
 @click.option(
     "--prior",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default=None,
     help="File with the noise x_T to start from, .pt, .npy, .npz or .csv.",
 )
 @click.option(
     "--compare",
-    type=click.Path(path_type=Path),
+    type=PathName(),
     default=None,
     help="File of samples that must come out again, bit for bit. Without --out none are written.",
 )
@@ -110,7 +110,7 @@ def sample_command(
     if prior is not None and method == "ddpm":
         variance = variance or "none"
     expected = None if compare is None else _read(compare)
-    inputs = [*files_of_run(run), prior, init, compare]
+    inputs = [*files_of_run(run), *data_files_of(run), prior, init, compare]
     replaced = ""
     if out is not None or compare is None:
         out = sample_target(out or _place_of(run, label))

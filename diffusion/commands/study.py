@@ -7,7 +7,7 @@ import click
 from .. import files
 from ..errors import UserError, check_choice
 from ..studies import STUDIES, StudyRun, write_page, write_report
-from . import Count, Target, device_option, options, out_option, seed_option
+from . import Count, DataName, PathName, device_option, options, out_option, seed_option
 from .of_run import check_outputs, files_of_data
 
 
@@ -18,6 +18,7 @@ from .of_run import check_outputs, files_of_data
 )
 @click.option(
     "--data",
+    type=DataName(),
     default=None,
     help="Data set in place of the study's: a name, a file of points, or FashionMNIST's folder.",
 )
@@ -29,7 +30,7 @@ from .of_run import check_outputs, files_of_data
 )
 @click.option(
     "--page",
-    type=Target(),
+    type=PathName(),
     default=None,
     help="Markdown file to write about every study in --out.",
 )

@@ -118,6 +118,8 @@ def test_interpolation_of_data_points(run, tmp_path):
     assert out.with_suffix(".png").exists()
     result = flashpoint("interpolate", run, "--data", "moons", "--between", 3, 8000)
     assert "between must be rows from 0 to 7999" in result.output
+    result = flashpoint("interpolate", run, "--data", "moons", "--between", 10**30, 0)
+    assert "between must be rows from 0 to 7999" in result.output
     result = flashpoint("interpolate", run, "--data", "helix")
     assert "was trained on dimension 2, helix has 3" in result.output
 

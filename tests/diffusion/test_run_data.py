@@ -177,6 +177,34 @@ def test_points_that_are_held_out_are_not_trained_on_and_are_classified(own):
     assert "held out" not in result.output.splitlines()[0].replace("to hold some out", "")
 
 
+def test_an_empty_name_is_neither_the_default_nor_the_working_folder(own, monkeypatch):
+    monkeypatch.chdir(own / "run")
+    for arguments in (
+        ["train", "--data", ""],
+        ["evaluate", "../own.npz", "--data", ""],
+        ["evaluate", "../own.npz", "--held-out", ""],
+        ["report", ".", "--data", ""],
+        ["data", ""],
+        *([command, ""] for command in ("sample", "report", "view", "export", "classify")),
+    ):
+        result = flashpoint(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert "got ''" in result.output
+        assert result.output.count("\n") == 1
+
+
+@pytest.mark.usefixtures("own")
+def test_a_path_may_start_in_the_home_folder(own, monkeypatch):
+    monkeypatch.setenv("HOME", str(own / "home"))
+    shutil.copytree("run", "home/run")
+    shutil.copy("own.npz", "home")
+    options = ("--data=~/own.npz", "--out=~/ways.pt", *QUICK["interpolate"])
+    result = flashpoint("interpolate", "~/run", *options)
+    assert result.exit_code == 0, result.output
+    assert (own / "home/ways.pt").is_file()
+    assert not (own / "~").exists()
+
+
 @pytest.mark.usefixtures("own")
 def test_a_run_of_one_class_remembers_the_class():
     train("one", "moons", "--only-class", 1)

@@ -91,6 +91,25 @@ def test_overwriting_leaves_nothing_of_the_old_run_and_all_of_the_users_files(us
     assert flashpoint("sample", "run", "--label", 1, "-n", 5).exit_code == 2
 
 
+def test_a_users_file_that_is_named_almost_like_one_of_a_run_is_kept(used):
+    own = [used / "outputs/samples_7nights.pt", used / "figures/conditional_2024-01.png"]
+    for path in own:
+        path.write_text("mine")
+    assert run("train", "--out", "run", "--overwrite").exit_code == 0
+    assert [path.read_text() for path in own] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--overwrite", "--resume"])
+@pytest.mark.parametrize("content", ['{"name": "app"}', "{", "[]", '{"schedule": {"at": "noon"}}'])
+def test_the_config_of_another_program_is_kept(tmp_path, content, option):
+    (tmp_path / "config.json").write_text(content)
+    result = run("train", "--out", tmp_path, option)
+    assert result.exit_code == 2
+    last = result.output.splitlines()[-1]
+    assert last.startswith(f"error: folder {tmp_path} holds a config.json that is of no run")
+    assert (tmp_path / "config.json").read_text() == content
+
+
 def test_nothing_is_deleted_before_every_argument_is_right(used):
     before = content(used)
     for wrong in (["--steps", 0], ["--data", "missing.npy"], ["--device", "gpu"], ["--resume"],
@@ -120,6 +139,8 @@ def test_no_output_is_an_input_or_a_network(used):
         ["sample", "run", "--out", "run/checkpoints/training.pt"],
         ["sample", "pt", "--out", "run/checkpoints/denoiser.pt"],
         ["sample", "run", "--out", "link.pt"],
+        ["sample", "pt", "--out", "points.pt"],
+        ["interpolate", "pt", "--data", "moons", "--other-data", "--out", "points.pt"],
         ["sample", "run/checkpoints/denoiser.pt", "--out", "link.pt"],
         ["data", "blobs_train.pt", "--test-fraction", 0.2, "--out", "blobs.png"],
         ["interpolate", "pt", "--pairs", 2, "--out", "points.pt"],
