@@ -264,13 +264,19 @@ def labels_of(label: Any, n: int, classes: int, device: torch.device) -> Tensor:
     return labels.long().expand(n)
 
 
-def points(name: str, given: Any, shape: tuple[int | None, int | None]) -> Tensor:
-    """Returns points as float32 [n, d] where they are.
+def points(
+    name: str,
+    given: Any,
+    shape: tuple[int | None, int | None],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Returns points [n, d] where they are.
 
     Args:
         name: name of the argument.
         given: a tensor, an array or lists of numbers.
         shape: n and d; None allows any.
+        dtype: dtype of the result.
 
     Raises:
         ValueError: they are no finite numbers, or of another shape.
@@ -286,7 +292,7 @@ def points(name: str, given: Any, shape: tuple[int | None, int | None]) -> Tenso
         raise UserError(f"{name} must be {wanted}, got {list(x.shape)}")
     if x.is_complex() or x.dtype == torch.bool:
         raise UserError(f"{name} must be real numbers, got {x.dtype}")
-    x = x.detach().float()
+    x = x.detach().to_dense().to(dtype)
     if not x.isfinite().all():
         rows = (~x.isfinite()).any(dim=1).sum().item()
         raise UserError(f"{name} must be finite, got NaN or infinity in {rows} of {len(x)} rows")

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..kernels import MLPShape
 from ..kernels.default_state import in_default_state, methods_in_default_state
 from . import files
+from .chains import points
 from .compat.classic import BlockMLP
 from .data import Standardisation, class_number
 from .errors import UserError
@@ -70,7 +72,9 @@ class Denoiser:
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
         if self.standardisation is not None and options.get("init") is not None:
-            options["init"] = self.standardisation.apply(torch.as_tensor(options["init"]))
+            shape = (n, self.model.shape.widths[-1])
+            init = points("init", options["init"], shape, torch.float64)
+            options["init"] = self.standardisation.apply(init)
         drawn = sample(self.model, self.schedule, n, **options)
         if self.standardisation is None:
             return drawn
@@ -132,6 +136,8 @@ def load(
         ValueError: the path does not exist or holds no model, or the schedule is not known or
             another one than was recorded.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"path must be a name or a path, got {type(path).__name__}")
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")

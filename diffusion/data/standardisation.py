@@ -74,15 +74,30 @@ class Standardisation:
         return f"mean {_listed(self.mean)}; std {_listed(self.std)}"
 
     def apply(self, x: Tensor) -> Tensor:
-        """Returns points [..., d] in units of the data as float32 of order one."""
+        """Returns points [..., d] in units of the data as float32 of order one.
+
+        Raises:
+            ValueError: they are of another dimension.
+        """
+        self._check(x)
         return ((x.double() - self._like(self.mean, x)) / self._like(self.std, x)).float()
 
     def undo(self, x: Tensor) -> Tensor:
         """Returns points [..., d] of order one in units of the data.
 
         The result is float64: near 4,649,776, as in UTM coordinates, float32 has steps of 0.5.
+
+        Raises:
+            ValueError: they are of another dimension.
         """
+        self._check(x)
         return x.double() * self._like(self.std, x) + self._like(self.mean, x)
+
+    def _check(self, x: Tensor) -> None:
+        """Raises :class:`UserError` for points that would be repeated along the dimensions."""
+        if not isinstance(x, Tensor) or x.shape[-1:] != (len(self.mean),):
+            given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"points must be a tensor [..., {len(self.mean)}], got {given}")
 
     @staticmethod
     def _like(numbers: tuple[float, ...], x: Tensor) -> Tensor:

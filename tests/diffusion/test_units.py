@@ -237,3 +237,22 @@ def test_a_constant_column_keeps_its_value():
     assert by.std[0] == 1
     assert by.apply(data)[:, 0].abs().max() == 0
     assert torch.equal(by.undo(by.apply(data))[:, 0], data[:, 0])
+
+
+def test_points_of_another_shape_are_not_repeated_along_the_dimensions(run):
+    denoiser = fd.load(run[0])
+    for init in (torch.zeros(2, 1), torch.zeros(2), torch.zeros(2, 3), [[1, 2], [3]], "ab"):
+        with pytest.raises(UserError, match=r"init must be \[2, 2\]"):
+            denoiser.sample(2, init=init, start=1)
+    dense = torch.tensor([[5e5, 0.0], [0.0, 4e6]])
+    drawn = [
+        denoiser.sample(2, init=x, start=1).x for x in (dense, dense.to_sparse(), dense.tolist())
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    for change in (denoiser.standardisation.apply, denoiser.standardisation.undo):
+        for x in (torch.zeros(2, 1), torch.zeros(()), torch.zeros(2, 3), [[1.0, 2.0]]):
+            with pytest.raises(UserError, match=r"points must be a tensor \[..., 2\]"):
+                change(x)
+    with pytest.raises(UserError, match="path must be a name or a path, got NoneType"):
+        fd.load(None)
