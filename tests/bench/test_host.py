@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from flashpoint.bench import host
-from flashpoint.kernels import _perceptrons
+from flashpoint.kernels import _dispatch, _perceptrons
 from flashpoint.kernels.mlp.kernel import forward_kernel
 from flashpoint.kernels.resources import without_launches
 
@@ -37,7 +37,7 @@ def drop_in(name="accelerate", setting=host.SETTINGS[0]):
 @pytest.mark.parametrize("setting", host.SETTINGS, ids=lambda setting: setting.name)
 def test_every_work_takes_the_path_to_the_kernels(name, setting, monkeypatch):
     # As on a GPU: no kernel is launched, and the interpreter's refusal of bf16 is none of a host.
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_dispatch, "is_interpreted", lambda: False)
     calls, run = [], _perceptrons.run_kernels
     monkeypatch.setattr(_perceptrons, "run_kernels", lambda *call: calls.append(call) or run(*call))
     model, x = drop_in(name, setting)

@@ -24,7 +24,7 @@ def test_the_time_of_a_toy(tmp_path):
     assert found["models"] == [2]
     assert found["seconds"][0] > 0
     assert found["cold_start_seconds"] > 0
-    assert done.output.startswith("2 models: ")
+    assert done.stdout.startswith("2 models: ")
 
 
 def test_bad_samples_have_no_time(tmp_path, monkeypatch):
