@@ -321,7 +321,7 @@ def test_wrong_input_is_named():
         (lambda: evaluate(x, STATES, repeats=1), "repeats must be from 2 to 10000, got 1"),
         (
             lambda: excess_loss(torch.nn.Identity(), Schedule(100), PointMasses(x), steps=[100]),
-            "timesteps must be from 0 to 99, got 100",
+            r"steps\[0\] must be from 0 to 99, got 100",
         ),
         (
             lambda: GaussianMixture(torch.ones(2), x[:2], torch.eye(2)),

@@ -157,7 +157,7 @@ def test_labels_keep_their_names(tmp_path):
     plain = Points(DATA, LABELS)
     assert plain.label("1") == 1
     for wrong in ("cat", 3, -1, 1.5):
-        with pytest.raises(UserError, match=f"label must be from 0 to 2, got {wrong}"):
+        with pytest.raises(UserError, match=f"label must be from 0 to 2, got {wrong!r}"):
             plain.label(wrong)
 
 
