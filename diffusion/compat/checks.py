@@ -112,7 +112,7 @@ def like(name: str, value: object, other: str, x: Tensor, doubled: bool = False)
 
 
 def timesteps(value: object, rows: int | None, total: int) -> Tensor:
-    """Returns timesteps as int64 [B], or [1] for all.
+    """Returns timesteps as int64 [B], or [1] for all; without rows on the CPU.
 
     Args:
         value: the argument ``timesteps``: one integer, or one for each of the rows.
@@ -129,9 +129,11 @@ def timesteps(value: object, rows: int | None, total: int) -> Tensor:
     if t is None or t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
         raise UserError(f"timesteps must be {allowed}, got {shown(value)}")
     t = t.long().flatten()
+    if rows is None:
+        t = t.cpu()
     if rows is not None and len(t) not in (1, rows):
         raise UserError(f"timesteps must be {allowed}, got {len(t)} of them")
-    if len(t) and not _capturing(t):
+    if len(t) and t.device.type == "cpu":  # on a GPU q_sample looks, which waits once
         low, high = torch.stack(t.aminmax()).tolist()
         if low < 0 or high >= total:
             raise UserError(f"timesteps must be {allowed}, got values from {low} to {high}")
@@ -141,9 +143,9 @@ def timesteps(value: object, rows: int | None, total: int) -> Tensor:
 def finite(**tensors: Tensor) -> None:
     """Raises :class:`UserError` that names the first tensor with NaN or an infinity in it.
 
-    It waits for the device once, and does nothing while a CUDA graph is captured or code compiled.
+    It looks at tensors on the CPU alone: on a GPU each step would wait for the one before.
     """
-    if torch.compiler.is_compiling() or _capturing(*tensors.values()):
+    if torch.compiler.is_compiling() or any(x.device.type != "cpu" for x in tensors.values()):
         return
     try:  # a sum costs a tenth of looking at each number, and none that is not finite escapes it
         total = float(sum(x.detach().sum(dtype=_sum_dtype(x)) for x in tensors.values()))
@@ -206,8 +208,3 @@ def _tensor(value: Any) -> Tensor | None:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def _capturing(*tensors: Tensor) -> bool:
-    on_gpu = any(x.is_cuda for x in tensors)
-    return on_gpu and torch.cuda.is_current_stream_capturing()

@@ -114,7 +114,7 @@ class DDPMScheduler(Scheduler):
             )
         if num_inference_steps is not None:
             return super().set_timesteps(num_inference_steps, device)
-        steps = checks.timesteps(timesteps, None, self.num_train_timesteps).cpu().numpy()
+        steps = checks.timesteps(timesteps, None, self.num_train_timesteps).numpy()
         if len(steps) == 0 or (np.diff(steps) >= 0).any():
             raise UserError(f"timesteps must descend, got {shown(timesteps)}")
         self._use(steps, device)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flashpoint.diffusion import DDIMScheduler, DDPMScheduler, Schedule, UserError
+from flashpoint.diffusion.compat import checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:timestep_spacing=")  # of both packages the same
 
@@ -246,3 +247,16 @@ def test_a_step_can_be_differentiated_mapped_and_compiled(name):
     if name == "DDIM":  # DDPM looks its next timestep up among them
         compiled = torch.compile(step, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x), want)
+
+
+def test_tensors_on_a_gpu_are_not_read_before_a_step(monkeypatch):
+    def read(*_, **__):
+        pytest.fail("the device was waited for")
+
+    monkeypatch.setattr(torch.Tensor, "sum", read)
+    monkeypatch.setattr(torch.Tensor, "aminmax", read)
+    x = torch.zeros(4, 2, device="meta")  # in place of a GPU
+    checks.finite(x=x)
+    assert len(checks.timesteps(x[:, 0].long(), 4, 10)) == 4
+    with pytest.raises(pytest.fail.Exception, match="waited"):
+        checks.finite(x=torch.zeros(4, 2))
