@@ -22,6 +22,7 @@ from .commands import (
     options,
     read_points,
     seed_option,
+    silence,
 )
 from .commands.classify import classify_command
 from .commands.data import data_command
@@ -285,14 +286,14 @@ def _start(
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     ranks, device = join(device)
-    say = click.echo if ranks.writes and not quiet else _silence
+    say = click.echo if ranks.writes and not quiet else silence
     chosen = choose_device(device)
     settings = _settings(quick=quick, **options)
     if out is not None:  # before a large file is read
         _check_folder(RunFolder(out), data.name, keeps=not (resume or overwrite))
     if resume:
         data = choice_to_go_on(data, out or Path("runs") / Path(data.name).stem.lower())
-    points = read_points(data, note if ranks.writes and not quiet else _silence)
+    points = read_points(data, note if ranks.writes and not quiet else silence)
     if test_fraction is not None:
         points = points.split(test_fraction, settings.seed)[0]
     if measures:
@@ -377,10 +378,6 @@ def _lengths(
     if steps is not None or classifier_steps is not None:
         raise UserError("--steps is for the fast recipe; a classic one takes --epochs")
     return {"epochs": epochs}, {"epochs": epochs}
-
-
-def _silence(line: str) -> None:
-    """Prints nothing: only the first rank speaks."""
 
 
 def _with(settings, **changes):

@@ -13,7 +13,7 @@ from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from . import DataChoice, DataName, data_choice, note, options, read_points
+from . import DataChoice, DataName, data_choice, note, options, read_points, silence
 
 run_data_option = options(
     data_choice(
@@ -76,7 +76,7 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
     completed = _complete(run, choice, known, map_, config)
     points = read_points(
         completed,
-        note if choice.name else _silence,  # the training has told how its own were read
+        note if choice.name else silence,  # the training has told how its own were read
         map_ if completed.standardise else None,
     )
     if other_data:
@@ -191,10 +191,6 @@ def _complete(
             f"the data of run {run} are no longer at {name}: give their new place with --data"
         )
     return known.choice
-
-
-def _silence(line: str) -> None:
-    """Prints nothing."""
 
 
 def say_unfinished(run: Path) -> None:
