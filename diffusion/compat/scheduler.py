@@ -263,8 +263,8 @@ class Scheduler:
             timesteps: integers [B], or one for all.
 
         Raises:
-            ValueError: a tensor is of the wrong shape or type or not finite, or a timestep is no
-                integer or out of range.
+            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
+                timestep is no integer or out of range.
         """
         x_0 = checks.points("original_samples", original_samples)
         noise = checks.like("noise", noise, "original_samples", x_0)
@@ -282,8 +282,8 @@ class Scheduler:
             timesteps: integers [B], or one for all.
 
         Raises:
-            ValueError: a tensor is of the wrong shape or type or not finite, or a timestep is no
-                integer or out of range.
+            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
+                timestep is no integer or out of range.
         """
         x_0 = checks.points("sample", sample)
         noise = checks.like("noise", noise, "sample", x_0)

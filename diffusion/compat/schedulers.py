@@ -148,7 +148,7 @@ class DDPMScheduler(Scheduler):
 
         Raises:
             ValueError: t is not one of ``timesteps``, a tensor is of the wrong shape or type or
-                not finite, or a generator is none.
+                on a CPU not finite, or a generator is none.
         """
         learned = self.variance_type.startswith("learned")
         model_output, t, sample = self._checked_step(model_output, timestep, sample, learned)
@@ -297,7 +297,8 @@ class DDIMScheduler(Scheduler):
 
         Raises:
             ValueError: :meth:`set_timesteps` was not called, t or eta is out of range, a tensor is
-                of the wrong shape or type or not finite, or both a generator and noise are given.
+                of the wrong shape or type or on a CPU not finite, or both a generator and noise
+                are given.
         """
         if self.num_inference_steps is None:
             raise UserError("num_inference_steps is not known: call set_timesteps before step")
