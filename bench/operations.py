@@ -35,6 +35,7 @@ from ..kernels import (
     TrainingData,
     adamw_,
     adamw_state,
+    eps_table,
     q_sample_batch,
     reverse_step,
     shadow_of,
@@ -167,7 +168,7 @@ def training_step(device: torch.device, rows: int, precision: str) -> Comparison
     parameters = model.network().parameters.detach()
     data = TrainingData(
         points=torch.randn(1, POINTS, 2, device=device),
-        alpha_bar=torch.linspace(1, 1e-3, TIMESTEPS, device=device)[None],
+        forward_table=eps_table(torch.linspace(1, 1e-3, TIMESTEPS, device=device))[None],
         time_features=torch.linspace(-1, 1, TIMESTEPS, device=device)[None, :, None],
         labels=None,
         n_points=torch.tensor([POINTS], device=device),
@@ -185,8 +186,9 @@ def training_step(device: torch.device, rows: int, precision: str) -> Comparison
     def loss(module: nn.Module) -> object:
         index = torch.randint(POINTS, (rows,), device=device)
         t = torch.randint(TIMESTEPS, (rows,), device=device)
-        eps, alpha_bar = torch.randn(rows, 2, device=device), data.alpha_bar[0, t, None]
-        x_t = alpha_bar.sqrt() * data.points[0, index] + (1 - alpha_bar).sqrt() * eps
+        eps = torch.randn(rows, 2, device=device)
+        signal, noise = data.forward_table[0, t, :2, None].unbind(dim=1)
+        x_t = signal * data.points[0, index] + noise * eps
         y = module(torch.cat((x_t, data.time_features[0, t]), dim=1))
         return F.mse_loss(y.float(), eps)
 
@@ -199,7 +201,8 @@ def training_step(device: torch.device, rows: int, precision: str) -> Comparison
 
     def error() -> float:
         doubled = data._replace(**{
-            name: getattr(data, name).double() for name in ("points", "alpha_bar", "time_features")
+            name: getattr(data, name).double()
+            for name in ("points", "forward_table", "time_features")
         })  # fmt: skip
         _, expected = train_step(parameters.double(), shape, doubled, batch_size=rows, seed=seed,
                                  step=0, backend="torch")  # fmt: skip
@@ -220,10 +223,10 @@ def noising(device: torch.device, rows: int) -> Comparison:
     """Compares the draw of a training batch and its noise."""
     points = torch.randn(POINTS, 2, device=device)
     alpha_bar = torch.linspace(1, 1e-3, TIMESTEPS, device=device)
-    seed = torch.tensor([0], device=device)
+    table, seed = eps_table(alpha_bar), torch.tensor([0], device=device)
 
     def ours() -> Tensor:
-        return q_sample_batch(points, alpha_bar, rows, seed=seed, step=0)[0]
+        return q_sample_batch(points, table, rows, seed=seed, step=0)[0]
 
     def peer() -> Tensor:
         index = torch.randint(POINTS, (rows,), device=device)
@@ -232,7 +235,7 @@ def noising(device: torch.device, rows: int) -> Comparison:
         return a.sqrt() * points[index] + (1 - a).sqrt() * eps
 
     def error() -> float:
-        expected, _ = q_sample_batch(points, alpha_bar, rows, seed=seed, step=0, backend="torch")
+        expected, _ = q_sample_batch(points, table, rows, seed=seed, step=0, backend="torch")
         return relative_error(ours(), expected.double())
 
     peers = {"eager": peer, "compiled": torch.compile(peer)}

@@ -77,7 +77,7 @@ class Chain(NamedTuple):
     seed: int
     x_T: Tensor | None  # float32 [n, d], on the CPU
     init: Tensor | None  # float32 [n, d], on the CPU
-    alpha_bar: float  # where the chain starts
+    levels: tuple[float, float]  # signal and noise where the chain starts
     rows_per_step: int  # of the table
 
     @property
@@ -113,7 +113,7 @@ class Chain(NamedTuple):
         if self.init is None:
             return noise
         clean = self.init[None, rows].to(device)
-        return self.alpha_bar**0.5 * clean + (1 - self.alpha_bar) ** 0.5 * noise
+        return self.levels[0] * clean + self.levels[1] * noise
 
 
 def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
@@ -133,7 +133,7 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         steps = solver_timesteps(schedule, config.num_steps, start=config.start)
     else:
         steps = timesteps(schedule, config.num_steps, start=config.start, method=config.method)
-    alpha_bar = schedule.alpha_bar[steps[0]].item()
+    first = int(steps[0])
     scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
     table = reverse_table(
         schedule,
@@ -159,7 +159,7 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         check_seed(config.seed),
         None if config.x_T is None else points("x_T", config.x_T, (n, dim)),
         None if config.init is None else points("init", config.init, (n, dim)),
-        alpha_bar,
+        (schedule.signal[first].item(), schedule.noise[first].item()),
         solver.rows_per_step if solver else 1,
     )
 

@@ -51,9 +51,10 @@ from .export import SUFFIXES, export_model
 from .interrupts import exit_code, word_for
 from .metrics import summary
 from .metrics.bands import MOST_DRAWS
+from .noise_levels import SCHEDULES
 from .report import write_report
 from .run_folder import RunFolder
-from .schedules import SCHEDULES, Schedule
+from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 from .training.distributed import join
 from .viewer import write_view

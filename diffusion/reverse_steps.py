@@ -1,4 +1,4 @@
-"""Reverse steps that are linear in x_t, eps and z, as tables of coefficients: DDPM and DDIM."""
+"""Reverse steps that are linear in x_t, the network's output and z, as tables: DDPM and DDIM."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,43 +13,97 @@ from .schedules import Schedule, check_schedule
 VARIANCES = ("beta", "posterior", "none")
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
-Coefficients = tuple[Tensor, Tensor, Tensor]  # of x_t, eps and z, float64 [S] each
+Coefficients = tuple[Tensor, Tensor, Tensor]  # of x0_hat, eps_hat and z, float64 [S] each
+
+
+class Levels(NamedTuple):
+    """Signal and noise level before and after each step, float64 [S]; the last one leads to x_0."""
+
+    signal: Tensor
+    noise: Tensor
+    signal_prev: Tensor
+    noise_prev: Tensor
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """The variance of q(x_prev | x_t, x_0) (Ho et al. 2020, equation 7)."""
+        ratio = self.noise_prev * self.signal / (self.signal_prev * self.noise)  # of both sigma
+        return self.noise_prev.square() * (1 - ratio.square())
+
+    @property
+    def added_variance(self) -> Tensor:
+        """The variance of q(x_t | x_prev): beta of a variance-preserving process."""
+        kept = self.noise_prev * self.signal / self.signal_prev
+        return self.noise.square() - kept.square()
 
 
 class Step(NamedTuple):
     """A reverse step that is linear in x_t, eps and z; an entry of :data:`STEPS`."""
 
     title: str  # in figures and reports
-    # of alpha_bar and alpha_bar_prev, float64 [S], variance and eta; see reverse_table
-    coefficients: Callable[[Tensor, Tensor, str, float], Coefficients]
+    # of the levels, variance and eta; see reverse_table
+    coefficients: Callable[[Levels, str, float], Coefficients]
 
 
-def _posterior_variance(alpha_bar: Tensor, prev: Tensor) -> Tensor:
-    """Returns the variance of q(x_prev | x_t, x_0) (Ho et al. 2020, equation 7)."""
-    return (1 - alpha_bar / prev) * (1 - prev) / (1 - alpha_bar)
-
-
-def _ddpm(alpha_bar: Tensor, prev: Tensor, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
-    alpha = alpha_bar / prev
-    beta = 1 - alpha
+def _ddpm(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
+    posterior = levels.posterior_variance
     sigma_squared = {
-        "beta": beta,
-        "posterior": _posterior_variance(alpha_bar, prev),
-        "none": torch.zeros_like(beta),
+        "beta": levels.added_variance,
+        "posterior": posterior,
+        "none": torch.zeros_like(posterior),
     }[variance]
     sigma = sigma_squared.sqrt()
     sigma[-1] = 0
-    return alpha.rsqrt(), -beta / ((1 - alpha_bar) * alpha).sqrt(), sigma
+    return levels.signal_prev, (levels.noise_prev.square() - posterior).sqrt(), sigma
 
 
-def _ddim(alpha_bar: Tensor, prev: Tensor, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
-    sigma = eta * _posterior_variance(alpha_bar, prev).sqrt()
-    x = (prev / alpha_bar).sqrt()
-    eps = (1 - prev - sigma**2).clamp(min=0).sqrt() - x * (1 - alpha_bar).sqrt()
-    return x, eps, sigma
+def _ddim(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
+    sigma = eta * levels.posterior_variance.sqrt()
+    eps = (levels.noise_prev.square() - sigma.square()).clamp(min=0).sqrt()
+    return levels.signal_prev, eps, sigma
 
 
 STEPS = {"ddpm": Step("DDPM", _ddpm), "ddim": Step("DDIM", _ddim)}
+
+
+def levels_of(schedule: Schedule, steps: Tensor) -> Levels:
+    """Returns the levels of a chain that visits these timesteps, int64 [S], and ends at x_0."""
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    signal, noise = schedule.signal[steps], schedule.noise[steps]
+    return Levels(signal, noise, torch.cat((signal[1:], one)), torch.cat((noise[1:], zero)))
+
+
+def of_output(schedule: Schedule, steps: Tensor, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns weights of x_t and the network's output [S] for those of x0_hat and eps_hat [S]."""
+    x0_x, x0_output = (each[steps] for each in schedule.x0_coefficients)
+    eps_x, eps_output = (each[steps] for each in schedule.eps_coefficients)
+    return x0 * x0_x + eps * eps_x, x0 * x0_output + eps * eps_output
+
+
+def guide_of(
+    schedule: Schedule, steps: Tensor, scale: GuidanceScale, *, classifier_free: bool
+) -> Tensor:
+    """Returns the guidance scale at each of the timesteps, in units of the network's output [S].
+
+    A classifier's gradient is that of log p(y | x_t), and changes eps_hat by noise_t times it. At a
+    timestep without any data it is 0, and so is its scale.
+
+    Raises:
+        ValueError: the scale is not finite, or the function returns no tensor [S].
+    """
+    ones = torch.ones(len(steps), dtype=torch.float64)
+    guide = scale(steps.double()) if callable(scale) else ones * scale
+    if not isinstance(guide, Tensor) or guide.shape != ones.shape:
+        shape = list(guide.shape) if isinstance(guide, Tensor) else type(guide).__name__
+        raise UserError(
+            f"scale must return a tensor [{len(ones)}] for t [{len(ones)}], got {shape}"
+        )
+    if not guide.isfinite().all():
+        raise UserError("scale must be finite, got NaN or infinity")
+    if classifier_free:
+        return guide
+    per_output = schedule.eps_coefficients[1][steps]
+    return torch.where(per_output == 0, 0.0, guide * schedule.noise[steps] / per_output)
 
 
 @in_default_state
@@ -95,24 +149,22 @@ def reverse_table(
     scale: GuidanceScale = 0.0,
     classifier_free: bool = False,
 ) -> Tensor:
-    """Returns the coefficients of x_t, eps, z and the guidance of each step, float64 [S, 4].
+    """Returns the coefficients of x_t, output, z and the guidance of each step, float64 [S, 4].
 
-    DDPM (Ho et al. 2020, algorithm 2), written for any stride, with alpha = alpha_bar_t /
-    alpha_bar_prev and beta = 1 - alpha::
+    DDPM (Ho et al. 2020, algorithm 2) and DDIM (Song et al. 2021, equation 12) are, at any stride::
 
-        x_prev = (x_t - beta / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha) + sigma z
+        x_prev = signal_prev x0_hat + sqrt(noise_prev^2 - v) eps_hat + sigma z
 
-    DDIM (Song et al. 2021, equation 12)::
+    where v = sigma^2 for DDIM, and for DDPM the variance of q(x_prev | x_t, x_0). x0_hat and
+    eps_hat are linear in x_t and the network's output, see :meth:`Schedule.x0_hat`.
 
-        x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z
+    Guidance (Dhariwal and Nichol 2021, algorithm 2) changes the noise, and with it the output::
 
-    Guidance (Dhariwal and Nichol 2021, algorithm 2)::
+        eps_hat = eps - scale(t) noise_t grad log p(y | x_t)
 
-        eps_hat = eps - scale(t) sqrt(1 - alpha_bar_t) grad log p(y | x_t)
+    or, classifier-free (Ho and Salimans 2022, equation 6), the output itself::
 
-    or classifier-free (Ho and Salimans 2022, equation 6)::
-
-        eps_hat = (1 + scale(t)) eps(x_t, y) - scale(t) eps(x_t)
+        output = (1 + scale(t)) output(x_t, y) - scale(t) output(x_t)
 
     Args:
         schedule: the forward process.
@@ -132,15 +184,6 @@ def reverse_table(
     check_choice("method", method, STEPS)
     check_choice("variance", variance, VARIANCES)
     check_number("eta", eta, 0, 1)
-    alpha_bar = schedule.alpha_bar[steps]
-    prev = torch.cat((schedule.alpha_bar[steps[1:]], torch.ones(1, dtype=torch.float64)))
-    x, eps, sigma = STEPS[method].coefficients(alpha_bar, prev, variance, eta)
-    guide = scale(steps.double()) if callable(scale) else torch.full_like(x, scale)
-    if not isinstance(guide, Tensor) or guide.shape != x.shape:
-        shape = list(guide.shape) if isinstance(guide, Tensor) else type(guide).__name__
-        raise UserError(f"scale must return a tensor [{len(x)}] for t [{len(x)}], got {shape}")
-    if not classifier_free:
-        guide = guide * (1 - alpha_bar).sqrt()
-    if not guide.isfinite().all():
-        raise UserError("scale must be finite, got NaN or infinity")
-    return torch.stack((x, eps, sigma, guide), dim=1)
+    x0, eps, sigma = STEPS[method].coefficients(levels_of(schedule, steps), variance, eta)
+    guide = guide_of(schedule, steps, scale, classifier_free=classifier_free)
+    return torch.stack((*of_output(schedule, steps, x0, eps), sigma, guide), dim=1)

@@ -167,5 +167,4 @@ SOLVERS = {
 
 def _levels(schedule: Schedule, steps: Tensor) -> tuple[list[float], list[float]]:
     """Returns alpha and sigma, S + 1 numbers each: of the steps, and of the data."""
-    alpha_bar = schedule.alpha_bar[steps]
-    return [*alpha_bar.sqrt().tolist(), 1.0], [*(1 - alpha_bar).sqrt().tolist(), 0.0]
+    return [*schedule.signal[steps].tolist(), 1.0], [*schedule.noise[steps].tolist(), 0.0]

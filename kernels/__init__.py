@@ -9,7 +9,7 @@ from .adamw import AdamWState, Course, Shadow, adamw_, adamw_state, shadow_of
 from .mlp import ACTIVATIONS, MLPParameters, MLPShape, mlp
 from .modules import FusedMLP
 from .overflow import detect_overflow
-from .q_sample import Draw, q_sample, q_sample_batch
+from .q_sample import Draw, eps_table, q_sample, q_sample_batch
 from .reduce_grad import ReducedGradient, reduce_grad
 from .reverse_step import reverse_step
 from .sample_chain import Condition, Guide, Network, draw_prior, sample_chain
@@ -37,6 +37,7 @@ __all__ = [
     "decelerate",
     "detect_overflow",
     "draw_prior",
+    "eps_table",
     "layers",
     "mlp",
     "q_sample",

@@ -69,7 +69,7 @@ def data_of(kind):
     """Returns data of two models; the kind is that of the network."""
     data = fk.TrainingData(
         points=torch.randn(MODELS, 12, 2),
-        alpha_bar=ALPHA_BAR.repeat(MODELS, 1),
+        forward_table=fk.eps_table(ALPHA_BAR).repeat(MODELS, 1, 1),
         time_features=torch.linspace(-1, 1, 9).repeat(MODELS, 1)[..., None],
         labels=None if kind == "denoiser" else torch.arange(12).repeat(MODELS, 1) % 3,
         n_points=torch.tensor([12, 9]),

@@ -15,7 +15,7 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # its own, and within a package.
 LEVELS = (
     ("errors",),
-    ("device", "files", "interrupts", "progress", "time_embedding"),
+    ("device", "files", "interrupts", "noise_levels", "predictions", "progress", "time_embedding"),
     ("schedules", "data", "locks"),
     ("models", "run_folder", "panel"),
     ("solvers", "reverse_steps", "training", "metrics", "plots"),
@@ -36,8 +36,8 @@ PUBLIC = {
     "flashpoint.kernels": """
         ACTIVATIONS Acceleration AdamWState Condition Course Draw FusedMLP Guide MLPParameters
         MLPShape Network ReducedGradient Shadow TrainingData Workspace accelerate adamw_ adamw_state
-        decelerate detect_overflow draw_prior layers mlp q_sample q_sample_batch reduce_grad
-        reverse_step sample_chain shadow_of train_step training_sums workspace_of""",
+        decelerate detect_overflow draw_prior eps_table layers mlp q_sample q_sample_batch
+        reduce_grad reverse_step sample_chain shadow_of train_step training_sums workspace_of""",
     "flashpoint.diffusion": """
         BlockMLP ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
         DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses Points RECIPES Recipe

@@ -14,7 +14,8 @@ from ...kernels import q_sample, reverse_step
 from ...kernels.default_state import methods_in_default_state
 from .. import files
 from ..errors import UserError, shown
-from ..schedules import SCHEDULES, Schedule
+from ..noise_levels import BETAS
+from ..schedules import Schedule
 from . import checks, settings
 from .settings import SchedulerConfig
 
@@ -25,7 +26,7 @@ _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
     "scaled_linear": lambda steps, start, end: (
         torch.linspace(start**0.5, end**0.5, steps, **_FLOAT32) ** 2
     ),
-    "squaredcos_cap_v2": lambda *arguments: SCHEDULES["cosine"](*arguments).float(),
+    "squaredcos_cap_v2": lambda *arguments: BETAS["cosine"](*arguments).float(),
     "sigmoid": lambda steps, start, end: (
         torch.linspace(-6, 6, steps, **_FLOAT32).sigmoid() * (end - start) + start
     ),

@@ -17,9 +17,10 @@ from .. import plots
 from ..metrics.distances import sliced_wasserstein
 from ..metrics.excess_loss import GaussianMixture, Target
 from ..metrics.table import markdown_table
+from ..noise_levels import BETAS
 from ..reverse_steps import reverse_table, timesteps
 from ..sampling import METHODS
-from ..schedules import SCHEDULES, Schedule
+from ..schedules import Schedule
 from ..solvers import SOLVERS, solver_timesteps
 
 DETERMINISTIC = {
@@ -159,7 +160,7 @@ def distances_by_schedule(
             )
             for count in counts
         ]
-        for name in SCHEDULES
+        for name in BETAS
         for method in METHODS
     }
 

@@ -15,6 +15,9 @@ from .task import Task
 
 _TABLE_SIZE = 2**14  # entries of a table of timesteps
 _MOST_LOSSES = 100_000  # recorded of one network; of a longer run, evenly spread ones
+_MOST_LOG_SIGMA = 50.0  # of a schedule's only timestep, where no data is left
+# Mean and standard deviation of log(sigma); that of flow matching is logit(t).
+_NORMAL_LOG_SIGMA = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
 
 
 def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
@@ -24,7 +27,11 @@ def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
     tables = _timestep_tables(tasks)
     uneven = len({len(table) for table in tables}) > 1 or len(set(steps)) > 1
     features = {task.schedule: task.schedule.time_features.float() for task in tasks}
-    alpha_bar = {task.schedule: task.schedule.alpha_bar.float() for task in tasks}
+    forward = {
+        (task.schedule, task.recipe.weighting): task.schedule.forward_table(task.recipe.weighting)
+        for task in tasks
+    }
+    forward = {key: table.float() for key, table in forward.items()}
     class_features = [table for task in tasks if (table := task.class_features()) is not None]
     labels = [task.points.labels for task in tasks if task.points.labels is not None]
     p_uncond = [task.recipe.p_uncond for task in tasks if task.recipe.p_uncond is not None]
@@ -34,7 +41,9 @@ def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
 
     return TrainingData(
         points=_stack([task.points.data.float() for task in tasks], device),
-        alpha_bar=_stack([alpha_bar[task.schedule] for task in tasks], device),
+        forward_table=_stack(
+            [forward[task.schedule, task.recipe.weighting] for task in tasks], device
+        ),
         time_features=_stack([features[task.schedule] for task in tasks], device),
         labels=_stack(labels, device) if first.classify or first.conditional else None,
         n_points=numbers([len(task.points) for task in tasks]),
@@ -61,8 +70,8 @@ def course_of(tasks: Sequence[Task], device: torch.device) -> Course:
     )
 
 
-def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
-    """Returns timesteps int64 [K], each as often as a recipe with this ``low_noise`` draws it.
+def timestep_table(schedule: Schedule, low_noise: float, t_density: str = "uniform") -> Tensor:
+    """Returns timesteps int64 [K], each as often as a recipe draws it.
 
     A step draws its timesteps uniformly from the table.
 
@@ -70,26 +79,42 @@ def timestep_table(schedule: Schedule, low_noise: float) -> Tensor:
         schedule: the forward process.
         low_noise: fraction of the rows whose timestep is drawn uniformly in the logarithm of the
             noise level; see :class:`~flashpoint.diffusion.Recipe`.
+        t_density: density of the others; see there.
     """
-    uniform = torch.arange(schedule.num_steps)
-    if low_noise == 0:
-        return uniform
-    log_sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).log() / 2
+    if low_noise == 0 and t_density == "uniform":
+        return torch.arange(schedule.num_steps)
+    log_sigma = _finite_log_sigma(schedule)
     first = (log_sigma[1] - log_sigma[0]) if schedule.num_steps > 1 else 1.0
     weight = log_sigma.diff(prepend=log_sigma[:1] - first)
-    weight = low_noise * weight / weight.sum() + (1 - low_noise) / schedule.num_steps
+    weight = low_noise * weight / weight.sum()
+    weight += (1 - low_noise) * _density(log_sigma, t_density)
     quantile = (torch.arange(_TABLE_SIZE, dtype=torch.float64) + 0.5) / _TABLE_SIZE
     return torch.searchsorted(weight.cumsum(0), quantile).clamp(max=schedule.num_steps - 1)
 
 
+def _finite_log_sigma(schedule: Schedule) -> Tensor:
+    """Returns log(sigma), float64 [T]; where no data is left, as far on as the step before it."""
+    log_sigma = schedule.sigma.log()
+    if log_sigma[-1].isinf() and len(log_sigma) > 2:
+        log_sigma[-1] = 2 * log_sigma[-2] - log_sigma[-3]
+    return log_sigma.clamp(max=_MOST_LOG_SIGMA)
+
+
+def _density(log_sigma: Tensor, name: str) -> Tensor:
+    """Returns the shares of the timesteps, float64 [T], that sum to 1."""
+    if name == "uniform":
+        return torch.full_like(log_sigma, 1 / len(log_sigma))
+    mean, std = _NORMAL_LOG_SIGMA[name]
+    middles = (log_sigma[1:] + log_sigma[:-1]) / 2  # a timestep stands for its neighbourhood
+    below = torch.special.ndtr((middles - mean) / std)
+    return torch.cat((below, below.new_ones(1))).diff(prepend=below.new_zeros(1))
+
+
 def _timestep_tables(tasks: Sequence[Task]) -> list[Tensor]:
     """Returns the table of timesteps of each task; equal ones are the same tensor."""
-    tables: dict[tuple, Tensor] = {}
-    for task in tasks:
-        key = (task.schedule, task.recipe.low_noise)
-        if key not in tables:
-            tables[key] = timestep_table(*key)
-    return [tables[task.schedule, task.recipe.low_noise] for task in tasks]
+    keys = [(task.schedule, task.recipe.low_noise, task.recipe.t_density) for task in tasks]
+    tables = {key: timestep_table(*key) for key in dict.fromkeys(keys)}
+    return [tables[key] for key in keys]
 
 
 def _stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

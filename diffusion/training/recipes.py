@@ -11,8 +11,10 @@ from ...kernels import MLPShape
 from ...kernels.default_state import methods_in_default_state
 from ..errors import UserError, check_choice, check_integer, check_number
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS, layer_widths
+from ..predictions import PREDICTIONS, WEIGHTINGS
 
 OPTIMIZERS = ("adamw", "adam")
+T_DENSITIES = ("uniform", "logit-normal", "log-normal")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class _Common:
     class_embedding: str = field(default="learned", kw_only=True)
     clip_norm: float | None = field(default=None, kw_only=True)
     chunk_rows: int | None = field(default=None, kw_only=True)
+    prediction: str | None = field(default=None, kw_only=True)
+    weighting: str = field(default="uniform", kw_only=True)
 
 
 @methods_in_default_state
@@ -54,6 +58,15 @@ class Recipe(_Common):
         chunk_rows: number of rows that go through the network at once; the gradients of the chunks
             of a batch add up. None takes as many as stay in a GPU's cache if that is less than half
             of a batch, else the whole batch.
+        prediction: what the denoiser predicts, ``eps``, ``x0``, ``v``, ``flow`` or ``edm``, see
+            :class:`flashpoint.diffusion.Schedule`; None leaves it to the schedule.
+        weighting: how much an error counts at each timestep: ``uniform`` takes that of what the
+            network predicts as it is, ``min-snr`` (Hang et al. 2023), ``p2`` (Choi et al. 2022) and
+            ``edm`` (Karras et al. 2022) weight it by the signal-to-noise ratio.
+        t_density: density of the timesteps of the rows that are not ``low_noise``: ``uniform`` in
+            t, or normal in log(sigma), ``logit-normal`` with mean 0 and standard deviation 1 as for
+            flow matching (Esser et al. 2024, section 3.1), ``log-normal`` with -1.2 and 1.2 (Karras
+            et al. 2022, table 1). A classifier's are uniform.
 
     Raises:
         ValueError: a count or rate is out of range.
@@ -67,6 +80,7 @@ class Recipe(_Common):
     weight_decay: float = 0.01
     ema_decay: float = 0.998
     low_noise: float = 0.75
+    t_density: str = field(default="uniform", kw_only=True)
 
     optimizer = "adamw"
     refresh = None  # nothing is kept from step to step
@@ -78,6 +92,7 @@ class Recipe(_Common):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         check_number("low_noise", self.low_noise, 0, 1)
+        check_choice("t_density", self.t_density, T_DENSITIES)
 
     def total_steps(self, pairs: int) -> int:  # noqa: ARG002
         """Returns the number of optimiser steps, whatever the number of (point, timestep) pairs."""
@@ -184,8 +199,8 @@ class ClassicRecipe(_Common):
         optimizer: ``adamw``, or ``adam`` with the weight decay in the gradient.
         weight_decay: weight decay of the optimiser.
         refresh: number of epochs between two draws of the noise.
-        activation, linear_input, p_uncond, class_embedding, clip_norm, chunk_rows: see
-            :class:`Recipe`.
+        activation, linear_input, p_uncond, class_embedding, clip_norm, chunk_rows, prediction,
+            weighting: see :class:`Recipe`.
 
     Raises:
         ValueError: a count or rate is out of range, or the optimiser is unknown.
@@ -202,6 +217,7 @@ class ClassicRecipe(_Common):
 
     ema_decay = 0.0  # the last weights are the result
     low_noise = 0.0
+    t_density = "uniform"
 
     def __post_init__(self):
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -254,6 +270,9 @@ def _check_common(recipe: Recipe | ClassicRecipe, *counts: str) -> None:
     check_number("weight_decay", recipe.weight_decay, 0)
     check_choice("activation", recipe.activation, ACTIVATIONS)
     check_choice("class_embedding", recipe.class_embedding, CLASS_EMBEDDINGS)
+    if recipe.prediction is not None:
+        check_choice("prediction", recipe.prediction, PREDICTIONS)
+    check_choice("weighting", recipe.weighting, WEIGHTINGS)
     if recipe.p_uncond is not None:
         check_number("p_uncond", recipe.p_uncond, 0, 1)
     if recipe.clip_norm is not None and not recipe.clip_norm > 0:

@@ -21,7 +21,8 @@ class Task:
 
     Args:
         points: the data set.
-        schedule: the forward process.
+        schedule: the forward process. If the recipe of a denoiser says what to predict, the task's
+            schedule does, too.
         recipe: the settings of the training.
         classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
         seed: seed of the initial weights and of everything drawn.
@@ -40,6 +41,9 @@ class Task:
         if (self.classify or self.conditional) and self.points.labels is None:
             network = "classifier" if self.classify else "conditional denoiser"
             raise UserError(f"{self.points.name}: a {network} needs labels, got none")
+        prediction = self.recipe.prediction
+        if prediction not in (None, self.schedule.prediction) and not self.classify:
+            object.__setattr__(self, "schedule", self.schedule.predicting(str(prediction)))
 
     @property
     def conditional(self) -> bool:

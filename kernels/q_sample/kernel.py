@@ -19,6 +19,8 @@ from .reference import Draw, TrainingData
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
+# Numbers of a timestep in the forward table, and the place of the last one.
+FORWARD_NUMBERS, WEIGHT = tl.constexpr(5), tl.constexpr(4)
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
 # a multiple of 16, and for a step counter at an address that is not a multiple of 16 bytes.
 _VARYING = [
@@ -28,7 +30,8 @@ _VARYING = [
 
 @triton.jit(do_not_specialize=_VARYING)
 def draw_kernel(
-    points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
+    points_ptr, points_stride, forward_table_ptr, forward_table_stride, features_ptr,
+    features_stride,
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
@@ -44,7 +47,7 @@ def draw_kernel(
 
     Args:
         points_ptr, points_stride: float32 [M, N, DIM].
-        alpha_bar_ptr, alpha_bar_stride: float32 [M, T].
+        forward_table_ptr, forward_table_stride: float32 [M, T, 5].
         features_ptr, features_stride: float32 [M, T, TIME], features of the timesteps.
         labels_ptr, labels_stride: int64 [M, N], or None.
         class_features_ptr, class_features_stride: float32 [M, C + 1, CLASS], or None; the last
@@ -98,7 +101,7 @@ def draw_kernel(
         tl.store(live_ptr + position, live, mask=once)
     write_rows(
         points_ptr + model * points_stride + index * DIM,
-        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
+        forward_table_ptr + model * forward_table_stride + t * FORWARD_NUMBERS,
         features_ptr + model * features_stride + t * TIME, class_features, seed, step, element,
         inputs_ptr + position * (DIM + TIME + CLASS), eps_ptr + position * DIM, present,
         pair, DIM, TIME, CLASS,
@@ -146,8 +149,21 @@ def draw_condition(labels, index, p_uncond, classes, seed, step, element):
 
 
 @triton.jit
+def levels(forward_row):
+    """Returns signal and noise level of each row, fp32; the pointers are to its five numbers."""
+    return tl.load(forward_row).to(tl.float32), tl.load(forward_row + 1).to(tl.float32)
+
+
+@triton.jit
+def target_of(forward_row, x_0, eps):
+    """Returns what the network is to predict, fp32 [ROWS, columns] as x_0 and eps."""
+    signal, noise = tl.load(forward_row + 2), tl.load(forward_row + 3)
+    return signal[:, None] * x_0 + noise[:, None] * eps
+
+
+@triton.jit
 def write_rows(
-    x_0, alpha_bar, time_features, class_features, seed, step, element, inputs, eps, live,
+    x_0, forward_row, time_features, class_features, seed, step, element, inputs, eps, live,
     pair, DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr,
 ):  # fmt: skip
     """Writes a pair of the columns of eps and of the network's input.
@@ -159,9 +175,10 @@ def write_rows(
     if pair < PAIRS:
         # The first two words of a row have made index and t.
         eps_0, eps_1 = normal_pair(seed, DRAW, step, element, pair + 1)
-        _noise(x_0, eps, inputs, pair * 2, eps_0, alpha_bar, live)
+        signal, noise = levels(forward_row)
+        _noise(x_0, eps, inputs, pair * 2, eps_0, signal, noise, live)
         if pair * 2 + 1 < DIM:
-            _noise(x_0, eps, inputs, pair * 2 + 1, eps_1, alpha_bar, live)
+            _noise(x_0, eps, inputs, pair * 2 + 1, eps_1, signal, noise, live)
     begin = tl.maximum(pair - PAIRS, 0) * 2
     end = tl.minimum((pair + 1 - PAIRS) * 2, TIME + CLASS)
     for column in tl.range(begin, tl.minimum(end, TIME), num_stages=1):
@@ -174,27 +191,27 @@ def write_rows(
 
 
 @triton.jit
-def _noise(x_0, eps, inputs, column, value, alpha_bar, live):
+def _noise(x_0, eps, inputs, column, value, signal, noise, live):
     """Writes one coordinate of eps and of x_t."""
-    x_t = tl.sqrt_rn(alpha_bar) * tl.load(x_0 + column, mask=live, other=0.0)
-    x_t += tl.sqrt_rn(1 - alpha_bar) * value
+    x_t = signal * tl.load(x_0 + column, mask=live, other=0.0) + noise * value
     tl.store(eps + column, value, mask=live)
     tl.store(inputs + column, x_t, mask=live)
 
 
 @triton.jit(
     do_not_specialize=["elements"],
-    do_not_specialize_on_alignment=["x_0_ptr", "alpha_bar_ptr", "t_ptr", "eps_ptr"],
+    do_not_specialize_on_alignment=["x_0_ptr", "forward_table_ptr", "t_ptr", "eps_ptr"],
 )
 def noise_kernel(
-    x_0_ptr, alpha_bar_ptr, alpha_bar_stride, t_ptr, eps_ptr, x_t_ptr, elements,
+    x_0_ptr, forward_table_ptr, forward_table_stride, t_ptr, eps_ptr, x_t_ptr, elements,
     DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Writes x_t of given x_0, t and eps; grid (blocks, M).
 
     Args:
         x_0_ptr, eps_ptr: floating-point [M, elements].
-        alpha_bar_ptr, alpha_bar_stride: floating-point [M, T], and elements from model to model.
+        forward_table_ptr, forward_table_stride: floating-point [M, T, 5], and elements from model
+            to model.
         t_ptr: int64 [M, elements / DIM].
         x_t_ptr: floating-point [M, elements], output.
         elements: rows of a model times DIM.
@@ -205,25 +222,23 @@ def noise_kernel(
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = element < elements
     t = tl.load(t_ptr + model * (elements // DIM) + element // DIM, mask=live, other=0)
-    alpha_bar = tl.load(alpha_bar_ptr + model * alpha_bar_stride + t).to(tl.float32)
+    signal, noise = levels(forward_table_ptr + model * forward_table_stride + t * FORWARD_NUMBERS)
     element += model * elements
     x_0 = tl.load(x_0_ptr + element, mask=live, other=0.0).to(tl.float32)
     eps = tl.load(eps_ptr + element, mask=live, other=0.0).to(tl.float32)
-    x_t = tl.sqrt_rn(alpha_bar) * x_0 + tl.sqrt_rn(1 - alpha_bar) * eps
+    x_t = signal * x_0 + noise * eps
     tl.store(x_t_ptr + element, x_t.to(x_t_ptr.dtype.element_ty), mask=live)
 
 
-def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Returns x_t of x_0 [M, B, d], alpha_bar [M, T] or [1, T], t [M, B] and eps [M, B, d]."""
+def q_sample(x_0: Tensor, forward_table: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Returns x_t of x_0 [M, B, d], a table [M, T, 5], t [M, B] and eps [M, B, d]."""
     models, rows, dim = x_0.shape
     x_t = torch.empty_like(x_0, memory_format=torch.contiguous_format)
-    alpha_bar = alpha_bar.contiguous()
     if x_t.numel():
         with device_of(x_0):
             noise_kernel[triton.cdiv(rows * dim, _ELEMENTS), models](
                 x_0_ptr=x_0.contiguous(),
-                alpha_bar_ptr=alpha_bar,
-                alpha_bar_stride=model_stride(alpha_bar),
+                **_tensor_argument("forward_table", forward_table),
                 t_ptr=t.contiguous(),
                 eps_ptr=eps.contiguous(),
                 x_t_ptr=x_t,
@@ -243,7 +258,7 @@ def source_arguments(data: TrainingData) -> dict[str, Any]:
     class_features = data.class_features
     return {
         **_tensor_argument("points", data.points),
-        **_tensor_argument("alpha_bar", data.alpha_bar),
+        **_tensor_argument("forward_table", data.forward_table),
         **_tensor_argument("features", data.time_features),
         **_tensor_argument("labels", data.labels),
         **_tensor_argument("class_features", class_features),
@@ -251,7 +266,7 @@ def source_arguments(data: TrainingData) -> dict[str, Any]:
         "p_uncond_ptr": _contiguous(data.p_uncond),
         "n_points_ptr": _contiguous(data.n_points),
         "n_steps_ptr": _contiguous(data.n_steps),
-        "steps": data.alpha_bar.shape[1],
+        "steps": data.forward_table.shape[1],
         **_tensor_argument("t_table", data.t_table),
         "n_entries_ptr": _contiguous(data.n_entries),
         "entries": data.t_table.shape[1],

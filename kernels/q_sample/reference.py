@@ -1,6 +1,15 @@
 """The forward process in plain PyTorch: draw a row, then noise it.
 
-x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps        (Ho et al. 2020, equation 4)
+Five numbers for each timestep, a forward table, say what a denoiser sees, what it is to predict and
+how much its error counts::
+
+    x_t    = signal x_0 + noise eps
+    target = target_signal x_0 + target_noise eps
+    loss   = weight (MLP(x_t) - target)^2
+
+Signal and noise of Ho et al. 2020, equation 4, are sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), and
+the target is eps: 0 and 1. Other tables make the same step that of x_0- and v-prediction, of flow
+matching or of EDM.
 """
 
 from typing import NamedTuple
@@ -12,17 +21,19 @@ from ..philox import Stream, normals, permute, random_words, uniform, uniform_in
 
 # A row's random words: the data index, the timestep, then the noise.
 _INDEX, _TIMESTEP, _NOISE = 0, 1, 2
+# Columns of a forward table.
+SIGNAL, NOISE, TARGET_SIGNAL, TARGET_NOISE, WEIGHT = range(5)
 
 
 class TrainingData(NamedTuple):
     """Points, schedules, features and labels of M models, resident on the device.
 
     With ``class_features`` the network is conditional: it sees the class of a row, its label, and
-    predicts the noise. Without them, labels make it a classifier, which predicts them.
+    predicts the target. Without them, labels make it a classifier, which predicts them.
     """
 
     points: Tensor  # float32 [M, N, d]
-    alpha_bar: Tensor  # float32 [M, T]
+    forward_table: Tensor  # float32 [M, T, 5], see :mod:`.reference`
     time_features: Tensor  # float32 [M, T, F], the network's input for each t
     labels: Tensor | None  # int64 [M, N]
     n_points: Tensor  # int64 [M], number of points of each model, at most N
@@ -35,7 +46,7 @@ class TrainingData(NamedTuple):
 
     @property
     def classifies(self) -> bool:
-        """True if the network predicts labels, False if it predicts the noise."""
+        """True if the network predicts labels, False if it predicts the target of the table."""
         return self.labels is not None and self.class_features is None
 
     @property
@@ -57,10 +68,19 @@ class Draw(NamedTuple):
     live: Tensor | None = None
 
 
-def q_sample(x_0: Tensor, alpha_bar: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Returns x_t [M, B, d] of x_0 [M, B, d], alpha_bar [M, T], t [M, B] and eps [M, B, d]."""
-    alpha_bar_t = alpha_bar.expand(len(t), -1).gather(1, t)[..., None]  # [M, B, 1]
-    return alpha_bar_t.sqrt() * x_0 + (1 - alpha_bar_t).sqrt() * eps
+def q_sample(x_0: Tensor, forward_table: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Returns x_t [M, B, d] of x_0 [M, B, d], a table [M, T, 5], t [M, B] and eps [M, B, d]."""
+    row = gather_points(forward_table, t)  # [M, B, 5]
+    return row[..., SIGNAL, None] * x_0 + row[..., NOISE, None] * eps
+
+
+def target_and_weight(
+    x_0: Tensor, forward_table: Tensor, t: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns what a network is to predict, [M, B, d], and the weight of its error, [M, B, 1]."""
+    row = gather_points(forward_table, t)  # [M, B, 5]
+    target = row[..., TARGET_SIGNAL, None] * x_0 + row[..., TARGET_NOISE, None] * eps
+    return target, row[..., WEIGHT, None]
 
 
 def draw_fresh(
@@ -182,7 +202,7 @@ def batch_draw(
     if refresh is None:
         draw = draw_fresh(seed, step, element, n_points, data.t_table, dim, data.n_entries)
     else:
-        steps = [data.alpha_bar.shape[1]] * len(seed)
+        steps = [data.forward_table.shape[1]] * len(seed)
         if data.n_steps is not None:
             steps = data.n_steps.tolist()
         counts = n_points.tolist()

@@ -58,7 +58,7 @@ def _train(
     parameters = _network(shape).parameters
     data = TrainingData(
         points=torch.zeros(1, 5000, 2),
-        alpha_bar=torch.ones(1, 500),
+        forward_table=torch.ones(1, 500, 5),
         time_features=torch.zeros(1, 500, 1),
         labels=torch.zeros(1, 5000, dtype=torch.int64) if class_width or classify else None,
         n_points=torch.tensor([5000]),

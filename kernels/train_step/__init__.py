@@ -152,9 +152,9 @@ def train_step(
     """Draws and noises a batch, and returns the loss and its gradient.
 
     Source: Ho et al. 2020, algorithm 1. With labels but no class features in ``data`` the network
-    is a classifier and the loss is the cross-entropy. Otherwise it predicts the noise and the loss
-    is the mean squared error over rows and coordinates. Checking labels and timesteps waits for the
-    device; :func:`training_sums` does not check them.
+    is a classifier and the loss is the cross-entropy. Otherwise it predicts the target of the
+    forward table and the loss is the weighted mean squared error over rows and coordinates.
+    Checking labels and timesteps waits for the device; :func:`training_sums` does not check them.
 
     Args:
         parameters: float32 [M, P], flat parameters of M networks.
@@ -243,13 +243,15 @@ def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
 
 def _check_data(data: TrainingData, models: int, dtype: torch.dtype) -> None:
     """Raises ValueError if the parts of the data do not fit each other or M models."""
-    floats = ("points", "alpha_bar", "time_features", "class_features", "p_uncond")
+    floats = ("points", "forward_table", "time_features", "class_features", "p_uncond")
     for name, part in data._asdict().items():
         check_dtype(dtype if name in floats else torch.int64, **{name: part})
     check_of_each_model("points", data.points, models, ("N", "d"))
-    check_of_each_model("alpha_bar", data.alpha_bar, models, ("T",))
+    check_of_each_model("forward_table", data.forward_table, models, ("T", 5))
     check_of_each_model("t_table", data.t_table, models, ("K",))
-    count, steps, entries = (part.shape[1] for part in (data.points, data.alpha_bar, data.t_table))
+    count, steps, entries = (
+        part.shape[1] for part in (data.points, data.forward_table, data.t_table)
+    )
     check_of_each_model("time_features", data.time_features, models, (steps, "F"))
     if data.labels is not None:
         check_of_each_model("labels", data.labels, models, (count,))
@@ -285,7 +287,7 @@ def _check_call(
         return
     if workspace.shadow.shape != shape:
         raise ValueError(f"workspace must be of {shape}, got that of {workspace.shadow.shape}")
-    room = workspace.buffers.eps.shape[1]
+    room = workspace.buffers.target.shape[1]
     if rows > room:
         raise ValueError(f"rows must be at most {room}, which workspace has room for, got {rows}")
     for name, tensor in (("parameters", parameters), ("seed", seed)):

@@ -29,7 +29,15 @@ from ..mlp.hopper_network import backward, forward, open_network, resident_first
 from ..mlp.hopper_rows import TileRows, resident_biases, store_sums
 from ..mlp.layout import layout_of
 from ..philox.kernel import DRAW, normal_pair
-from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
+from ..q_sample.kernel import (
+    FORWARD_NUMBERS,
+    WEIGHT,
+    draw_condition,
+    levels,
+    locate_rows,
+    source_arguments,
+    target_of,
+)
 from ..q_sample.reference import TrainingData
 from .kernel import _VARYING, Buffers, allocated
 
@@ -37,15 +45,17 @@ _WARP_ROWS = 16  # whose sums are a part of the tile's
 
 
 @jit
-def noised(x_0, alpha_bar, seed, step, element, live, eps, DIM: gl.constexpr, NET: gl.constexpr):
-    """Returns x_t in the first columns of a tile of inputs, fp32 [ROWS, points]; writes eps.
+def noised(
+    x_0, forward_row, seed, step, element, live, targets, DIM: gl.constexpr, NET: gl.constexpr
+):
+    """Returns x_t in the first columns of a tile of inputs, fp32 [ROWS, points]; writes targets.
 
     Args:
         x_0: pointers to the point of each row.
-        alpha_bar: fp32 [ROWS].
+        forward_row: pointers to the five numbers of each row's timestep.
         seed, step, element: what each row's noise follows from.
         live: bool [ROWS], False for rows whose input is 0.
-        eps: pointer to the tile's noise, fp32 [ROWS, DIM].
+        targets: pointer to what the network is to predict for the tile, fp32 [ROWS, DIM].
     """
     ROWS: gl.constexpr = live.shape[0]
     POINTS: gl.constexpr = accumulators(NET.points, ROWS)
@@ -56,15 +66,15 @@ def noised(x_0, alpha_bar, seed, step, element, live, eps, DIM: gl.constexpr, NE
     z_0, z_1 = normal_pair(
         seed, DRAW, step, gl.expand_dims(element, 1), gl.expand_dims(pair + 1, 0)
     )
-    noise = gl.join(z_0, z_1).reshape([ROWS, NET.points])
-    noise = gl.convert_layout(noise, POINTS, assert_trivial=True)
+    eps = gl.join(z_0, z_1).reshape([ROWS, NET.points])
+    eps = gl.convert_layout(eps, POINTS, assert_trivial=True)
     row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, POINTS)), 1)
     column = gl.expand_dims(gl.arange(0, NET.points, layout=gl.SliceLayout(0, POINTS)), 0)
     inside = gl.expand_dims(live, 1) & (column < DIM)
-    gl.store(eps + row * DIM + column, noise, mask=inside)
     point = gl.load(gl.expand_dims(x_0, 1) + column, mask=inside, other=0.0)
-    alpha_bar = gl.expand_dims(alpha_bar, 1)
-    x_t = gl.sqrt_rn(alpha_bar) * point + gl.sqrt_rn(1 - alpha_bar) * noise
+    gl.store(targets + row * DIM + column, target_of(forward_row, point, eps), mask=inside)
+    signal, noise = levels(forward_row)
+    x_t = gl.expand_dims(signal, 1) * point + gl.expand_dims(noise, 1) * eps
     return gl.where(inside, x_t, 0.0)
 
 
@@ -83,16 +93,17 @@ def with_features(x, features, live, FIRST: gl.constexpr, WIDTH: gl.constexpr, N
 
 
 @jit
-def eps_loss(y, eps, live, DIM: gl.constexpr):
-    """Returns the sum of (y - eps)^2 of each row, and y - eps, half its gradient."""
+def target_loss(y, targets, weight, live, DIM: gl.constexpr):
+    """Returns the sum of weight (y - target)^2 of each row, and half its gradient."""
     LAYOUT: gl.constexpr = accumulators(y.shape[1], y.shape[0])
     row = gl.expand_dims(gl.arange(0, y.shape[0], layout=gl.SliceLayout(1, LAYOUT)), 1)
     column = gl.expand_dims(gl.arange(0, y.shape[1], layout=gl.SliceLayout(0, LAYOUT)), 0)
     inside = gl.expand_dims(live, 1) & (column < DIM)
-    # A thread reads the noise that it has written itself.
-    wanted = gl.load(eps + row * DIM + column, mask=inside, other=0.0)
+    # A thread reads the targets that it has written itself.
+    wanted = gl.load(targets + row * DIM + column, mask=inside, other=0.0)
     error = gl.where(inside, y - wanted, 0.0)
-    return gl.sum(error * error, 1), error
+    grad = gl.expand_dims(weight, 1) * error
+    return gl.sum(grad * error, 1), grad
 
 
 @jit
@@ -110,11 +121,12 @@ def label_loss(y, label, live, NET: gl.constexpr):
 
 @jit(do_not_specialize=[*_VARYING, "tiles"])
 def train_kernel(
-    points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
+    points_ptr, points_stride, forward_table_ptr, forward_table_stride, features_ptr,
+    features_stride,
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, weights_ptr, chunks_desc, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    flat_ptr, weights_ptr, chunks_desc, target_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr, tiles,
     DIM: gl.constexpr, TIME: gl.constexpr, CLASS: gl.constexpr, EPOCH: gl.constexpr,
     NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr, DEPENDENT: gl.constexpr,
@@ -127,7 +139,7 @@ def train_kernel(
         points_ptr ... flat_ptr: as in :func:`.kernel.train_kernel`.
         weights_ptr: operand dtype [M, size], weights as :class:`~..mlp.chunks.TrainingLayout` says.
         chunks_desc: descriptor of all of them as [rows, part] in blocks of a chunk.
-        eps_ptr ... buffer_rows: as there; hidden features are in fragment order.
+        target_ptr ... buffer_rows: as there; hidden features are in fragment order.
         tile_parts_ptr: as there, each warp's part instead of each tile's.
         tiles: number of tiles.
         DIM, TIME, CLASS, EPOCH: as there.
@@ -173,11 +185,11 @@ def train_kernel(
         grads = grads_ptr + start * NET.rows.gradient_columns
         parts = tile_parts_ptr + (model * (LAYERS + 1) * tiles + tile_number) * WARPS
         tile = TileRows(acts, z, grads, parts, tiles * WARPS)
-        eps = eps_ptr + start * DIM
+        targets = target_ptr + start * DIM
+        forward_row = forward_table_ptr + model * forward_table_stride + t * FORWARD_NUMBERS
         x = noised(
-            points_ptr + model * points_stride + index * DIM,
-            gl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
-            seed, draw_step, element, live, eps, DIM, NET,
+            points_ptr + model * points_stride + index * DIM, forward_row,
+            seed, draw_step, element, live, targets, DIM, NET,
         )  # fmt: skip
         features = features_ptr + model * features_stride + t * TIME
         x = with_features(x, features, live, DIM, TIME, NET)
@@ -193,7 +205,9 @@ def train_kernel(
         alive = gl.convert_layout(live, gl.SliceLayout(1, Y), assert_trivial=True)
         terms = gl.where(alive, 1.0, 0.0)
         if labels_ptr is None or CLASS > 0:
-            loss, grad = eps_loss(y, eps, alive, DIM)
+            weight = gl.load(forward_row + WEIGHT)
+            weight = gl.convert_layout(weight, gl.SliceLayout(1, Y), assert_trivial=True)
+            loss, grad = target_loss(y, targets, weight, alive, DIM)
             terms *= DIM
         else:
             label = gl.load(labels_ptr + model * labels_stride + index)
@@ -259,7 +273,7 @@ def training_sums(
             flat_ptr=parameters,
             weights_ptr=shadow.packed,
             chunks_desc=chunk_descriptor(shadow.packed, net.part),
-            eps_ptr=buffers.eps,
+            target_ptr=buffers.target,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
             grads_ptr=buffers.gradients,

@@ -25,7 +25,15 @@ from ..mlp.input_columns import clear_padding, store_features, store_inputs
 from ..mlp.layout import Layout, layout_of
 from ..mlp.tile import backward_hidden, forward_hidden, layer_columns
 from ..philox.kernel import DRAW, normal_columns
-from ..q_sample.kernel import draw_condition, locate_rows, source_arguments
+from ..q_sample.kernel import (
+    FORWARD_NUMBERS,
+    WEIGHT,
+    draw_condition,
+    levels,
+    locate_rows,
+    source_arguments,
+    target_of,
+)
 from ..q_sample.reference import TrainingData
 
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
@@ -38,19 +46,20 @@ _VARYING = [
 
 @triton.jit(do_not_specialize=_VARYING)
 def train_kernel(
-    points_ptr, points_stride, alpha_bar_ptr, alpha_bar_stride, features_ptr, features_stride,
+    points_ptr, points_stride, forward_table_ptr, forward_table_stride, features_ptr,
+    features_stride,
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, weights_ptr, eps_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    flat_ptr, weights_ptr, target_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Takes one tile of rows through draw, forward pass, loss and backward pass; grid (tiles, M).
 
-    The loss is the squared error of eps; of a classifier, with labels but no class features, it is
-    the cross-entropy. Loss, number of terms and gradients are sums over rows; the gradients are
+    The loss is the squared error; of a classifier, with labels but no class features, it is the
+    cross-entropy. Loss, number of terms and gradients are sums over rows; the gradients are
     multiplied by ``UNIT_SCALE``.
 
     Args:
@@ -62,7 +71,7 @@ def train_kernel(
         first_row, rows: first row of the batch, and number of rows, to do.
         flat_ptr: float32 [M, P], parameters.
         weights_ptr: operand dtype [M, size], weights as the matrix products read them.
-        eps_ptr: float32 [M, buffer_rows, DIM], scratch: the noise.
+        target_ptr: float32 [M, buffer_rows, DIM], scratch: what the network is to predict.
         acts_ptr: operand dtype [M, buffer_rows, activation columns], output: inputs of all layers.
         z_ptr: operand dtype [M, buffer_rows, z columns], scratch, or None: pre-activations.
         grads_ptr: operand dtype [M, buffer_rows, gradient columns], output: gradients of all
@@ -105,11 +114,11 @@ def train_kernel(
     acts = acts_ptr + (model * buffer_rows + first) * NET.activation_columns
     z = z_ptr + (model * buffer_rows + first) * NET.z_columns if NET.keeps_z else None
     grads = grads_ptr + (model * buffer_rows + first) * NET.gradient_columns
-    eps = eps_ptr + (model * buffer_rows + first) * DIM
-    _noise_points(
+    target = target_ptr + (model * buffer_rows + first) * DIM
+    weight = _noise_points(
         points_ptr + model * points_stride + index * DIM,
-        tl.load(alpha_bar_ptr + model * alpha_bar_stride + t),
-        seed, step, element, live, eps, acts, DIM, NET, ROWS,
+        forward_table_ptr + model * forward_table_stride + t * FORWARD_NUMBERS,
+        seed, step, element, live, target, acts, DIM, NET, ROWS,
     )  # fmt: skip
     alive, time_features = live[:, None], features_ptr + model * features_stride + t * TIME
     store_features(time_features[:, None], alive, DIM, TIME, acts, NET, ROWS)
@@ -120,7 +129,7 @@ def train_kernel(
     forward_hidden(acts, z, weights, flat, NET, CONFIG, ROWS)
     terms = tl.sum(live.to(tl.float32), axis=0)
     if labels_ptr is None or CLASS > 0:
-        loss = _eps_loss(acts, weights, flat, grads, eps, live, NET, CONFIG, ROWS)
+        loss = _target_loss(acts, weights, flat, grads, target, weight, live, NET, CONFIG, ROWS)
         terms *= DIM
     else:
         label = tl.load(labels + index)
@@ -135,38 +144,46 @@ def train_kernel(
 
 @triton.jit
 def _noise_points(
-    points, alpha_bar, seed, step, element, live, eps, acts, DIM: tl.constexpr, NET: tl.constexpr,
-    ROWS: tl.constexpr,
+    points, forward_row, seed, step, element, live, targets, acts, DIM: tl.constexpr,
+    NET: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Writes eps, and x_t as the first columns of the network's input.
+    """Writes the targets, and x_t as the first columns of the network's input.
 
     Args:
         points: pointers to the point of each row.
-        alpha_bar: fp32 [ROWS].
+        forward_row: pointers to the five numbers of each row's timestep.
         seed, step, element: what each row's noise follows from.
         live: bool [ROWS], False for rows whose input is 0.
-        eps: pointer to the tile's noise, fp32 [ROWS, DIM].
+        targets: pointer to what the network is to predict for the tile, fp32 [ROWS, DIM].
+
+    Returns:
+        The weight of each row's error, fp32 [ROWS].
     """
+    signal, noise = levels(forward_row)
+    weight = tl.load(forward_row + WEIGHT)
     PAIRS: tl.constexpr = min(16, power_of_two(max(DIM, 2)) // 2)  # at once
     row = tl.arange(0, ROWS)[:, None]
     for start in tl.range(0, DIM, 2 * PAIRS, num_stages=1):
         column = start + tl.arange(0, 2 * PAIRS)
         inside = live[:, None] & (column < DIM)[None, :]
         # The first two words of a row have made index and t.
-        noise = normal_columns(seed, DRAW, step, element, start // 2 + 1, PAIRS)
-        tl.store(eps + row * DIM + column[None, :], noise, mask=inside)
+        eps = normal_columns(seed, DRAW, step, element, start // 2 + 1, PAIRS)
         x_0 = tl.load(points[:, None] + column[None, :], mask=inside, other=0.0)
-        x_t = tl.sqrt_rn(alpha_bar)[:, None] * x_0 + tl.sqrt_rn(1 - alpha_bar)[:, None] * noise
+        tl.store(
+            targets + row * DIM + column[None, :], target_of(forward_row, x_0, eps), mask=inside
+        )
+        x_t = signal[:, None] * x_0 + noise[:, None] * eps
         x_t = tl.where(live[:, None], x_t, 0.0)
         store_inputs(x_t, column, column < DIM, acts, NET, ROWS)
+    return weight
 
 
 @triton.jit
-def _eps_loss(
-    acts, weights, flat, grads, eps, live, NET: tl.constexpr, CONFIG: tl.constexpr,
+def _target_loss(
+    acts, weights, flat, grads, targets, weight, live, NET: tl.constexpr, CONFIG: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sum of (y - eps)^2 over a tile; writes y - eps, half its gradient, scaled."""
+    """Returns the sum of weight (y - target)^2 over a tile; writes half its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
     WIDTH: tl.constexpr = NET.shape.widths[LAYERS]
     PADDED: tl.constexpr = NET.padded[LAYERS]
@@ -178,11 +195,12 @@ def _eps_loss(
         column = start + tl.arange(0, CHUNK)
         inside = live[:, None] & (column < WIDTH)[None, :]
         y = layer_columns(acts, weights, flat, 0, column, LAYERS - 1, NET, CONFIG, ROWS)
-        wanted = tl.load(eps + row * WIDTH + column[None, :], mask=inside, other=0.0)
+        wanted = tl.load(targets + row * WIDTH + column[None, :], mask=inside, other=0.0)
         error = tl.where(inside, y - wanted, 0.0)
-        loss += tl.sum(error * error)
-        error = operand(error * UNIT_SCALE, grads.dtype.element_ty, NET)
-        tl.store(target + row * NET.gradient_columns + column[None, :], error)
+        grad = weight[:, None] * error
+        loss += tl.sum(grad * error)
+        grad = operand(grad * UNIT_SCALE, grads.dtype.element_ty, NET)
+        tl.store(target + row * NET.gradient_columns + column[None, :], grad)
     return loss
 
 
@@ -213,7 +231,7 @@ class Buffers(NamedTuple):
     A step of fewer rows than they have room for uses the same configuration.
     """
 
-    eps: Tensor  # float32 [M, rows, d]
+    target: Tensor  # float32 [M, rows, d]
     activations: Tensor  # [M, rows, columns], operand dtype
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
     gradients: Tensor  # [M, rows, columns], operand dtype
@@ -250,7 +268,7 @@ def allocated(
     tiles = max(1, triton.cdiv(rows, tile))
     rows, new, dtype = tiles * tile, data.points.new_empty, OPERAND_DTYPES[net.precision]
     buffers = Buffers(
-        eps=new((models, rows, data.points.shape[-1])),
+        target=new((models, rows, data.points.shape[-1])),
         activations=new((models, rows, net.activation_columns), dtype=dtype),
         preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
         gradients=new((models, rows, net.gradient_columns), dtype=dtype),
@@ -297,7 +315,7 @@ def training_sums(
             rows=rows,
             flat_ptr=parameters,
             weights_ptr=shadow.packed,
-            eps_ptr=buffers.eps,
+            target_ptr=buffers.target,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
             grads_ptr=buffers.gradients,

@@ -3,9 +3,10 @@
 Algorithm 1 of Ho et al. 2020; the loss of a classifier is the label's negative log probability::
 
     index, t, eps ~ Philox
-    x_t  = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
-    y    = MLP(x_t, feature(t), feature(class))
-    loss = sum (y - eps)^2             or   sum -log softmax(y)[label]
+    x_t    = signal_t x_0 + noise_t eps
+    target = target_signal_t x_0 + target_noise_t eps
+    y      = MLP(x_t, feature(t), feature(class))
+    loss   = sum weight_t (y - target)^2     or   sum -log softmax(y)[label]
 
 The class of some rows is withheld, so that the network also learns to predict without it (Ho and
 Salimans 2022, algorithm 1). Losses and gradients are sums over rows, with a count of their terms.
@@ -18,12 +19,19 @@ from torch.nn import functional as F
 
 from ..mlp import MLPShape
 from ..mlp import reference as mlp
-from ..q_sample.reference import Draw, TrainingData, gather_points, q_sample
+from ..q_sample.reference import (
+    Draw,
+    TrainingData,
+    gather_points,
+    q_sample,
+    target_and_weight,
+)
 
 
 def noisy_inputs(data: TrainingData, draw: Draw) -> Tensor:
     """Returns the network's input [M, B, d + F + E]: x_t, and features of timestep and class."""
-    x_t = q_sample(gather_points(data.points, draw.index), data.alpha_bar, draw.t, draw.eps)
+    x_0 = gather_points(data.points, draw.index)
+    x_t = q_sample(x_0, data.forward_table, draw.t, draw.eps)
     parts = [x_t, gather_points(data.time_features, draw.t)]
     if data.class_features is not None and draw.condition is not None:
         parts.append(gather_points(data.class_features, draw.condition))
@@ -43,7 +51,9 @@ def training_sums(
         labels = data.labels.expand(len(y), -1).gather(1, draw.index)
         loss, grad_y, count = label_loss(y, labels, draw.live)
     else:
-        loss, grad_y, count = eps_loss(y, draw.eps, draw.live)
+        x_0 = gather_points(data.points, draw.index)
+        target, weight = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
+        loss, grad_y, count = target_loss(y, target, weight, draw.live)
     total = torch.empty_like(sums[:, 0]) if add else sums[:, 0]
     grad = shape.unpack(total[:, :-2])
     mlp.backward(grad_y, inputs, preactivations, networks, shape, grad)
@@ -52,18 +62,20 @@ def training_sums(
         sums[:, 0] += total
 
 
-def eps_loss(
-    y: Tensor, eps: Tensor, live: Tensor | None = None
+def target_loss(
+    y: Tensor, target: Tensor, weight: Tensor, live: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | int]:
     """Returns the squared error of each model [M], its gradient [M, B, d] and the number of terms.
 
-    Rows that are not ``live`` [M, B] do not count.
+    The error of each row counts as much as its weight [M, B, 1]. Rows that are not ``live`` [M, B]
+    do not count.
     """
-    error = y - eps
+    error = y - target
     if live is not None:
         error = error * live[..., None]
-    loss = error.square().sum(dim=(1, 2))
-    return loss, error * 2, _terms(error, live) * error.shape[2]
+    weighted = weight * error
+    loss = (weighted * error).sum(dim=(1, 2))
+    return loss, weighted * 2, _terms(error, live) * error.shape[2]
 
 
 def label_loss(

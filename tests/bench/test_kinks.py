@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashpoint.bench.kinks import beside_a_kink, data_off_kinks, off_kinks
-from flashpoint.kernels import MLPShape, TrainingData
+from flashpoint.kernels import MLPShape, TrainingData, eps_table
 from flashpoint.kernels.q_sample.reference import batch_draw
 from flashpoint.kernels.train_step.reference import noisy_inputs
 
@@ -47,7 +47,7 @@ def test_a_step_of_ten_thousand_rows_is_moved_off_all_kinks():
     flat = torch.randn(1, shape.num_parameters)
     data = TrainingData(
         points=torch.randn(1, 5000, 2),
-        alpha_bar=torch.linspace(1, 1e-3, steps)[None],
+        forward_table=eps_table(torch.linspace(1, 1e-3, steps))[None],
         time_features=torch.linspace(-1, 1, steps)[None, :, None],
         labels=None,
         n_points=torch.tensor([5000]),

@@ -5,9 +5,9 @@ import torch
 
 from flashpoint.diffusion import MLP, Schedule, invert, sample
 from flashpoint.diffusion.metrics import sliced_wasserstein
+from flashpoint.diffusion.noise_levels import BETAS
 from flashpoint.diffusion.reverse_steps import timesteps
 from flashpoint.diffusion.sampling import METHODS
-from flashpoint.diffusion.schedules import SCHEDULES
 from flashpoint.diffusion.solvers import solver_timesteps
 from flashpoint.diffusion.studies.few_steps import closed_curve, solve
 
@@ -36,7 +36,7 @@ def noise_at_T(n=600):
 @pytest.mark.parametrize("error", [0.0, 0.03])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("name", "T"), [*((name, 500) for name in SCHEDULES), ("cosine", 100), ("linear", 1000)]
+    ("name", "T"), [*((name, 500) for name in BETAS), ("cosine", 100), ("linear", 1000)]
 )
 def test_samples_are_right_from_five_steps_up(name, T, method, error):
     for count, (low, high, most) in BOUNDS.items():
@@ -51,7 +51,7 @@ def test_a_deterministic_chain_of_all_steps_is_right_too(method):
     assert sliced_wasserstein(x, DATA) < BOUNDS[50][2]
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 @pytest.mark.parametrize("count", [1, 5, 10, 100])
 def test_chains_start_where_errors_are_not_magnified(name, count):
     schedule = schedule_of(name, 500)

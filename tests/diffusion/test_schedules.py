@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler
 
 from flashpoint.diffusion import Schedule, UserError, reverse_table, sinusoidal_embedding
 from flashpoint.diffusion.errors import ScheduleWarning
-from flashpoint.diffusion.schedules import SCHEDULES, TIME_FEATURES, given_schedule
+from flashpoint.diffusion.noise_levels import BETAS
+from flashpoint.diffusion.schedules import TIME_FEATURES, given_schedule
 
 from .helpers import flashpoint
 
@@ -34,7 +35,7 @@ def posterior_variance(schedule):
     return table[:, 2].square().flip(0)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 @pytest.mark.parametrize("steps", [1, 2, 500])
 def test_every_schedule_adds_noise_at_every_step(name, steps):
     schedule = Schedule(steps, name)
@@ -46,7 +47,7 @@ def test_every_schedule_adds_noise_at_every_step(name, steps):
     assert variance[0] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "cosine"])
+@pytest.mark.parametrize("name", [name for name in BETAS if name != "cosine"])
 def test_beta_rises_from_start_to_end(name):
     beta = Schedule(500, name, 0.001, 0.03).beta
     ends = torch.tensor([0.001, 0.03], dtype=torch.float64)

@@ -143,7 +143,7 @@ def test_what_all_share_is_there_once():
     shared = replace(shared, data=shared.data.T.contiguous().T)
     tasks = [Task(shared, Schedule(20), FAST, seed=seed) for seed in range(3)]
     data = Engine(tasks, device="cpu").data
-    assert len(data.points) == len(data.alpha_bar) == len(data.t_table) == 1
+    assert len(data.points) == len(data.forward_table) == len(data.t_table) == 1
     assert all(part is None or part.is_contiguous() for part in data)  # else copied in every step
     models = train_many(tasks, device="cpu")
     weights = [model.model[0].weight for model in models]

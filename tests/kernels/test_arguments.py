@@ -15,6 +15,7 @@ from flashpoint.kernels import (
     TrainingData,
     adamw_,
     adamw_state,
+    eps_table,
     q_sample,
     q_sample_batch,
     reverse_step,
@@ -32,7 +33,7 @@ def data_of(kind):
     """Returns data of two models, with every optional part that its kind has."""
     data = TrainingData(
         points=torch.randn(MODELS, POINTS, 2),
-        alpha_bar=torch.linspace(0.9, 0.1, STEPS).repeat(MODELS, 1),
+        forward_table=eps_table(torch.linspace(0.9, 0.1, STEPS).repeat(MODELS, 1)),
         time_features=torch.randn(MODELS, STEPS, 1),
         labels=torch.randint(0, CLASSES, (MODELS, POINTS)),
         n_points=torch.tensor([POINTS, 4]),
@@ -78,8 +79,13 @@ TRAINING = [
     ),
     ("denoiser", {"points": torch.randn(POINTS, 2)}, r"points must be \[2, N, d\] or \[1, N, d\]"),
     ("denoiser", {"points": torch.randn(MODELS, POINTS, 2).half()}, "points must be torch.float32"),
-    ("denoiser", {"alpha_bar": torch.ones(3, STEPS)}, r"alpha_bar must be \[2, T\] or \[1, T\]"),
-    ("denoiser", {"alpha_bar": torch.ones(1, STEPS).double()}, "alpha_bar must be torch.float32"),
+    ("denoiser", {"forward_table": torch.ones(3, STEPS, 5)}, r"must be \[2, T, 5\] or \[1, T, 5\]"),
+    ("denoiser", {"forward_table": torch.ones(1, STEPS, 4)}, r"must be \[2, T, 5\] or \[1, T, 5\]"),
+    (
+        "denoiser",
+        {"forward_table": torch.ones(1, STEPS, 5).double()},
+        "forward_table must be torch.float32",
+    ),
     ("denoiser", {"time_features": torch.ones(MODELS, 4, 1)}, r"time_features must be \[2, 5, F\]"),
     ("denoiser", {"n_points": torch.tensor([POINTS])}, r"n_points must be \[2\], got \[1\]"),
     ("denoiser", {"n_points": torch.tensor([1, POINTS + 1])}, "n_points must be from 1 to 6"),
@@ -319,24 +325,27 @@ def course_with(**wrong):
 
 OTHERS = [
     (
-        lambda: q_sample(X, torch.ones(3, 5), torch.zeros(MODELS, 3).long(), X),
-        r"alpha_bar must be \[2, T\] or \[1, T\], got \[3, 5\]",
+        lambda: q_sample(X, torch.ones(3, 9, 5), torch.zeros(MODELS, 3).long(), X),
+        r"forward_table must be \[2, T, 5\] or \[1, T, 5\], got \[3, 9, 5\]",
     ),
-    (lambda: q_sample(X, torch.ones(5), torch.zeros(MODELS, 3).int(), X), "t must be torch.int64"),
+    (
+        lambda: q_sample(X, torch.ones(5, 5), torch.zeros(MODELS, 3).int(), X),
+        "t must be torch.int64",
+    ),
     (
         lambda: q_sample_batch(
-            X, torch.ones(5), 4, seed=0, step=0, t_table=meta(3, dtype=torch.int64)
+            X, torch.ones(5, 5), 4, seed=0, step=0, t_table=meta(3, dtype=torch.int64)
         ),
         "t_table must be on cpu like points, got meta",
     ),
     (
         lambda: q_sample_batch(
-            X, torch.ones(5), 4, seed=0, step=0, t_table=torch.zeros(3, 4).long()
+            X, torch.ones(5, 5), 4, seed=0, step=0, t_table=torch.zeros(3, 4).long()
         ),
         r"t_table must be \[2, K\] or \[1, K\], got \[3, 4\]",
     ),
     (
-        lambda: q_sample_batch(X, torch.ones(5), 4, seed=torch.tensor([1, 2, 3]), step=0),
+        lambda: q_sample_batch(X, torch.ones(5, 5), 4, seed=torch.tensor([1, 2, 3]), step=0),
         "seed must be one, or one for each of 2 models, got 3",
     ),
     (
@@ -349,7 +358,7 @@ OTHERS = [
     ),
     (
         lambda: q_sample(X, torch.tensor(0.5), torch.zeros(X.shape[:-1], dtype=torch.int64), X),
-        r"alpha_bar must be \[",
+        r"forward_table must be \[",
     ),
     (
         lambda: reverse_step(X, X, torch.ones(4), seed=torch.tensor([1, 2, 3])),

@@ -85,10 +85,10 @@ def test_wide_layers_go_to_the_reference_with_one_line(device, caplog):
 def test_what_kernels_do_not_cover_goes_to_the_reference_with_one_line(device, caplog):
     x = torch.ones(5, 2, dtype=torch.float64, device=device)
     t = torch.zeros(5, dtype=torch.int64, device=device)
-    alpha_bar = torch.full((3,), 0.25, dtype=torch.float64, device=device)
+    table = torch.full((3, 5), 0.25, dtype=torch.float64, device=device)
     with caplog.at_level(logging.INFO, logger="flashpoint"):
         for _ in range(2):
-            x_t = q_sample(x, alpha_bar, t, x, backend="triton")
+            x_t = q_sample(x, table, t, x, backend="triton")
     assert x_t.dtype == torch.float64
     assert [record.message for record in caplog.records] == [
         "plain PyTorch instead of Triton kernels: float64"

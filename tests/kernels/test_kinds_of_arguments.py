@@ -44,7 +44,7 @@ def arguments_of():
     """Returns each operation with right arguments, made anew because some are written to."""
     x, flat = torch.randn(MODELS, ROWS, 2), make_parameters(SHAPE, MODELS, "cpu")
     data = make_data("cpu", "denoiser", MODELS, steps=STEPS)
-    alpha_bar, t = data.alpha_bar, torch.zeros(MODELS, ROWS, dtype=torch.int64)
+    forward_table, t = data.forward_table, torch.zeros(MODELS, ROWS, dtype=torch.int64)
     training = {"parameters": flat, "shape": SHAPE, "data": data}
     rows = {"batch_size": 9, "step": 1, "refresh": 2, "first_row": 0, "rows": 3}
     chain = {
@@ -53,9 +53,9 @@ def arguments_of():
     }  # fmt: skip
     layers = [torch.randn(16, 3), torch.randn(2, 16)], [torch.randn(16), torch.randn(2)]
     return {
-        q_sample: {"x_0": x, "alpha_bar": alpha_bar, "t": t, "eps": x},
+        q_sample: {"x_0": x, "forward_table": forward_table, "t": t, "eps": x},
         q_sample_batch: {
-            "points": x, "alpha_bar": alpha_bar, "batch_size": 7, "seed": 3, "step": 2,
+            "points": x, "forward_table": forward_table, "batch_size": 7, "seed": 3, "step": 2,
             "t_table": torch.arange(STEPS), "first_row": 0,
         },
         reverse_step: {

@@ -8,6 +8,7 @@ from flashpoint.kernels import (
     Network,
     TrainingData,
     detect_overflow,
+    eps_table,
     mlp,
     sample_chain,
     train_step,
@@ -76,7 +77,7 @@ def test_overflow_in_training_and_sampling(device):
     features = torch.ones(1, 4, 1, device=device)
     data = TrainingData(
         points=torch.ones(1, 5, 2, device=device),
-        alpha_bar=torch.full((1, 4), 0.5, device=device),
+        forward_table=eps_table(torch.full((1, 4), 0.5, device=device)),
         time_features=features,
         labels=None,
         n_points=torch.tensor([5], device=device),

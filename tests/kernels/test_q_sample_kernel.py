@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashpoint.kernels import q_sample, q_sample_batch
+from flashpoint.kernels import eps_table, q_sample, q_sample_batch
 from flashpoint.kernels.q_sample import kernel, reference
 from flashpoint.kernels.train_step.reference import noisy_inputs
 
@@ -94,10 +94,10 @@ def test_models_can_share_their_data(device):
 def test_given_noise(device, size, dtype):
     x_0 = torch.randn(size, device=device).to(dtype)
     eps = torch.randn(size, device=device).to(dtype)
-    alpha_bar = torch.rand(STEPS, device=device)
+    table = eps_table(torch.rand(STEPS, device=device))
     t = torch.randint(0, STEPS, size[:-1], device=device)
-    actual = q_sample(x_0, alpha_bar, t, eps, backend="triton")
-    expected = q_sample(x_0.float(), alpha_bar, t, eps.float(), backend="torch")
+    actual = q_sample(x_0, table, t, eps, backend="triton")
+    expected = q_sample(x_0.float(), table, t, eps.float(), backend="torch")
     assert actual.dtype == dtype
     tolerance = CLOSE if dtype == torch.float32 else {"rtol": 2e-3, "atol": 2e-3}
     torch.testing.assert_close(actual.float(), expected, **tolerance)
@@ -106,16 +106,18 @@ def test_given_noise(device, size, dtype):
 def test_layouts(device):
     x_0 = torch.randn(2, 65, device=device).T
     eps = torch.randn(1, 2, device=device).expand(65, 2)
-    alpha_bar, t = torch.rand(STEPS, device=device), torch.randint(0, STEPS, (65,), device=device)
-    actual = q_sample(x_0, alpha_bar, t, eps, backend="triton")
-    torch.testing.assert_close(actual, q_sample(x_0, alpha_bar, t, eps, backend="torch"), **CLOSE)
+    table = eps_table(torch.rand(STEPS, device=device))
+    t = torch.randint(0, STEPS, (65,), device=device)
+    actual = q_sample(x_0, table, t, eps, backend="triton")
+    torch.testing.assert_close(actual, q_sample(x_0, table, t, eps, backend="torch"), **CLOSE)
 
 
 def test_batch(device):
-    points, alpha_bar = torch.randn(POINTS, 2, device=device), torch.rand(STEPS, device=device)
+    points = torch.randn(POINTS, 2, device=device)
+    table = eps_table(torch.rand(STEPS, device=device))
     options = {"seed": 3, "step": 4, "first_row": 100}
-    x_t, draw = q_sample_batch(points, alpha_bar, 70, backend="triton", **options)
-    expected_x_t, expected = q_sample_batch(points, alpha_bar, 70, backend="torch", **options)
+    x_t, draw = q_sample_batch(points, table, 70, backend="triton", **options)
+    expected_x_t, expected = q_sample_batch(points, table, 70, backend="torch", **options)
     torch.testing.assert_close(x_t, expected_x_t, **CLOSE)
     assert torch.equal(draw.index, expected.index)
     assert torch.equal(draw.t, expected.t)

@@ -129,13 +129,15 @@ def test_train_step_gradient_is_that_of_autograd(labels):
     parameters, data = parameters_of(shape, dtype=torch.float32), training_data(labels=labels)
     grad = torch.full_like(parameters, torch.nan)
     loss, _ = train_step(parameters, shape, data, batch_size=64, seed=3, step=9, grad=grad)
-    _, draw = q_sample_batch(data.points, data.alpha_bar, 64, seed=3, step=9)
+    _, draw = q_sample_batch(data.points, data.forward_table, 64, seed=3, step=9)
     leaf = parameters.clone().requires_grad_()
     y = mlp_reference.mlp(noisy_inputs(data, draw), shape.unpack(leaf), shape)
     if labels:
         want = F.cross_entropy(y[0], data.labels[0, draw.index[0]])
     else:
-        want = F.mse_loss(y, draw.eps)
+        x_0 = data.points[0, draw.index]
+        _, _, p, q, weight = data.forward_table[0, draw.t][..., None].unbind(dim=2)
+        want = (weight * (y - p * x_0 - q * draw.eps).square()).mean()
     torch.testing.assert_close(loss[0], want.detach())
     torch.testing.assert_close(grad, torch.autograd.grad(want, leaf)[0])
 
@@ -167,16 +169,16 @@ def test_three_models_train_as_three_runs_do(labels):
 def test_timesteps_come_as_often_as_they_stand_in_the_table():
     data = training_data()
     table = torch.tensor([[3, 3, 3, 7]])
-    _, draw = q_sample_batch(data.points, data.alpha_bar, 8000, seed=0, step=0, t_table=table)
+    _, draw = q_sample_batch(data.points, data.forward_table, 8000, seed=0, step=0, t_table=table)
     assert set(draw.t.unique().tolist()) == {3, 7}
     assert abs((draw.t == 3).double().mean() - 0.75) < 5 * (0.75 * 0.25 / 8000) ** 0.5
 
 
 def test_a_batch_split_over_ranks_is_the_same_batch():
     data = training_data()
-    whole = q_sample_batch(data.points, data.alpha_bar, 10, seed=1, step=2)
+    whole = q_sample_batch(data.points, data.forward_table, 10, seed=1, step=2)
     parts = [
-        q_sample_batch(data.points, data.alpha_bar, rows, seed=1, step=2, first_row=first)
+        q_sample_batch(data.points, data.forward_table, rows, seed=1, step=2, first_row=first)
         for first, rows in ((0, 3), (3, 7))
     ]
     assert torch.equal(whole[0], torch.cat([x_t for x_t, _ in parts], dim=1))
@@ -372,11 +374,11 @@ ERRORS = [
      ValueError, r"weights\[1\] must be"),
     (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 3), torch.zeros(2, 4)]), ValueError, "slope"),
     (lambda: mlp(torch.zeros(2, 3), [torch.zeros(4, 3)], backend="cuda"), ValueError, "backend"),
-    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 5]), torch.zeros(2, 3)),
+    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5, 5), torch.tensor([0, 5]), torch.zeros(2, 3)),
      ValueError, "t must be from 0 to 4"),
-    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 1]), torch.zeros(2, 2)),
+    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5, 5), torch.tensor([0, 1]), torch.zeros(2, 2)),
      ValueError, "eps must have the shape"),
-    (lambda: q_sample_batch(torch.zeros(4, 2), torch.ones(5), -1, seed=0, step=0),
+    (lambda: q_sample_batch(torch.zeros(4, 2), torch.ones(5, 5), -1, seed=0, step=0),
      ValueError, "batch_size must be"),
     (lambda: reverse_step(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(3)),
      ValueError, "coefficients must have 4"),
@@ -390,7 +392,7 @@ ERRORS = [
      ValueError, "step must be an integer of at least 0, got -1"),
     (lambda: reverse_step(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(4), seed=1,
                           step=torch.zeros(2)), ValueError, "step must be an int or one int64"),
-    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5), torch.tensor([0, 1], device="meta"),
+    (lambda: q_sample(torch.zeros(2, 3), torch.ones(5, 5), torch.tensor([0, 1], device="meta"),
                       torch.zeros(2, 3)), ValueError, "t must be on cpu"),
     (lambda: MLPShape((3,)), ValueError, "widths must be"),
     (lambda: MLPShape((3, 4, 2), "swish"), ValueError, "activation must be one of"),

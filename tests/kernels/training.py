@@ -22,7 +22,7 @@ def make_data(
     ramp = torch.linspace(-1, 1, steps).view(1, -1, 1)
     data = TrainingData(
         points=x,
-        alpha_bar=torch.linspace(0.99, 0.02, steps) ** torch.linspace(1, 2, models)[:, None],
+        forward_table=make_forward_table(steps, models),
         time_features=ramp / (1 + torch.arange(models * features).view(models, 1, features)),
         labels=torch.randint(0, classes, (models, points), generator=generator),
         n_points=torch.full((models,), points),
@@ -42,6 +42,14 @@ def make_data(
     if kind != "conditional":
         data = data._replace(class_features=None, p_uncond=None)
     return TrainingData(*(None if part is None else part.to(device) for part in data))
+
+
+def make_forward_table(steps, models):
+    """A forward table [M, T, 5] whose numbers all differ, so that none can stand for another."""
+    signal = (torch.linspace(0.99, 0.02, steps) ** torch.linspace(1, 2, models)[:, None]).sqrt()
+    noise = 1.1 - signal
+    t = torch.arange(steps) + 0.3 * torch.arange(models)[:, None]
+    return torch.stack((signal, noise, -0.8 * t.cos(), 1 + 0.2 * t.sin(), 0.5 + t / steps), dim=2)
 
 
 def one_model(data, model):
