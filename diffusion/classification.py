@@ -1,4 +1,4 @@
-"""Classification by a conditional denoiser: the class that explains the noise in a point best."""
+"""Classification by a conditional denoiser: the class under which it sees a point best."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
 
-# (point and timestep feature [n, d + F], label int64 [n]) -> noise [n, d]
+# (point and timestep feature [n, d + F], label int64 [n]) -> output [n, d]
 ConditionalDenoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,16 +27,16 @@ class DiffusionClassifier:
     A class's log-likelihood is bounded from below by minus half the denoising error, weighted over
     the timesteps (Ho et al. 2020, equation 12; Kingma et al. 2021, equation 14)::
 
-        log p(x_0 | y) >= -1/2 sum_t w_t E |eps - eps_theta(x_t, t, y)|^2 + constant
-        w_t = (SNR(t - 1) - SNR(t)) / SNR(t),    SNR = alpha_bar / (1 - alpha_bar)
+        log p(x_0 | y) >= -1/2 sum_t (SNR(t - 1) - SNR(t)) E |x_0 - x0_hat(x_t, t, y)|^2 + constant
 
-    and Bayes' rule turns the bounds into posteriors. All classes see the same noise, and each noise
-    with both signs, so that chance affects them alike. The methods have the names and the meaning
-    of scikit-learn's.
+    where SNR = (signal / noise)^2, whatever the network predicts, and also at a timestep without
+    any data. Bayes' rule turns the bounds into posteriors. All classes see the same noise, and each
+    noise with both signs, so that chance affects them alike. The methods have the names and the
+    meaning of scikit-learn's.
 
     Args:
         model: a :class:`~flashpoint.diffusion.ConditionalMLP`, or any function of its inputs.
-        schedule: the forward process that it was trained with.
+        schedule: the forward process that it was trained with, and what it predicts.
         num_classes: C; None asks the model.
         timesteps: int64 [S] in rising order, at which the error is measured; each stands for its
             neighbours too. None takes up to 100, of which each has about the same weight.
@@ -76,6 +76,7 @@ class DiffusionClassifier:
             check_integer("num_classes", num_classes, 1, model.num_classes)
         self.classes_ = np.arange(num_classes)
         weight = bound_weights(schedule)
+        self.gain = error_gains(schedule)  # [T]
         self.timesteps = even_timesteps(weight, 100) if timesteps is None else timesteps
         if not isinstance(self.timesteps, Tensor) or self.timesteps.dtype != torch.int64:
             raise UserError(f"timesteps must be a tensor int64 [S], got {timesteps!r}")
@@ -123,14 +124,15 @@ class DiffusionClassifier:
         rows = torch.arange(first_row, first_row + n, device=self.device)
         bound = torch.zeros(n, classes, dtype=torch.float64, device=self.device)
         for t, weight in zip(self.timesteps.tolist(), self.weights.tolist(), strict=True):
-            alpha_bar = self.schedule.alpha_bar[t].item()
-            eps = self._noise(t, rows, dim)  # [2 * noises * n, d]
-            x_t = alpha_bar**0.5 * x.repeat(2 * self.noises, 1) + (1 - alpha_bar) ** 0.5 * eps
+            x_0, eps = x.repeat(2 * self.noises, 1), self._noise(t, rows, dim)
+            x_t = self.schedule.noised(x_0, eps, t)  # [2 * noises * n, d]
             inputs = self.schedule.inputs(x_t, t).repeat_interleave(classes, dim=0)
             # inputs [2 * noises * n * C, d + F]
             error = self.model(inputs, labels.reshape(-1)).unflatten(0, (-1, classes))
-            error = (error - eps[:, None]).double().square().sum(dim=2)  # [2 * noises * n, C]
-            bound -= weight / 2 * error.view(2 * self.noises, n, classes).mean(dim=0)
+            error = error - self.schedule.target_of(x_0, eps, t)[:, None]
+            error = error.double().square().sum(dim=2)  # [2 * noises * n, C]
+            weight *= self.gain[t].item() / 2
+            bound -= weight * error.view(2 * self.noises, n, classes).mean(dim=0)
         return bound.cpu()
 
     def _noise(self, t: int, rows: Tensor, dim: int) -> Tensor:
@@ -155,13 +157,23 @@ class DiffusionClassifier:
 
 
 def bound_weights(schedule: Schedule) -> Tensor:
-    """Returns w_t of the bound of the likelihood, float64 [T].
+    """Returns the weights of the bound of the likelihood, float64 [T], all finite.
 
-    The first timestep has no noise level before it; its weight is 1, as for a decoder with the
-    variance of the noise.
+    They are those of the errors of :func:`error_gains`, (SNR(t - 1) - SNR(t)) / (1 + SNR(t)). The
+    first timestep has no noise level before it; SNR(t - 1) is twice SNR(t) there, as for a decoder
+    with the variance of the noise.
     """
-    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
-    return torch.cat((torch.ones(1, dtype=torch.float64), snr[:-1] / snr[1:] - 1))
+    snr = schedule.sigma.pow(-2)
+    return (torch.cat((2 * snr[:1], snr[:-1])) - snr) / (1 + snr)
+
+
+def error_gains(schedule: Schedule) -> Tensor:
+    """Returns what makes squared errors of the network's output alike at all noise levels, [T].
+
+    It turns them into those of x0_hat, times 1 + SNR: the mean error of a coordinate is 1 for the
+    best denoiser of N(0, I), so that that of one timestep can stand for its neighbours'.
+    """
+    return schedule.x0_coefficients[1].square() * (1 + schedule.sigma.pow(-2))
 
 
 def even_timesteps(weight: Tensor, most: int) -> Tensor:

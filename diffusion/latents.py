@@ -11,7 +11,7 @@ from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer
 from .models import ConditionalMLP, Perceptron, fused_copy
-from .reverse_steps import reverse_table, timesteps
+from .reverse_steps import levels_of, of_output, timesteps
 from .sampling import sample
 from .schedules import Schedule, check_schedule
 
@@ -30,10 +30,14 @@ def invert(
 ) -> Tensor:
     """Returns the x_T from which DDIM leads to these points (Song et al. 2021, section 4.3).
 
-    A deterministic step of DDIM is x_prev = a x_t + b eps(x_t, t). It is inverted by solving it for
-    x_t by fixed-point iteration::
+    A deterministic step of DDIM is x_prev = signal_prev x0_hat(x_t) + noise_prev eps_hat(x_t). It
+    is inverted by solving it for x_t by fixed-point iteration, in terms of eps_hat where there is
+    little noise, and of x0_hat where there is much or where no data is left::
 
-        x_t <- (x_prev - b eps(x_t, t)) / a,    first with eps(x_prev, t)
+        x_t <- a x_prev + b eps_hat(x_t),    a = signal / signal_prev, b = noise - a noise_prev
+        x_t <- a x_prev + b x0_hat(x_t),     a = noise / noise_prev, b = signal - a signal_prev
+
+    first with x_prev in place of x_t. It is the same whatever the network predicts.
 
     Args:
         model: denoiser of (point, timestep feature), and of the labels if there are any.
@@ -58,14 +62,27 @@ def invert(
     steps = timesteps(schedule, num_steps, method="ddim")
     predict = fused_copy(model, device)
     labels = _labels(model, label, len(x), device)
-    table = reverse_table(schedule, steps, method="ddim")
-    for t, (a, b, *_) in zip(steps.flip(0).tolist(), table.flip(0).tolist(), strict=True):
+    table = _inversion_table(schedule, steps).flip(0).tolist()
+    for t, (c_prev, c_x, c_output) in zip(steps.flip(0).tolist(), table, strict=True):
         x_t = x
         for _ in range(iterations):
-            x_t = (x - b * predict(schedule.inputs(x_t, t), *labels)) / a
+            output = predict(schedule.inputs(x_t, t), *labels)
+            x_t = c_prev * x + c_x * x_t + c_output * output
         x = x_t
     check_finite("the points of noise", x)
     return x
+
+
+def _inversion_table(schedule: Schedule, steps: Tensor) -> Tensor:
+    """Returns weights of x_prev, x_t and the network's output in the next x_t, float64 [S, 3]."""
+    signal, noise, signal_prev, noise_prev = levels_of(schedule, steps)
+    # Of data with variance 1, the step's term in x0_hat changes with x_t by sigma_prev sigma times
+    # less than that in eps_hat.
+    noisy = noise * noise_prev > signal * signal_prev
+    c_prev = torch.where(noisy, noise / noise_prev, signal / signal_prev)
+    x0 = torch.where(noisy, signal - signal_prev * c_prev, 0.0)
+    eps = torch.where(noisy, 0.0, noise - noise_prev * c_prev)
+    return torch.stack((c_prev, *of_output(schedule, steps, x0, eps)), dim=1)
 
 
 def _dim(model: Callable[..., Tensor]) -> int | None:

@@ -22,13 +22,13 @@ from .schedules import Schedule, check_schedule
 _PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
 
 Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
-NoisePredictor = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> noise [n, d]
+Denoiser = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> output [n, d]
 
 
 @in_default_state
 @torch.no_grad()
 def sample_with_reward(
-    model: NoisePredictor,
+    model: Denoiser,
     schedule: Schedule,
     n: int,
     reward: Reward,
@@ -56,13 +56,13 @@ def sample_with_reward(
     temperature * log E[exp(reward(x_0) / temperature) | x_{t-1}], over K points of the normal
     distribution with the posterior's mean and covariance. Half of the points mirror the others, so
     that their mean is x0_hat. The covariance follows from Tweedie's formula,
-    (1 - alpha_bar) / sqrt(alpha_bar) dx0_hat / dx, with the slope of a linear fit to the candidates
-    and their x0_hat: it needs no further evaluation of the denoiser, and K times as many of the
-    reward.
+    noise^2 / signal dx0_hat / dx, with the slope of a linear fit to the candidates and their
+    x0_hat: it needs no further evaluation of the denoiser, and K times as many of the reward.
+    Candidates follow a step, so they hold some of the data even if x_T holds none.
 
     Args:
         model: denoiser; a conditional one takes no class.
-        schedule: the forward process that it was trained with.
+        schedule: the forward process that it was trained with, and what it predicts.
         n: number of samples.
         reward: takes points float32 [m, d] on the device, returns [m].
         dim: d; None asks the model.
@@ -128,7 +128,7 @@ def sample_with_reward(
 class _RewardChain:
     """The reverse process of :func:`sample_with_reward`, with its arguments."""
 
-    model: NoisePredictor
+    model: Denoiser
     schedule: Schedule
     reward: Reward
     steps: Tensor
@@ -142,37 +142,38 @@ class _RewardChain:
         table = reverse_table(self.schedule, self.steps).float().to(x.device)
         each, last = torch.arange(len(x), device=x.device), len(self.steps) - 1
         rows = first_row + each
-        eps = self.noise(x, 0)
+        output = self.output(x, 0)
         for step in range(last):
-            x, eps = (a.repeat_interleave(self.candidates, dim=0) for a in (x, eps))
+            x, output = (a.repeat_interleave(self.candidates, dim=0) for a in (x, output))
             x = reverse_step(
-                x, eps, table[step], seed=child_seed(self.seed, _NOISE), step=step,
+                x, output, table[step], seed=child_seed(self.seed, _NOISE), step=step,
                 first_row=first_row * self.candidates,
             )  # [n * M, d]  # fmt: skip
-            eps = self.noise(x, step + 1)
-            x, eps = (a.unflatten(0, (len(rows), self.candidates)) for a in (x, eps))  # [n, M, d]
-            chosen = self.choose(self.value(x, eps, rows, step), rows, step)
-            x, eps = x[each, chosen], eps[each, chosen]
-        return reverse_step(x, eps, table[last])
+            output = self.output(x, step + 1)
+            x, output = (a.unflatten(0, (len(rows), -1)) for a in (x, output))  # [n, M, d]
+            chosen = self.choose(self.value(x, output, rows, step), rows, step)
+            x, output = x[each, chosen], output[each, chosen]
+        return reverse_step(x, output, table[last])
 
     def posterior_normals(self, step: int, rows: Tensor, count: int, dim: int) -> Tensor:
         """Returns standard normal vectors [n, count, d] of each row at a step."""
         seed, numbers = child_seed(self.seed, _POSTERIOR), _numbers(rows, count)
         return normal_rows(seed, Stream.NOISE, step, numbers.flatten(), dim).view(-1, count, dim)
 
-    def noise(self, x: Tensor, step: int) -> Tensor:
-        """Returns the predicted noise [n, d] at a step of the chain."""
+    def output(self, x: Tensor, step: int) -> Tensor:
+        """Returns the denoiser's output [n, d] at a step of the chain."""
         return self.model(self.schedule.inputs(x, int(self.steps[step])))
 
-    def value(self, x: Tensor, eps: Tensor, rows: Tensor, step: int) -> Tensor:
+    def value(self, x: Tensor, output: Tensor, rows: Tensor, step: int) -> Tensor:
         """Returns the values [n, M] of candidates [n, M, d] for the next step."""
-        alpha_bar = self.schedule.alpha_bar[self.steps[step + 1]].item()
-        x_0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+        t = int(self.steps[step + 1])
+        x_0 = self.schedule.x0_hat(x, output, t)
         if not self.posterior_draws:
             return self.rewards(x_0)
         # All candidates of a sample share their draws, so that their values differ in nothing else.
         h = self.posterior_normals(step, rows, self.posterior_draws // 2, x.shape[2])
-        h = torch.cat((h, -h), dim=1) @ posterior_root(x, x_0, alpha_bar)  # [n, K, d]
+        spread = self.schedule.noise[t].square() / self.schedule.signal[t]
+        h = torch.cat((h, -h), dim=1) @ posterior_root(x, x_0, spread.item())  # [n, K, d]
         reward = self.rewards(x_0[:, :, None] + h[:, None])  # [n, M, K]
         if self.temperature == 0:
             return reward.amax(dim=2)
@@ -206,20 +207,21 @@ def _numbers(rows: Tensor, count: int) -> Tensor:
     return rows[:, None] * count + torch.arange(count, device=rows.device)
 
 
-def posterior_root(x: Tensor, x_0: Tensor, alpha_bar: float) -> Tensor:
+def posterior_root(x: Tensor, x_0: Tensor, spread: float) -> Tensor:
     """Returns symmetric roots [n, d, d] of the covariance of x_0 given x_t, around x_t.
 
-    The slope dx0_hat / dx of Tweedie's formula is that of a linear fit by least squares.
+    The covariance is noise^2 / signal dx0_hat / dx by Tweedie's formula, at any levels of both. The
+    slope is that of a linear fit by least squares.
 
     Args:
         x: points x_t [n, M, d] that lie close together, M > d.
         x_0: their posterior means x0_hat [n, M, d].
-        alpha_bar: alpha_bar of their timestep.
+        spread: noise^2 / signal of their timestep.
     """
     dx, dx_0 = (each - each.mean(dim=1, keepdim=True) for each in (x, x_0))
     slope = torch.linalg.lstsq(dx, dx_0).solution  # [n, d, d]
     values, vectors = torch.linalg.eigh((slope + slope.mT) / 2)
-    variances = values.clamp(min=0) * (1 - alpha_bar) / alpha_bar**0.5
+    variances = values.clamp(min=0) * spread
     return vectors * variances.sqrt()[:, None] @ vectors.mT
 
 

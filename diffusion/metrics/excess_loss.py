@@ -1,8 +1,9 @@
 """The excess loss: the distance of a denoiser from the best one there is.
 
-The training loss of a perfect denoiser is not 0, because it cannot know which noise led to x_t. Its
-output is the mean of that noise, eps*(x_t) = E[eps | x_t], which has a closed form if the data's
-distribution has one. The loss of any other denoiser is larger by E|eps_theta - eps*|^2.
+The training loss of a perfect denoiser is not 0, because it cannot know which noise led to x_t. It
+knows the mean of that noise, eps*(x_t) = E[eps | x_t], which has a closed form if the data's
+distribution has one. The loss of any other denoiser of noise is larger by E|eps_hat - eps*|^2, and
+denoisers that predict something else are measured in the same units.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ class GaussianMixture:
 
         Args:
             x: [n, d].
-            alpha_bar: alpha_bar of the timestep, in (0, 1).
+            alpha_bar: alpha_bar of the timestep, from 0 on, below 1.
 
         Returns:
             float64 [n, d].
@@ -135,7 +136,7 @@ class PointMasses:
 
         Args:
             x: [n, d].
-            alpha_bar: alpha_bar of the timestep, in (0, 1).
+            alpha_bar: alpha_bar of the timestep, from 0 on, below 1.
 
         Returns:
             float64 [n, d].
@@ -149,6 +150,19 @@ class PointMasses:
         return (x - torch.cat(means)) / variance**0.5
 
 
+def best_noise(target: Target, schedule: Schedule, x_t: Tensor, t: int) -> Tensor:
+    """Returns eps*(x_t), the mean of the noise that led to x_t, float64 [n, d].
+
+    Args:
+        target: the distribution of x_0.
+        schedule: the forward process, of any levels of signal and noise.
+        x_t: noisy points [n, d].
+        t: timestep.
+    """
+    radius = torch.hypot(schedule.signal[t], schedule.noise[t]).item()
+    return target.optimal_noise(x_t.double() / radius, schedule.alpha_bar[t].item())
+
+
 @in_default_state
 @torch.no_grad()
 def excess_loss(
@@ -160,14 +174,17 @@ def excess_loss(
     n: int = 2000,
     seed: int = 0,
 ) -> Tensor:
-    """Returns E|eps_theta(x_t, t) - eps*(x_t)|^2 at each timestep, summed over coordinates.
+    """Returns E|eps_hat(x_t, t) - eps*(x_t)|^2 at each timestep, summed over coordinates.
 
-    The training loss is a mean over d coordinates, so it exceeds its least possible value by this
-    sum divided by d.
+    The training loss of a denoiser that predicts the noise is a mean over d coordinates, so it
+    exceeds its least possible value by this sum divided by d. That of any other prediction does by
+    this sum over d times the square of its error per error of eps_hat. Where x_t holds no data,
+    eps_hat is x_t / noise whatever the denoiser returns, and the excess is 0.
 
     Args:
-        model: takes (point, timestep feature) float32 [n, d + f], returns the noise [n, d].
-        schedule: the forward process.
+        model: takes (point, timestep feature) float32 [n, d + f], returns what the schedule's
+            ``prediction`` says, [n, d].
+        schedule: the forward process, and what the model predicts.
         target: the distribution of x_0.
         steps: timesteps; None takes 50 spread evenly over all T, or all if there are fewer.
         n: number of noisy points per timestep.
@@ -189,17 +206,16 @@ def excess_loss(
     for row, t in enumerate(steps):
         check_integer(f"steps[{row}]", t, 0, last)
         x_0 = target.draw(n, child_seed(seed, 2 * t))
-        alpha_bar = schedule.alpha_bar[t].item()
         eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))
-        x_t = (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).float()
+        x_t = schedule.noised(x_0, eps, t).float()
         inputs = schedule.inputs(x_t, t)
         if isinstance(model, Perceptron) and model.shape.widths[0] != inputs.shape[1]:
             raise UserError(
                 f"model must take {inputs.shape[1]} coordinates, those of a point and of the "
                 f"schedule's time feature, got {model.shape.widths[0]}"
             )
-        predicted = model(inputs).double()
-        error = predicted - target.optimal_noise(x_t, alpha_bar)
+        predicted = schedule.eps_hat(x_t.double(), model(inputs).double(), t)
+        error = predicted - best_noise(target, schedule, x_t, t)
         excess[row] = error.square().sum(dim=1).mean()
     return excess
 

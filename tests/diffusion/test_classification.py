@@ -8,6 +8,7 @@ from flashpoint.diffusion import ConditionalMLP, GaussianMixture, Schedule, User
 from flashpoint.diffusion.classification import (
     DiffusionClassifier,
     bound_weights,
+    error_gains,
     even_timesteps,
 )
 
@@ -59,14 +60,20 @@ def test_posteriors_of_the_best_denoiser_are_those_in_closed_form():
 
 def test_the_bound_counts_every_timestep_once():
     schedule = Schedule(50)
+    # Of squared errors of the noise they are those of Ho et al. 2020, equation 12, and 1 at first.
     snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
-    torch.testing.assert_close(bound_weights(schedule)[1:], snr[:-1] / snr[1:] - 1)
+    found = bound_weights(schedule) * error_gains(schedule)
+    torch.testing.assert_close(found, torch.cat((torch.ones(1), snr[:-1] / snr[1:] - 1)))
     for steps in (None, torch.tensor([3]), torch.tensor([0, 7, 49])):
         classifier = DiffusionClassifier(Gaussians(), schedule, timesteps=steps, device="cpu")
         assert classifier.weights.sum().item() == pytest.approx(
             bound_weights(schedule).sum().item()
         )
-    assert even_timesteps(bound_weights(SCHEDULE), 100).shape[0] > 60
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule(1000, "cosine"), Schedule(1000, "flow")])
+def test_many_timesteps_share_the_bound(schedule):
+    assert even_timesteps(bound_weights(schedule), 100).shape[0] > 60
 
 
 def test_results_do_not_depend_on_what_else_is_asked():

@@ -67,7 +67,7 @@ def test_excess_loss_of_the_best_denoiser_is_0_and_of_an_offset_its_square(targe
             inputs[:, :2], SCHEDULE.alpha_bar[step_of(inputs[:, 2:])].item()
         )
 
-    assert excess_loss(best, SCHEDULE, target, n=100).tolist() == [0] * 50
+    assert excess_loss(best, SCHEDULE, target, n=100).max() < 1e-24
     off = excess_loss(lambda x: best(x) + torch.tensor([0.3, -0.4]), SCHEDULE, target, n=100)
     torch.testing.assert_close(off, torch.full((50,), 0.25).double())
 

@@ -59,13 +59,13 @@ def test_a_curved_reward_narrows_a_gaussian_with_draws_of_the_posterior():
     assert found[0] < 0.75
 
 
-def test_the_spread_of_the_posterior_is_that_of_a_gaussian():
-    alpha_bar = 0.3
+@pytest.mark.parametrize(("signal", "noise"), [(0.3**0.5, 0.7**0.5), (0.6, 0.4), (0.2, 2.0)])
+def test_the_spread_of_the_posterior_is_that_of_a_gaussian(signal, noise):
     x = torch.randn(4, 8, 2)
-    precision = COVARIANCE.inverse() + alpha_bar / (1 - alpha_bar) * torch.eye(2)
+    precision = COVARIANCE.inverse() + (signal / noise) ** 2 * torch.eye(2)
     want = precision.inverse()  # of x_0 given x_t
-    x_0 = (alpha_bar**0.5 / (1 - alpha_bar) * x + torch.linalg.solve(COVARIANCE, MEAN)) @ want
-    root = posterior_root(x, x_0, alpha_bar)
+    x_0 = (signal / noise**2 * x + torch.linalg.solve(COVARIANCE, MEAN)) @ want
+    root = posterior_root(x, x_0, noise**2 / signal)
     torch.testing.assert_close(root @ root, want.expand(4, 2, 2))
 
 
