@@ -162,7 +162,8 @@ def classifier_map(
 ) -> Figure:
     """Draws the answer of a classifier of noisy points over the plane, at three timesteps.
 
-    The colour is that of the likeliest class, paler where the classifier is less sure.
+    The colour is that of the likeliest class, paler where the classifier is less sure. Noisy points
+    are scaled as those of a variance-preserving process, so that the data are of about one size.
 
     Args:
         classifier: takes a point in two dimensions and the timestep feature.
@@ -180,7 +181,8 @@ def classifier_map(
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
         with torch.no_grad():
-            p = classifier(schedule.inputs(grid, t)).softmax(dim=1)
+            x_t = grid * torch.hypot(schedule.signal[t], schedule.noise[t]).item()
+            p = classifier(schedule.inputs(x_t, t)).softmax(dim=1)
         best, label = p.max(dim=1)
         sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55
         image = 1 - sure * (1 - palette[label % len(COLORS)])
@@ -319,7 +321,7 @@ def against_steps(
 
 
 def against_noise(levels: Tensor, curves: dict[str, Tensor], save_to: SaveTo = None) -> Figure:
-    """Draws the excess loss [S] of each name against the noise level sqrt(1 - alpha_bar) [S]."""
+    """Draws the excess loss [S] of each name against the noise level [S], from 0 to 1."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for color, (name, values) in zip(COLORS, curves.items(), strict=False):

@@ -32,8 +32,10 @@ from .metrics import (
     standard_metrics,
 )
 from .metrics.bands import MOST_DRAWS
+from .metrics.excess_loss import best_noise
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
+from .predictions import PREDICTIONS
 from .reverse_steps import timesteps
 from .run_record import density_data
 from .sampling import METHODS
@@ -101,13 +103,22 @@ def _about(run: SavedRun) -> list[Part]:
         ("data", f"{points.name}: {len(points)} points in {points.dim} dimensions"),
         ("standardised", str(points.standardisation or "no")),
         ("classes", ", ".join(map(points.class_name, range(points.num_classes))) or "none"),
-        ("schedule", f"{schedule.name}, {schedule.num_steps} timesteps"),
+        ("schedule", _schedule(schedule)),
+        ("prediction", PREDICTIONS[str(schedule.prediction)].title),
+        ("weighting", run.config.get("denoiser", {}).get("weighting", "uniform")),
         ("denoiser", _network(run.denoiser)),
         ("classifier", _network(run.classifier) if run.classifier else "none"),
         ("reverse steps", f"{run.config['sampling_steps'] or schedule.num_steps}"),
         ("seed", f"{run.config['seed']}"),
     ]
     return [Table(("", ""), rows)]
+
+
+def _schedule(schedule: Schedule) -> str:
+    text = f"{schedule.name}, {schedule.num_steps} timesteps"
+    if schedule.name == "edm":
+        text += f", sigma from {schedule.sigma_min:g} to {schedule.sigma_max:g}"
+    return text + (", no data left at the last" if schedule.signal[-1] == 0 else "")
 
 
 def _network(model: Perceptron) -> str:
@@ -274,11 +285,12 @@ def _curves(
 def _excess(run: SavedRun) -> list[Part]:
     """Compares the denoiser with the best one at each noise level."""
     points, schedule = run.points, run.schedule
-    if points.redraw is None:
+    levels = int((schedule.signal > 0).sum())  # without data there is nothing to know
+    if points.redraw is None or not levels:
         return []
     seed = child_seed(run.seed, _EXCESS)
     truth, other = (points.redraw(_TRUE_POINTS, child_seed(seed, k))[0] for k in range(2))
-    last = math.log10(schedule.num_steps)
+    last = math.log10(levels)
     steps = (torch.logspace(0, last, _NOISE_LEVELS).round().long() - 1).unique().tolist()
     denoisers: dict[str, Callable[[Tensor], Tensor]] = {
         "this denoiser": run.denoiser,
@@ -292,21 +304,26 @@ def _excess(run: SavedRun) -> list[Part]:
     figure = run.folder.figures / "excess_loss.png"
     plots.against_noise((1 - schedule.alpha_bar[steps]).sqrt(), curves, figure)
     caption = (
-        f"Distance of the denoiser from the best one for {_TRUE_POINTS} fresh points of the data's "
-        "distribution. A denoiser that memorised the training points would score the second "
-        "curve. The third curve is the score of the best denoiser for as many other fresh points; "
-        "the figure cannot show anything lower."
+        "Distance of the noise that the denoiser predicts from what the best one does, for "
+        f"{_TRUE_POINTS} fresh points of the data's distribution. A denoiser that memorised the "
+        "training points would score the second curve. The third curve is the score of the best "
+        "denoiser for as many other fresh points; the figure cannot show anything lower."
     )
     return [Heading("Excess loss"), Picture(figure, caption)]
 
 
 def _best_for(data: Tensor, schedule: Schedule) -> Callable[[Tensor], Tensor]:
-    """Returns the denoiser of least loss for these points, with the inputs of a network."""
+    """Returns the denoiser of least loss for these points, at timesteps that hold some of them.
+
+    Its inputs are those of a network, its output is what the schedule's ``prediction`` says.
+    """
     best, dim = PointMasses(data), data.shape[1]
 
     def denoiser(inputs: Tensor) -> Tensor:
         t = (schedule.time_features - inputs[0, dim:]).abs().sum(dim=1).argmin()
-        return best.optimal_noise(inputs[:, :dim], schedule.alpha_bar[t].item())
+        x_t = inputs[:, :dim].double()
+        eps = best_noise(best, schedule, x_t, int(t))
+        return schedule.target_of((x_t - schedule.noise[t] * eps) / schedule.signal[t], eps, t)
 
     return denoiser
 

@@ -20,6 +20,7 @@ from ..device import choose_device
 from ..errors import check_integer
 from ..metrics import METRICS
 from ..metrics.table import number
+from ..predictions import PREDICTIONS
 from ..saved_run import SavedRun
 from .payload import make_payload
 
@@ -91,7 +92,8 @@ def _about(run: SavedRun) -> str:
     return (
         f"{len(points):,} points in {points.dim} dimension{'s' if points.dim > 1 else ''} · "
         f"{schedule.name} schedule, T = {schedule.num_steps} · denoiser {widths}, "
-        f"{run.denoiser.shape.num_parameters:,} parameters"
+        f"{run.denoiser.shape.num_parameters:,} parameters, predicts "
+        f"{PREDICTIONS[str(schedule.prediction)].title}"
         + ("" if points.standardisation is None else f" · standardised: {points.standardisation}")
     )
 

@@ -89,8 +89,7 @@ function timestep() {
 
 /** Returns the index of the timestep with fields whose noise level is nearest to that of t. */
 function fieldAt(t) {
-  const noise = (step) => Math.sqrt(1 - run.alphaBar[step]);
-  const gaps = run.fields.steps.map((step) => Math.abs(noise(step) - noise(t)));
+  const gaps = run.fields.steps.map((step) => Math.abs(run.noise[step] - run.noise[t]));
   return gaps.indexOf(Math.min(...gaps));
 }
 
@@ -237,7 +236,7 @@ function drawNoise() {
   const [width, height] = [(curve.width = curve.clientWidth * ratio), (curve.height = curve.clientHeight * ratio)];
   const pad = 8 * ratio, span = width - 2 * pad;
   const line = (value) => run.steps.map((t, k) => [pad + (span * k) / last, height - 6 * ratio - value(t) * (height - 10 * ratio)]);
-  const noise = line((t) => Math.sqrt(1 - run.alphaBar[t]));
+  const noise = line((t) => run.noise[t]);
   ink.fillStyle = inks.accent;
   ink.globalAlpha = 0.16;
   ink.beginPath();
@@ -253,7 +252,7 @@ function drawNoise() {
 
 /** Describes the canvas in words and in data-* attributes. */
 function report(t, chain, drawn, outside) {
-  const noise = Math.sqrt(1 - run.alphaBar[t]);
+  const noise = run.noise[t];
   const left = outside ? `<span>${outside} of ${drawn} outside</span>` : "";
   $("reading").innerHTML = `<b>t = ${t}</b><span>noise level ${noise.toFixed(3)}</span>${left}`;
   Object.assign(canvas.dataset, { t, drawn, outside, chain: chain.title, map: view.map, score: view.score, followed: view.followed.size });

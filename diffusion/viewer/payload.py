@@ -1,7 +1,7 @@
 """The content of the viewer's page, computed with the networks of a run and packed small.
 
-Timesteps are counted as in the papers: x_0 is a finished sample and x_T is noise, so the alpha_bar
-of x_t has index t - 1 in the schedule's tables.
+Timesteps are counted as in the papers: x_0 is a finished sample and x_T is noise, so the levels of
+x_t have index t - 1 in the schedule's tables.
 """
 
 import base64
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.philox import child_seed
 from ..metrics import PointMasses
+from ..metrics.excess_loss import best_noise
 from ..models import ConditionalMLP
 from ..plots import COLORS
 from ..reverse_steps import timesteps
@@ -78,7 +79,7 @@ def make_payload(run: SavedRun, samples: int, say: Callable[[str], None] = print
         "name": points.name,
         "dim": points.dim,
         "total": schedule.num_steps,
-        "alphaBar": [1.0, *(round(value, 6) for value in schedule.alpha_bar.tolist())],
+        "noise": [0.0, *(round(value, 6) for value in schedule.noise.tolist())],
         "classes": [points.class_name(label) for label in range(points.num_classes)],
         "colors": COLORS,
         "reach": frame.reach,
@@ -159,8 +160,8 @@ def _subset(run: SavedRun) -> Tensor:
 def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
     """Computes densities, scores, errors and regions over the plane, at some of the timesteps.
 
-    An arrow is the score times the noise level, -eps. Where x_t is likely it is of the order of 1,
-    while the score itself grows without bound as t falls.
+    An arrow is the score times the noise level, -eps_hat. Where x_t is likely it is of the order of
+    1, while the score itself grows without bound as t falls.
     """
     visited = sorted({max(step, 1) for step in steps}, reverse=True)
     chosen = torch.linspace(0, len(visited) - 1, min(_FIELDS, len(visited))).round().long()
@@ -173,14 +174,14 @@ def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
     scores: dict[str, list[Tensor]] = {"network": [], "exact": []}
     regions = []
     for t in shown:
-        alpha_bar = run.schedule.alpha_bar[t - 1].item()
-        p = noised_density(data, alpha_bar, cells, cell)
-        error = _at(run, run.denoiser, cells, t) - exact.optimal_noise(cells, alpha_bar)
+        levels = run.schedule.signal[t - 1].item(), run.schedule.noise[t - 1].item()
+        p = noised_density(data, levels, cells, cell)
+        error = _eps_hat(run, cells, t) - best_noise(exact, run.schedule, cells, t - 1)
         maps["data"].append(p)
-        maps["samples"].append(noised_density(samples, alpha_bar, cells, cell))
+        maps["samples"].append(noised_density(samples, levels, cells, cell))
         maps["excess"].append(p * error.square().sum(dim=1))
-        scores["network"].append(_arrows(_at(run, run.denoiser, arrows, t)))
-        scores["exact"].append(_arrows(exact.optimal_noise(arrows, alpha_bar)))
+        scores["network"].append(_arrows(_eps_hat(run, arrows, t)))
+        scores["exact"].append(_arrows(best_noise(exact, run.schedule, arrows, t - 1)))
         if run.classifier is not None:
             regions.append(_at(run, run.classifier, cells, t).softmax(dim=1))
     fields = {"steps": shown, "grid": _GRID, "arrows": _ARROWS}
@@ -199,6 +200,11 @@ def _at(run: SavedRun, model, x: Tensor, t: int) -> Tensor:
     return model(run.schedule.inputs(x.float(), t - 1))
 
 
+def _eps_hat(run: SavedRun, x: Tensor, t: int) -> Tensor:
+    """Returns the noise that the denoiser predicts at points [n, 2] and timestep t."""
+    return run.schedule.eps_hat(x, _at(run, run.denoiser, x, t), t - 1)
+
+
 def _arrows(eps: Tensor) -> Tensor:
     """Returns arrows -eps [n, 2], their lengths L shortened to tanh(L / 2), which is below 1."""
     length = eps.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -212,12 +218,12 @@ def _images(maps: Tensor) -> dict:
     return {**packed, "top": [float(f"{value:.4g}") for value in top]}
 
 
-def noised_density(x_0: Tensor, alpha_bar: float, at: Tensor, cell: float) -> Tensor:
+def noised_density(x_0: Tensor, levels: tuple[float, float], at: Tensor, cell: float) -> Tensor:
     """Returns p(x_t) of points x_0 with noise: a mixture of Gaussians, one for each point.
 
     Args:
         x_0: [n, d].
-        alpha_bar: alpha_bar of the timestep.
+        levels: weights of x_0 and of the noise in x_t.
         at: the places where it is computed, [m, d].
         cell: width of a cell. The variance of a uniform density over a cell is added, so that
             details finer than the grid are blurred rather than missed.
@@ -226,8 +232,9 @@ def noised_density(x_0: Tensor, alpha_bar: float, at: Tensor, cell: float) -> Te
         float64 [m].
     """
     dim = x_0.shape[1]
-    variance = 1 - alpha_bar + cell**2 / 12
-    means = alpha_bar**0.5 * x_0.float()
+    signal, noise = levels
+    variance = noise**2 + cell**2 / 12
+    means = signal * x_0.float()
     norm = len(x_0) * (2 * torch.pi * variance) ** (dim / 2)
     parts = [
         torch.cdist(part, means).square_().mul_(-0.5 / variance).exp_().sum(dim=1)

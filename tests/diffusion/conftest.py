@@ -9,10 +9,12 @@ from flashpoint.diffusion import Points, Recipe, Schedule, states_points
 from flashpoint.diffusion.experiment import Run, Settings
 
 
-def small_run(folder: Path, points: Points) -> tuple[Path, Points]:
+def small_run(
+    folder: Path, points: Points, schedule: Schedule | None = None
+) -> tuple[Path, Points]:
     """A run of some steps of small networks, with samples and metrics."""
     recipe = Recipe(steps=300, hidden_layers=(32, 32), batch_size=128, ema_decay=0.98)
-    schedule = Schedule(num_steps=30, beta_end=0.3)
+    schedule = schedule or Schedule(num_steps=30, beta_end=0.3)
     settings = Settings(0, schedule, recipe, recipe, n_samples=60, real_draws=2)
     run = Run(points, settings, folder, device=torch.device("cpu"), say=lambda _: None)
     run.train()
@@ -30,6 +32,14 @@ def make_run():
 def states_run(tmp_path_factory):
     """(folder, points) of the STATES data: two dimensions, five classes, outlines."""
     return small_run(tmp_path_factory.mktemp("run") / "states & <more>", states_points(250))
+
+
+@pytest.fixture(scope="session")
+def flow_run(tmp_path_factory):
+    """(folder, points) of the STATES data, of a flow, which leaves no data at its end."""
+    return small_run(
+        tmp_path_factory.mktemp("run") / "flow", states_points(50), Schedule(20, "flow")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,22 @@ def test_densities_paths_and_regions_are_in_the_users_units():
         assert_in_units(axis, 2)
 
 
+def test_a_classifier_of_edm_sees_points_at_the_scale_of_its_process():
+    points, seen = cloud(2, labels=torch.arange(200) % 2), []
+
+    def classifier(inputs):
+        seen.append(inputs[:, :2].abs().max().item())
+        return inputs[:, :2]
+
+    schedule = Schedule(10, "edm", sigma_data=0.5)
+    plots.classifier_map(classifier, schedule, points)
+    far = (points.data.abs().amax(0) + 0.5).max().item()
+    # x_0 + sigma eps, scaled by c_in, in place of 1 / sqrt(1 + sigma^2).
+    scales = [((1 + s**2) / (s**2 + 0.25)) ** 0.5 for s in schedule.sigma[[0, 2, 5]].tolist()]
+    assert scales[0] == pytest.approx(2, rel=1e-4)
+    assert seen == pytest.approx([far * scale for scale in scales], rel=0.05)
+
+
 def test_columns_name_the_axes():
     figure = plots.scatter(cloud(2).data, points=cloud(2, columns=("east", "north")))
     axis = figure.axes[0]

@@ -243,6 +243,39 @@ def test_the_best_denoiser_for_points_has_no_excess_loss(feature):
     assert excess.tolist() == [0] * 50
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "flow"},
+        {"name": "edm"},
+        {"name": "edm", "prediction": "x0"},
+        {"name": "cosine", "prediction": "v"},
+    ],
+)
+def test_the_best_denoiser_for_points_has_the_output_of_its_prediction(options):
+    schedule, data = Schedule(50, **options), STATES.data[:100]
+    model, steps = report._best_for(data, schedule), [0, 20, 48]
+    assert excess_loss(model, schedule, PointMasses(data), steps=steps, n=50).max() < 1e-12
+
+
+def test_a_report_tells_the_prediction_and_leaves_out_noise_alone(flow_run, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(plots, "against_noise", lambda *given: shown.update(given=given))
+    run = saved_run.SavedRun(*flow_run, torch.device("cpu"), 0)
+    run.folder.figures.mkdir(exist_ok=True)
+    rows = dict(report._about(run)[0].rows)
+    assert rows["schedule"] == "flow, 20 timesteps, no data left at the last"
+    assert (rows["prediction"], rows["weighting"]) == ("flow velocity", "uniform")
+    report._excess(run)
+    levels, curves, _ = shown["given"]
+    t = torch.tensor([1, 2, 19]) / 20  # the first two levels, and the last that holds data
+    want = t / (t.square() + (1 - t).square()).sqrt()
+    torch.testing.assert_close(levels[[0, 1, -1]], want.double())
+    for losses in curves.values():
+        assert losses.shape == levels.shape
+        assert losses.min() > 1e-8
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 def test_density_counts_every_point(dim):
     x = torch.randn(500, dim, generator=torch.Generator().manual_seed(0))

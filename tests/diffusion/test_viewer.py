@@ -22,6 +22,7 @@ from flashpoint.diffusion import (
     sample,
 )
 from flashpoint.diffusion.data import DATASETS
+from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
 from flashpoint.kernels.philox import child_seed
@@ -86,11 +87,11 @@ def test_a_chain_ends_with_samples_that_the_seed_decides(states_run, tmp_path):
 
 def test_a_noised_density_is_the_mixture_it_says():
     x_0, at = torch.randn(5, 2), torch.randn(40, 2)
-    alpha_bar, cell = 0.7, 0.3
-    covariance = (1 - alpha_bar + cell**2 / 12) * np.eye(2)
-    means = alpha_bar**0.5 * x_0.numpy()
+    signal, noise, cell = 0.7, 0.4, 0.3
+    covariance = (noise**2 + cell**2 / 12) * np.eye(2)
+    means = signal * x_0.numpy()
     expected = np.mean([multivariate_normal(m, covariance).pdf(at.numpy()) for m in means], axis=0)
-    found = payloads.noised_density(x_0, alpha_bar, at, cell)
+    found = payloads.noised_density(x_0, (signal, noise), at, cell)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -114,6 +115,34 @@ def test_the_exact_score_points_to_the_data_s_mean_in_noise(states_run, tmp_path
     places = np.stack(np.meshgrid(ends, -ends), axis=-1).reshape(-1, 2)
     cosine = -(score * places).sum(1) / np.linalg.norm(score, axis=1)
     assert (cosine / np.linalg.norm(places, axis=1) > 0.9).all()
+
+
+def test_a_flow_is_drawn_at_its_own_levels(flow_run, tmp_path):
+    text, payload = view(flow_run, tmp_path, samples=9)
+    assert "flow schedule, T = 20" in text
+    assert "predicts flow velocity" in text
+    np.testing.assert_allclose(payload["noise"], np.arange(21) / 20)
+    fields, reach = payload["fields"], payload["reach"]
+    assert (fields["steps"][0], fields["steps"][-1]) == (20, 1)
+    assert payload["steps"][0] == 20
+    # x_t = (1 - t) x_0 + t eps and v = eps - x_0, so that eps = x_t + (1 - t) v.
+    run = SavedRun(*flow_run, torch.device("cpu"), 0)
+    x_t = payloads.Frame.of(run.points.data).grid(6)
+    for field, step in enumerate(fields["steps"]):
+        with torch.no_grad():
+            v = run.denoiser(run.schedule.inputs(x_t, step - 1))
+        eps = x_t + (1 - step / 20) * v
+        length = eps.norm(dim=1, keepdim=True)
+        want = -eps / length * (length / 2).tanh()
+        found = unpack(fields["scores"]["network"])[field]
+        np.testing.assert_allclose(found, want, atol=fields["scores"]["network"]["scale"])
+    # Where no data is left both scores are -x_t, the error is 0 and the density that of noise.
+    scores = [unpack(fields["scores"][name])[0] for name in ("network", "exact")]
+    np.testing.assert_allclose(*scores, atol=2 * fields["scores"]["network"]["scale"])
+    assert unpack(fields["maps"]["excess"])[0].max() == 0
+    variance = 1 + (2 * reach / 20) ** 2 / 12
+    top = 1 / (2 * np.pi * variance) * np.exp(-((reach / 20) ** 2) / variance)
+    assert fields["maps"]["data"]["top"][0] == pytest.approx(top, rel=1e-3)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 5])
@@ -212,3 +241,36 @@ def test_samples_outside_the_picture_are_counted():
     """
     done = subprocess.run(["node", "-e", around], capture_output=True, text=True, check=True)
     assert done.stdout == "5,3\n"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_noise_level_is_that_of_the_schedule():
+    """The fields, the curve over the slider and the words follow it."""
+    script = (resources("flashpoint.diffusion.viewer") / "drawing.js").read_text(encoding="utf-8")
+    parts = (
+        ("function fieldAt", "/** Draws the samples; returns"),
+        ("function drawNoise", "/** Describes the canvas"),
+        ("function report", "function note"),
+    )
+    code = "".join(script[script.index(begin) : script.index(end)] for begin, end in parts)
+    around = f"""
+        const run = {{noise: [0, 0.1, 0.2, 0.7, 1], steps: [4, 2, 0], total: 4,
+                      fields: {{steps: [4, 2, 1]}}}};
+        const last = 2, devicePixelRatio = 1, inks = {{}}, view = {{followed: new Set()}};
+        const canvas = {{dataset: {{}}, setAttribute: () => 0}}, lines = [], elements = {{}};
+        const pen = {{beginPath() {{}}, fill() {{}}, stroke() {{}},
+                      lineTo: (x, y) => lines.push(y)}};
+        const element = {{clientWidth: 116, clientHeight: 110, getContext: () => pen,
+                          setAttribute: () => 0}};
+        const $ = (id) => (elements[id] ??= {{...element}}), note = () => "";
+        {code}
+        drawNoise();
+        report(3, {{title: "a"}}, 5, 0);
+        console.log(JSON.stringify([[4, 3, 1, 0].map(fieldAt), lines.slice(-3),
+                                    elements.reading.innerHTML]));
+    """
+    done = subprocess.run(["node", "-e", around], capture_output=True, text=True, check=True)
+    fields, heights, words = json.loads(done.stdout)
+    assert fields == [0, 0, 2, 2]
+    assert heights == pytest.approx([4, 84, 104])  # 104 is 0, 4 is 1
+    assert words == "<b>t = 3</b><span>noise level 0.700</span>"
