@@ -13,6 +13,7 @@ from flashpoint.diffusion import (
     sample,
 )
 from flashpoint.diffusion.latents import interpolate, invert, slerp
+from flashpoint.diffusion.reverse_steps import timesteps
 
 from .helpers import smooth
 
@@ -73,6 +74,17 @@ def test_interpolation_starts_and_ends_at_the_two_points():
     ends = interpolate(
         told, schedule, a, b, count=2, label=torch.tensor([0, 1, 0, 1]), device="cpu"
     )
+    torch.testing.assert_close(ends, torch.stack((a, b)), atol=1e-4, rtol=1e-4)
+
+
+def test_interpolation_of_a_flow_goes_through_noise_without_any_data():
+    schedule, model = Schedule(50, "flow"), smooth(MLP(3, 2, [16]))
+    a, b = torch.randn(2, 4, 2)
+    noise = invert(model, schedule, a, device="cpu")
+    assert timesteps(schedule, None, method="ddim")[0] == 49  # where signal is 0
+    back = sample(model, schedule, 4, method="ddim", x_T=noise, device="cpu").x
+    torch.testing.assert_close(back, a, atol=1e-4, rtol=1e-4)
+    ends = interpolate(model, schedule, a, b, count=2, device="cpu")
     torch.testing.assert_close(ends, torch.stack((a, b)), atol=1e-4, rtol=1e-4)
 
 
