@@ -66,14 +66,14 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def pages(states_run, solid_run, tmp_path_factory):
+def pages(states_run, solid_run, flow_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload, "_GRID", 24)
         patch.setattr(payload, "_FIELDS", 5)
         return [
             write_view(*run, samples=SAMPLES, save_to=folder / f"{n}.html", say=lambda _: None)
-            for n, run in enumerate((states_run, solid_run))
+            for n, run in enumerate((states_run, solid_run, flow_run))
         ]
 
 
@@ -88,6 +88,7 @@ def chromium(tmp_path_factory):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    driver.get("about:blank")  # ends the loading of the browser's own first page
     yield driver
     driver.quit()
 
@@ -220,6 +221,21 @@ def test_maps_follow_the_slider(plane):
         covered[key] = (plane.drawn()[1][..., 3] > 60).mean()
         assert note in plane.find("#note").text
     assert covered[Keys.HOME] > 1.5 * covered[Keys.END] > 0
+
+
+def test_a_flow_goes_from_noise_without_data_to_samples(chromium, pages):
+    from selenium.webdriver.common.keys import Keys
+
+    flow = load(chromium, pages[2])
+    flow.choose("Of the network")
+    flow.choose("Density of the data")
+    for key, t, level in ((Keys.HOME, "20", "1.000"), (Keys.END, "0", "0.000")):
+        flow.find("#time").send_keys(key)
+        state, pixels = flow.drawn()
+        assert (state["t"], state["score"], state["map"]) == (t, "network", "data")
+        assert f"noise level {level}" in flow.run("return $('reading').textContent")
+        assert (pixels[..., 3] > 0).mean() > 0.02
+    assert "predicts flow velocity" in flow.find("header").text
 
 
 def test_classes_can_be_hidden(plane):
