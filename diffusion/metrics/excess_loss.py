@@ -177,9 +177,9 @@ def excess_loss(
     """Returns E|eps_hat(x_t, t) - eps*(x_t)|^2 at each timestep, summed over coordinates.
 
     The training loss of a denoiser that predicts the noise is a mean over d coordinates, so it
-    exceeds its least possible value by this sum divided by d. That of any other prediction does by
-    this sum over d times the square of its error per error of eps_hat. Where x_t holds no data,
-    eps_hat is x_t / noise whatever the denoiser returns, and the excess is 0.
+    exceeds its least possible value by this sum divided by d; that of any other prediction does so
+    by this sum divided by d c^2, where c is the weight of the output in eps_hat. Where x_t holds no
+    data, eps_hat is x_t / noise whatever the denoiser returns, and the excess is 0.
 
     Args:
         model: takes (point, timestep feature) float32 [n, d + f], returns what the schedule's
