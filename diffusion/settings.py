@@ -76,12 +76,9 @@ class Settings:
         A setting that the record lacks had its default then: an older version wrote it. What a
         recipe asks the network to predict is in the schedule.
         """
-        now = _flat(self.record())
-        parts = {name: record.get(name) for name in self.record()}
-        for name, defaults in self._defaults().items():
-            if isinstance(parts[name], dict):
-                parts[name] = defaults | parts[name]
-        before = _flat(parts)
+        parts, defaults = self.record(), self._defaults()
+        now = _flat(parts)
+        before = _flat({name: _over(defaults.get(name), record.get(name)) for name in parts})
         for each in (now, before):
             for recipe in ("denoiser", "classifier"):
                 each.pop(f"{recipe}.prediction", None)
@@ -106,6 +103,11 @@ class Settings:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def _over(defaults: dict[str, Any] | None, part: Any) -> Any:
+    """Returns a part of a record with the defaults of what it lacks."""
+    return defaults | part if defaults and isinstance(part, dict) else part
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
