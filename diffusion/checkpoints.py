@@ -22,12 +22,13 @@ from .chains import points
 from .compat.classic import BlockMLP
 from .data import Standardisation, class_number
 from .errors import UserError
-from .models import MLP, ConditionalMLP, Perceptron, new_mlp
+from .models import MLP, ConditionalMLP, Perceptron, check_prediction, new_mlp
 from .run_folder import RunFolder
 from .sampling import Samples, sample
 from .schedules import Schedule, check_schedule, given_schedule
 
-_RECORDED = ("network", "schedule", "standardisation", "class_names")  # in a file's metadata
+# What is read of a file's metadata; the levels are for other software.
+_RECORDED = ("network", "schedule", "prediction", "standardisation", "class_names")
 
 
 @methods_in_default_state
@@ -36,12 +37,15 @@ class Denoiser:
     """A trained model, ready to draw samples; :func:`load` returns one.
 
     Args:
-        model: predicts the noise of (point, timestep feature).
-        schedule: the forward process that it was trained with.
+        model: the denoiser, which takes (point, timestep feature).
+        schedule: the forward process that it was trained with, which says what it predicts.
         classifier: a classifier of noisy points, which guides the samples.
         standardisation: the map from a user's points to those it was trained on; None for points
             that were trained on as they came.
         class_names: names of the classes, or none.
+
+    Raises:
+        ValueError: the model was trained to predict something else than the schedule says.
     """
 
     model: Perceptron
@@ -49,6 +53,10 @@ class Denoiser:
     classifier: Perceptron | None = None
     standardisation: Standardisation | None = None
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_schedule(self.schedule)
+        check_prediction(self.model, self.schedule)
 
     def sample(self, n: int, **options: Any) -> Samples:
         """Draws samples from this model, see :func:`~flashpoint.diffusion.sample`.
@@ -109,7 +117,7 @@ class Denoiser:
         """
         path = Path(path)
         if path.suffix == ".safetensors":
-            files.write_atomically(path, to_safetensors(self))
+            files.write_atomically(path, to_safetensors(self, self.schedule.prediction))
         elif path.suffix == ".pt":
             files.save(path, self.model.state_dict())
         else:
@@ -127,8 +135,9 @@ def load(
             ``denoiser.safetensors`` and perhaps ``classifier.safetensors``; a ``.safetensors``
             file; or a ``.pt`` or ``.pth`` file.
         schedule: the forward process that the model was trained with, for ``.pt`` files outside a
-            run's folder; elsewhere it must be the recorded one. Its ``time_feature`` is the form in
-            which the network saw t; a warning says so where it is left at its default.
+            run's folder; elsewhere it must be the recorded one. Its ``prediction`` is what the
+            network predicts. Its ``time_feature`` is the form in which the network saw t; a warning
+            says so where it is left at its default.
         activation: activation of a ``.pt`` file's network, where the weights do not tell; None is
             PReLU where there is a slope and ReLU otherwise.
 
@@ -181,6 +190,7 @@ def _load_file(
     model = load_mlp(path, activation)
     if config is not None:
         run.check_network(path.stem, model.shape.widths)
+    model.prediction = schedule.prediction
     return Denoiser(model, schedule, None, standardisation, class_names)
 
 
@@ -276,33 +286,55 @@ def _load_folder(folder: Path, schedule: Schedule | None, activation: str | None
             with warnings.catch_warnings():  # the denoiser's file has said it
                 warnings.simplefilter("ignore", UserWarning)
                 classifier = _load_file(other, schedule, activation)
+            classifier.model.prediction = None
             return replace(denoiser, classifier=classifier.model)
     raise UserError(
         f"folder {folder} holds no model: neither checkpoints/denoiser.pt nor denoiser.safetensors"
     )
 
 
-def metadata_of(denoiser: Denoiser) -> dict[str, str]:
+def metadata_of(denoiser: Denoiser, prediction: str | None) -> dict[str, str]:
     """Returns all but the weights as the metadata of a file: JSON by name.
 
     ``standardisation`` holds mean and std of the user's points x: the network sees
     (x - mean) / std. It is null for points that were trained on as they came.
+
+    ``prediction`` says what the network predicts, and is null for a classifier. ``levels`` holds
+    the numbers behind it at each timestep: the network sees signal x_0 + noise eps, and predicts
+    target_signal x_0 + target_noise eps.
+
+    Args:
+        denoiser: the network, and what is known of it.
+        prediction: what it predicts; None if it is a classifier.
     """
     model, map_ = denoiser.model, denoiser.standardisation
     network = {"layout": type(model).__name__, **asdict(model.shape)}
     content = {
         "network": network,
         "schedule": asdict(denoiser.schedule),
+        "prediction": prediction,
         "standardisation": None if map_ is None else asdict(map_),
         "class_names": denoiser.class_names,
     }
+    if prediction is not None:
+        content["levels"] = _levels_of(denoiser.schedule)
     return {name: json.dumps(part) for name, part in content.items()}
 
 
-def to_safetensors(denoiser: Denoiser) -> bytes:
-    """Returns the content of a ``.safetensors`` file, all but the weights in its metadata."""
+def _levels_of(schedule: Schedule) -> dict[str, list[float]]:
+    """Returns the levels and the target of each timestep [T], with the digits of float32."""
+    parts = {"signal": schedule.signal, "noise": schedule.noise}
+    parts |= zip(("target_signal", "target_noise"), schedule.target, strict=True)
+    return {name: [float(f"{x:.9g}") for x in part.tolist()] for name, part in parts.items()}
+
+
+def to_safetensors(denoiser: Denoiser, prediction: str | None) -> bytes:
+    """Returns the content of a ``.safetensors`` file, all but the weights in its metadata.
+
+    The arguments are those of :func:`metadata_of`.
+    """
     tensors = {name: x.contiguous() for name, x in _tensors(denoiser.model).items()}
-    return _safetensors().save(tensors, {"format": "pt", **metadata_of(denoiser)})
+    return _safetensors().save(tensors, {"format": "pt", **metadata_of(denoiser, prediction)})
 
 
 def from_safetensors(content: bytes, name: str) -> Denoiser:
@@ -333,6 +365,9 @@ def from_safetensors(content: bytes, name: str) -> Denoiser:
             standardisation=standardisation_in(record),
             class_names=tuple(record.get("class_names", ())),
         )
+        # Files of older versions do not say it: their denoisers predict eps.
+        model.prediction = record.get("prediction", denoiser.schedule.prediction)
+        check_prediction(model, denoiser.schedule)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name} describes no network and schedule of this package") from error
     wanted = _tensors(model)

@@ -42,6 +42,7 @@ from .commands.of_run import (
     say_unfinished,
     source_of,
 )
+from .commands.process import objective_of, process_options, schedule_of
 from .commands.sample import sample_command
 from .commands.study import study_command
 from .device import choose_device
@@ -51,10 +52,8 @@ from .export import SUFFIXES, export_model
 from .interrupts import exit_code, word_for
 from .metrics import summary
 from .metrics.bands import MOST_DRAWS
-from .noise_levels import SCHEDULES
 from .report import write_report
 from .run_folder import RunFolder
-from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 from .training.distributed import join
 from .viewer import write_view
@@ -112,18 +111,7 @@ _run_options = options(
         default=None,
         help="Samples without guidance, and samples of each class.",
     ),
-    click.option(
-        "--timesteps",
-        type=Count(most=10**6),
-        default=500,
-        show_default=True,
-        help="T of the forward process.",
-    ),
-    click.option(
-        "--schedule", default="linear", show_default=True, help=f"One of {', '.join(SCHEDULES)}."
-    ),
-    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance beta."),
-    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance beta."),
+    process_options,
     click.option(
         "--scale", type=float, default=None, help="Guidance scale of the samples of each class."
     ),
@@ -243,8 +231,8 @@ def view(run, samples, out, data, other_data, seed, device) -> None:
 def export(run, format_, out) -> None:
     """Write a run's networks as safetensors, ONNX or torch.export, and check each by running it.
 
-    A network takes points and timesteps; the schedule and the map between the data's units and
-    those of the network are in the file's metadata.
+    A network takes points and timesteps; the schedule, what it predicts, and the map between the
+    data's units and those of the network are in the file's metadata.
     """
     check_choice("format", format_, SUFFIXES)
     denoiser = load(run)
@@ -339,14 +327,15 @@ def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:
 
 
 def _settings(
-    *, quick, recipe, epochs, steps, classifier_steps, batch_size, samples, timesteps, schedule,
-    beta_start, beta_end, scale, time_feature, seed, **network,
+    *, quick, recipe, epochs, steps, classifier_steps, batch_size, samples, scale, seed,
+    hidden_layers, activation, linear_input, p_uncond, class_embedding, weighting, t_density,
+    **process,
 ) -> Settings:  # fmt: skip
     """Returns the settings that the options of the command line describe."""
     check_choice("recipe", recipe, RECIPES)
     settings = Settings(
         seed=seed,
-        schedule=Schedule(timesteps, schedule, beta_start, beta_end, time_feature),
+        schedule=schedule_of(weighting=weighting, **process),
         denoiser=RECIPES[recipe][0],
         classifier=RECIPES[recipe][1],
     )
@@ -357,9 +346,11 @@ def _settings(
     if quick:
         settings = settings.quick()
     length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
+    network = network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding)
+    objective = objective_of(settings.denoiser, weighting, t_density)
     settings = replace(
         settings,
-        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network_of(**network)),
+        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network, **objective),
         classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
     )
     return _with(settings, n_samples=samples, scale=scale)

@@ -14,7 +14,7 @@ class UserError(ValueError):
     """A request that cannot be met; the message says why, and what is allowed."""
 
 
-def check_choice(name: str, value: str, allowed: Collection[str], other: str = "") -> None:
+def check_choice(name: str, value: object, allowed: Collection[str], other: str = "") -> None:
     """Raises a :class:`UserError` that suggests an allowed value if one is near.
 
     Args:

@@ -1,10 +1,10 @@
 """Export of networks to files that other software runs.
 
 The exported function is y = f(x, t), or y = f(x, t, label) for a conditional model, with points x
-float32 [N, d], t and label int64 [N] and any N. It returns the noise of a denoiser or the logits of
-a classifier. It holds the table of timestep features; architecture, schedule, standardisation and
-names of the classes are in the file's metadata. Every export is run, and compared with the network,
-before the file is written.
+float32 [N, d], t and label int64 [N] and any N. It returns what a denoiser predicts, or the logits
+of a classifier. It holds the table of timestep features. Architecture, schedule, prediction and its
+levels, standardisation and names of the classes are in the file's metadata. Every export is run,
+and compared with the network, before the file is written.
 """
 
 import copy
@@ -84,7 +84,8 @@ def export_model(
     whoever runs the file: mean and std are in its metadata.
 
     Args:
-        model: a denoiser, or a classifier of noisy points.
+        model: a denoiser, or a classifier of noisy points. If it is trained or loaded by this
+            package, its ``prediction`` goes into the metadata.
         schedule: the forward process that it was trained with.
         format: ``safetensors``, ``onnx`` (checked with onnxruntime) or ``torch.export``.
         path: the file.
@@ -96,9 +97,10 @@ def export_model(
         output where that is more than 1.
 
     Raises:
-        ValueError: the model is none of this package's or its weights are not finite, the format is
-            unknown or its package not installed, the exported function
-            differs from the model by more than rounding, or the file cannot be written.
+        ValueError: the model is none of this package's or its weights are not finite, it predicts
+            something else than the schedule says, the format is unknown or its package not
+            installed, the exported function differs from the model by more than rounding, or the
+            file cannot be written.
     """
     check_choice("format", format, SUFFIXES)
     if not isinstance(model, Perceptron):
@@ -109,13 +111,13 @@ def export_model(
     plain = TimestepModel(model, schedule).cpu().eval()
     known = Denoiser(model, schedule, None, standardisation, tuple(class_names))
     if format == "safetensors":
-        content = to_safetensors(known)
+        content = to_safetensors(known, model.prediction)
         read = from_safetensors(content, "the export")
         run: _Run = TimestepModel(read.model, read.schedule)
     else:
         make = _onnx if format == "onnx" else _torch_export
         with _quietly():
-            content, run = make(plain, metadata_of(known))
+            content, run = make(plain, metadata_of(known, model.prediction))
     difference = max(_difference(plain, run, plain.example(rows)) for rows in _CHECKED_ROWS)
     if not difference <= _TOLERANCE:
         raise UserError(

@@ -12,7 +12,7 @@ from ..kernels.default_state import in_default_state
 from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
 from ..kernels.modules import perceptron_layers
 from .errors import UserError, check_choice, check_integer, shown
-from .schedules import EMBEDDING_DIM, sinusoidal_embedding
+from .schedules import EMBEDDING_DIM, Schedule, sinusoidal_embedding
 
 CLASS_EMBEDDINGS = ("learned", "sinusoidal")
 
@@ -20,10 +20,18 @@ _Self = TypeVar("_Self", bound="Perceptron")
 
 
 class Perceptron(nn.Module):
-    """Base class of all layouts of a perceptron, with its shape and its flat form."""
+    """Base class of all layouts of a perceptron, with its shape and its flat form.
+
+    Attributes:
+        shape: widths and activation.
+        prediction: what a trained denoiser predicts, as in
+            :class:`~flashpoint.diffusion.Schedule`; None where nobody said it, and of classifiers.
+            It is no part of the ``state_dict``.
+    """
 
     shape: MLPShape
     act: nn.Module
+    prediction: str | None = None
 
     def linears(self) -> list[nn.Linear]:
         """Returns the linear layers from input to output."""
@@ -227,6 +235,19 @@ def check_weights(name: str, *weights: Tensor) -> None:
         raise UserError(
             f"{name} must have finite weights, got NaN or infinity in {bad} of {total}; "
             "did its training diverge?"
+        )
+
+
+def check_prediction(model: object, schedule: Schedule) -> None:
+    """Raises :class:`UserError` if a model was trained to predict another thing than is assumed.
+
+    A model that does not say what it predicts, as most functions, predicts what the schedule says.
+    """
+    trained, assumed = getattr(model, "prediction", None), schedule.prediction
+    if trained not in (None, assumed):
+        raise UserError(
+            f"schedule must be that of a model that predicts {trained}, got one for {assumed}: "
+            f'take schedule.predicting("{trained}")'
         )
 
 

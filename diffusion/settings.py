@@ -16,7 +16,7 @@ class Settings:
 
     Args:
         seed: seed of everything random.
-        schedule: the forward process.
+        schedule: the forward process. If the denoiser's recipe says what to predict, it does, too.
         denoiser, classifier: recipes of the two trainings. A conditional denoiser, which has
             ``p_uncond``, takes the class as an input and needs no classifier.
         scale: guidance scale of samples by class; None is 1 with a classifier and 0 with a
@@ -47,6 +47,9 @@ class Settings:
         check_integer("real_draws", self.real_draws, 2, MOST_DRAWS)
         if self.scale is not None:
             check_number("scale", self.scale)
+        if self.denoiser.prediction is not None:
+            schedule = self.schedule.predicting(self.denoiser.prediction)
+            object.__setattr__(self, "schedule", schedule)
 
     def quick(self) -> "Settings":
         """Returns reduced settings, which take about a minute on two CPU cores."""
@@ -70,32 +73,41 @@ class Settings:
     def changes(self, record: dict[str, Any]) -> list[str]:
         """Returns each setting that differs from those of a :meth:`record`, with both values.
 
-        A setting that the record lacks had its default then: an older version wrote it.
+        A setting that the record lacks had its default then: an older version wrote it. What a
+        recipe asks the network to predict is in the schedule.
         """
-        now = _flat(self.record())
-        before = self._defaults() | _flat({name: record.get(name) for name in self.record()})
+        parts, defaults = self.record(), self._defaults()
+        now = _flat(parts)
+        before = _flat({name: _over(defaults.get(name), record.get(name)) for name in parts})
+        for each in (now, before):
+            for recipe in ("denoiser", "classifier"):
+                each.pop(f"{recipe}.prediction", None)
         return [
             f"{name} {before[name]}, now {now.get(name, 'unknown')}"
             for name in before
             if name not in now or before[name] != now[name]
         ]
 
-    def _defaults(self) -> dict[str, Any]:
-        parts = {
-            "schedule.": self.schedule,
-            "denoiser.": self.denoiser,
-            "classifier.": self.classifier,
+    def _defaults(self) -> dict[str, dict[str, Any]]:
+        """Returns the defaults of the schedule's and the recipes' fields."""
+        recipes = {
+            name: {
+                one.name: _as_json(one.default)
+                for one in fields(getattr(self, name))
+                if one.default is not MISSING
+            }
+            for name in ("denoiser", "classifier")
         }
-        return {
-            f"{prefix}{one.name}": _as_json(one.default)
-            for prefix, part in parts.items()
-            for one in fields(part)
-            if one.default is not MISSING
-        }
+        return {"schedule": _as_json(asdict(Schedule())), **recipes}
 
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def _over(defaults: dict[str, Any] | None, part: Any) -> Any:
+    """Returns a part of a record with the defaults of what it lacks."""
+    return defaults | part if defaults and isinstance(part, dict) else part
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ import click
 from ..data import DATASETS, Points, Standardisation, dataset
 from ..errors import UserError, check_seed
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS
-from ..schedules import TIME_FEATURES
 from .group import Commands, Count, DataName, PathName
 
 __all__ = [
@@ -130,12 +129,6 @@ network_options = options(
     ),
     click.option("--activation", default=None, help=f"One of {', '.join(ACTIVATIONS)}."),
     click.option("--linear-input", is_flag=True, help="No activation after the first layer."),
-    click.option(
-        "--time-feature",
-        default="linspace",
-        show_default=True,
-        help=f"Form in which the networks take t: {', '.join(TIME_FEATURES)}.",
-    ),
     click.option(
         "--p-uncond",
         type=float,

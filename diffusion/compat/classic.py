@@ -373,7 +373,9 @@ class BlockMLP(Perceptron):
 
     def to_mlp(self) -> MLP:
         """Returns a copy in the layout of :class:`~flashpoint.diffusion.MLP`."""
-        return new_mlp(self.shape).load_flat(self.network().parameters[0])
+        copy = new_mlp(self.shape).load_flat(self.network().parameters[0])
+        copy.prediction = self.prediction
+        return copy
 
     @classmethod
     @in_default_state
@@ -389,4 +391,6 @@ class BlockMLP(Perceptron):
         if not (model.shape.activation == "relu" and model.shape.linear_input):
             raise UserError("model must have ReLU and a linear input to be written in blocks")
         dim, *hidden, out = model.shape.widths
-        return cls(dim, out, hidden).load_flat(model.network().parameters[0])
+        copy = cls(dim, out, hidden).load_flat(model.network().parameters[0])
+        copy.prediction = model.prediction
+        return copy

@@ -7,7 +7,7 @@ run one by one.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +28,7 @@ from ...kernels.cuda import capture, device_of
 from ...kernels.default_state import methods_in_default_state
 from ..device import choose_device
 from ..errors import UserError
-from ..models import MLP, new_mlp
+from ..models import MLP
 from .distributed import Ranks
 from .losses import LossRecord
 from .on_device import course_of, training_data
@@ -227,8 +227,7 @@ class Engine:
 
     def averaged(self, model: int) -> MLP:
         """Returns a network with its averaged weights, on the CPU."""
-        class_features = self.tasks[model].class_features()
-        return new_mlp(self.shape, class_features).load_flat(self.state.ema[model].cpu())
+        return self.tasks[model].trained(self.state.ema[model].cpu())
 
     def _changing(self) -> dict[str, Tensor]:
         """Returns all tensors that change from step to step."""
@@ -246,11 +245,13 @@ class Engine:
         return {**state, **self._settings(), **tensors}
 
     def _settings(self) -> dict[str, Tensor]:
-        """Returns digests of the recipes and schedules, uint8 [M, 32] each."""
-        return {
-            name: _digests([getattr(task, name) for task in self.tasks])
-            for name in ("recipe", "schedule")
-        }
+        """Returns digests of the recipes and schedules, uint8 [M, 32] each.
+
+        What a recipe asks the network to predict is in the task's schedule.
+        """
+        recipes = [replace(task.recipe, prediction=None) for task in self.tasks]
+        schedules = [task.schedule for task in self.tasks]
+        return {"recipe": _digests(recipes), "schedule": _digests(schedules)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a saved state.

@@ -110,7 +110,7 @@ class ManyTrainer:
                 flat[[places.index(place) for place in own]] = engine.state.ema
             self.ranks.add_up(flat)
             for place, parameters in zip(places, flat.cpu(), strict=True):
-                models[place] = self.tasks[place].initial().load_flat(parameters)
+                models[place] = self.tasks[place].trained(parameters)
         return [models[place] for place in range(len(self.tasks))]
 
     def state_dict(self) -> dict[str, dict]:

@@ -86,8 +86,14 @@ class Task:
         return MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
 
     def initial(self) -> MLP:
-        """Returns the network before training."""
-        return seeded_mlp(self.shape(), self.initial_seed, self.class_features())
+        """Returns the network before training, which says what it is to predict."""
+        network = seeded_mlp(self.shape(), self.initial_seed, self.class_features())
+        network.prediction = None if self.classify else self.schedule.prediction
+        return network
+
+    def trained(self, parameters: Tensor) -> MLP:
+        """Returns the network with these weights, float32 [P]."""
+        return self.initial().load_flat(parameters)
 
     def kind(self) -> tuple:
         """Returns the properties that tasks must share to be trained in the same launches."""

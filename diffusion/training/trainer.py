@@ -70,6 +70,11 @@ class Trainer:
         return self.engine.tasks[0]
 
     @property
+    def schedule(self) -> Schedule:
+        """The forward process, which says what a denoiser predicts; samplers take this one."""
+        return self.task.schedule
+
+    @property
     def device(self) -> torch.device:
         """The device that the training runs on."""
         return self.engine.device

@@ -1,0 +1,130 @@
+"""The options of the forward process and of what the denoiser predicts."""
+
+from typing import Any
+
+import click
+
+from ..errors import UserError
+from ..noise_levels import SCHEDULES
+from ..predictions import NATURAL, PREDICTIONS, WEIGHTINGS
+from ..schedules import TIME_FEATURES, Schedule
+from ..training.recipes import T_DENSITIES, ClassicRecipe, Recipe
+from . import options
+from .group import Count
+
+process_options = options(
+    click.option(
+        "--timesteps",
+        type=Count(most=10**6),
+        default=500,
+        show_default=True,
+        help="T of the forward process.",
+    ),
+    click.option(
+        "--schedule",
+        default=None,
+        help=f"One of {', '.join(SCHEDULES)}. Default: linear; with --prediction "
+        f"{' or '.join(NATURAL.values())} that of the same name.",
+    ),
+    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance beta."),
+    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance beta."),
+    click.option(
+        "--zero-terminal-snr",
+        is_flag=True,
+        help="Leave no data at the last timestep of a schedule of betas.",
+    ),
+    click.option(
+        "--sigma-min", type=float, default=None,
+        help="Smallest noise level of the edm schedule. Default: 0.002.",
+    ),
+    click.option(
+        "--sigma-max", type=float, default=None,
+        help="Largest noise level of the edm schedule. Default: 80.",
+    ),
+    click.option(
+        "--sigma-data", type=float, default=None,
+        help="Standard deviation of the data, for edm as schedule, prediction or weighting. "
+        "Default: 1.",
+    ),
+    click.option(
+        "--time-feature",
+        default=None,
+        help=f"Form in which the networks take t: {', '.join(TIME_FEATURES)}. Default: linspace, "
+        "or c_noise with the edm schedule.",
+    ),
+    click.option(
+        "--prediction",
+        default=None,
+        help=f"What the denoiser predicts: {', '.join(PREDICTIONS)}. Default: eps; with --schedule "
+        f"{' or '.join(NATURAL)} that of the same name.",
+    ),
+    click.option(
+        "--weighting",
+        default=None,
+        help=f"How much an error counts at each timestep: {', '.join(WEIGHTINGS)}. Default: "
+        "uniform.",
+    ),
+    click.option(
+        "--t-density",
+        default=None,
+        help=f"Density that all timesteps of the training are drawn from: {', '.join(T_DENSITIES)}."
+        " Default: the recipe's, which draws three in four uniformly in the logarithm of the noise "
+        "level.",
+    ),
+)  # fmt: skip
+
+
+def schedule_of(
+    *,
+    timesteps: int = 500,
+    schedule: str | None = None,
+    prediction: str | None = None,
+    weighting: str | None = None,
+    **fields: Any,
+) -> Schedule:
+    """Returns the schedule that :data:`process_options` describe.
+
+    Args:
+        timesteps: number T of timesteps.
+        schedule: its name; None is that which goes with the prediction.
+        prediction: what the denoiser predicts.
+        weighting: weighting of the denoiser's error.
+        **fields: the other fields of :class:`~flashpoint.diffusion.Schedule`; None is the default.
+
+    Raises:
+        ValueError: a value is unknown, out of range or of no effect.
+    """
+    if schedule is None:
+        by_prediction = {of: name for name, of in NATURAL.items()}
+        schedule = by_prediction.get(str(prediction), "linear")
+    given = {name: value for name, value in fields.items() if value is not None}
+    made = Schedule(timesteps, schedule, prediction=prediction, **given)
+    if "sigma_data" in given and "edm" not in (made.name, made.prediction, weighting):
+        raise UserError(
+            "sigma_data must be left out unless schedule, prediction or weighting is edm, got "
+            f"{given['sigma_data']}"
+        )
+    return made
+
+
+def objective_of(
+    recipe: Recipe | ClassicRecipe, weighting: str | None, t_density: str | None
+) -> dict[str, Any]:
+    """Returns the fields of a denoiser's recipe that :data:`process_options` set.
+
+    Args:
+        recipe: the recipe that they are to change.
+        weighting, t_density: values of the options; None where they are left out.
+
+    Raises:
+        ValueError: a density is given for a classic recipe.
+    """
+    fields: dict[str, Any] = {} if weighting is None else {"weighting": weighting}
+    if t_density is None:
+        return fields
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            "t_density must be left out with a classic recipe, which visits every timestep of every"
+            f" point, got {t_density!r}"
+        )
+    return fields | {"t_density": t_density, "low_noise": 0.0}
