@@ -98,7 +98,7 @@ class Configured:
             raise UserError(f"config must be a dict of settings, got {shown(config)}")
         given = settings.given(config, cls._own_defaults) | changes
         own, carried = settings.own(given, cls._names(), cls.__name__, cls._process)
-        if own.get("variance_type", "") is None and None not in cls._choices.get("variance_type", ()):
+        if own.get("variance_type", "") is None and "variance_type" not in cls._choices:
             del own["variance_type"]  # of a solver that has no variance
         scheduler = cls(**own)
         object.__setattr__(scheduler, "_carried", carried)

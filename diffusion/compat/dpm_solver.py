@@ -279,7 +279,8 @@ class DPMSolverMultistepScheduler(OfNoiseLevels):
         if self._adds_noise:
             z = variance_noise
             z = noise_like(converted, generator, torch.float32) if z is None else z
-        prev = self._combined(at_least_float32(sample), z, place, self._order_at(place))
+        # From here on in float32, whatever the sample, as in diffusers.
+        prev = self._combined(sample.float(), z, place, self._order_at(place))
         self.lower_order_nums = min(self.lower_order_nums + 1, self.solver_order)
         self._step_index = place + 1
         result = PrevOutput(prev.to(converted.dtype))
@@ -306,6 +307,8 @@ class DPMSolverMultistepScheduler(OfNoiseLevels):
             place: place of the step in the chain.
             order: 1, 2 or 3.
         """
+        if self.sigmas[place + 1] == self.sigmas[place]:
+            order = 1  # nothing moves; higher orders would divide by the length of the step
         sigmas = self.sigmas[[place + 1 - i for i in range(order + 1)]]
         signal, noise = self._signal_and_noise(sigmas)
         ratio = signal.log() - noise.log()

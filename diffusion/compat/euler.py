@@ -18,7 +18,7 @@ from ..errors import UserError, shown
 from . import checks
 from .grids import chosen, spaced, timesteps_of
 from .outputs import StepOutput
-from .scheduler import ONE, ZERO, at_least_float32, checked_pair, combine, mixed, noise_like
+from .scheduler import ONE, ZERO, checked_pair, combine, mixed, noise_like
 from .solvers import OfNoiseLevels, exactly_one, refuse_integer
 
 
@@ -72,7 +72,7 @@ class _Unscaled(OfNoiseLevels):
             warnings.warn(
                 "scale_model_input was not called before step: the model must see "
                 "sample / sqrt(sigma^2 + 1)",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _clean(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class EulerDiscreteScheduler(_Unscaled):
         self._warn_if_unscaled()
         place = self._enter(timestep)
         sigma, after = self.sigmas[place], self.sigmas[place + 1]
-        x, churned = at_least_float32(sample), sigma
+        x, churned = sample.float(), sigma  # in float32, whatever the sample, as in diffusers
         if s_churn > 0 and s_tmin <= sigma <= s_tmax:
             churned = sigma * (1 + min(s_churn / (len(self.sigmas) - 1), math.sqrt(2) - 1))
             z = noise_like(output, generator)

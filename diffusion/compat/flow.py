@@ -17,7 +17,7 @@ from . import checks
 from .config import Configured
 from .grids import chosen
 from .outputs import PrevOutput
-from .scheduler import ONE, ZERO, at_least_float32, checked_pair, combine, mixed, noise_like
+from .scheduler import ONE, ZERO, checked_pair, combine, mixed, noise_like
 from .solvers import Counting, refuse_integer
 
 _MOST_STEPS = 1_000_000
@@ -281,7 +281,7 @@ class FlowMatchEulerDiscreteScheduler(Counting, Configured):
         generator = checks.generators(generator, len(sample))
         place = self._enter(timestep)
         sigma, after = self.sigmas[place], self.sigmas[place + 1]
-        x = at_least_float32(sample)
+        x = sample.float()  # in float32, whatever the sample, as in diffusers
         if self.stochastic_sampling:
             z = noise_like(sample, generator, torch.float32)
             prev = combine(x, output, z, 1 - after, -(1 - after) * sigma, after)

@@ -116,7 +116,7 @@ class Scheduler(Configured):
         warnings.warn(
             f"betas should leave alpha_bar above 0 in float32, {text}, where steps are refused",
             ScheduleWarning,
-            stacklevel=5,
+            stacklevel=6,  # who called the constructor
         )
 
     def __len__(self) -> int:
@@ -196,7 +196,7 @@ class Scheduler(Configured):
         return self._within_bounds(x_0), eps
 
     def _within_bounds(self, x_0: Tensor) -> Tensor:
-        if self.thresholding:
+        if self.thresholding and len(x_0):
             return self._thresholded(x_0)
         if self.clip_sample:
             return x_0.clamp(-self.clip_sample_range, self.clip_sample_range)
@@ -208,7 +208,7 @@ class Scheduler(Configured):
         A row is clipped to a quantile of its absolute values, if that is above 1, and divided by
         it.
         """
-        rows = at_least_float32(x_0).reshape(len(x_0), -1 if len(x_0) else 1)
+        rows = at_least_float32(x_0).reshape(len(x_0), -1)
         bound = torch.quantile(rows.abs(), self.dynamic_thresholding_ratio, dim=1, keepdim=True)
         bound = bound.clamp(1, self.sample_max_value)  # [B, 1]
         return (rows.clamp(-bound, bound) / bound).reshape(x_0.shape).to(x_0.dtype)

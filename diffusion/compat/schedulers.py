@@ -302,9 +302,10 @@ class DDIMScheduler(_OfTimesteps):
     rescale_betas_zero_snr: bool = False
     follow_timesteps: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.final_alpha_cumprod = ONE if self.set_alpha_to_one else self.alphas_cumprod[0]
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """alpha_bar that the last step leads to, float32 []."""
+        return ONE if self.set_alpha_to_one else self.alphas_cumprod[0]
 
     @property
     def config(self) -> SchedulerConfig:

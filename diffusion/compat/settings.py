@@ -73,7 +73,13 @@ _INTEGERS = {
     "max_image_seq_len": (1, None),
 }
 # At most one of these chooses the noise levels of a chain.
-_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_GRIDS = (
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
 # Settings of diffusers' other schedulers of a process, with the values that change nothing in a
 # scheduler without them. They choose steps of solvers.
 _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
