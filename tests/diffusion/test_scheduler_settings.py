@@ -78,11 +78,12 @@ def test_thresholding_takes_points_and_half_precision(ours):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_zero_terminal_snr(ours, prediction, spacing):
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing}
+    options |= {"num_train_timesteps": 200, "beta_end": 0.1}
     pair = both(ours, prediction_type=prediction, **options)
     for name in ("betas", "alphas", "alphas_cumprod"):
         assert torch.equal(getattr(pair[0], name), getattr(pair[1], name))
     assert pair[0].alphas_cumprod[-1] == 0
-    for count in (10, 1000):
+    for count in (10, 200):
         assert_chains_agree(*pair, count)
 
 
@@ -315,9 +316,7 @@ def test_a_chain_that_has_ended_says_so(name):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)
         scheduler.step(x, t, x)
-    with pytest.raises(
-        UserError, match=r"one of a chain that has not ended, .* set_timesteps begi"
-    ):
+    with pytest.raises(UserError, match=r"one of a chain that has not ended, .* set_timesteps"):
         scheduler.step(x, scheduler.timesteps[0], x)
     with pytest.raises(UserError, match="begin_index must be an integer from 0 to"):
         scheduler.set_begin_index(9)
