@@ -181,7 +181,8 @@ class DPMSolverMultistepScheduler(OfNoiseLevels):
         """
         logs = np.log(table)
         if self.use_lu_lambdas:
-            grid = np.exp(np.linspace(float(logs[-1]), float(logs[0]), count))
+            levels = np.linspace(float(logs[-1]), float(logs[0]), count)
+            grid: np.ndarray | None = np.exp(levels)
         else:
             grid = chosen(self, float(table[-1]), float(table[0]), count)
         if grid is not None:

@@ -29,7 +29,7 @@ class _Unscaled(OfNoiseLevels):
     _scaled = False  # whether scale_model_input was called
 
     @property
-    def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
+    def init_noise_sigma(self) -> Tensor:
         """The standard deviation of the noise that a chain starts from, float32 []."""
         most = self.sigmas.max()
         return (most**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else most

@@ -9,18 +9,14 @@ from torch import Tensor
 class _Keyed:
     """A named tuple that can also be read as a dict."""
 
-    _fields: tuple[str, ...]
+    def __getitem__(self: Any, key: Any) -> Any:
+        return getattr(self, key) if key in self._fields else tuple.__getitem__(self, key)
 
-    def __getitem__(self, key: Any) -> Any:
-        if key in self._fields:
-            return getattr(self, key)
-        return tuple.__getitem__(self, key)  # type: ignore[type-var]
-
-    def to_tuple(self) -> tuple[Tensor, ...]:
+    def to_tuple(self: Any) -> tuple[Tensor, ...]:
         """Returns a plain tuple."""
-        return tuple(self)  # type: ignore[arg-type]
+        return tuple(self)
 
-    def keys(self) -> tuple[str, ...]:
+    def keys(self: Any) -> tuple[str, ...]:
         """Returns the names of the tensors."""
         return self._fields
 
