@@ -2,7 +2,16 @@
 
 from .checkpoints import Denoiser, load
 from .classification import DiffusionClassifier
-from .compat import BlockMLP, DDIMScheduler, DDPMScheduler, States
+from .compat import (
+    BlockMLP,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    States,
+)
 from .data import (
     DATASETS,
     STATE_NAMES,
@@ -50,9 +59,13 @@ __all__ = [
     "ConditionalMLP",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
     "Denoiser",
     "DiffusionClassifier",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
     "GaussianMixture",
+    "HeunDiscreteScheduler",
     "ManyTrainer",
     "PointMasses",
     "Points",

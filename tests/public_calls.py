@@ -304,6 +304,21 @@ def scheduler(kind, **options):
     return found, noisy, s.get_velocity(SAMPLES, OTHERS, TIMES)
 
 
+def solver(kind, **options):
+    s = kind(num_train_timesteps=20, use_karras_sigmas=True, **options)
+    s.set_timesteps(5)
+    x, found = SAMPLES, [s.timesteps, s.sigmas]
+    draws = {"generator": torch.Generator().manual_seed(1)}
+    for t in s.timesteps:
+        if kind in (fd.EulerDiscreteScheduler, fd.HeunDiscreteScheduler):
+            found.append(s.scale_model_input(x, t))
+        x = s.step(0.1 * x, t, x, **({} if kind is fd.HeunDiscreteScheduler else draws)).prev_sample
+        found.append(x)
+    add_noise = getattr(s, "add_noise", None)
+    t = s.timesteps[2]
+    return found, add_noise(x, OTHERS, t) if add_noise else s.scale_noise(x, t, OTHERS)
+
+
 def classic_states():
     states = fd.States(6, device="cpu")
     items = [states[i] for i in (0, 3)], states[2:5]
@@ -346,6 +361,14 @@ DIFFUSION: dict[str, Callable] = {
     "plots": figures,
     "DDPMScheduler": lambda: scheduler(fd.DDPMScheduler),
     "DDIMScheduler": lambda: scheduler(fd.DDIMScheduler),
+    "DPMSolverMultistepScheduler": lambda: solver(
+        fd.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", thresholding=True
+    ),
+    "EulerDiscreteScheduler": lambda: solver(fd.EulerDiscreteScheduler),
+    "FlowMatchEulerDiscreteScheduler": lambda: solver(
+        fd.FlowMatchEulerDiscreteScheduler, stochastic_sampling=True
+    ),
+    "HeunDiscreteScheduler": lambda: solver(fd.HeunDiscreteScheduler),
     "States": classic_states,
 }
 # Other operations run the same code around their kernels.

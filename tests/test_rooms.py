@@ -40,7 +40,9 @@ PUBLIC = {
         reduce_grad reverse_step sample_chain shadow_of train_step training_sums workspace_of""",
     "flashpoint.diffusion": """
         BlockMLP ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
-        DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses Points RECIPES Recipe
+        DPMSolverMultistepScheduler EulerDiscreteScheduler FlowMatchEulerDiscreteScheduler
+        HeunDiscreteScheduler DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses
+        Points RECIPES Recipe
         STATE_NAMES SampleConfig Samples Schedule States Task TimeEmbedding Trainer
         UserError class_reward
         class_table dataset emd emd_by_class evaluate excess_loss export_model fashion_mnist

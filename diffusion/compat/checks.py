@@ -34,7 +34,7 @@ def integer(name: str, value: object, least: int, most: int | None = None) -> in
     return number
 
 
-def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """Returns a finite number in [least, most] as a float.
 
     Raises:
@@ -45,9 +45,41 @@ def number(name: str, value: Any, least: float, most: float = math.inf) -> float
     except (TypeError, ValueError, RuntimeError):
         result = math.nan
     if not (least <= result <= most and math.isfinite(result)):
-        limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise UserError(f"{name} must be a finite number {limits}, got {shown(value)}")
+        limits = f" from {least:g} to {most:g}" if most < math.inf else f" of at least {least:g}"
+        limits = "" if least == -math.inf else limits
+        raise UserError(f"{name} must be a finite number{limits}, got {shown(value)}")
     return result
+
+
+def numbers(name: str, value: Any) -> np.ndarray:
+    """Returns a sequence, array or tensor of one finite number or more as float64 [N].
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().double()
+        result = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        result = np.empty(0)
+    if result.ndim != 1 or len(result) == 0 or not np.isfinite(result).all():
+        raise UserError(f"{name} must be one finite number or more, got {shown(value)}")
+    return result
+
+
+def falling(name: str, values: np.ndarray, value: object, *, strictly: bool) -> None:
+    """Raises :class:`UserError` unless numbers [N] do not rise, or, if strictly, fall.
+
+    Args:
+        name: name of the argument.
+        values: the numbers.
+        value: the argument as it was given.
+        strictly: True allows no equal neighbours.
+    """
+    steps = np.diff(values)
+    if (steps > 0).any() or (strictly and (steps == 0).any()):
+        raise UserError(f"{name} must descend, got {shown(value)}")
 
 
 def flag(name: str, value: object) -> bool:
@@ -125,7 +157,7 @@ def timesteps(value: object, rows: int | None, total: int) -> Tensor:
     allowed = f"one integer from 0 to {total - 1}, or one for each of {rows} rows"
     if rows is None:
         allowed = f"integers from 0 to {total - 1}"
-    t = _tensor(value)
+    t = tensor(value)
     if t is None or t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
         raise UserError(f"timesteps must be {allowed}, got {shown(value)}")
     t = t.long().flatten()
@@ -203,7 +235,8 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def _tensor(value: Any) -> Tensor | None:
+def tensor(value: Any) -> Tensor | None:
+    """Returns a value as a tensor; None if it is nothing of the kind."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):

@@ -1,9 +1,8 @@
-"""What the schedulers DDPM and DDIM share: settings, timesteps, noise and the arithmetic."""
+"""What the schedulers of variance-preserving processes share: betas, noise and the arithmetic."""
 
-import inspect
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,29 +11,43 @@ from torch import Tensor
 
 from ...kernels import q_sample, reverse_step
 from ...kernels.default_state import methods_in_default_state
-from .. import files
-from ..errors import UserError, shown
-from ..noise_levels import BETAS
+from ..errors import ScheduleWarning, UserError, shown
+from ..noise_levels import BETAS as CURVES
 from ..schedules import Schedule
-from . import checks, settings
-from .settings import SchedulerConfig
+from . import checks
+from .config import Configured
 
 # In float32 as diffusers computes them: 1 - alpha_bar at the first timesteps shows every bit.
 _FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+
+
+def _from_alpha_bar(steps: int, curve: Callable[[float], float]) -> Tensor:
+    """Returns beta for alpha_bar on a curve over [0, 1], at most 0.999."""
+    levels = [curve(i / steps) for i in range(steps + 1)]
+    betas = [min(1 - levels[i + 1] / levels[i], 0.999) for i in range(steps)]
+    return torch.tensor(betas, **_FLOAT32)
+
+
+def _laplace(u: float) -> float:
+    """Returns sqrt(alpha_bar) of a Laplace distribution of the log of the signal-to-noise ratio."""
+    ratio = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6))
+    return math.sqrt(ratio / (1 + ratio))
+
+
 _BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
     "linear": lambda steps, start, end: torch.linspace(start, end, steps, **_FLOAT32),
     "scaled_linear": lambda steps, start, end: (
         torch.linspace(start**0.5, end**0.5, steps, **_FLOAT32) ** 2
     ),
-    "squaredcos_cap_v2": lambda *arguments: BETAS["cosine"](*arguments).float(),
+    "squaredcos_cap_v2": lambda *arguments: CURVES["cosine"](*arguments).float(),
     "sigmoid": lambda steps, start, end: (
         torch.linspace(-6, 6, steps, **_FLOAT32).sigmoid() * (end - start) + start
     ),
+    "exp": lambda steps, start, end: _from_alpha_bar(steps, lambda u: math.exp(-12.0 * u)),  # noqa: ARG005
+    "laplace": lambda steps, start, end: _from_alpha_bar(steps, _laplace),  # noqa: ARG005
 }
 _NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-# Where a chain starts with so much more alpha_bar than the last timestep has, samples from pure
-# noise are visibly off: by about a tenth of the data's mean.
-_MOST_SIGNAL = 0.01
+_PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 ONE, ZERO = torch.tensor(1.0, **_FLOAT32), torch.tensor(0.0, **_FLOAT32)
 
@@ -42,144 +55,99 @@ _Self = TypeVar("_Self", bound="Scheduler")
 
 
 @methods_in_default_state
-class Scheduler:
-    """What DDPM and DDIM share; a subclass is a dataclass whose fields are its settings."""
+class Scheduler(Configured):
+    """What schedulers of variance-preserving processes share."""
 
-    order: ClassVar[int] = 1
-    config_name: ClassVar[str] = settings.CONFIG_NAME
+    init_noise_sigma: Any = 1.0
+    # Whether a chain may start where no data is left at all.
+    _starts_from_noise: ClassVar[bool] = True
 
     num_train_timesteps: int
     beta_start: float
     beta_end: float
     beta_schedule: str
     trained_betas: Sequence[float] | np.ndarray | Tensor | None
-    clip_sample: bool
-    clip_sample_range: float
     prediction_type: str
     timestep_spacing: str
     steps_offset: int
+    # Not all have these settings.
+    rescale_betas_zero_snr = False
+    thresholding = False
+    dynamic_thresholding_ratio = 0.995
+    sample_max_value = 1.0
+    clip_sample = False
+    clip_sample_range = 1.0
 
-    def __new__(cls: type[_Self], *_: Any, **given: Any) -> _Self:
-        """Refuses a setting that the class does not have, before ``__init__`` meets it."""
-        parameters = inspect.signature(cls.__init__).parameters
-        if all(each.kind != each.VAR_KEYWORD for each in parameters.values()):
-            for name in given.keys() - parameters.keys():
-                raise settings.unknown(name, given[name], cls._names(), cls.__name__)
-        return super().__new__(cls)
+    num_inference_steps: int | None
+    timesteps: Tensor
 
     def __post_init__(self) -> None:
-        for name, value in settings.checked(self._settings(), _BETAS).items():
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         count = self.num_train_timesteps
         if self.trained_betas is None:
             self.betas = _BETAS[self.beta_schedule](count, self.beta_start, self.beta_end)
         else:
             self.betas = torch.tensor(self.trained_betas, **_FLOAT32)
-        if not ((self.betas >= 0) & (self.betas < 1)).all() or self.betas[0] == 0:
+        if not (self.betas >= 0).all() or not 0 < self.betas[0] < 1:
             raise UserError(
-                f"betas must be from 0 to 1 (excluded), the first above 0, "
+                "betas must be from 0 to 1 (excluded), the first above 0, "
                 f"got {self.betas.min():g} to {self.betas.max():g}"
             )
+        if self.rescale_betas_zero_snr:
+            self.betas = _with_zero_terminal_snr(self.betas)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = self.alphas.cumprod(0)
-        if not self.alphas_cumprod[-1] > 0:
-            raise UserError(
-                "betas must leave alpha_bar above 0 in float32, got 0 from timestep "
-                f"{int((self.alphas_cumprod > 0).sum())} of {count} on"
-            )
-        self.init_noise_sigma = 1.0
-        self.num_inference_steps: int | None = None
+        self._check_end()
+        self.num_inference_steps = None
         self.timesteps = torch.arange(count - 1, -1, -1, device="cpu")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._names() and "timesteps" in self.__dict__:
-            raise UserError(
-                f"{name} cannot be changed in place; "
-                f"from_config(scheduler.config, {name}=...) makes a scheduler with another setting"
-            )
-        object.__setattr__(self, name, value)
+    def _check_end(self) -> None:
+        """Finds the timesteps that some data is left at: from 0 to below ``_usable``."""
+        left = self.alphas_cumprod > 0
+        self._usable = int(left.to(torch.int64).cumprod(0).sum())
+        if self.rescale_betas_zero_snr:
+            self._usable += 1  # to the last one, which none is left at
+        if self._usable >= len(self.betas):
+            self._usable = len(self.betas)
+            return
+        text = f"got 0 from timestep {self._usable} of {len(self.betas)} on"
+        if not self._starts_from_noise:
+            raise UserError(f"betas must leave alpha_bar above 0 in float32, {text}")
+        warnings.warn(
+            f"betas should leave alpha_bar above 0 in float32, {text}, where steps are refused",
+            ScheduleWarning,
+            stacklevel=6,  # who called the constructor
+        )
 
     def __len__(self) -> int:
         return self.num_train_timesteps
-
-    @classmethod
-    def _names(cls) -> tuple[str, ...]:
-        return tuple(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-
-    @property
-    def config(self) -> SchedulerConfig:
-        """Every setting, under diffusers' names; it cannot be changed."""
-        return SchedulerConfig(self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self._names()}
-
-    @classmethod
-    def from_config(cls: type[_Self], config: Mapping[str, Any], **changes: Any) -> _Self:
-        """Returns a scheduler with these settings, for example those of another scheduler.
-
-        Settings of diffusers' other schedulers are left out, with a warning if they would have
-        changed the steps.
-
-        Args:
-            config: settings of a scheduler of this package or of diffusers.
-            **changes: settings that replace those of the config.
-
-        Raises:
-            ValueError: a setting is unknown, of the wrong type or out of range, or only diffusers'
-                own schedulers have it, such as thresholding and zero terminal signal.
-        """
-        if not isinstance(config, Mapping):
-            raise UserError(f"config must be a dict of settings, got {shown(config)}")
-        return cls(**settings.own({**config, **changes}, cls._names(), cls.__name__))
-
-    @classmethod
-    def from_pretrained(
-        cls: type[_Self],
-        pretrained_model_name_or_path: str | Path,
-        subfolder: str | None = None,
-        **changes: Any,
-    ) -> _Self:
-        """Reads ``scheduler_config.json`` of a folder, as either package writes it.
-
-        Args:
-            pretrained_model_name_or_path: a folder on this machine, or the file itself; nothing is
-                downloaded.
-            subfolder: a folder inside it, such as ``"scheduler"`` of a saved pipeline.
-            **changes: settings that replace those of the file.
-
-        Raises:
-            ValueError: there is no such file, or its settings are not supported.
-        """
-        return cls.from_config(settings.read(pretrained_model_name_or_path, subfolder), **changes)
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes ``scheduler_config.json``, which diffusers reads too, into a folder.
-
-        Raises:
-            ValueError: it cannot be written.
-        """
-        target = (
-            files.make_folder(checks.path("save_directory", save_directory)) / settings.CONFIG_NAME
-        )
-        files.save_json(target, {"_class_name": type(self).__name__, **self.config})
-
-    save_config = save_pretrained
 
     @classmethod
     def from_schedule(cls: type[_Self], schedule: Schedule, **changes: Any) -> _Self:
         """Returns a scheduler for the forward process that a model was trained with.
 
         Args:
-            schedule: the forward process.
+            schedule: the forward process, a variance-preserving one, and what the model predicts:
+                eps, x0 or v.
             **changes: further settings.
 
         Raises:
-            ValueError: a setting is unknown, of the wrong type or out of range.
+            ValueError: the schedule is another one, or a setting is unknown, of the wrong type or
+                out of range.
         """
         if not isinstance(schedule, Schedule):
             raise UserError(f"schedule must be a Schedule, got {shown(schedule)}")
-        config: dict[str, Any] = {"num_train_timesteps": schedule.num_steps}
+        if schedule.name not in CURVES or schedule.prediction not in _PREDICTIONS:
+            raise UserError(
+                f"schedule must be variance-preserving, of a model that predicts eps, x0 or v, for "
+                f"{cls.__name__}, got {schedule.name} and {schedule.prediction}"
+            )
+        config: dict[str, Any] = {
+            "num_train_timesteps": schedule.num_steps,
+            "prediction_type": _PREDICTIONS[schedule.prediction],
+        }
+        if schedule.zero_terminal_snr:
+            config["rescale_betas_zero_snr"] = True
         if schedule.name in _NAMES:
             config |= {
                 "beta_schedule": _NAMES[schedule.name],
@@ -187,63 +155,10 @@ class Scheduler:
                 "beta_end": schedule.beta_end,
             }
         else:  # not all of diffusers' schedulers know these by name
-            config["trained_betas"] = schedule.beta.tolist()
+            curve = CURVES[schedule.name]
+            betas = curve(schedule.num_steps, schedule.beta_start, schedule.beta_end)
+            config["trained_betas"] = betas.tolist()
         return cls.from_config(config, **changes)
-
-    def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None
-    ) -> None:
-        """Chooses the timesteps of the chain, into ``timesteps``.
-
-        Args:
-            num_inference_steps: number of steps, at most ``num_train_timesteps``.
-            device: device of ``timesteps``; None is the CPU.
-
-        Raises:
-            ValueError: the number is out of range, ``steps_offset`` leads beyond the last
-                timestep, or there is no such device.
-        """
-        total = self.num_train_timesteps
-        count = checks.integer("num_inference_steps", num_inference_steps, 1, total)
-        # numpy's ranges, rounding included, are those of diffusers.
-        steps: np.ndarray
-        if self.timestep_spacing == "linspace":
-            steps = np.linspace(0, total - 1, count).round()[::-1]
-        elif self.timestep_spacing == "leading":
-            steps = np.arange(count)[::-1] * (total // count) + self.steps_offset
-        else:
-            steps = np.arange(total, 0, -total / count).round() - 1
-        if steps[0] >= total:
-            raise UserError(
-                f"steps_offset must be at most {total - 1 - (count - 1) * (total // count)} with "
-                f"{count} of {total} steps, got {self.steps_offset}"
-            )
-        self._use(steps, device)
-        self.num_inference_steps = count
-        signal, least = self.alphas_cumprod[[int(steps[0]), -1]].tolist()
-        if steps[0] + total // count < total and signal > least + _MOST_SIGNAL:
-            warnings.warn(
-                f"timestep_spacing='leading' with {count} of {total} steps starts at timestep "
-                f"{int(steps[0])}, whose alpha_bar is {signal:.3g}: samples from pure noise are "
-                "off; timestep_spacing='trailing' starts at the last one",
-                stacklevel=5,
-            )
-
-    def _use(self, timesteps: np.ndarray, device: str | torch.device | None) -> None:
-        try:
-            self.timesteps = torch.from_numpy(timesteps.astype(np.int64)).to(device=device)
-        except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-            raise UserError(
-                f"device must be one that this machine has, got {shown(device)}"
-            ) from error
-
-    def _next_of(self, t: int) -> int:
-        """Returns the timestep after t in ``timesteps``; -1 after the last."""
-        places = (self.timesteps == t).nonzero()
-        if not len(places):
-            raise UserError(f"timestep must be one of the scheduler's timesteps, got {t}")
-        place = int(places[0]) + 1
-        return -1 if place == len(self.timesteps) else int(self.timesteps[place])
 
     def _alpha_bar(self, t: int) -> Tensor:
         """Returns alpha_bar_t on the CPU, wherever a script has put the table."""
@@ -253,80 +168,83 @@ class Scheduler:
         """Returns the sample as it is: these schedulers need no scaling."""
         return sample
 
-    def add_noise(
-        self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | Sequence[int] | int
-    ) -> Tensor:
-        """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+    def _levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns signal and noise level of each timestep, [T], as precise as x."""
+        alpha_bar = self.alphas_cumprod.to(torch.promote_types(x.dtype, torch.float32))
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def _velocity(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Returns v (Salimans and Ho 2022) of x_0 and noise [B, ..., d] at timesteps [B] or [1]."""
+        return mixed(noise, -x_0, t, *self._levels(x_0))
+
+    def _predict(
+        self, output: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x_0, within its bounds, and eps of a model's output.
 
         Args:
-            original_samples: x_0, float [B, ..., d].
-            noise: eps, the shape of x_0.
-            timesteps: integers [B], or one for all.
-
-        Raises:
-            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
-                timestep is no integer or out of range.
+            output: the output [B, ..., d].
+            x_t: signal x_0 + noise eps, the shape of the output.
+            signal, noise: float [] on the CPU; the sum of their squares is 1.
         """
-        x_0 = checks.points("original_samples", original_samples)
-        noise = checks.like("noise", noise, "original_samples", x_0)
-        checks.finite(original_samples=x_0, noise=noise)
-        return self._mixed(x_0, noise, timesteps)
-
-    def get_velocity(
-        self, sample: Tensor, noise: Tensor, timesteps: Tensor | Sequence[int] | int
-    ) -> Tensor:
-        """Returns v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022).
-
-        Args:
-            sample: x_0, float [B, ..., d].
-            noise: eps, the shape of x_0.
-            timesteps: integers [B], or one for all.
-
-        Raises:
-            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
-                timestep is no integer or out of range.
-        """
-        x_0 = checks.points("sample", sample)
-        noise = checks.like("noise", noise, "sample", x_0)
-        checks.finite(sample=x_0, noise=noise)
-        return self._mixed(noise, -x_0, timesteps)
-
-    def _mixed(self, x: Tensor, y: Tensor, timesteps: Any) -> Tensor:
-        """Returns sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) y."""
-        t = checks.timesteps(timesteps, len(x), self.num_train_timesteps).to(x.device)
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(dtype), y.to(dtype)
-        rows = _rows(x)
-        t = t.reshape(-1, *[1] * (x.dim() - 2)).expand(x.shape[: max(x.dim() - 1, 1)])  # [B, ...]
-        return q_sample(rows, self.alphas_cumprod.to(x.device), t.reshape(-1), _rows(y)).reshape(
-            x.shape
-        )
-
-    def _checked_step(
-        self, model_output: Any, timestep: Any, sample: Any, doubled: bool = False
-    ) -> tuple[Tensor, int, Tensor]:
-        sample = checks.points("sample", sample)
-        output = checks.like("model_output", model_output, "sample", sample, doubled)
-        t = checks.integer("timestep", timestep, 0, self.num_train_timesteps - 1)
-        checks.finite(model_output=output, sample=sample)
-        return output, t, sample
-
-    def _predict(self, output: Tensor, alpha_bar: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x_0, clipped if asked for, and eps of a model's output."""
-        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if self.prediction_type == "epsilon":
             x_0, eps = (x_t - noise * output) / signal, output
         elif self.prediction_type == "sample":
             x_0, eps = output, (x_t - signal * output) / noise
         else:
             x_0, eps = signal * x_t - noise * output, signal * output + noise * x_t
+        return self._within_bounds(x_0), eps
+
+    def _within_bounds(self, x_0: Tensor) -> Tensor:
+        if self.thresholding and len(x_0):
+            return self._thresholded(x_0)
         if self.clip_sample:
-            x_0 = x_0.clamp(-self.clip_sample_range, self.clip_sample_range)
-        return x_0, eps
+            return x_0.clamp(-self.clip_sample_range, self.clip_sample_range)
+        return x_0
+
+    def _thresholded(self, x_0: Tensor) -> Tensor:
+        """Returns x_0 by dynamic thresholding (Saharia et al. 2022, section 2.3).
+
+        A row is clipped to a quantile of its absolute values, if that is above 1, and divided by
+        it.
+        """
+        rows = at_least_float32(x_0).reshape(len(x_0), -1)
+        bound = torch.quantile(rows.abs(), self.dynamic_thresholding_ratio, dim=1, keepdim=True)
+        bound = bound.clamp(1, self.sample_max_value)  # [B, 1]
+        return (rows.clamp(-bound, bound) / bound).reshape(x_0.shape).to(x_0.dtype)
+
+
+def _with_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Returns betas [T] that leave no data at T - 1 (Lin et al. 2024, algorithm 1), in float32."""
+    signal = (1 - betas).cumprod(0).sqrt()
+    alpha_bar = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
+    return 1 - torch.cat((alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Returns x in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x[:, None]
+
+
+def mixed(x: Tensor, y: Tensor, t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Returns signal_t x + noise_t y, computed by :func:`q_sample`.
+
+    Args:
+        x, y: float [B, ..., d].
+        t: places in the tables, int64 [B], or [1] for all.
+        signal, noise: tables, float [T].
+    """
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    rest = torch.zeros_like(signal)
+    table = torch.stack((signal, noise, rest, rest, rest), dim=1).to(x.device)
+    t = t.to(x.device).reshape(-1, *[1] * (x.dim() - 2))
+    t = t.expand(x.shape[: max(x.dim() - 1, 1)]).reshape(-1)  # one for each row of points
+    return q_sample(_rows(x), table, t, _rows(y)).reshape(x.shape)
 
 
 def combine(
@@ -340,9 +258,27 @@ def combine(
     return x_prev.reshape(x.shape).to(dtype)
 
 
-def noise_like(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+def noise_like(
+    x: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Draws noise on the device of the generator, as diffusers does; with one for each row too."""
+    dtype = x.dtype if dtype is None else dtype
     if generator is None or isinstance(generator, torch.Generator):
         device = x.device if generator is None else generator.device
-        return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-    return torch.cat([noise_like(row[None], one) for row, one in zip(x, generator, strict=True)])
+        return torch.randn(x.shape, generator=generator, device=device, dtype=dtype).to(x.device)
+    rows = zip(x, generator, strict=True)
+    return torch.cat([noise_like(row[None], one, dtype) for row, one in rows])
+
+
+def checked_pair(name: str, x: Any, noise: Any) -> tuple[Tensor, Tensor]:
+    """Returns clean points and noise of their shape, both finite.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    x = checks.points(name, x)
+    noise = checks.like("noise", noise, name, x)
+    checks.finite(**{name: x, "noise": noise})
+    return x, noise

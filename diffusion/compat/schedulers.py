@@ -14,7 +14,7 @@ accurate: it runs the whole chain in one call, with coefficients in float64.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,30 +23,102 @@ from torch import Tensor
 from ...kernels.default_state import methods_in_default_state
 from ..errors import UserError, shown
 from . import checks
-from .scheduler import ONE, ZERO, Scheduler, combine, noise_like
+from .grids import moved, spaced
+from .outputs import StepOutput
+from .scheduler import ONE, ZERO, Scheduler, checked_pair, combine, mixed, noise_like
 from .settings import SchedulerConfig
 
+# Where a chain starts with so much more alpha_bar than the last timestep has, samples from pure
+# noise are visibly off: by about a tenth of the data's mean.
+_MOST_SIGNAL = 0.01
 
-class StepOutput(NamedTuple):
-    """The result of :meth:`DDPMScheduler.step` and :meth:`DDIMScheduler.step`.
 
-    ``output.prev_sample``, ``output["prev_sample"]`` and ``output[0]`` are the same.
-    """
+@methods_in_default_state
+class _OfTimesteps(Scheduler):
+    """What DDPM and DDIM share: timesteps are integers, x_t has the variance of the data."""
 
-    prev_sample: Tensor  # x_{t-1}, the shape of the sample
-    pred_original_sample: Tensor  # the x_0 that the model's output amounts to, same shape
+    _own_defaults: ClassVar[frozenset[str]] = frozenset({"clip_sample", "follow_timesteps"})
 
-    def __getitem__(self, key: Any) -> Any:
-        return getattr(self, key) if key in self._fields else tuple.__getitem__(self, key)
+    def _set_spaced(self, num_inference_steps: int, device: str | torch.device | None) -> None:
+        """Chooses the timesteps of a chain by their number, and warns where it starts too late."""
+        total = self.num_train_timesteps
+        count = checks.integer("num_inference_steps", num_inference_steps, 1, total)
+        steps = spaced(self.timestep_spacing, total, count, self.steps_offset).round()
+        self.timesteps = moved(steps.astype(np.int64), device)
+        self.num_inference_steps = count
+        if steps[0] >= self._usable:
+            return  # a step from there is refused
+        signal, least = self.alphas_cumprod[[int(steps[0]), -1]].tolist()
+        if steps[0] + total // count < total and signal > least + _MOST_SIGNAL:
+            warnings.warn(
+                f"timestep_spacing='leading' with {count} of {total} steps starts at timestep "
+                f"{int(steps[0])}, whose alpha_bar is {signal:.3g}: samples from pure noise are "
+                "off; timestep_spacing='trailing' starts at the last one",
+                stacklevel=5,
+            )
 
-    def to_tuple(self) -> tuple[Tensor, Tensor]:
-        """Returns a plain tuple."""
-        return (self.prev_sample, self.pred_original_sample)
+    def _next_of(self, t: int) -> int:
+        """Returns the timestep after t in ``timesteps``; -1 after the last."""
+        places = (self.timesteps == t).nonzero()
+        if not len(places):
+            raise UserError(f"timestep must be one of the scheduler's timesteps, got {t}")
+        place = int(places[0]) + 1
+        return -1 if place == len(self.timesteps) else int(self.timesteps[place])
+
+    def add_noise(
+        self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | Sequence[int] | int
+    ) -> Tensor:
+        """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+        Args:
+            original_samples: x_0, float [B, ..., d].
+            noise: eps, the shape of x_0.
+            timesteps: integers [B], or one for all.
+
+        Raises:
+            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
+                timestep is no integer or out of range.
+        """
+        x_0, noise = checked_pair("original_samples", original_samples, noise)
+        t = checks.timesteps(timesteps, len(x_0), self._usable)
+        return mixed(x_0, noise, t, *self._levels(x_0))
+
+    def get_velocity(
+        self, sample: Tensor, noise: Tensor, timesteps: Tensor | Sequence[int] | int
+    ) -> Tensor:
+        """Returns v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022).
+
+        Args:
+            sample: x_0, float [B, ..., d].
+            noise: eps, the shape of x_0.
+            timesteps: integers [B], or one for all.
+
+        Raises:
+            ValueError: a tensor is of the wrong shape or type, or on a CPU not finite; or a
+                timestep is no integer or out of range.
+        """
+        x_0, noise = checked_pair("sample", sample, noise)
+        return self._velocity(x_0, noise, checks.timesteps(timesteps, len(x_0), self._usable))
+
+    def _checked_step(
+        self, model_output: Any, timestep: Any, sample: Any, doubled: bool = False
+    ) -> tuple[Tensor, int, Tensor]:
+        sample = checks.points("sample", sample)
+        output = checks.like("model_output", model_output, "sample", sample, doubled)
+        t = checks.integer("timestep", timestep, 0, self._usable - 1)
+        last = self.rescale_betas_zero_snr and t == len(self.betas) - 1
+        if last and self.prediction_type == "epsilon":
+            raise UserError(
+                f"prediction_type must be sample or v_prediction at timestep {t}, where "
+                "rescale_betas_zero_snr leaves no data, got epsilon"
+            )
+        checks.finite(model_output=output, sample=sample)
+        return output, t, sample
 
 
 @methods_in_default_state
 @dataclass(eq=False)
-class DDPMScheduler(Scheduler):
+class DDPMScheduler(_OfTimesteps):
     """Ancestral sampling (Ho et al. 2020), with the numbers of ``diffusers.DDPMScheduler``.
 
     The arguments have the names, the order and the defaults of diffusers, but for ``clip_sample``,
@@ -55,19 +127,23 @@ class DDPMScheduler(Scheduler):
     Args:
         num_train_timesteps: T.
         beta_start, beta_end: range of beta; the cosine schedule ignores it.
-        beta_schedule: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2`` (cosine) or ``sigmoid``.
-        trained_betas: T numbers that replace the schedule.
+        beta_schedule: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2`` (cosine), ``sigmoid``,
+            ``exp`` or ``laplace``.
+        trained_betas: numbers that replace the schedule; timesteps beyond them are refused.
         variance_type: ``fixed_small`` is that of q(x_{t-1} | x_t, x_0), ``fixed_large`` beta;
             ``learned`` and ``learned_range`` take it from the second half of the model's output
             (Nichol and Dhariwal 2021).
         clip_sample: True clips the predicted x_0 to +- ``clip_sample_range``.
         prediction_type: the model predicts ``epsilon``, the ``sample`` x_0, or ``v_prediction``.
-        thresholding, dynamic_thresholding_ratio, sample_max_value, rescale_betas_zero_snr: only
-            diffusers' own schedulers have these; any value but the default is refused.
+        thresholding: True clips each row of the predicted x_0 to a quantile of its absolute values
+            and divides by it (Saharia et al. 2022, section 2.3), in place of ``clip_sample``.
+        dynamic_thresholding_ratio, sample_max_value: the quantile, and its largest value.
         clip_sample_range: see ``clip_sample``.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``
-            (Lin et al. 2023, table 2).
+            (Lin et al. 2024, table 2).
         steps_offset: added to the timesteps of ``leading``.
+        rescale_betas_zero_snr: True leaves no data at T - 1 (Lin et al. 2024, algorithm 1); a
+            model that predicts epsilon cannot step from there.
 
     Raises:
         ValueError: a setting is unknown, of the wrong type or out of range.
@@ -113,20 +189,22 @@ class DDPMScheduler(Scheduler):
                 f"{shown(num_inference_steps)} and {shown(timesteps)}"
             )
         if num_inference_steps is not None:
-            return super().set_timesteps(num_inference_steps, device)
+            return self._set_spaced(num_inference_steps, device)
         steps = checks.timesteps(timesteps, None, self.num_train_timesteps).numpy()
-        if len(steps) == 0 or (np.diff(steps) >= 0).any():
-            raise UserError(f"timesteps must descend, got {shown(timesteps)}")
-        self._use(steps, device)
+        if len(steps) == 0:
+            raise UserError("timesteps must be one or more, got none")
+        checks.falling("timesteps", steps, timesteps, strictly=True)
+        self.timesteps = moved(steps, device)
         self.num_inference_steps = None
 
-    def previous_timestep(self, timestep: int | Tensor) -> int:
-        """Returns the timestep that a step from t leads to; -1 after the last.
+    def previous_timestep(self, timestep: int | Tensor) -> Tensor:
+        """Returns the timestep that a step from t leads to, int64 [] on the CPU; -1 after the last.
 
         Raises:
             ValueError: t is not one of ``timesteps``.
         """
-        return self._next_of(checks.integer("timestep", timestep, 0, self.num_train_timesteps - 1))
+        t = checks.integer("timestep", timestep, 0, self.num_train_timesteps - 1)
+        return torch.tensor(self._next_of(t), device="cpu")
 
     def step(
         self,
@@ -135,7 +213,7 @@ class DDPMScheduler(Scheduler):
         sample: Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput | tuple[Tensor, ...]:
         """Returns x_{t-1} for x_t (Ho et al. 2020, equation 7).
 
         Args:
@@ -159,7 +237,7 @@ class DDPMScheduler(Scheduler):
         before = self._next_of(t)
         a, prev = self._alpha_bar(t), ONE if before < 0 else self._alpha_bar(before)
         alpha = a / prev
-        x_0, _ = self._predict(model_output, a, sample)
+        x_0, _ = self._predict(model_output, sample, a**0.5, (1 - a) ** 0.5)
         z, c_noise = None, ZERO
         if t > 0:
             std = self._standard_deviation(a, prev, predicted)
@@ -186,7 +264,7 @@ class DDPMScheduler(Scheduler):
 
 @methods_in_default_state
 @dataclass(eq=False)
-class DDIMScheduler(Scheduler):
+class DDIMScheduler(_OfTimesteps):
     """DDIM (Song et al. 2021), with the numbers of ``diffusers.DDIMScheduler``.
 
     The arguments have the names, the order and the defaults of diffusers, but for ``clip_sample``,
@@ -194,12 +272,11 @@ class DDIMScheduler(Scheduler):
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, clip_sample,
-            prediction_type, clip_sample_range, timestep_spacing, steps_offset: see
+            prediction_type, thresholding, dynamic_thresholding_ratio, clip_sample_range,
+            sample_max_value, timestep_spacing, steps_offset, rescale_betas_zero_snr: see
             :class:`DDPMScheduler`.
         set_alpha_to_one: True makes the last step lead to alpha_bar = 1, False to that of timestep
             0.
-        thresholding, dynamic_thresholding_ratio, sample_max_value, rescale_betas_zero_snr: only
-            diffusers' own schedulers have these; any value but the default is refused.
         follow_timesteps: True makes each step lead to the next of ``timesteps``, as those of
             :class:`DDPMScheduler` do. False is what diffusers does: a step leads to t - T // S,
             and where that is not the next timestep, the noise level is wrong after each step.
@@ -225,9 +302,10 @@ class DDIMScheduler(Scheduler):
     rescale_betas_zero_snr: bool = False
     follow_timesteps: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.final_alpha_cumprod = ONE if self.set_alpha_to_one else self.alphas_cumprod[0]
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """alpha_bar that the last step leads to, float32 []."""
+        return ONE if self.set_alpha_to_one else self.alphas_cumprod[0]
 
     @property
     def config(self) -> SchedulerConfig:
@@ -236,7 +314,7 @@ class DDIMScheduler(Scheduler):
         ``follow_timesteps`` is left out where it is False, because diffusers warns of a setting
         that it does not know.
         """
-        known = self._settings()
+        known = dict(super().config)
         if not self.follow_timesteps:
             del known["follow_timesteps"]
         return SchedulerConfig(known)
@@ -257,7 +335,7 @@ class DDIMScheduler(Scheduler):
             ValueError: the number is out of range, ``steps_offset`` leads beyond the last
                 timestep, or there is no such device.
         """
-        super().set_timesteps(num_inference_steps, device)
+        self._set_spaced(num_inference_steps, device)
         stride = self.num_train_timesteps // len(self.timesteps)
         if not self.follow_timesteps and (self.timesteps.diff() != -stride).any():
             warnings.warn(
@@ -278,7 +356,7 @@ class DDIMScheduler(Scheduler):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput | tuple[Tensor, ...]:
         """Returns x_{t-1} for x_t (Song et al. 2021, equation 12).
 
         As in diffusers, the step leads to timestep t - T // S, whatever the spacing, unless
@@ -310,7 +388,7 @@ class DDIMScheduler(Scheduler):
         if variance_noise is not None:
             checks.like("variance_noise", variance_noise, "sample", sample)
         a, prev = self._alpha_bar(t), self._alpha_bar_before(t)
-        x_0, eps = self._predict(model_output, a, sample)
+        x_0, eps = self._predict(model_output, sample, a**0.5, (1 - a) ** 0.5)
         if use_clipped_model_output:
             eps = (sample - a**0.5 * x_0) / (1 - a) ** 0.5
         sigma = eta * ((1 - prev) / (1 - a) * (1 - a / prev)) ** 0.5

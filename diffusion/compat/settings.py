@@ -1,35 +1,90 @@
 """Settings of schedulers: their checks, and files of them that diffusers reads and writes."""
 
+import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import UserError, check_choice, did_you_mean, shown
 from ..files import load_json
 from . import checks
 
 CONFIG_NAME = "scheduler_config.json"
+LEFT_OUT = "_use_default_values"  # in a config, names of the settings that nobody gave
+ALWAYS_SAID = {"clip_sample", "follow_timesteps"}  # their defaults here are not all diffusers'
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
 
 _MOST_TIMESTEPS = 1_000_000
-# What diffusers' schedulers can do to images and these do not: the only values that are taken.
-_FIXED = {
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-    "rescale_betas_zero_snr": False,
+_TINY = float(np.finfo(np.float32).tiny)
+_FLAGS = {
+    "clip_sample",
+    "euler_at_final",
+    "follow_timesteps",
+    "invert_sigmas",
+    "lower_order_final",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "stochastic_sampling",
+    "thresholding",
+    "use_beta_sigmas",
+    "use_dynamic_shifting",
+    "use_exponential_sigmas",
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
 }
-# Settings of diffusers' other schedulers of this process, with the values that change nothing here.
-# They choose steps of solvers.
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
+    "beta_schedule": BETA_SCHEDULES,
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "log_linear"),
+    "prediction_type": PREDICTION_TYPES,
+    "solver_type": ("midpoint", "heun"),
+    "time_shift_type": ("exponential", "linear"),
+    "timestep_spacing": TIMESTEP_SPACINGS,
+    "timestep_type": ("discrete", "continuous"),
+    "variance_type": VARIANCE_TYPES,
+}
+_NUMBERS = {  # the smallest and the largest value
+    "beta_start": (0, math.inf),
+    "beta_end": (0, math.inf),
+    "clip_sample_range": (0, math.inf),
+    "dynamic_thresholding_ratio": (0, 1),
+    "sample_max_value": (_TINY, math.inf),
+    "flow_shift": (_TINY, math.inf),
+    "shift": (_TINY, math.inf),
+    "base_shift": (-math.inf, math.inf),
+    "max_shift": (-math.inf, math.inf),
+}
+_NUMBERS_OR_NONE = {
+    "sigma_min": (_TINY, math.inf),
+    "sigma_max": (_TINY, math.inf),
+    "shift_terminal": (0, 1 - 1e-6),
+}
+_INTEGERS = {
+    "solver_order": (1, 3),
+    "base_image_seq_len": (1, None),
+    "max_image_seq_len": (1, None),
+}
+# At most one of these chooses the noise levels of a chain.
+_GRIDS = (
+    "use_flow_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
+# Settings of diffusers' other schedulers of a process, with the values that change nothing in a
+# scheduler without them. They choose steps of solvers.
 _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "deis", "data_prediction"),
+    "clip_sample": (False,),
     "corrector_order": (2,),
     "disable_corrector": ([],),
     "euler_at_final": (False,),
@@ -48,6 +103,7 @@ _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
     "solver_type": ("logrho", "midpoint", "bh2"),
     "tau_func": (None,),
     "tensor_format": ("pt", "np"),
+    "thresholding": (False,),
     "timestep_scaling": (10.0,),
     "timestep_type": ("discrete",),
     "use_beta_sigmas": (False,),
@@ -56,10 +112,13 @@ _OF_SOLVERS: dict[str, tuple[Any, ...]] = {
     "use_lu_lambdas": (False,),
     "variance_type": ("fixed_small", None),
 }
+# These have an effect only beside another of the settings above.
+_OF_OTHER_SETTINGS = {"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"}
 # The same of another process: a model that was trained with them needs another scheduler.
 _OF_PROCESSES: dict[str, tuple[Any, ...]] = {
     "flow_shift": (1.0,),
     "predict_epsilon": (True,),
+    "rescale_betas_zero_snr": (False,),
     "shift": (1.0,),
     "shift_terminal": (None,),
     "sigma_max": (None,),
@@ -68,6 +127,7 @@ _OF_PROCESSES: dict[str, tuple[Any, ...]] = {
     "use_dynamic_shifting": (False,),
     "use_flow_sigmas": (False,),
 }
+# How the names of classes of diffusers begin whose process is not the variance-preserving one.
 _OTHER_PROCESSES = ("Flow", "EDM", "CMStochastic", "SCM", "ScoreSde", "VQDiffusion", "CogVideoX")
 
 
@@ -94,16 +154,31 @@ class SchedulerConfig(dict[str, Any]):
     __setattr__ = __setitem__ = __delattr__ = __delitem__ = __ior__ = _refuse
     update = setdefault = pop = popitem = clear = _refuse
 
+    def __eq__(self, other: object) -> bool:
+        """Two configs are equal if their settings are, whether given or left out."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return {k: v for k, v in self.items() if k != LEFT_OUT} == {
+            k: v for k, v in other.items() if k != LEFT_OUT
+        }
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
 
 
-def checked(settings: Mapping[str, Any], beta_schedules: Collection[str]) -> dict[str, Any]:
+def checked(
+    settings: Mapping[str, Any], choices: Mapping[str, tuple[str | None, ...]]
+) -> dict[str, Any]:
     """Returns a scheduler's settings as Python's own numbers, bools and tuples.
 
     Args:
         settings: all settings of a scheduler.
-        beta_schedules: the allowed values of ``beta_schedule``.
+        choices: allowed values of settings that have others than in most schedulers.
 
     Raises:
         ValueError: one is of the wrong type, unknown or out of range.
@@ -112,44 +187,44 @@ def checked(settings: Mapping[str, Any], beta_schedules: Collection[str]) -> dic
     values["num_train_timesteps"] = count = checks.integer(
         "num_train_timesteps", values["num_train_timesteps"], 1, _MOST_TIMESTEPS
     )
-    for name in ("beta_start", "beta_end"):
-        values[name] = checks.number(name, values[name], 0)
-    choices = {
-        "beta_schedule": beta_schedules,
-        "prediction_type": PREDICTION_TYPES,
-        "timestep_spacing": TIMESTEP_SPACINGS,
-        "variance_type": VARIANCE_TYPES,
-    }
-    for name, allowed in choices.items():
-        if name in values:
-            check_choice(name, values[name], allowed)
-    for name in {"clip_sample", "set_alpha_to_one", "follow_timesteps"} & values.keys():
-        values[name] = checks.flag(name, values[name])
-    values["clip_sample_range"] = checks.number("clip_sample_range", values["clip_sample_range"], 0)
-    values["steps_offset"] = checks.integer("steps_offset", values["steps_offset"], 0, count - 1)
-    if values["trained_betas"] is not None:
-        values["trained_betas"] = _numbers("trained_betas", values["trained_betas"], count)
-    for name, only in _FIXED.items():
-        if not _same(values[name], only):
-            raise UserError(
-                f"{name} must be {only}, got {shown(values[name])}: "
-                "only diffusers' own schedulers have it"
-            )
-        values[name] = only
+    for name, value in values.items():
+        if name in _CHOICES:
+            _check_choice(name, value, choices.get(name, _CHOICES[name]))
+        elif name in _FLAGS:
+            values[name] = checks.flag(name, value)
+        elif name in _NUMBERS:
+            values[name] = checks.number(name, value, *_NUMBERS[name])
+        elif name in _INTEGERS:
+            values[name] = checks.integer(name, value, *_INTEGERS[name])
+        elif name in _NUMBERS_OR_NONE and value is not None:
+            values[name] = checks.number(name, value, *_NUMBERS_OR_NONE[name])
+        elif name == "steps_offset":
+            values[name] = checks.integer(name, value, 0, count - 1)
+        elif name == "lambda_min_clipped" and value != -math.inf:
+            values[name] = checks.number(name, value, -math.inf)
+        elif name == "trained_betas" and value is not None:
+            values[name] = tuple(checks.numbers(name, value).tolist())
+    several = [name for name in _GRIDS if values.get(name)]
+    if len(several) > 1:
+        raise UserError(f"{several[1]} must be False with {several[0]}, got both")
     return values
 
 
-def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
-    """Returns a sequence, array or tensor of numbers as a tuple of floats."""
-    try:
-        numbers = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
-        numbers = numbers.double().detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        numbers = torch.empty(0)
-    if numbers.shape != (count,):
-        given = f"{len(value)}" if isinstance(value, Sequence) else shown(value)
-        raise UserError(f"{name} must be num_train_timesteps = {count} numbers, got {given}")
-    return tuple(numbers.tolist())
+def _check_choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
+    if not (value is None and None in allowed):
+        other = "or None" if None in allowed else ""
+        check_choice(name, value, [each for each in allowed if each is not None], other)
+
+
+def given(config: Mapping[str, Any], own_defaults: Collection[str]) -> dict[str, Any]:
+    """Returns the settings of a config without those that were left out when it was made.
+
+    Args:
+        config: settings of a scheduler of this package or of diffusers.
+        own_defaults: settings whose default is not that of diffusers: the config's value counts.
+    """
+    left_out = set(config.get(LEFT_OUT, ())) - set(own_defaults)
+    return {name: value for name, value in config.items() if name not in left_out}
 
 
 def _same(value: Any, allowed: Any) -> bool:
@@ -157,31 +232,37 @@ def _same(value: Any, allowed: Any) -> bool:
     return bool(np.ndim(value) == 0 and value == allowed) or (value == [] and allowed == [])
 
 
-def own(config: Mapping[str, Any], names: Collection[str], scheduler: str) -> dict[str, Any]:
-    """Returns those settings of a config that a scheduler has.
+def own(
+    config: Mapping[str, Any], names: Collection[str], scheduler: str, process: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns those settings of a config that a scheduler has, and those of other schedulers.
 
-    A setting of another scheduler of diffusers that would change the steps is left out with a
-    warning, one that changes nothing without.
+    It warns of a setting of another scheduler of diffusers that would change the steps.
 
     Args:
         config: settings of a scheduler of this package or of diffusers.
         names: names of the settings that this scheduler has.
         scheduler: name of its class.
+        process: ``variance-preserving`` or ``flow``.
 
     Raises:
         ValueError: a setting is unknown, or says that the model was trained with another process.
     """
     source = str(config.get("_class_name", ""))
-    if source.startswith(_OTHER_PROCESSES):
+    foreign = source.startswith(_OTHER_PROCESSES)
+    if process == "flow":
+        foreign = bool(source) and not source.startswith("Flow")
+    if foreign:
         raise UserError(f"config is one of {source}, whose process is not that of {scheduler}")
-    ignored = []
+    carried, ignored = {}, []
     for name, value in config.items():
         if name in names or str(name).startswith("_"):
             continue
+        carried[name] = value
         neutral = _OF_SOLVERS.get(name, _OF_PROCESSES.get(name))
-        if neutral is None:
+        if process == "flow" or (neutral is None and name not in _OF_OTHER_SETTINGS):
             raise unknown(name, value, names, scheduler)
-        if any(_same(value, one) for one in neutral):
+        if neutral is None or any(_same(value, one) for one in neutral):
             continue
         if name in _OF_PROCESSES:
             raise UserError(f"{name} must be {neutral[0]} for {scheduler}, got {value!r}")
@@ -190,10 +271,7 @@ def own(config: Mapping[str, Any], names: Collection[str], scheduler: str) -> di
         warnings.warn(
             f"{scheduler} ignores {', '.join(ignored)}: settings of other schedulers", stacklevel=4
         )
-    kept = {name: value for name, value in config.items() if name in names}
-    if kept.get("variance_type", "") is None:  # in the configs of solvers that have no variance
-        del kept["variance_type"]
-    return kept
+    return {name: value for name, value in config.items() if name in names}, carried
 
 
 def unknown(name: str, value: Any, names: Collection[str], scheduler: str) -> UserError:

@@ -12,7 +12,11 @@ from flashpoint.diffusion import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionClassifier,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     GaussianMixture,
+    HeunDiscreteScheduler,
     Recipe,
     SampleConfig,
     Schedule,
@@ -136,6 +140,31 @@ def test_schedulers(device, scheduler):
         return steps.step(eps.to(where), t, noisy, generator=generator).prev_sample
 
     assert_same(previous, device, FULL)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+    ],
+)
+def test_chains_of_schedulers(device, scheduler):
+    x = torch.randn(ROWS, 2)
+
+    def chain(where):
+        steps = scheduler(100)
+        steps.set_timesteps(4, device=where)
+        sample = x.to(where)
+        for t in steps.timesteps:
+            if hasattr(steps, "init_noise_sigma"):
+                steps.scale_model_input(sample, t)
+            sample = steps.step(sample.sin(), t, sample).prev_sample
+        return sample
+
+    assert_same(chain, device, FULL)
 
 
 def test_many_trainings_together(device):
