@@ -329,7 +329,7 @@ def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:
 def _settings(
     *, quick, recipe, epochs, steps, classifier_steps, batch_size, samples, scale, seed,
     hidden_layers, activation, linear_input, p_uncond, class_embedding, weighting, t_density,
-    **process,
+    low_noise, **process,
 ) -> Settings:  # fmt: skip
     """Returns the settings that the options of the command line describe."""
     check_choice("recipe", recipe, RECIPES)
@@ -347,7 +347,9 @@ def _settings(
         settings = settings.quick()
     length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
     network = network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding)
-    objective = objective_of(settings.denoiser, weighting, t_density)
+    objective = objective_of(
+        settings.denoiser, weighting=weighting, t_density=t_density, low_noise=low_noise
+    )
     settings = replace(
         settings,
         denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network, **objective),

@@ -67,9 +67,15 @@ process_options = options(
     click.option(
         "--t-density",
         default=None,
-        help=f"Density that all timesteps of the training are drawn from: {', '.join(T_DENSITIES)}."
-        " Default: the recipe's, which draws three in four uniformly in the logarithm of the noise "
-        "level.",
+        help=f"Density of the timesteps of the training that are no --low-noise ones: "
+        f"{', '.join(T_DENSITIES)}. Default: uniform.",
+    ),
+    click.option(
+        "--low-noise",
+        type=float,
+        default=None,
+        help="Part of the timesteps of the training that is drawn uniformly in the logarithm of "
+        "the noise level. Default: 0.75.",
     ),
 )  # fmt: skip
 
@@ -108,23 +114,23 @@ def schedule_of(
 
 
 def objective_of(
-    recipe: Recipe | ClassicRecipe, weighting: str | None, t_density: str | None
+    recipe: Recipe | ClassicRecipe, *, weighting: str | None, **densities: str | float | None
 ) -> dict[str, Any]:
     """Returns the fields of a denoiser's recipe that :data:`process_options` set.
 
     Args:
         recipe: the recipe that they are to change.
-        weighting, t_density: values of the options; None where they are left out.
+        weighting: weighting of the error; None where it is left out.
+        **densities: ``t_density`` and ``low_noise``, likewise.
 
     Raises:
         ValueError: a density is given for a classic recipe.
     """
-    fields: dict[str, Any] = {} if weighting is None else {"weighting": weighting}
-    if t_density is None:
-        return fields
-    if not isinstance(recipe, Recipe):
+    given = {name: value for name, value in densities.items() if value is not None}
+    if given and not isinstance(recipe, Recipe):
+        name, value = next(iter(given.items()))
         raise UserError(
-            "t_density must be left out with a classic recipe, which visits every timestep of every"
-            f" point, got {t_density!r}"
+            f"{name} must be left out with a classic recipe, which visits every timestep of every "
+            f"point, got {value!r}"
         )
-    return fields | {"t_density": t_density, "low_noise": 0.0}
+    return given if weighting is None else given | {"weighting": weighting}

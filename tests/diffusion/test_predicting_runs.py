@@ -87,8 +87,8 @@ def test_schedule_and_prediction_bring_each_other(data, tmp_path, options, wante
 def test_the_other_options_reach_schedule_and_recipe(data, tmp_path):
     for number, (options, part, wanted) in enumerate([
         (["--weighting", "min-snr"], "denoiser", {"weighting": "min-snr", "low_noise": 0.75}),
-        (["--t-density", "uniform"], "denoiser", {"t_density": "uniform", "low_noise": 0.0}),
-        (["--t-density", "log-normal"], "denoiser", {"t_density": "log-normal", "low_noise": 0.0}),
+        (["--low-noise", 0], "denoiser", {"t_density": "uniform", "low_noise": 0.0}),
+        (["--t-density", "log-normal"], "denoiser", {"t_density": "log-normal", "low_noise": 0.75}),
         (["--prediction", "v", "--zero-terminal-snr"], "schedule", {"zero_terminal_snr": True}),
         (
             ["--prediction", "edm", "--sigma-min", 0.01, "--sigma-max", 20, "--sigma-data", 0.5],
@@ -128,6 +128,11 @@ def test_the_other_options_reach_schedule_and_recipe(data, tmp_path):
         (["--prediction", "edm", "--sigma-min", 99], "--sigma-max must be above sigma_min, 99.0"),
         (["--prediction", "flow", "--time-feature", "c_noise"], "--time-feature must be another"),
         (["--recipe", "classic-a", "--t-density", "uniform"], "--t-density must be left out with"),
+        (
+            ["--recipe", "classic-a", "--low-noise", 0],
+            "--low-noise must be left out with a classic",
+        ),
+        (["--low-noise", 2], "--low-noise must be from 0 to 1, got 2"),
     ],
 )
 def test_idle_and_impossible_options_are_one_line(tmp_path, options, message):
