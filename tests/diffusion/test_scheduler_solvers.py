@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from itertools import product
 
 import diffusers
 import pytest
@@ -169,15 +170,14 @@ def test_every_grid_of_noise_levels(ours, grid):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_every_order_of_dpm_solver(order, algorithm, solver_type):
     settings = {"algorithm_type": algorithm, "solver_order": order, "solver_type": solver_type}
-    settings |= {"final_sigmas_type": "sigma_min", "lower_order_final": False}
+    settings |= {"final_sigmas_type": "sigma_min"}
     if order == 3 and algorithm.startswith("sde"):
         with pytest.raises(UserError, match="solver_order must be 1 or 2 with algorithm_type='sde"):
             DPMSolverMultistepScheduler(**settings)
         return
-    for count in (5, 20):
-        assert_chains_agree(
-            both(DPMSolverMultistepScheduler, **settings), {"num_inference_steps": count}
-        )
+    for lower, count in product([False, True], [5, 20]):
+        pair = both(DPMSolverMultistepScheduler, **settings, lower_order_final=lower)
+        assert_chains_agree(pair, {"num_inference_steps": count})
 
 
 @pytest.mark.parametrize(
