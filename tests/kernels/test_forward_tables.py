@@ -210,6 +210,29 @@ def test_sums_of_any_number_of_rows(device, rows, precision):
         assert relative_difference(one, other) <= tolerance if rows else not one.any()
 
 
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+@pytest.mark.usefixtures("poisoned")
+def test_weights_of_any_size(device, precision):
+    """Gradients of half precision have room for x_0-prediction with EDM's weights, 1 + SNR."""
+    data = make_data(device, "denoiser", 3)
+    alpha_bar = torch.linspace(0.9999, 0.02, 9, device=device)
+    table = eps_table(alpha_bar).repeat(3, 1, 1)
+    table[..., 2], table[..., 3] = 1, 0
+    weight = 1 / (1 - alpha_bar)  # 10,000 at the first timestep, 1 at the last
+    table[..., 4] = weight * torch.tensor([1.0, 1e-8, 1e8], device=device)[:, None]
+    data = data._replace(forward_table=table)
+    shape = MLPShape((3, 12, 8, 2))
+    parameters, seed = make_parameters(shape, 3, device), torch.arange(3, device=device)
+    data = data_off_kinks(parameters, shape, data, batch_draw(data, seed, 3, 65))
+    options = {"batch_size": 65, "seed": seed, "step": 3, "precision": precision}
+    expected, actual = (
+        train_step(parameters, shape, data, backend=backend, **options) for backend in BACKENDS
+    )
+    for ours, theirs in zip(actual, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert relative_difference(one, other) <= 1e-2
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_models_of_many_parametrisations_train_as_each_does_alone(device, backend):
     data, parameters, shape, seed, _ = make_models(device)
