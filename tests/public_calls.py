@@ -55,6 +55,7 @@ with torch.device("cuda" if torch.cuda.is_available() else "cpu") as DEVICE:
     TABLE = torch.randn(MODELS, 4, 4) / 2
     FEATURES = torch.randn(MODELS, 4, 1)
     ALPHA_BAR = torch.linspace(0.9, 0.1, 9)
+    FORWARD_TABLE = fk.eps_table(ALPHA_BAR)
     T = torch.arange(MODELS * ROWS).reshape(MODELS, ROWS) % 9
     LABELS = torch.arange(MODELS * ROWS).reshape(MODELS, ROWS) % 3
     JUDGE = fk.MLPShape((3, 8, 3))
@@ -69,7 +70,7 @@ def data_of(kind):
     """Returns data of two models; the kind is that of the network."""
     data = fk.TrainingData(
         points=torch.randn(MODELS, 12, 2),
-        forward_table=fk.eps_table(ALPHA_BAR).repeat(MODELS, 1, 1),
+        forward_table=FORWARD_TABLE.repeat(MODELS, 1, 1),
         time_features=torch.linspace(-1, 1, 9).repeat(MODELS, 1)[..., None],
         labels=None if kind == "denoiser" else torch.arange(12).repeat(MODELS, 1) % 3,
         n_points=torch.tensor([12, 9]),
@@ -92,12 +93,16 @@ with DEVICE:
 # Operations of the kernels.
 
 
+def eps_table():
+    return fk.eps_table(ALPHA_BAR)
+
+
 def q_sample(backend):
-    return fk.q_sample(X, ALPHA_BAR, T, EPS, backend=backend)
+    return fk.q_sample(X, FORWARD_TABLE, T, EPS, backend=backend)
 
 
 def q_sample_batch(backend):
-    return fk.q_sample_batch(X, ALPHA_BAR, 7, seed=3, step=2, backend=backend)
+    return fk.q_sample_batch(X, FORWARD_TABLE, 7, seed=3, step=2, backend=backend)
 
 
 def reverse_step(backend):
@@ -391,6 +396,7 @@ KERNELS: dict[str, Callable] = {
         for backend in ("torch", "triton")
         if backend == "torch" or name not in SLOW_INTERPRETED
     },
+    "eps_table": eps_table,
     "shadow_of": lambda: [shadow(precision) for precision in ("fp16", "tf32", "fp32")],
 }
 CALLS = KERNELS | DIFFUSION

@@ -20,10 +20,10 @@ from flashpoint import kernels as fk
 from flashpoint.kernels.default_state import in_default_state
 
 from .public_calls import (
-    ALPHA_BAR,
     CALLS,
     DENOISER,
     EPS,
+    FORWARD_TABLE,
     OTHERS,
     POINTS,
     RECIPE,
@@ -220,7 +220,7 @@ FAILURES = {
     "sample": (lambda: fd.sample(DENOISER, SCHEDULE, 0, device="cpu"), fd.UserError),
     "Points": (lambda: POINTS.split(2.0), fd.UserError),
     "load": (lambda: fd.load("nowhere"), fd.UserError),
-    "q_sample": (lambda: fk.q_sample(X, ALPHA_BAR, T + 9, EPS), ValueError),
+    "q_sample": (lambda: fk.q_sample(X, FORWARD_TABLE, T + 9, EPS), ValueError),
     "Trainer": (interrupted_training, KeyboardInterrupt),
     "reward": (failing_reward, ZeroDivisionError),
 }

@@ -119,7 +119,7 @@ def q_sample_batch(
 
     Args:
         points: float32 [N, d], or [M, N, d] for M models.
-        forward_table: float32 [T, 5], or [M, T, 5], see :func:`q_sample`.
+        forward_table: float [T, 5], or [M, T, 5], see :func:`q_sample`.
         batch_size: number of rows B, at least 0.
         seed: one seed, or int64 [M], one per model.
         step: training step in [0, 2**32).
@@ -157,7 +157,8 @@ def q_sample_batch(
         check_dtype(torch.int64, t_table=t_table)
     t_table = t_table if t_table.dim() == 2 else t_table[None]
     check_of_each_model("t_table", t_table, models, ("K",))
-    table, t_table = table.expand(models, -1, -1), t_table.expand(models, -1)
+    table = table.to(points.dtype).expand(models, -1, -1)
+    t_table = t_table.expand(models, -1)
     data = reference.TrainingData(
         points=points,
         forward_table=table,

@@ -15,12 +15,18 @@ from .._dispatch import model_stride, step_arguments
 from ..cuda import device_of
 from ..philox.kernel import CLASS as CLASS_STREAM
 from ..philox.kernel import DRAW, normal_pair, permute, random_words, uniform, uniform_integers
+from . import reference
 from .reference import Draw, TrainingData
 
 _ROWS = 256  # rows of a program
 _ELEMENTS = 1024  # elements of an element-wise program
-# Numbers of a timestep in the forward table, and the place of the last one.
-FORWARD_NUMBERS, WEIGHT = tl.constexpr(5), tl.constexpr(4)
+# Numbers of a timestep in the forward table, and their places.
+FORWARD_NUMBERS = tl.constexpr(5)
+_SIGNAL = tl.constexpr(reference.SIGNAL)
+_NOISE = tl.constexpr(reference.NOISE)
+_TARGET_SIGNAL = tl.constexpr(reference.TARGET_SIGNAL)
+_TARGET_NOISE = tl.constexpr(reference.TARGET_NOISE)
+WEIGHT = tl.constexpr(reference.WEIGHT)
 # Arguments that change from call to call. Triton would compile a kernel anew for a value of 1 or of
 # a multiple of 16, and for a step counter at an address that is not a multiple of 16 bytes.
 _VARYING = [
@@ -151,14 +157,15 @@ def draw_condition(labels, index, p_uncond, classes, seed, step, element):
 @triton.jit
 def levels(forward_row):
     """Returns signal and noise level of each row, fp32; the pointers are to its five numbers."""
-    return tl.load(forward_row).to(tl.float32), tl.load(forward_row + 1).to(tl.float32)
+    signal, noise = tl.load(forward_row + _SIGNAL), tl.load(forward_row + _NOISE)
+    return signal.to(tl.float32), noise.to(tl.float32)
 
 
 @triton.jit
 def target_of(forward_row, x_0, eps):
     """Returns what the network is to predict, fp32 [ROWS, columns] as x_0 and eps."""
-    signal, noise = tl.load(forward_row + 2), tl.load(forward_row + 3)
-    return signal[:, None] * x_0 + noise[:, None] * eps
+    of_x_0, of_eps = tl.load(forward_row + _TARGET_SIGNAL), tl.load(forward_row + _TARGET_NOISE)
+    return of_x_0[:, None] * x_0 + of_eps[:, None] * eps
 
 
 @triton.jit

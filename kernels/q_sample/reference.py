@@ -33,7 +33,7 @@ class TrainingData(NamedTuple):
     """
 
     points: Tensor  # float32 [M, N, d]
-    forward_table: Tensor  # float32 [M, T, 5], see :mod:`.reference`
+    forward_table: Tensor  # float32 [M, T, 5], the five numbers of each timestep
     time_features: Tensor  # float32 [M, T, F], the network's input for each t
     labels: Tensor | None  # int64 [M, N]
     n_points: Tensor  # int64 [M], number of points of each model, at most N

@@ -97,7 +97,8 @@ def _draw() -> None:
     """Draws a training batch and x_T."""
     x = torch.zeros(1, 5000, 2)
     table = torch.arange(500)[None]
-    data = TrainingData(x, torch.ones(1, 500), x[:, :500, :0], None, torch.tensor([5000]), table)
+    forward_table, n_points = torch.ones(1, 500, 5), torch.tensor([5000])
+    data = TrainingData(x, forward_table, x[:, :500, :0], None, n_points, table)
     q_sample.draw(data, torch.tensor([0]), 0, 2048)
     draw_prior(x, torch.tensor([0]), 0)
 
@@ -191,7 +192,7 @@ def _everything(shape: MLPShape, precision: str) -> None:
 def _elementwise() -> None:
     """Noises given points and does one reverse step."""
     x = torch.zeros(1, 2048, 2)
-    q_sample.q_sample(x, torch.ones(1, 500), torch.zeros(1, 2048, dtype=torch.int64), x)
+    q_sample.q_sample(x, torch.ones(1, 500, 5), torch.zeros(1, 2048, dtype=torch.int64), x)
     reverse_step.reverse_step(x, x, torch.zeros(1, 4), x, x)
 
 

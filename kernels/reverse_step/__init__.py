@@ -40,16 +40,17 @@ def reverse_step(
     With the coefficients of DDPM this is line 4 of algorithm 2 of Ho et al. 2020; with those of
     DDIM, equation 12 of Song et al. 2021. The guidance is equation 14 of Dhariwal and Nichol 2021,
     or equation 6 of Ho and Salimans 2022, (1 + c_guide) eps - c_guide eps_uncond in place of eps.
-    ``flashpoint.diffusion.reverse_table`` computes the coefficients of a schedule.
+    There eps is the network's output, the noise or anything else that is linear in x_0 and noise;
+    ``flashpoint.diffusion.reverse_table`` computes the coefficients that fit it.
 
     Args:
         x_t: float [B, d], or [M, B, d] for M models.
-        eps: the network's noise prediction, the shape of x_t.
+        eps: the network's output, the shape of x_t.
         coefficients: float [4] or [M, 4]: c_x, c_eps, c_noise and c_guide.
         z: standard normal noise, the shape of x_t; None draws it if there is a seed.
         grad_log_p: gradient of log p(y | x_t) with respect to x_t, the shape of x_t; None for
             no guidance by a classifier.
-        eps_uncond: the network's prediction without its condition, the shape of x_t; None for no
+        eps_uncond: the network's output without its condition, the shape of x_t; None for no
             classifier-free guidance.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row). Without z and
             seed there is no noise.

@@ -39,9 +39,9 @@ def reverse_kernel(
     Grid (row tiles, pairs of columns, M). Tensors of points are floating-point [M, rows, DIM].
 
     Args:
-        x_ptr, eps_ptr: x_t and the noise prediction.
+        x_ptr, eps_ptr: x_t and the network's output.
         grad_ptr: gradient of log p(y | x_t), or None: no guidance by a classifier.
-        uncond_ptr: noise prediction without a class, or None: no classifier-free guidance.
+        uncond_ptr: its output without a class, or None: no classifier-free guidance.
         z_ptr: noise, or None: drawn for (seed, step, row), or 0 without ``seed_ptr``.
         coefficients_ptr, coefficients_stride: floating-point [M, 4], and elements from model to
             model.
@@ -79,7 +79,7 @@ def reverse_kernel(
 @triton.jit
 def _store_column(x, eps, grad, uncond, z, drawn, coefficients, out, offset, live):
     """Writes one column of x_{t-1}; its noise is z, or ``drawn`` without z."""
-    x_t, eps_hat = _load(x, offset, live), _load(eps, offset, live)
+    x_t, output = _load(x, offset, live), _load(eps, offset, live)
     if grad is not None:
         grad = _load(grad, offset, live)
     if uncond is not None:
@@ -87,7 +87,7 @@ def _store_column(x, eps, grad, uncond, z, drawn, coefficients, out, offset, liv
     if z is not None:
         drawn = _load(z, offset, live)
     c_x, c_eps, c_noise, c_guide = load_coefficients(coefficients)
-    x_prev = updated(x_t, eps_hat, grad, uncond, drawn, c_x, c_eps, c_noise, c_guide)
+    x_prev = updated(x_t, output, grad, uncond, drawn, c_x, c_eps, c_noise, c_guide)
     tl.store(out + offset, x_prev.to(out.dtype.element_ty), mask=live)
 
 

@@ -1,11 +1,14 @@
 """One step of the reverse process in plain PyTorch.
 
-DDPM, DDIM and their guided forms are all linear in x_t, eps and z, so a step is three coefficients
-and a guidance scale, which the caller computes in float64 from the schedule::
+DDPM, DDIM and their guided forms are all linear in x_t, the network's output and z, whatever the
+network predicts: eps, x_0 or a velocity. So a step is three coefficients and a guidance scale,
+which the caller computes in float64 from the schedule::
 
-    eps_hat = eps - guide * grad log p(y | x_t)                guided by a classifier
-    eps_hat = (1 + guide) eps(x_t, y) - guide eps(x_t)         or by the network itself
-    x_prev   = x * x_t + eps * eps_hat + noise * z
+    output = output - guide * grad log p(y | x_t)                    guided by a classifier
+    output = (1 + guide) output(x_t, y) - guide output(x_t)          or by the network itself
+    x_prev = x * x_t + eps * output + noise * z
+
+Arguments and columns have the name of the classic output, eps.
 """
 
 import torch
@@ -38,7 +41,7 @@ def reverse_step(
 def memory_coefficients(coefficients: Tensor) -> Tensor:
     """Returns the coefficients [M, 4] of the memory that a step leaves, given [M, 7].
 
-    A linear multistep method also remembers m = MEMORY_X x_t + MEMORY_EPS eps_hat at each step, and
+    A linear multistep method also remembers m = MEMORY_X x_t + MEMORY_EPS output at each step, and
     adds MEMORY times what the step before remembered to x_prev.
     """
     # In slices: a list of columns would be copied to the device, which no CUDA graph can capture.

@@ -82,16 +82,17 @@ def sample_chain(
     """Runs S steps of the reverse process, with or without guidance.
 
     Source: Ho et al. 2020, algorithm 2; Song et al. 2021. The guidance is that of a classifier
-    (Dhariwal and Nichol 2021) or of the denoiser itself, (1 + w) eps(x, y, t) - w eps(x, t) (Ho and
-    Salimans 2022); the table holds its scale.
+    (Dhariwal and Nichol 2021) or of the denoiser itself, (1 + w) MLP(x, y, t) - w MLP(x, t) (Ho and
+    Salimans 2022); the table holds its scale. The table also fits what the denoisers predict, the
+    noise or anything else that is linear in x_0 and noise.
 
     Args:
-        denoiser: M networks that predict the noise; input width d plus the widths of the features.
+        denoiser: M networks; input width d plus the widths of the features, output width d.
         x_T: float32 [M, B, d], the start of the chain.
         table: float32 [M, S, 4], the coefficients of each :func:`reverse_step`, in the order of the
             steps; or [M, S, 7] for a linear multistep method. There a step also remembers
-            m = c_5 x_t + c_6 eps_hat, and the next one adds its c_4 times m to x_{t-1}; at first m
-            is 0.
+            m = c_5 x_t + c_6 output, and the next one adds its c_4 times m to x_{t-1}, beside its
+            noise; at first m is 0.
         time_features: float32 [M, S, F], the networks' input for the t of each step.
         seed: one seed, or int64 [M]; the noise is a function of (seed, step, row).
         guide: classifier of (x, feature of t), and labels int64 [M, B].

@@ -104,8 +104,8 @@ def chain_kernel(
         class_features_ptr, class_labels_ptr: float32 [M, classes, E] and int64 [M, rows], the
             features of the classes and the class of each row, or None.
         classes: number of classes; the last one stands for no class.
-        uncond_ptr: float32 [M, rows, d], scratch for classifier-free guidance, or None: noise
-            predictions without a class.
+        uncond_ptr: float32 [M, rows, d], scratch for classifier-free guidance, or None:
+            outputs without a class.
         memory_ptr: float32 [M, rows, d], zeros, for what wide points remember from step to step,
             or None.
         labels_ptr: int64 [M, rows], classes to guide to, or None like all that follow.

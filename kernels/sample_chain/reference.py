@@ -4,13 +4,13 @@ Algorithm 2 of Ho et al. 2020::
 
     x_T ~ N(0, I)
     for each step of the table:
-        eps    = MLP(x, feature)  or  MLP(x, feature, class)
+        output = MLP(x, feature)  or  MLP(x, feature, class)
         grad   = d/dx log softmax(classifier(x, feature))[label]      guided by a classifier
         uncond = MLP(x, feature, no class)                            or classifier-free
-        x      = reverse_step(x, eps, coefficients, z, grad, uncond)
+        x      = reverse_step(x, output, coefficients, z, grad, uncond)
 
 A table of seven columns is that of a linear multistep method; its steps also remember a combination
-of x and eps for the next one, see :func:`~..reverse_step.reference.memory_coefficients`.
+of x and output for the next one, see :func:`~..reverse_step.reference.memory_coefficients`.
 """
 
 from typing import NamedTuple
@@ -137,7 +137,7 @@ def _noise_of_steps(seed: Tensor, steps: Tensor, rows: Tensor, dim: int) -> Tens
 def _predictions(
     denoiser: Network, inputs: Tensor, condition: Condition | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the noise prediction and, with classifier-free guidance, that without a class."""
+    """Returns the denoiser's output and, with classifier-free guidance, that without a class."""
     networks = denoiser.shape.unpack(denoiser.parameters)
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
     eps, *uncond = (mlp.mlp(each, networks, denoiser.shape) for each in rows)

@@ -79,7 +79,7 @@ def _captured(step: Callable[[], None], changed: tuple[Tensor, ...]) -> Callable
 def _predictions(
     denoiser: Network, inputs: Tensor, condition: Condition | None, precision: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the noise prediction and, with classifier-free guidance, that without a class."""
+    """Returns the denoiser's output and, with classifier-free guidance, that without a class."""
     parameters, shape = denoiser
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
     covered = _covered(shape, precision)

@@ -14,7 +14,7 @@ from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..gluon import fence, gl, jit
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
-from ..mlp.arithmetic import UNIT_SCALE, softmax
+from ..mlp.arithmetic import UNIT_SCALE, gradient_scale, softmax
 from ..mlp.chunks import ring_of, training_chunks_of
 from ..mlp.config import config_for
 from ..mlp.hopper import (
@@ -39,7 +39,7 @@ from ..q_sample.kernel import (
     target_of,
 )
 from ..q_sample.reference import TrainingData
-from .kernel import _VARYING, Buffers, allocated
+from .kernel import _VARYING, Buffers, allocated, factor_of
 
 _WARP_ROWS = 16  # whose sums are a part of the tile's
 
@@ -126,8 +126,8 @@ def train_kernel(
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, weights_ptr, chunks_desc, target_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
-    tile_parts_ptr, tiles,
+    flat_ptr, weights_ptr, chunks_desc, abs_max_ptr, target_ptr, acts_ptr, z_ptr, grads_ptr,
+    buffer_rows, tile_parts_ptr, tiles,
     DIM: gl.constexpr, TIME: gl.constexpr, CLASS: gl.constexpr, EPOCH: gl.constexpr,
     NET: gl.constexpr, ROWS: gl.constexpr, RING: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
@@ -139,7 +139,7 @@ def train_kernel(
         points_ptr ... flat_ptr: as in :func:`.kernel.train_kernel`.
         weights_ptr: operand dtype [M, size], weights as :class:`~..mlp.chunks.TrainingLayout` says.
         chunks_desc: descriptor of all of them as [rows, part] in blocks of a chunk.
-        target_ptr ... buffer_rows: as there; hidden features are in fragment order.
+        abs_max_ptr ... buffer_rows: as there; hidden features are in fragment order.
         tile_parts_ptr: as there, each warp's part instead of each tile's.
         tiles: number of tiles.
         DIM, TIME, CLASS, EPOCH: as there.
@@ -208,14 +208,17 @@ def train_kernel(
             weight = gl.load(forward_row + WEIGHT)
             weight = gl.convert_layout(weight, gl.SliceLayout(1, Y), assert_trivial=True)
             loss, grad = target_loss(y, targets, weight, alive, DIM)
+            LAYOUT: gl.constexpr = NET.rows
+            grad *= gradient_scale(abs_max_ptr, model, LAYOUT)[0]
             terms *= DIM
         else:
             label = gl.load(labels_ptr + model * labels_stride + index)
             label = gl.convert_layout(label, gl.SliceLayout(1, Y), assert_trivial=True)
             loss, grad = label_loss(y, label, alive, NET)
+            grad *= UNIT_SCALE
         store_sums(parts + (LAYERS - 1) * tile.stride, loss)
         store_sums(parts + LAYERS * tile.stride, terms)
-        grad = (grad * UNIT_SCALE).to(w_last.dtype)
+        grad = grad.to(w_last.dtype)
         target = grads + (NET.rows.columns[LAYERS] - NET.rows.columns[1])
         store_columns(target, grad, NET.rows.gradient_columns, Y)
         grad = gl.convert_layout(grad, INPUT, assert_trivial=True)
@@ -273,6 +276,7 @@ def training_sums(
             flat_ptr=parameters,
             weights_ptr=shadow.packed,
             chunks_desc=chunk_descriptor(shadow.packed, net.part),
+            abs_max_ptr=buffers.abs_max,
             target_ptr=buffers.target,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
@@ -297,5 +301,6 @@ def training_sums(
             rows=tiles * config.hopper_rows,
             loss=True,
             add=add,
-            factor=(1 if data.classifies else 2) / UNIT_SCALE.value,
+            abs_max=buffers.abs_max,
+            factor=factor_of(data),
         )

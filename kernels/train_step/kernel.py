@@ -9,6 +9,7 @@ The third launch of a step is :mod:`..adamw`, which adds up the parts of the gra
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +20,14 @@ from ..cuda import device_of
 from ..dependent_launch import dependent_launch, wait_for_last_kernel
 from ..mlp import MLPShape
 from ..mlp import kernel as mlp
-from ..mlp.arithmetic import UNIT_SCALE, divisor, operand, power_of_two, softmax
+from ..mlp.arithmetic import (
+    UNIT_SCALE,
+    divisor,
+    gradient_scale,
+    operand,
+    power_of_two,
+    softmax,
+)
 from ..mlp.config import OPERAND_DTYPES, Config, config_for
 from ..mlp.input_columns import clear_padding, store_features, store_inputs
 from ..mlp.layout import Layout, layout_of
@@ -51,7 +59,7 @@ def train_kernel(
     labels_ptr, labels_stride, class_features_ptr, class_features_stride, classes, p_uncond_ptr,
     n_points_ptr, n_steps_ptr, steps, t_table_ptr, t_table_stride, n_entries_ptr, entries,
     seed_ptr, step_ptr, step, batch_size, refresh, first_row, rows,
-    flat_ptr, weights_ptr, target_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
+    flat_ptr, weights_ptr, abs_max_ptr, target_ptr, acts_ptr, z_ptr, grads_ptr, buffer_rows,
     tile_parts_ptr,
     DIM: tl.constexpr, TIME: tl.constexpr, CLASS: tl.constexpr, EPOCH: tl.constexpr,
     NET: tl.constexpr, CONFIG: tl.constexpr, ROWS: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -59,8 +67,8 @@ def train_kernel(
     """Takes one tile of rows through draw, forward pass, loss and backward pass; grid (tiles, M).
 
     The loss is the squared error; of a classifier, with labels but no class features, it is the
-    cross-entropy. Loss, number of terms and gradients are sums over rows; the gradients are
-    multiplied by ``UNIT_SCALE``.
+    cross-entropy. Loss, number of terms and gradients are sums over rows. The gradients are
+    multiplied by a scale that follows from ``abs_max``, those of a classifier by ``UNIT_SCALE``.
 
     Args:
         points_ptr ... entries: the source of the rows, as in :func:`..q_sample.kernel.draw_kernel`.
@@ -71,6 +79,7 @@ def train_kernel(
         first_row, rows: first row of the batch, and number of rows, to do.
         flat_ptr: float32 [M, P], parameters.
         weights_ptr: operand dtype [M, size], weights as the matrix products read them.
+        abs_max_ptr: float32 [M], the largest weight of an error, for fp16; None for a classifier.
         target_ptr: float32 [M, buffer_rows, DIM], scratch: what the network is to predict.
         acts_ptr: operand dtype [M, buffer_rows, activation columns], output: inputs of all layers.
         z_ptr: operand dtype [M, buffer_rows, z columns], scratch, or None: pre-activations.
@@ -129,7 +138,10 @@ def train_kernel(
     forward_hidden(acts, z, weights, flat, NET, CONFIG, ROWS)
     terms = tl.sum(live.to(tl.float32), axis=0)
     if labels_ptr is None or CLASS > 0:
-        loss = _target_loss(acts, weights, flat, grads, target, weight, live, NET, CONFIG, ROWS)
+        scale, _ = gradient_scale(abs_max_ptr, model, NET)
+        loss = _target_loss(
+            acts, weights, flat, grads, target, weight, scale, live, NET, CONFIG, ROWS
+        )
         terms *= DIM
     else:
         label = tl.load(labels + index)
@@ -180,8 +192,8 @@ def _noise_points(
 
 @triton.jit
 def _target_loss(
-    acts, weights, flat, grads, targets, weight, live, NET: tl.constexpr, CONFIG: tl.constexpr,
-    ROWS: tl.constexpr,
+    acts, weights, flat, grads, targets, weight, scale, live, NET: tl.constexpr,
+    CONFIG: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Returns the sum of weight (y - target)^2 over a tile; writes half its gradient, scaled."""
     LAYERS: tl.constexpr = NET.layers
@@ -199,7 +211,7 @@ def _target_loss(
         error = tl.where(inside, y - wanted, 0.0)
         grad = weight[:, None] * error
         loss += tl.sum(grad * error)
-        grad = operand(grad * UNIT_SCALE, grads.dtype.element_ty, NET)
+        grad = operand(grad * scale, grads.dtype.element_ty, NET)
         tl.store(target + row * NET.gradient_columns + column[None, :], grad)
     return loss
 
@@ -231,6 +243,7 @@ class Buffers(NamedTuple):
     A step of fewer rows than they have room for uses the same configuration.
     """
 
+    abs_max: Tensor | None  # float32 [M], the largest weight of an error; None for a classifier
     target: Tensor  # float32 [M, rows, d]
     activations: Tensor  # [M, rows, columns], operand dtype
     preactivations: Tensor | None  # [M, rows, columns], operand dtype
@@ -268,6 +281,7 @@ def allocated(
     tiles = max(1, triton.cdiv(rows, tile))
     rows, new, dtype = tiles * tile, data.points.new_empty, OPERAND_DTYPES[net.precision]
     buffers = Buffers(
+        abs_max=None if data.classifies else _largest_weight(data, models),
         target=new((models, rows, data.points.shape[-1])),
         activations=new((models, rows, net.activation_columns), dtype=dtype),
         preactivations=new((models, rows, net.z_columns), dtype=dtype) if net.keeps_z else None,
@@ -276,6 +290,20 @@ def allocated(
         config=config,
     )
     return buffers, mlp.split_rows(net, config, models, rows)[0]
+
+
+def _largest_weight(data: TrainingData, models: int) -> Tensor:
+    """Returns the largest weight that the error of a row can have, float32 [M]."""
+    weight = data.forward_table[..., WEIGHT.value]  # [M, T], or [1, T]
+    if data.n_steps is not None:
+        t = torch.arange(weight.shape[1], device=weight.device)
+        weight = torch.where(t < data.n_steps[:, None], weight, 0.0)
+    return weight.abs().amax(dim=1).expand(models).contiguous()
+
+
+def factor_of(data: TrainingData) -> float:
+    """Returns what gradients without their scale have to be multiplied by."""
+    return 1 / UNIT_SCALE.value if data.classifies else 2.0
 
 
 def training_sums(
@@ -315,6 +343,7 @@ def training_sums(
             rows=rows,
             flat_ptr=parameters,
             weights_ptr=shadow.packed,
+            abs_max_ptr=buffers.abs_max,
             target_ptr=buffers.target,
             acts_ptr=buffers.activations,
             z_ptr=buffers.preactivations,
@@ -338,5 +367,6 @@ def training_sums(
             rows=tiles * config.rows,
             loss=True,
             add=add,
-            factor=(1 if data.classifies else 2) / UNIT_SCALE.value,
+            abs_max=buffers.abs_max,
+            factor=factor_of(data),
         )

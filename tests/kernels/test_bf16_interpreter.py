@@ -22,6 +22,8 @@ from flashpoint.kernels import (
     workspace_of,
 )
 
+from .training import make_forward_table
+
 SHAPE = MLPShape((3, 16, 2))
 REFUSAL = (
     r"^precision must be fp16, tf32, tf32x3 or fp32 in Triton's interpreter, which multiplies bf16 "
@@ -46,7 +48,7 @@ def flat(device):
 
 def data(device):
     return TrainingData(
-        torch.randn(1, 6, 2, device=device), torch.linspace(0.9, 0.1, 5, device=device)[None],
+        torch.randn(1, 6, 2, device=device), make_forward_table(5, 1).to(device),
         torch.randn(1, 5, 1, device=device), None, torch.tensor([6], device=device),
         torch.arange(5, device=device)[None],
     )  # fmt: skip

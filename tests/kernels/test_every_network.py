@@ -20,6 +20,7 @@ from flashpoint.kernels import (
 )
 
 from .networks import make_network, relative_error, tensors_of
+from .training import make_forward_table
 
 CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
 DENOISERS = [MLPShape((3, *[width] * 4, 2)) for width in (64, 128, 256, 512)]
@@ -59,7 +60,7 @@ def make_data(device, labels=None, points=1000, steps=100):
     classes = torch.randint(0, labels, (1, points), generator=generator).to(device)
     return TrainingData(
         torch.randn(1, points, 2, generator=generator).to(device),
-        torch.linspace(0.99, 0.02, steps, device=device)[None],
+        make_forward_table(steps, 1).to(device),
         torch.linspace(-1, 1, steps, device=device).view(1, -1, 1),
         classes if labels > 1 else None,
         torch.tensor([points], device=device),

@@ -110,7 +110,7 @@ from flashpoint.kernels.train_step.kernel import buffers_of, training_sums
 shape, one = MLPShape((3, 32, 2)), torch.ones(1, dtype=torch.int64)
 parameters = torch.zeros(1, shape.num_parameters)
 course = Course(torch.ones(1, 9), one, one, torch.ones(1, 9))
-data = TrainingData(torch.zeros(1, 9, 2), torch.ones(1, 5), torch.zeros(1, 5, 1), None, one,
+data = TrainingData(torch.zeros(1, 9, 2), torch.ones(1, 5, 5), torch.zeros(1, 5, 1), None, one,
                     torch.arange(5)[None])
 shadow, state = shadow_of(parameters, shape, "fp16"), adamw_state(parameters)
 buffers, splits = buffers_of(data, shape, 1, 64, "fp16")

@@ -6,6 +6,8 @@ import torch
 from flashpoint.kernels import Condition, Guide, MLPShape, Network, draw_prior, sample_chain
 from flashpoint.kernels.mlp import config
 from flashpoint.kernels.mlp import kernel as mlp
+from flashpoint.kernels.mlp import reference as mlp_reference
+from flashpoint.kernels.philox import Stream, normal_rows
 
 from .training import make_parameters, relative_difference
 
@@ -136,3 +138,35 @@ def test_steps_that_remember_in_networks_too_large_for_one_launch(device, guidan
 @pytest.mark.usefixtures("poisoned")
 def test_wide_points_without_a_hidden_layer(device, guidance):
     check(*problem(device, 150, 33, guidance, hidden=()), "fp32", keep_every=1)
+
+
+def by_hand(arguments, seed, first_row):
+    """x_prev = x * x_t + eps * output + noise * z + memory * m in a plain loop, in float64."""
+    (parameters, shape), x, table, features = arguments
+    networks, x = shape.unpack(parameters.double()), x.double()
+    rows = torch.arange(x.shape[1], device=x.device) + first_row
+    memory = torch.zeros_like(x)
+    for step in range(table.shape[1]):
+        c_x, c_eps, c_noise, _, c_memory, m_x, m_eps = table[:, step, :, None, None].unbind(dim=1)
+        feature = features[:, step, None].expand(*x.shape[:2], -1)
+        output = mlp_reference.mlp(torch.cat((x, feature), dim=2), networks, shape)
+        z = normal_rows(seed, Stream.NOISE, step, rows, x.shape[2])
+        x_prev = c_x * x + c_eps * output + c_noise * z + c_memory * memory
+        x, memory = x_prev, m_x * x + m_eps * output
+    return x
+
+
+@pytest.mark.parametrize("dim", [2, 150])
+@pytest.mark.parametrize(
+    ("backend", "hidden"), [("torch", (16, 16)), ("triton", (16, 16)), ("triton", (520,))]
+)
+@pytest.mark.usefixtures("poisoned")
+def test_noise_in_steps_that_remember(device, backend, hidden, dim):
+    arguments, options = problem(device, dim, 33, hidden=hidden)
+    arguments = with_memory(arguments)
+    noise, memory = arguments[2][:, 1, [2, 4]].T
+    assert noise.all()
+    assert memory.all()
+    samples, _ = sample_chain(*arguments, precision="fp32", backend=backend, **options)
+    expected = by_hand(arguments, **options)
+    assert relative_difference(samples, expected) <= TOLERANCE["fp32"]

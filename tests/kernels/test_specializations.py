@@ -78,7 +78,7 @@ def call(layout, rows):
 ELEMENTWISE = """
 def call(layout, rows):
     x, shift = layout(rows, 2), int(layout is misaligned)
-    q_sample.q_sample(x, misaligned(1, 30)[0], labels(rows, shift), dense(rows, 2))
+    q_sample.q_sample(x, misaligned(30, 5), labels(rows, shift), dense(rows, 2))
     reverse_step.reverse_step(dense(rows, 2), x, dense(1, 4)[0], x, x)
 """
 

@@ -67,7 +67,11 @@ def test_gradients_are_those_of_autograd(device, kind, step, refresh):
             labels = data.labels[model, draw.index[model]]
             wanted = F.cross_entropy(y[model, live], labels[live])
         else:
-            wanted = F.mse_loss(y[model, live], draw.eps[model, live].double())
+            x_0 = data.points[model, draw.index[model, live]]
+            row = data.forward_table[model, draw.t[model, live]].double()
+            _, _, p, q, weight = row[..., None].unbind(dim=1)
+            error = y[model, live] - p * x_0 - q * draw.eps[model, live]
+            wanted = (weight * error.square()).mean()
         (gradient,) = torch.autograd.grad(wanted, flat, retain_graph=True)
         torch.testing.assert_close(loss[model].double(), wanted, rtol=1e-5, atol=0)
         torch.testing.assert_close(grad[model].double(), gradient[model], rtol=1e-4, atol=1e-6)
