@@ -194,8 +194,9 @@ def _check_options(config: SampleConfig) -> None:
         raise UserError("init and x_T exclude each other: both are where the chain starts")
     if config.timesteps is not None:
         for name in ("num_steps", "spacing", "start"):
-            if getattr(config, name) is not None:
-                raise UserError(f"{name} and timesteps exclude each other: the list says it all")
+            given = getattr(config, name)
+            if given is not None:
+                raise UserError(f"{name} must be left out with timesteps, got {given!r}")
     elif config.init is not None and config.start is None:
         raise UserError("init needs start, the timestep whose noise is added to the points")
     if config.start is not None and config.init is None and config.x_T is None:

@@ -148,7 +148,7 @@ def test_the_noisiest_start_leaves_nothing_of_the_points_and_magnifies_nothing()
         (["--spacing", "even"], "'even' is not one of 'linspace', 'karras', 'leading', 'trailing'"),
         (["--timesteps", "9,x"], "--timesteps must be numbers like 499,300,0, got '9,x'"),
         (["--timesteps", "3,9"], "timesteps must fall, from 29 at most to 0 at least, got [3, 9]"),
-        (["--timesteps", "9,3", "--steps", 2], "num_steps and timesteps exclude each other"),
+        (["--timesteps", "9,3", "--steps", 2], "--steps must be left out with timesteps, got 2"),
         (["--scale", 2], "--scale needs a --label"),
         (["--steps", 31], "must be from 1 to 30, got 31"),
         (["--init", "points.npy"], "--init needs --from"),

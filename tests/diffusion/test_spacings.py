@@ -136,11 +136,11 @@ def test_levels_between_timesteps(schedule):
         ({"timesteps": [3.0, 1.0]}, "timesteps must be a tensor int64"),
         ({"timesteps": torch.tensor([True])}, "timesteps must be a tensor int64"),
         ({"timesteps": "900,3"}, "timesteps must be whole numbers, got '900,3'"),
-        ({"timesteps": [3, 1], "num_steps": 2}, "num_steps and timesteps exclude each other"),
-        ({"timesteps": [3, 1], "spacing": "karras"}, "spacing and timesteps exclude each other"),
+        ({"timesteps": [3, 1], "num_steps": 2}, "num_steps must be left out with timesteps, got 2"),
+        ({"timesteps": [3, 1], "spacing": "karras"}, "spacing must be left out with timesteps"),
         (
             {"timesteps": [3, 1], "start": 3, "x_T": torch.zeros(2, 2)},
-            "start and timesteps exclude each other",
+            "start must be left out with timesteps, got 3",
         ),
     ],
 )
