@@ -213,13 +213,12 @@ def chain_table(
         The table, float64 [R, 4] of DDPM and DDIM, [R, 7] of a solver; and the timesteps at which
         rows evaluate the network, float64 [R], maybe fractions.
     """
-    guidance = {"scale": scale, "classifier_free": classifier_free}
     if method in STEPS:
-        table = reverse_table(schedule, steps, method=method, **guidance, **options)
-        return table, steps.double()
+        options |= {"scale": scale, "classifier_free": classifier_free}
+        return reverse_table(schedule, steps, method=method, **options), steps.double()
     rows = SOLVERS[method].rows(schedule, steps, churn or Churn())
     t, x, x0, eps, noise, memory, *kept = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
     of_x, of_outputs = of_output(schedule, t, x0, eps)
-    guide = guide_of(schedule, t, **guidance)
+    guide = guide_of(schedule, t, scale, classifier_free=classifier_free)
     remembered = of_output(schedule, t, *kept)
     return torch.stack((x + of_x, of_outputs, noise, guide, memory, *remembered), dim=1), t

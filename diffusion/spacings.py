@@ -39,7 +39,8 @@ def _karras(schedule: Schedule, first: int, count: int) -> Tensor:
     """
     log_sigma = schedule.sigma[: first + 1].log()
     ends = log_sigma[[-1, 0]].nan_to_num(posinf=math.log(_HIGHEST_SIGMA))
-    wanted = _RHO * torch.linspace(*(ends / _RHO).exp().tolist(), count, dtype=torch.float64).log()
+    highest, lowest = (ends / _RHO).exp().tolist()
+    wanted = _RHO * torch.linspace(highest, lowest, count, dtype=torch.float64).log()
     nearest = (log_sigma - wanted[:, None]).abs().argmin(dim=1).flip(0)
     nearest[-1] = first
     place = torch.arange(count)
