@@ -1,5 +1,6 @@
 """Chains of samples: a model with its options, checked, as arguments of :func:`sample_chain`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import Condition, Guide, Network, draw_prior
-from ..kernels.reverse_step.reference import GUIDE
 from .errors import UserError, check_choice, check_number, check_seed
 from .models import Perceptron, check_weights
-from .reverse_steps import STEPS, GuidanceScale, reverse_table, timesteps
+from .reverse_steps import STEPS, GuidanceScale, timesteps
 from .schedules import Schedule, check_schedule
-from .solvers import SOLVERS, solver_timesteps
+from .solvers import SOLVERS, Churn, chain_table
+from .spacings import given_timesteps
 
 # The methods of sampling, each with its title in figures and reports.
 METHODS = {name: entry.title for name, entry in (STEPS | SOLVERS).items()}
@@ -23,19 +24,25 @@ class SampleConfig:
     """Model, schedule and options of one chain of samples.
 
     Args:
-        model: denoiser that predicts the noise of (point, timestep feature). A conditional one has
-            ``class_features``, float [C + 1, E]; the row of the label, or the last one for no
-            class, follows its other inputs.
-        schedule: the forward process that it was trained with.
+        model: denoiser of (point, timestep feature). A conditional one has ``class_features``,
+            float [C + 1, E]; the row of the label, or the last one for no class, follows its other
+            inputs.
+        schedule: the forward process that it was trained with, and what it predicts.
         seed: seed of the noise.
-        method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or
-            ``dpm++2m`` and ``heun``, deterministic solvers for 10 to 50 steps. Under guidance by a
-            classifier, the noise of DDPM corrects the errors that add up along a deterministic
-            chain.
+        method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or a
+            solver for 10 to 50 steps: ``euler``, ``dpm++2m`` and ``heun``, which are deterministic,
+            or ``edm``, Heun's method with noise. Under guidance by a classifier, the noise of DDPM
+            corrects the errors that add up along a deterministic chain.
         variance: noise of DDPM, see :func:`reverse_table`; None is ``posterior``.
         eta: noise of DDIM, from 0 to 1; None is 0.
-        num_steps: number of the T timesteps that are visited; None for all. A chain starts where
-            :meth:`Schedule.start_of` says, and a deterministic one visits no noisier timesteps.
+        s_churn, s_tmin, s_tmax, s_noise: noise of EDM's sampler, see :class:`.Churn`; None are 5,
+            0, infinity and 1.
+        num_steps: number of the T timesteps that are visited; None for all.
+        spacing: which timesteps they are: ``linspace``, ``karras``, ``leading`` or ``trailing``.
+            None leaves out those where x_t is noise in all but name, see
+            :func:`.reverse_steps.timesteps`.
+        timesteps: the timesteps themselves, decreasing, int64 [S] or numbers, in place of
+            ``num_steps``, ``spacing`` and ``start``.
         classifier: classifier of noisy points, (point, timestep feature). It guides towards the
             label; a conditional model then takes no class.
         label: class of the samples, a number or int64 [n]; for a conditional model both C and None
@@ -48,7 +55,8 @@ class SampleConfig:
         init: clean points [n, d] that the samples shall resemble (SDEdit, Meng et al. 2022): the
             chain starts from them with the noise of timestep ``start``. The larger it is, the less
             of them is left.
-        start: first timestep of the chain, from 0 to T - 1, with ``init`` or ``x_T``.
+        start: first timestep of the chain, from 0 to T - 1, with ``init`` or ``x_T``; the first of
+            ``timesteps`` if those are given.
     """
 
     model: Perceptron
@@ -64,6 +72,12 @@ class SampleConfig:
     x_T: Tensor | None = None
     init: Tensor | None = None
     start: int | None = None
+    spacing: str | None = None
+    timesteps: Sequence[int] | Tensor | None = None
+    s_churn: float | None = None
+    s_tmin: float | None = None
+    s_tmax: float | None = None
+    s_noise: float | None = None
 
 
 class Chain(NamedTuple):
@@ -128,39 +142,34 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         ValueError: an option is of a wrong type, out of range or without effect.
     """
     _check_options(config)
-    schedule, solver = config.schedule, SOLVERS.get(config.method)
-    if solver:
-        steps = solver_timesteps(schedule, config.num_steps, start=config.start)
-    else:
-        steps = timesteps(schedule, config.num_steps, start=config.start, method=config.method)
+    _check_prediction(config)
+    schedule, steps = config.schedule, _steps(config)
     first = int(steps[0])
     scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
-    table = reverse_table(
+    table, t = chain_table(
         schedule,
         steps,
-        method="ddim" if solver else config.method,
+        method=config.method,
         variance=config.variance or "posterior",
         eta=0.0 if config.eta is None else config.eta,
+        churn=_churn(config),
         scale=scale,
         classifier_free=config.classifier is None,
     )
-    if solver:
-        table, place = solver.table(schedule, steps, table[:, GUIDE])
-        steps = steps[place]
     condition = _condition(config, n, device, scale)
     denoiser = _denoiser(config, condition, device)
     dim = denoiser.shape.widths[-1]
     return Chain(
         denoiser,
         table.float().to(device),
-        schedule.time_features[steps].float().to(device),
+        _features(schedule, t).float().to(device),
         _guide(config, n, dim, device),
         condition,
         check_seed(config.seed),
         None if config.x_T is None else points("x_T", config.x_T, (n, dim)),
         None if config.init is None else points("init", config.init, (n, dim)),
         (schedule.signal[first].item(), schedule.noise[first].item()),
-        solver.rows_per_step if solver else 1,
+        SOLVERS[config.method].rows_per_step if config.method in SOLVERS else 1,
     )
 
 
@@ -168,7 +177,8 @@ def _check_options(config: SampleConfig) -> None:
     """Raises :class:`UserError` for an option of a wrong type, or one that does nothing."""
     check_schedule(config.schedule)
     check_choice("method", config.method, METHODS)
-    for name, method in (("variance", "ddpm"), ("eta", "ddim")):
+    of_method = {"variance": "ddpm", "eta": "ddim"} | dict.fromkeys(Churn._fields, "edm")
+    for name, method in of_method.items():
         given = getattr(config, name)
         if given is not None and config.method != method:
             raise UserError(
@@ -182,10 +192,57 @@ def _check_options(config: SampleConfig) -> None:
         raise UserError(f"scale must be left out without a label, got {scale!r}")
     if config.init is not None and config.x_T is not None:
         raise UserError("init and x_T exclude each other: both are where the chain starts")
-    if config.init is not None and config.start is None:
+    if config.timesteps is not None:
+        for name in ("num_steps", "spacing", "start"):
+            given = getattr(config, name)
+            if given is not None:
+                raise UserError(f"{name} must be left out with timesteps, got {given!r}")
+    elif config.init is not None and config.start is None:
         raise UserError("init needs start, the timestep whose noise is added to the points")
     if config.start is not None and config.init is None and config.x_T is None:
         raise UserError("start needs init or x_T, the points to start from")
+
+
+def _check_prediction(config: SampleConfig) -> None:
+    """Raises :class:`UserError` if the model was trained to predict something else."""
+    trained = getattr(config.model, "prediction", None)
+    expected = config.schedule.prediction
+    if trained not in (None, expected):
+        raise UserError(
+            f"schedule must be that of a model that predicts {trained}, got one for {expected}: "
+            f'take schedule.predicting("{trained}")'
+        )
+
+
+def _steps(config: SampleConfig) -> Tensor:
+    """Returns the timesteps that the chain visits, int64 [S]."""
+    if config.timesteps is not None:
+        return given_timesteps(config.schedule, config.timesteps)
+    return timesteps(
+        config.schedule,
+        config.num_steps,
+        start=config.start,
+        method=config.method,
+        spacing=config.spacing,
+    )
+
+
+def _churn(config: SampleConfig) -> Churn:
+    """Returns the noise of EDM's sampler."""
+    given = {name: getattr(config, name) for name in Churn._fields}
+    churn = Churn(**{name: value for name, value in given.items() if value is not None})
+    for name, value in given.items():
+        if value is not None:
+            check_number(name, value, 0)
+    if churn.s_tmin > churn.s_tmax:
+        raise UserError(f"s_tmax must be at least s_tmin, {churn.s_tmin}, got {churn.s_tmax}")
+    return churn
+
+
+def _features(schedule: Schedule, t: Tensor) -> Tensor:
+    """Returns what networks see of timesteps [R], which may be fractions: float64 [R, F]."""
+    whole = (t == t.floor())[:, None]
+    return torch.where(whole, schedule.time_features[t.long()], schedule.features_of(t))
 
 
 def _denoiser(config: SampleConfig, condition: Condition | None, device: torch.device) -> Network:

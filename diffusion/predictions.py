@@ -68,6 +68,17 @@ PREDICTIONS = {
 NATURAL = {"flow": "flow", "edm": "edm"}  # of these schedules; of all others it is eps
 
 
+def estimates(
+    signal: Tensor, noise: Tensor, p: Tensor, q: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Returns the weights of x_t and of what is predicted in x0_hat, and those in eps_hat.
+
+    They solve signal x_0 + noise eps = x_t and p x_0 + q eps = output. All are float64 [T].
+    """
+    determinant = signal * q - noise * p
+    return (q / determinant, -noise / determinant), (-p / determinant, signal / determinant)
+
+
 def _uniform(sigma: Tensor, x0_gain: Tensor, eps_gain: Tensor, sigma_data: float) -> Tensor:  # noqa: ARG001
     """1: the error of what the network predicts, as it is."""
     return torch.ones_like(sigma)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..kernels.default_state import in_default_state
 from .errors import UserError, check_choice, check_number
+from .predictions import PREDICTIONS, estimates
 from .schedules import Schedule, check_schedule
+from .spacings import SPACINGS, check_timesteps
 
 VARIANCES = ("beta", "posterior", "none")
 
@@ -66,6 +68,39 @@ def _ddim(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: A
 STEPS = {"ddpm": Step("DDPM", _ddpm), "ddim": Step("DDIM", _ddim)}
 
 
+def levels_at(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns signal and noise at timesteps [S], float64 [S] each; t may be fractions.
+
+    Between two timesteps log(sigma) is linear in t, as in :meth:`Schedule.features_of`; signal and
+    noise follow from it as at the timesteps. The levels of ``flow`` are linear in t themselves.
+    """
+    t = t.double()
+    low, high = t.floor().long(), t.ceil().long()
+    if schedule.name == "flow":
+        signal, noise = schedule.signal, schedule.noise
+        return signal[low].lerp(signal[high], t - low), noise[low].lerp(noise[high], t - low)
+    log_sigma = schedule.sigma.log()
+    sigma = torch.lerp(log_sigma[low], log_sigma[high], t - low).exp()
+    signal = (sigma.square() + (schedule.sigma_data**2 if schedule.name == "edm" else 1)).rsqrt()
+    whole = low == high
+    return (
+        torch.where(whole, schedule.signal[low], signal),
+        torch.where(whole, schedule.noise[low], signal * sigma),
+    )
+
+
+def timestep_of(schedule: Schedule, sigma: Tensor) -> Tensor:
+    """Returns the timesteps of noise levels sigma [S], float64 fractions [S] from 0 to T - 1.
+
+    It inverts :func:`levels_at`, for finite sigma from that at 0 up.
+    """
+    if schedule.name == "flow":
+        return schedule.num_steps * sigma / (1 + sigma) - 1
+    log_sigma, wanted = schedule.sigma.log(), sigma.log()
+    low = (torch.searchsorted(log_sigma, wanted, right=True) - 1).clamp(0, schedule.num_steps - 2)
+    return low + (wanted - log_sigma[low]) / (log_sigma[low + 1] - log_sigma[low])
+
+
 def levels_of(schedule: Schedule, steps: Tensor) -> Levels:
     """Returns the levels of a chain that visits these timesteps, int64 [S], and ends at x_0."""
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -73,26 +108,37 @@ def levels_of(schedule: Schedule, steps: Tensor) -> Levels:
     return Levels(signal, noise, torch.cat((signal[1:], one)), torch.cat((noise[1:], zero)))
 
 
-def of_output(schedule: Schedule, steps: Tensor, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns weights of x_t and the network's output [S] for those of x0_hat and eps_hat [S]."""
-    x0_x, x0_output = (each[steps] for each in schedule.x0_coefficients)
-    eps_x, eps_output = (each[steps] for each in schedule.eps_coefficients)
+def of_output(schedule: Schedule, t: Tensor, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns weights of x_t and the network's output [S] for those of x0_hat and eps_hat [S].
+
+    The timesteps t [S] may be fractions.
+    """
+    (x0_x, x0_output), (eps_x, eps_output) = _estimates_at(schedule, t)
     return x0 * x0_x + eps * eps_x, x0 * x0_output + eps * eps_output
 
 
+def _estimates_at(
+    schedule: Schedule, t: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Returns the weights of x_t and of the network's output in x0_hat and eps_hat [S]."""
+    signal, noise = levels_at(schedule, t)
+    target = PREDICTIONS[str(schedule.prediction)].coefficients(signal, noise, schedule.sigma_data)
+    return estimates(signal, noise, *target)
+
+
 def guide_of(
-    schedule: Schedule, steps: Tensor, scale: GuidanceScale, *, classifier_free: bool
+    schedule: Schedule, t: Tensor, scale: GuidanceScale, *, classifier_free: bool
 ) -> Tensor:
-    """Returns the guidance scale at each of the timesteps, in units of the network's output [S].
+    """Returns the guidance scale at timesteps [S], in units of the network's output, float64 [S].
 
     A classifier's gradient is that of log p(y | x_t), and changes eps_hat by noise_t times it. At a
-    timestep without any data it is 0, and so is its scale.
+    timestep without any data it is 0, and so is its scale. The timesteps may be fractions.
 
     Raises:
         ValueError: the scale is not finite, or the function returns no tensor [S].
     """
-    ones = torch.ones(len(steps), dtype=torch.float64)
-    guide = scale(steps.double()) if callable(scale) else ones * scale
+    ones = torch.ones(len(t), dtype=torch.float64)
+    guide = scale(t.double()) if callable(scale) else ones * scale
     if not isinstance(guide, Tensor) or guide.shape != ones.shape:
         shape = list(guide.shape) if isinstance(guide, Tensor) else type(guide).__name__
         raise UserError(
@@ -102,40 +148,55 @@ def guide_of(
         raise UserError("scale must be finite, got NaN or infinity")
     if classifier_free:
         return guide
-    per_output = schedule.eps_coefficients[1][steps]
-    return torch.where(per_output == 0, 0.0, guide * schedule.noise[steps] / per_output)
+    _, (_, per_output) = _estimates_at(schedule, t)
+    return torch.where(per_output == 0, 0.0, guide * levels_at(schedule, t)[1] / per_output)
 
 
 @in_default_state
 def timesteps(
-    schedule: Schedule, num_steps: int | None, *, start: int | None = None, method: str = "ddpm"
+    schedule: Schedule,
+    num_steps: int | None,
+    *,
+    start: int | None = None,
+    method: str = "ddpm",
+    spacing: str | None = None,
 ) -> Tensor:
-    """Returns the timesteps that a chain of S steps visits: int64 [S], evenly spaced, down to 0.
+    """Returns the timesteps that a chain of S steps visits, int64 [S], decreasing.
+
+    Without a spacing they are the same whatever the network predicts, so that samples of different
+    parametrisations can be compared: evenly spaced for DDPM and DDIM and as of ``karras`` for the
+    solvers, from where sigma = noise / signal is at most 14, or 8 in 5 steps. Above, x_t is noise
+    in all but name. Where no data is left at T - 1, and with ``flow``, whose x_t grows with t, the
+    first of them is replaced by T - 1, or by ``start``.
 
     Args:
         schedule: the forward process.
         num_steps: S; None for all.
-        start: the first timestep; None takes that of :meth:`Schedule.start_of`.
-        method: ``ddpm`` or ``ddim``. DDPM can visit all T, DDIM those that hold some of the data.
+        start: the first timestep; None is where :meth:`Schedule.start_of` says, or T - 1.
+        method: one of :data:`~flashpoint.diffusion.sampling.METHODS`. DDPM can visit all T, the
+            others those that hold some of the data.
+        spacing: None, or ``linspace``, evenly spaced down to 0, or ``karras``, with even steps of
+            sigma^(1/7) (Karras et al. 2022, equation 5), both from :meth:`Schedule.start_of` on;
+            or ``leading`` or ``trailing``, evenly spaced from 0 up or from T - 1 down (Lin et al.
+            2024, table 2).
 
     Raises:
-        ValueError: S is not in 1 ... T, or ``start`` is no timestep.
+        ValueError: S is not in 1 ... T, ``start`` is no timestep, or the spacing is unknown.
     """
-    first, count = schedule.start_of(num_steps, start=start, all_levels=method == "ddpm")
-    return torch.linspace(first, 0, count, dtype=torch.float64).round().long()
-
-
-def _check_steps(schedule: Schedule, steps: Tensor) -> None:
-    """Raises :class:`UserError` unless these are decreasing timesteps of the schedule."""
-    check_schedule(schedule)
-    whole = isinstance(steps, Tensor) and not steps.is_floating_point() and steps.dim() == 1
-    if not whole or not len(steps):
-        raise UserError(f"steps must be a tensor int64 [S], got {steps!r}")
-    if not schedule.num_steps > steps[0] or not steps[-1] >= 0 or not (steps.diff() < 0).all():
-        raise UserError(
-            f"steps must fall, from {schedule.num_steps - 1} at most to 0 at least, "
-            f"got {steps.tolist()}"
-        )
+    first, count = schedule.start_of(
+        num_steps, start=start, classifier_guided=spacing is None, all_levels=method == "ddpm"
+    )
+    last = schedule.num_steps - 1 if start is None else int(start)
+    if spacing is None:
+        spread = SPACINGS["linspace" if method in STEPS else "karras"]
+        steps = spread.timesteps(schedule, first, count)
+        if schedule.name == "flow" or schedule.sigma[last].isinf():
+            steps[0] = last
+        return steps
+    check_choice("spacing", spacing, SPACINGS)
+    if SPACINGS[spacing].over_all:
+        first, count = last, last + 1 if num_steps is None else int(num_steps)
+    return SPACINGS[spacing].timesteps(schedule, first, count)
 
 
 @in_default_state
@@ -180,7 +241,8 @@ def reverse_table(
         ValueError: no decreasing timesteps, an unknown method or variance, an eta outside [0, 1],
             or a scale that is not finite.
     """
-    _check_steps(schedule, steps)
+    check_schedule(schedule)
+    check_timesteps("steps", steps, schedule)
     check_choice("method", method, STEPS)
     check_choice("variance", variance, VARIANCES)
     check_number("eta", eta, 0, 1)

@@ -51,7 +51,8 @@ def sample(
         device: None takes CUDA where there is one.
         progress: called with the number of samples done so far after each batch.
         options: the other fields of :class:`SampleConfig`: seed, method, variance, eta, num_steps,
-            classifier, label, scale, x_T, init and start.
+            classifier, label, scale, x_T, init, start, spacing, timesteps, s_churn, s_tmin, s_tmax
+            and s_noise.
 
     Raises:
         ValueError: an argument is of a wrong type, out of range or without effect; or the network's

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..kernels.default_state import in_default_state, methods_in_default_state
 from .errors import ScheduleWarning, UserError, check_choice, check_integer
 from .noise_levels import BETAS, SCHEDULES, Levels, edm, flow, variance_preserving
-from .predictions import NATURAL, PREDICTIONS, WEIGHTINGS
+from .predictions import NATURAL, PREDICTIONS, WEIGHTINGS, estimates
 from .time_embedding import TimeEmbedding
 
 TIME_FEATURES = ("linspace", "centered", "sinusoidal", "c_noise")
@@ -229,16 +229,12 @@ class Schedule:
     @cached_property
     def x0_coefficients(self) -> tuple[Tensor, Tensor]:
         """Weights of x_t and of the network's output in x0_hat."""
-        p, q = self.target
-        determinant = self.signal * q - self.noise * p
-        return q / determinant, -self.noise / determinant
+        return estimates(self.signal, self.noise, *self.target)[0]
 
     @cached_property
     def eps_coefficients(self) -> tuple[Tensor, Tensor]:
         """Weights of x_t and of the network's output in eps_hat."""
-        p, q = self.target
-        determinant = self.signal * q - self.noise * p
-        return -p / determinant, self.signal / determinant
+        return estimates(self.signal, self.noise, *self.target)[1]
 
     def forward_table(self, weighting: str = "uniform") -> Tensor:
         """Returns the five numbers of each timestep that training needs, float64 [T, 5].

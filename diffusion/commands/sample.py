@@ -15,9 +15,17 @@ from ..reverse_steps import VARIANCES
 from ..run_folder import RunFolder
 from ..sampling import METHODS
 from ..solvers import SOLVERS
+from ..spacings import SPACINGS
 from . import Count, PathName, device_option, options, out_option, seed_option
 from .of_run import check_outputs, data_files_of, files_of_run, say_unfinished
 from .sample_files import SAMPLE_FILES, sample_target, write_samples
+
+_NOISE_OF_EDM = {
+    "s_churn": "Noise of edm: each of S steps raises sigma by 1 + min(this / S, 0.41). Default: 5",
+    "s_tmin": "Lowest sigma that edm raises. Default: 0",
+    "s_tmax": "Highest sigma that edm raises. Default: any",
+    "s_noise": "Standard deviation of the noise of edm. Default: 1",
+}
 
 
 @click.command(name="sample")
@@ -41,7 +49,7 @@ from .sample_files import SAMPLE_FILES, sample_target, write_samples
     type=click.Choice(tuple(METHODS)),
     default="ddpm",
     show_default=True,
-    help="All but ddpm are deterministic, ddim with --eta 0. "
+    help="All but ddpm and edm are deterministic, ddim with --eta 0. "
     f"{', '.join(SOLVERS)} need 10 to 50 --steps.",
 )
 @click.option("--eta", type=float, default=None, help="Noise of ddim, 0 to 1. Default: 0.")
@@ -51,8 +59,28 @@ from .sample_files import SAMPLE_FILES, sample_target, write_samples
     default=None,
     help="Noise of ddpm. Default: posterior, but none with --prior.",
 )
+@options(
+    *(
+        click.option(f"--{name.replace('_', '-')}", type=float, default=None, help=f"{text}.")
+        for name, text in _NOISE_OF_EDM.items()
+    )
+)
 @click.option(
     "--steps", "num_steps", type=Count(), default=None, help="Reverse steps. Default: all."
+)
+@click.option(
+    "--spacing",
+    type=click.Choice(tuple(SPACINGS)),
+    default=None,
+    help="Which timesteps the --steps are. Default: evenly spaced for ddpm and ddim, and as of "
+    "karras for the others, from where x_t is not noise in all but name.",
+)
+@click.option(
+    "--timesteps",
+    default=None,
+    metavar="T,T,...",
+    help="The timesteps themselves, such as 499,300,100,0, in place of --steps, --spacing and "
+    "--from.",
 )
 @click.option(
     "--init",
@@ -86,8 +114,8 @@ from .sample_files import SAMPLE_FILES, sample_target, write_samples
     device_option,
 )
 def sample_command(
-    run, samples, label, scale, method, eta, variance, num_steps, init, start, prior, compare, out,
-    seed, device,
+    run, samples, label, scale, method, eta, variance, num_steps, spacing, timesteps, init, start,
+    prior, compare, out, seed, device, **noise,
 ) -> None:  # fmt: skip
     """Draw samples from the networks of a run's folder, or of a model's file.
 
@@ -105,7 +133,9 @@ def sample_command(
         if label is None:
             raise UserError("--scale needs a --label")
         chosen["scale"] = scale
-    chosen |= _start_of(prior, init, start)
+    if timesteps is not None:
+        chosen["timesteps"] = _timesteps(timesteps)
+    chosen |= _start_of(prior, init, start, bool(timesteps))
     count = _count(samples, chosen)
     if prior is not None and method == "ddpm":
         variance = variance or "none"
@@ -123,7 +153,9 @@ def sample_command(
         eta=eta,
         variance=variance,
         num_steps=num_steps,
+        spacing=spacing,
         device=device,
+        **noise,
         **chosen,
     ).x.cpu()
     if expected is not None:
@@ -142,11 +174,20 @@ def _place_of(run: Path, label: int | None) -> Path:
     return (RunFolder(run).outputs if run.is_dir() else run.parent) / name
 
 
-def _start_of(prior: Path | None, init: Path | None, start: int | None) -> dict[str, Any]:
+def _timesteps(text: str) -> list[int]:
+    try:
+        return [int(t) for t in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--timesteps must be numbers like 499,300,0, got {text!r}") from error
+
+
+def _start_of(
+    prior: Path | None, init: Path | None, start: int | None, listed: bool
+) -> dict[str, Any]:
     """Returns the options of :func:`~flashpoint.diffusion.sample` that say where chains start."""
     if init is not None and prior is not None:
         raise UserError("--init and --prior exclude each other: both are where the chain starts")
-    if init is not None and start is None:
+    if init is not None and start is None and not listed:
         raise UserError("--init needs --from, the timestep whose noise is added to the points")
     if start is not None and init is None and prior is None:
         raise UserError("--from needs --init or --prior, the points to start from")

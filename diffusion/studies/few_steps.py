@@ -7,8 +7,8 @@ flashpoint.diffusion.studies.few_steps FILE.png`` draws the figure and prints th
 
 import math
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from ..metrics.distances import sliced_wasserstein
 from ..metrics.excess_loss import GaussianMixture, Target
 from ..metrics.table import markdown_table
 from ..noise_levels import BETAS
-from ..reverse_steps import reverse_table, timesteps
+from ..predictions import PREDICTIONS
+from ..reverse_steps import levels_at, timesteps
 from ..sampling import METHODS
 from ..schedules import Schedule
-from ..solvers import SOLVERS, solver_timesteps
+from ..solvers import SOLVERS, chain_table
 
-DETERMINISTIC = {
-    name: title for name, title in METHODS.items() if name == "ddim" or name in SOLVERS
+DETERMINISTIC = {"ddim": METHODS["ddim"]} | {
+    name: solver.title for name, solver in SOLVERS.items() if not solver.stochastic
 }
+_LEAST_DATA = 1e-12
 COUNTS = (5, 10, 20, 50, 100, 200)
 
 
@@ -56,7 +58,7 @@ def closed_curve() -> GaussianMixture:
 
 
 def smooth_error(x: Tensor, t: float) -> Tensor:
-    """Returns an error of eps_hat [n, d] as trained networks have: smooth, and large far away.
+    """Returns an error of an output [n, d] as trained networks have: smooth, and large far away.
 
     Args:
         x: points x_t [n, d].
@@ -64,6 +66,48 @@ def smooth_error(x: Tensor, t: float) -> Tensor:
     """
     phase = 6 * t + torch.arange(x.shape[1], dtype=x.dtype)
     return (1 + x.norm(dim=1, keepdim=True)) * (x.roll(1, dims=1) + phase).sin()
+
+
+def best_output(target: Target, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """Returns what the best denoiser predicts at x_t [n, d], float64 [n, d].
+
+    Args:
+        target: the distribution of x_0.
+        schedule: the forward process, and what a denoiser predicts.
+        x: points x_t, float64 [n, d].
+        t: timestep, a number that may be a fraction, float64 [1].
+    """
+    signal, noise = levels_at(schedule, t)
+    radius = torch.hypot(signal, noise)
+    # Without any data left x_0 is its mean, which a share of 1e-12 does not change.
+    alpha_bar = max((signal / radius).square().item(), _LEAST_DATA)
+    x = x / radius
+    eps = target.optimal_noise(x, alpha_bar)
+    x_0 = (x - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+    p, q = PREDICTIONS[str(schedule.prediction)].coefficients(signal, noise, schedule.sigma_data)
+    return p * x_0 + q * eps
+
+
+def follow(
+    table: Tensor, output: Callable[[Tensor, int], Tensor], x: Tensor, seed: int = 1
+) -> Iterator[Tensor]:
+    """Yields x after each row of a table, as :func:`~flashpoint.kernels.sample_chain` does it.
+
+    Args:
+        table: float64 [R, 4 or 7].
+        output: the network's output [n, d] of x [n, d] and the row.
+        x: the start of the chain, [n, d].
+        seed: seed of the noise.
+    """
+    generator, memory = torch.Generator().manual_seed(seed), torch.zeros_like(x)
+    for row, (of_x, of_output, of_z, _, *kept) in enumerate(table.tolist()):
+        out, now = output(x, row), x
+        x = of_x * now + of_output * out
+        if of_z:
+            x = x + of_z * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        if kept:
+            x, memory = x + kept[0] * memory, kept[1] * now + kept[2] * out
+        yield x
 
 
 def solve(
@@ -74,6 +118,8 @@ def solve(
     x_T: Tensor,
     *,
     error: float = 0.0,
+    steps: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """Returns x_0 [n, d] that a method reaches with the best denoiser there is, or nearly.
 
@@ -83,26 +129,19 @@ def solve(
         schedule: the forward process.
         num_steps: number of timesteps that are visited; None for all.
         x_T: the noise to start from, float64 [n, d].
-        error: factor of :func:`smooth_error`, which is added to the best denoiser's noise.
+        error: factor of :func:`smooth_error`, which is added to the best denoiser's output.
+        steps: the timesteps themselves, int64 [S].
+        options: those of :func:`.solvers.chain_table`.
     """
-    if method in SOLVERS:
-        steps = solver_timesteps(schedule, num_steps)
-    else:
+    if steps is None:
         steps = timesteps(schedule, num_steps, method=method)
-    alpha_bar = schedule.alpha_bar[steps].tolist()
+    table, t = chain_table(schedule, steps, method=method, **options)
 
-    def noise(x: Tensor, i: int) -> Tensor:
-        eps = target.optimal_noise(x, alpha_bar[i])
-        return eps + error * smooth_error(x, steps[i].item() / schedule.num_steps)
+    def output(x: Tensor, row: int) -> Tensor:
+        best = best_output(target, schedule, x, t[row : row + 1])
+        return best + error * smooth_error(x, t[row].item() / schedule.num_steps)
 
-    x = x_T
-    if method in SOLVERS:
-        *_, x = SOLVERS[method].solve(noise, schedule, steps, x)
-        return x
-    generator = torch.Generator().manual_seed(1)
-    for i, (c_x, c_eps, c_z, _) in enumerate(reverse_table(schedule, steps, method=method)):
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        x = c_x * x + c_eps * noise(x, i) + c_z * z
+    *_, x = follow(table, output, x_T)
     return x
 
 

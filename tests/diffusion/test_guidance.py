@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from flashpoint.diffusion import GaussianMixture, Schedule, reverse_table
+from flashpoint.diffusion import MLP, GaussianMixture, SampleConfig, Schedule, reverse_table
+from flashpoint.diffusion.chains import METHODS, prepare
+from flashpoint.diffusion.noise_levels import SCHEDULES
+from flashpoint.diffusion.predictions import PREDICTIONS
+from flashpoint.diffusion.reverse_steps import levels_at
+from flashpoint.diffusion.solvers import chain_table
 from flashpoint.kernels import reverse_step
 
 SCHEDULE = Schedule(100)
@@ -74,3 +79,42 @@ def test_classifier_free_guidance_follows_the_sharpened_density(w, t):
     guided = reverse_step(x, eps_of_class, table, eps_uncond=eps)
     want = reverse_step(x, -((1 - SCHEDULE.alpha_bar[t]) ** 0.5) * score, table)
     torch.testing.assert_close(guided, want)
+
+
+@pytest.mark.parametrize("name", ["linear", "flow", "edm"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_classifier_changes_the_noise_whatever_is_predicted(name, prediction):
+    """Each row of each method: a gradient g, and eps_hat - scale noise g in place of eps_hat."""
+    if (name, prediction) == ("flow", "eps"):
+        return  # the schedule refuses it
+    schedule, steps = Schedule(100, name, prediction=prediction), torch.tensor([90, 40, 12, 0])
+    x, x_0, grad = torch.randn(3, 50, 2, dtype=torch.float64)
+    for method in METHODS:
+        table, t = chain_table(schedule, steps, method=method, scale=lambda t: 1 + t / 10)
+        for row, (signal, noise) in enumerate(zip(*levels_at(schedule, t), strict=True)):
+            p, q = PREDICTIONS[prediction].coefficients(signal, noise, 1.0)
+            eps = (x - signal * x_0) / noise
+            told = eps - (1 + t[row] / 10) * noise * grad
+            x_0_told = (x - noise * told) / signal
+            guided = reverse_step(x, p * x_0 + q * eps, table[row, :4], grad_log_p=grad)
+            want = reverse_step(x, p * x_0_told + q * told, table[row, :4])
+            torch.testing.assert_close(guided, want)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "ddpm"])
+def test_a_gradient_is_multiplied_by_little_in_guided_chains(name, method):
+    """By sigma = noise / signal in x0_hat; where no data is left the classifier has no say."""
+    torch.manual_seed(0)
+    schedule = Schedule(500, name, prediction="v")
+    guide = {"classifier": MLP(3, 4, [8]), "label": 1}
+    for count in (5, 20, None):
+        config = SampleConfig(MLP(3, 2, [8]), schedule, method=method, num_steps=count, **guide)
+        chain = prepare(config, 3, torch.device("cpu"))
+        assert chain.table.isfinite().all()
+        seen = chain.features[:, 0].double()
+        t = (seen * 4).exp() if name == "edm" else (seen + 1) * 499 / 2
+        sigma = t if name == "edm" else torch.div(*reversed(levels_at(schedule, t)))
+        guided = chain.table[:, 3] != 0
+        assert guided.sum() >= len(guided) - 1
+        assert (sigma[guided] < (8.1 if count == 5 else 14.2)).all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, sample
+from flashpoint.diffusion.sampling import METHODS
 from flashpoint.kernels import draw_prior
 
 from .helpers import flashpoint
@@ -65,6 +66,30 @@ def distance(run, points, *options):
     return np.linalg.norm(np.load(out) - np.load(points), axis=1).mean()
 
 
+def test_methods_spacings_and_lists_of_timesteps(run, tmp_path):
+    """The command draws what the function draws."""
+    model = load(run)
+    edm = {"method": "edm", "s_churn": 2.0, "s_tmin": 0.1, "s_tmax": 4.0, "s_noise": 1.1}
+    for options in (
+        {"method": "euler", "num_steps": 6},
+        {"num_steps": 6, **edm},
+        {"method": "ddim", "num_steps": 6, "spacing": "trailing"},
+        {"method": "heun", "timesteps": [28, 20, 6, 1]},
+    ):
+        words = []
+        for name, value in options.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            words += [f"--{name.removeprefix('num_').replace('_', '-')}", text]
+        out = tmp_path / "x.npy"
+        result = flashpoint("sample", run, "-n", 20, "--out", out, *words)
+        assert result.exit_code == 0, result.output
+        assert np.array_equal(np.load(out), model.sample(20, **options).x.numpy())
+    np.save(tmp_path / "points.npy", np.load(out))
+    words = ["--init", tmp_path / "points.npy", "--timesteps", "9,4", "--method", "heun"]
+    result = flashpoint("sample", run, *words, "--out", out)
+    assert result.exit_code == 0, result.output
+
+
 def test_samples_resemble_the_points_that_they_start_from(run, states_run, tmp_path):
     points = tmp_path / "points.npy"
     np.save(points, states_run[1].data[:60].numpy())
@@ -81,7 +106,7 @@ def network():
     return MLP(3, 2, [8])
 
 
-@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm++2m", "heun"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_steps", [None, 4])
 def test_a_chain_from_points_is_one_from_their_noisy_form(method, num_steps):
     schedule, points = Schedule(40, "cosine"), torch.randn(6, 2)
@@ -118,6 +143,12 @@ def test_the_noisiest_start_leaves_nothing_of_the_points_and_magnifies_nothing()
             ["--variance", "beta", "--method", "ddim"],
             "variance must be left out unless method is ddpm",
         ),
+        (["--s-churn", 3], "--s-churn must be left out unless method is edm, got 3.0 with ddpm"),
+        (["--method", "edm", "--s-noise", -1], "--s-noise must be at least 0 and finite, got -1.0"),
+        (["--spacing", "even"], "'even' is not one of 'linspace', 'karras', 'leading', 'trailing'"),
+        (["--timesteps", "9,x"], "--timesteps must be numbers like 499,300,0, got '9,x'"),
+        (["--timesteps", "3,9"], "timesteps must fall, from 29 at most to 0 at least, got [3, 9]"),
+        (["--timesteps", "9,3", "--steps", 2], "--steps must be left out with timesteps, got 2"),
         (["--scale", 2], "--scale needs a --label"),
         (["--steps", 31], "must be from 1 to 30, got 31"),
         (["--init", "points.npy"], "--init needs --from"),

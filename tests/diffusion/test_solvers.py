@@ -16,7 +16,8 @@ from flashpoint.diffusion import (
     sampling,
 )
 from flashpoint.diffusion.metrics import sliced_wasserstein
-from flashpoint.diffusion.solvers import SOLVERS, solver_timesteps
+from flashpoint.diffusion.reverse_steps import timesteps
+from flashpoint.diffusion.solvers import SOLVERS, chain_table
 from flashpoint.diffusion.studies import few_steps
 
 SCHEDULE = Schedule(500)
@@ -29,8 +30,20 @@ MIXTURE = GaussianMixture(
 )
 
 
-def exact_noise(steps):
-    return lambda x, i: MIXTURE.optimal_noise(x, SCHEDULE.alpha_bar[steps[i]].item())
+def exact_noise(x, t):
+    return MIXTURE.optimal_noise(x, SCHEDULE.alpha_bar[t].item())
+
+
+def solver_timesteps(schedule, count):
+    return timesteps(schedule, count, method="heun")
+
+
+def ends_of_steps(method, schedule, steps, output, x, **options):
+    """x after each step of a solver, with a function of x and the timestep as the network."""
+    table, t = chain_table(schedule, steps, method=method, **options)
+    after = list(few_steps.follow(table, lambda x, row: output(x, int(t[row])), x))
+    rows = SOLVERS[method].rows_per_step
+    return [*after[rows - 1 : -1 : rows], after[-1]]
 
 
 def noise_at_T(n=400):
@@ -56,10 +69,17 @@ def distance(x, y):
     return (x - y).norm(dim=1).mean().item()
 
 
-SECOND_ORDER = [name for name, solver in SOLVERS.items() if solver.order >= 2]
+DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
+OTHERS = [
+    Schedule(500, "flow"),
+    Schedule(500, "edm"),
+    Schedule(500, "cosine", prediction="v"),
+    Schedule(500, prediction="x0", zero_terminal_snr=True),
+]
+SECOND_ORDER = [name for name in DETERMINISTIC if SOLVERS[name].order == 2]
 
 
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", DETERMINISTIC)
 def test_the_error_falls_with_the_order_of_the_solver(method, all_steps):
     exact, _ = all_steps
     errors = [distance(solve(method, count, noise_at_T()), exact) for count in (10, 20, 50)]
@@ -67,6 +87,17 @@ def test_the_error_falls_with_the_order_of_the_solver(method, all_steps):
     least = 0.8 * 2 ** SOLVERS[method].order  # of the fall from 10 to 20 steps
     assert errors[1] < errors[0] / min(least, 3)
     assert errors[2] < errors[1] / min(least, 3)
+
+
+@pytest.mark.parametrize("schedule", OTHERS, ids=lambda schedule: schedule.name)
+def test_the_order_is_the_same_for_other_schedules_and_predictions(schedule):
+    exact = few_steps.solve("heun", MIXTURE, schedule, 400, noise_at_T())
+    for method in DETERMINISTIC:
+        many, few = (
+            distance(few_steps.solve(method, MIXTURE, schedule, count, noise_at_T()), exact)
+            for count in (50, 10)
+        )
+        assert many < few / (0.7 * 5 ** SOLVERS[method].order)
 
 
 @pytest.mark.parametrize("method", SECOND_ORDER)
@@ -87,7 +118,7 @@ def test_twenty_steps_are_as_good_as_500_where_20_of_ddim_are_not(method):
 
 def test_the_figure_of_quality_against_steps():
     found = few_steps.step_errors(few_steps.eight_gaussians(), Schedule(100), (5, 20), n=50)
-    assert list(found.evaluations) == ["ddim", *SOLVERS]
+    assert list(found.evaluations) == ["ddim", *DETERMINISTIC]
     assert found.evaluations["ddim"] == found.evaluations["dpm++2m"] == [5, 20]
     assert found.evaluations["heun"] == [9, 39]
     assert all(0 < fine < coarse / 3 for coarse, fine in found.errors.values())
@@ -106,9 +137,10 @@ def test_dpm_solver_is_that_of_diffusers(count):
     )
     steps = solver_timesteps(SCHEDULE, count)
     scheduler.set_timesteps(timesteps=steps.tolist())
-    want, noise = noise_at_T(), exact_noise(steps)
-    for i, x in enumerate(SOLVERS["dpm++2m"].solve(noise, SCHEDULE, steps, want)):
-        want = scheduler.step(noise(want, i), steps[i], want).prev_sample
+    want = noise_at_T()
+    found = ends_of_steps("dpm++2m", SCHEDULE, steps, exact_noise, want)
+    for t, x in zip(steps, found, strict=True):
+        want = scheduler.step(exact_noise(want, t), t, want).prev_sample
         torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-4)  # theirs has float32 sigmas
 
 
@@ -124,11 +156,10 @@ def test_heun_is_that_of_diffusers():
     scheduler.sigmas = torch.cat((sigma[:1], sigma[1:-1].repeat_interleave(2), sigma[-1:]))
     x = noise_at_T(50)
     y = x / alpha_bar[0].sqrt()
-    noise = exact_noise(steps)
-    places = [0, *(i for i in range(1, 25) for _ in range(2))]
-    for t, i in zip(scheduler.timesteps, places, strict=True):
-        y = scheduler.step(noise(y * alpha_bar[i].sqrt(), i), t, y).prev_sample
-    *_, x = SOLVERS["heun"].solve(noise, SCHEDULE, steps, x)
+    visited = [0, *(i for i in range(1, 25) for _ in range(2))]
+    for t, i in zip(scheduler.timesteps, visited, strict=True):
+        y = scheduler.step(exact_noise(y * alpha_bar[i].sqrt(), steps[i]), t, y).prev_sample
+    *_, x = ends_of_steps("heun", SCHEDULE, steps, exact_noise, x)
     torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
@@ -153,7 +184,7 @@ def model(outputs=2):
     return MLP(3, outputs, [8])
 
 
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", DETERMINISTIC)
 @pytest.mark.parametrize("guided", [False, True])
 def test_sampling_with_a_network(method, guided):
     """:func:`sample` against the solver around the network's own forward pass."""
@@ -165,17 +196,17 @@ def test_sampling_with_a_network(method, guided):
     got = sample(denoiser, schedule, 9, keep_every=4, batch_size=5, **arguments, **options)
     steps = solver_timesteps(schedule, 6)
 
-    def noise(x, i):
-        feature = schedule.time_features[steps[i]].float().expand(len(x), 1)
+    def noise(x, t):
+        feature = schedule.time_features[t].float().expand(len(x), 1)
         inputs = torch.cat((x, feature), dim=1).requires_grad_()
         eps = denoiser(inputs)
         if guided:
             log_p = classifier(inputs).log_softmax(dim=1)[:, 3].sum()
             grad = torch.autograd.grad(log_p, inputs)[0][:, :2]
-            eps = eps - 2.0 * (1 - schedule.alpha_bar[steps[i]]).sqrt().float() * grad
+            eps = eps - 2.0 * (1 - schedule.alpha_bar[t]).sqrt().float() * grad
         return eps.detach()
 
-    want = [x_T, *SOLVERS[method].solve(noise, schedule, steps, x_T)]
+    want = [x_T, *ends_of_steps(method, schedule, steps, noise, x_T)]
     torch.testing.assert_close(got.x, want[-1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         got.trajectory, torch.stack([want[0], want[4], want[6]]), rtol=1e-4, atol=1e-4

@@ -74,6 +74,8 @@ WRONG = [
     *((draw, {"num_steps": value}, "num_steps must be") for value in NOT_COUNTS
       if value is not None),
     *((draw, {"seed": value}, "seed must be") for value in NOT_COUNTS),
+    *((draw, {"method": "edm", name: value}, f"{name} must be at least 0")
+      for name in ("s_churn", "s_tmin", "s_tmax", "s_noise") for value in ("1", math.nan, -1)),
     *((seek, {name: value}, f"{name} must be") for value in NOT_COUNTS
       for name in ("n", "candidates", "posterior_draws", "batch_size", "seed")),
     *((classifier, {name: value}, f"{name} must be") for value in NOT_COUNTS
