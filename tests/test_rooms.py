@@ -23,7 +23,7 @@ LEVELS = (
     ("sampling", "document", "settings"),
     ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),
-    ("export", "saved_run"),
+    ("export", "saved_run", "sweeps"),
     ("report", "viewer", "studies", "experiment"),
     ("commands",),
     ("cli", "public"),
