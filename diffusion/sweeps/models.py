@@ -70,18 +70,26 @@ class SweepModel:
         rows = torch.randint(len(points), (n,), generator=generator)
         return points.labels.cpu()[rows]
 
+    def settings(self) -> dict[str, Any]:
+        """Returns everything that decides the model but the data, as files write it down."""
+        return {
+            "seed": self.seed,
+            "schedule": asdict(self.schedule),
+            "recipe": {"kind": type(self.recipe).__name__, **asdict(self.recipe)},
+            "sampling": dict(self.sampling),
+        }
+
     def training_id(self, data: str) -> str:
         """Returns the name of the trained network, a hash of all that decides it.
 
         Args:
             data: digest of the data.
         """
-        recipe = {"kind": type(self.recipe).__name__, **asdict(self.recipe)}
-        return _digest(data, asdict(self.schedule), recipe, self.seed)
+        return _digest(data, {**self.settings(), "sampling": {}})
 
     def id(self, data: str, n: int) -> str:
         """Returns the name of n samples of the model, a hash of all that decides them."""
-        return _digest(self.training_id(data), dict(self.sampling), n)
+        return _digest(data, self.settings(), n)
 
     def __str__(self) -> str:
         return " ".join(f"{key}={text_of(value)}" for key, value in self.values.items())
