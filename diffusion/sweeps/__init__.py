@@ -7,22 +7,23 @@
 * :mod:`.store`: the folder of a sweep.
 * :mod:`.runner`: trains, draws and measures them.
 * :mod:`.progress`: the number of models done, and the time that is left.
-* :mod:`.results`: what comes of it.
+* :mod:`.results`: what comes of each model, the table over seeds, and their files.
+* :mod:`.figure`: the effect of each factor.
 """
 
 from .grid import Sweep, read_grid, settings_of
 from .keys import KEYS, text_of
 from .models import SweepModel
-from .results import Metric, SweepResult
+from .results import SweepResult, SweepTable
 from .runner import SweepRun
 
 __all__ = [
     "KEYS",
-    "Metric",
     "Sweep",
     "SweepModel",
     "SweepResult",
     "SweepRun",
+    "SweepTable",
     "read_grid",
     "settings_of",
     "text_of",

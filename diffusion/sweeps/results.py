@@ -24,6 +24,7 @@ from ..errors import UserError, check_choice
 from ..metrics import METRICS, Score
 from ..metrics.bands import LINEAR
 from ..metrics.table import markdown_table
+from .keys import text_of
 
 SEED = "seed"  # the factor whose values are repetitions of one experiment
 RESULTS, LINES, TABLE = "results.json", "results.csv", "table.md"
@@ -40,7 +41,7 @@ class SweepResult:
         metrics: scores of its samples beside those of real data, by name of the metric.
         seconds: its share of the duration of training, sampling and measuring.
         steps: training steps.
-        note: why there are no metrics, where there are none; otherwise empty.
+        failed: why there are no metrics, as of a training that diverged; empty for all others.
     """
 
     number: int
@@ -48,7 +49,10 @@ class SweepResult:
     metrics: dict[str, Score]
     seconds: float
     steps: int
-    note: str = ""
+    failed: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={text_of(value)}" for name, value in self.values.items())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON; each score says whether it is as real data's."""
@@ -74,7 +78,7 @@ class SweepResult:
             for name, value in content["values"].items()
         }
         number, seconds, steps = (content[name] for name in ("number", "seconds", "steps"))
-        return cls(int(number), values, scores, float(seconds), int(steps), content["note"])
+        return cls(int(number), values, scores, float(seconds), int(steps), content["failed"])
 
 
 class Mean(NamedTuple):
@@ -180,12 +184,12 @@ class SweepTable(Sequence[SweepResult]):
     def to_markdown(self) -> str:
         """Returns the table over seeds: the mean of each metric, beside that of real data."""
         fixed = {name: values[0] for name, values in self.factors.items() if len(values) == 1}
-        said = "".join(f", {name} {shown_value(value)}" for name, value in fixed.items())
-        shared = {metric: self._band(metric) for metric in self.metrics}
+        said = "".join(f", {name}={text_of(value)}" for name, value in fixed.items())
+        shared = {metric: self.band(metric) for metric in self.metrics}
         header = [*self.varied, "models", *map(title_of, self.metrics)]
         rows = [
             [
-                *(shown_value(row.values[name]) for name in self.varied),
+                *(text_of(row.values[name]) for name in self.varied),
                 str(len(row.results)),
                 *(_cell(row.scores(metric), shared[metric] is None) for metric in self.metrics),
             ]
@@ -194,15 +198,13 @@ class SweepTable(Sequence[SweepResult]):
         empty = [""] * len(self.varied)
         rows.append(["real data", *empty, *(_band_cell(score) for score in shared.values())])
         notes = "".join(
-            f"\nModel {one.number} ({_described(one)}): {one.note}.\n"
-            for one in self.results
-            if one.note
+            f"\nModel {one.number} ({one}): {one.failed}.\n" for one in self.results if one.failed
         )
         heading = f"{self.data}: {len(self)} models{said}"
         return f"{heading}\n\n{markdown_table(header, rows)}\n\n{_LEGEND}\n{notes}"
 
-    def _band(self, metric: str) -> Score | None:
-        """Returns a score with the band that all models share; None where they have others."""
+    def band(self, metric: str) -> Score | None:
+        """Returns a score with the band of real draws that all models share, or None if none is."""
         scores = [one.metrics[metric] for one in self.results if metric in one.metrics]
         return scores[0] if len({(one.real, one.low, one.high) for one in scores}) == 1 else None
 
@@ -212,12 +214,12 @@ class SweepTable(Sequence[SweepResult]):
         writer = csv.writer(written, lineterminator="\n")
         parts = ("", "_real", "_low", "_high", "_passed")
         columns = [f"{metric}{part}" for metric in self.metrics for part in parts]
-        writer.writerow(["number", *self.factors, *columns, "steps", "seconds", "note"])
+        writer.writerow(["number", *self.factors, *columns, "steps", "seconds", "failed"])
         for one in self.results:
             scores = [part for metric in self.metrics for part in _parts(one.metrics.get(metric))]
-            values = [shown_value(one.values[name]) for name in self.factors]
+            values = [text_of(one.values[name]) for name in self.factors]
             seconds = f"{one.seconds:.3f}"
-            writer.writerow([one.number, *values, *scores, one.steps, seconds, one.note])
+            writer.writerow([one.number, *values, *scores, one.steps, seconds, one.failed])
         return written.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,23 +274,8 @@ def title_of(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric
 
 
-def shown_value(value: object) -> str:
-    """Returns a factor's value as text, in the form in which ``--set`` takes it."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple | list):
-        return "-".join(map(shown_value, value))
-    return str(value)
-
-
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _described(result: SweepResult) -> str:
-    return ", ".join(f"{name} {shown_value(value)}" for name, value in result.values.items())
 
 
 def _cell(scores: Sequence[Score], with_band: bool) -> str:
@@ -316,5 +303,5 @@ def _band_cell(score: Score | None) -> str:
 def _parts(score: Score | None) -> list[object]:
     if score is None:
         return [""] * 5
-    passed = "undecided" if score.passed is None else shown_value(score.passed)
+    passed = "undecided" if score.passed is None else text_of(score.passed)
     return [score.value, score.real, score.low, score.high, passed]
