@@ -44,7 +44,7 @@ def test_the_ratio_is_that_of_the_step_over_its_products():
     one = Result("64", 96, 50.0, Timing(50.0, 40.0, 0.8, 0.5, 1.0, 6))
     assert one.ratio == (1.25, 1.0, 2.0)
     assert "50 us a step, 40 us its products: 1.25 times as long, 95% 1.00 to 2.00" in one.line
-    assert Result("64", 1, 50.0).line.split() == "64, 1 model 50 us a step".split()
+    assert Result("64", 1, 50.0).line.split() == ["64,", "1", "model", "50", "us", "a", "step"]
 
 
 @pytest.mark.parametrize("text", ["0", "1,a", "", "1001"])
