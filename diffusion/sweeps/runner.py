@@ -1,30 +1,36 @@
 """Runs a sweep: trains, draws and measures its models, and keeps each as soon as it is finished."""
 
+import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
 from ..chains import SampleConfig
+from ..data import Points
 from ..device import choose_device
 from ..errors import UserError, check_integer
 from ..locks import lock_folder
 from ..metrics.yardstick import Yardstick
 from ..sampling import sample_many
 from ..training import ManyTrainer
+from .figure import FIGURE, draw_factors
 from .grid import Sweep
 from .groups import Training, chunks_of, length_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
-from .results import SweepResult
+from .results import SweepTable
 from .store import SweepFolder, Trained
 
 
+@methods_in_default_state
 class SweepRun:
     """A sweep in a folder; work that the folder holds is not repeated.
 
@@ -74,7 +80,7 @@ class SweepRun:
             self.folder.check_same()
         elif not overwrite:
             self.folder.check_unused()
-        self.trainings = part_of(trainings_of(sweep.models, sweep.points), *part)
+        self.trainings = part_of(trainings_of(sweep), *part)
         self.folder.begin(anew=overwrite)
 
     @property
@@ -82,8 +88,8 @@ class SweepRun:
         """The models of this part."""
         return [model for training in self.trainings for model in training.models]
 
-    def run(self) -> list[SweepResult]:
-        """Does what is missing, and returns the results of all finished models of the sweep."""
+    def run(self) -> SweepTable:
+        """Does what is missing, and returns the table of all finished models of the sweep."""
         total = len(self.models)
         trainings = [one for one in self.trainings if self._missing(one)]
         chunks = list(chunks_of(trainings, self.device, self.together))
@@ -91,7 +97,7 @@ class SweepRun:
         name = self.sweep.points.name
         if not chunks:
             self.say(f"{name}: all {total} models are there")
-            return self.folder.results()
+            return self.table()
         self.say(
             f"{name}: {done} of {total} models are there; {len(trainings)} networks to train or "
             f"draw from, up to {max(map(len, chunks))} at once, on {self.device}"
@@ -100,7 +106,21 @@ class SweepRun:
         with SweepProgress(cost, done, total, shown=not self.quiet) as progress:
             for chunk in chunks:
                 self._do(chunk, yardstick, progress)
-        return self.folder.results()
+        return self.table()
+
+    def table(self) -> SweepTable:
+        """Returns the table of all finished models of the sweep."""
+        return SweepTable(self.sweep.points.name, dict(self.sweep.factors), self.folder.results())
+
+    def write(self, table: SweepTable) -> None:
+        """Writes the table and its figure into the folder.
+
+        Raises:
+            ValueError: a file cannot be written.
+        """
+        table.write(self.folder.path)
+        if table.metrics:
+            draw_factors(table, self.folder.path / FIGURE)
 
     def _missing(self, training: Training) -> list[SweepModel]:
         return [model for model in training.models if not self.folder.has_result(model)]
@@ -115,8 +135,9 @@ class SweepRun:
     def _yardstick(self) -> Yardstick:
         sweep = self.sweep
         return Yardstick(
-            sweep.points, sweep.n_samples, sweep.metrics or (), repeats=sweep.real_draws
-        )
+            sweep.points, sweep.n_samples, sweep.metrics or (), repeats=sweep.real_draws,
+            progress=not self.quiet,
+        )  # fmt: skip
 
     def _do(self, chunk: Sequence[Training], yardstick: Yardstick, progress: SweepProgress) -> None:
         """Trains a chunk, then draws and measures the samples of its models."""
@@ -189,3 +210,62 @@ class SweepRun:
             except UserError as error:
                 found.append(str(error))
         return found
+
+
+def _say_nothing(line: str) -> None:
+    """Takes a line and leaves it at that."""
+
+
+@in_default_state
+def sweep(
+    data: str | Path | Points,
+    factors: Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    samples: int = 2000,
+    metrics: Sequence[str] | None = None,
+    real_draws: int = 40,
+    device: str | torch.device | None = None,
+    together: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> SweepTable:
+    """Trains all combinations of some values, and measures the samples of each beside real data.
+
+    Networks of one shape train in the same launches::
+
+        table = sweep("moons", {"lr": [1e-3, 3e-3], "prediction": ["eps", "v"], "seed": range(3)})
+        print(table.to_markdown())
+
+    Args:
+        data: the data set, its name or that of a file.
+        factors: values by key, see :class:`.Sweep`.
+        out: folder that keeps the networks, the table and its figure; None keeps no files.
+        samples: number of samples that each model is measured by.
+        metrics: names of the metrics; None takes those of every evaluation and the likelihood.
+        real_draws: number of draws of real data behind the band of each metric.
+        device: None takes CUDA where there is one.
+        together: number of networks that train at once at most; None takes as many as memory, or a
+            CPU's cache, holds.
+        resume: goes on with the sweep that the folder holds.
+        overwrite: deletes the files of a sweep that the folder holds.
+        quiet: shows no progress.
+
+    Returns:
+        A list of results, one for each model, which is a table too.
+
+    Raises:
+        ValueError: a key, a value or an option is wrong, which is found before any work; or the
+            folder cannot be used.
+    """
+    planned = Sweep(data, factors, samples, metrics, real_draws)
+    with tempfile.TemporaryDirectory() as nowhere:
+        run = SweepRun(
+            planned, nowhere if out is None else out, device=device, together=together,
+            resume=resume, overwrite=overwrite, say=_say_nothing, quiet=quiet,
+        )  # fmt: skip
+        table = run.run()
+        if out is not None:
+            run.write(table)
+    return table

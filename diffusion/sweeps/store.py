@@ -6,6 +6,7 @@
     networks/<hash>.pt      state_dict of a trained network's averaged weights
     networks/<hash>.json    the duration of its training, or why it failed
     models/<hash>.json      the settings of a finished model and its metrics
+    results.json, results.csv, table.md, factors.png
     .lock, .lock.json       the process that works in the folder
 """
 
@@ -19,13 +20,14 @@ from ..checkpoints import load_mlp
 from ..errors import UserError
 from ..metrics import Score
 from ..models import Perceptron
+from .figure import FIGURE
 from .grid import Sweep
 from .models import SweepModel
-from .results import SweepResult
+from .results import LINES, RESULTS, TABLE, SweepResult
 
 _OWN_FILES = (
     "sweep.json", "networks/*.pt", "networks/*.json", "models/*.json",
-    "results.json", "results.csv", "table.md", "figures/*.png",
+    RESULTS, LINES, TABLE, FIGURE,
 )  # fmt: skip
 # What must stay as it is while a sweep goes on; further values of a key may be added.
 _KEPT = ("digest", "samples", "metrics", "real draws")
@@ -95,7 +97,7 @@ class SweepFolder:
             "data": points.name,
             "points": len(points),
             "dim": points.dim,
-            "digest": points.digest,
+            "digest": self.sweep.digest,
             "standardisation": None if map_ is None else asdict(map_),
             "source": self.sweep.source,
             "factors": {
@@ -126,10 +128,10 @@ class SweepFolder:
         files.save_json(self.config_file, self.record())
 
     def _network_file(self, model: SweepModel) -> Path:
-        return self.path / "networks" / f"{model.training_id(self.sweep.points.digest)}.pt"
+        return self.path / "networks" / f"{model.training_id(self.sweep.digest)}.pt"
 
     def _model_file(self, model: SweepModel) -> Path:
-        name = model.id(self.sweep.points.digest, self.sweep.n_samples)
+        name = model.id(self.sweep.digest, self.sweep.n_samples)
         return self.path / "models" / f"{name}.json"
 
     def training(self, model: SweepModel) -> Trained | None:
@@ -163,7 +165,7 @@ class SweepFolder:
         }
         content = {
             "model": str(model),
-            "network": model.training_id(points.digest),
+            "network": model.training_id(self.sweep.digest),
             "settings": model.settings(),
             "steps": model.task(points).total_steps,
             "seconds": seconds,
