@@ -7,6 +7,7 @@ from torch import Tensor
 from ...kernels.default_state import methods_in_default_state
 from ..data import Points
 from ..errors import UserError, check_choice
+from ..progress import Progress
 from .bands import Score, data_of, real_draws
 from .inputs import as_points, two_sets
 from .registry import METRICS, Comparison, standard_metrics
@@ -52,19 +53,31 @@ class Yardstick:
         metrics: names of the metrics.
         repeats: number of real draws.
         seed: seed of the real draws and of every random choice in a metric.
+        progress: shows on stderr how many of the real draws are scored.
 
     Raises:
         ValueError: a metric is unknown or not defined for the data, or there are too few points.
     """
 
     def __init__(
-        self, points: Points, n: int, metrics: Sequence[str], *, repeats: int = 40, seed: int = 0
+        self,
+        points: Points,
+        n: int,
+        metrics: Sequence[str],
+        *,
+        repeats: int = 40,
+        seed: int = 0,
+        progress: bool = False,
     ):
         check_metrics(metrics, points)
         self.points, self.seed = points, seed
         self.metrics = {name: METRICS[name] for name in metrics}
         self._draws = real_draws(points, None, n, repeats, seed)
-        self._real = [self._scores(draw) for draw in self._draws.draws]
+        self._real: list[list[float]] = []
+        with Progress("measure real data", repeats, "draws", shown=progress) as bar:
+            for draw in self._draws.draws:
+                self._real.append(self._scores(draw))
+                bar.to(len(self._real))
 
     def _scores(self, x: Tensor) -> list[float]:
         """Returns the score of a set of points by each metric."""

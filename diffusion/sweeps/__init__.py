@@ -5,6 +5,7 @@
 * :mod:`.models`: what a combination makes of recipe, schedule and sampling.
 * :mod:`.groups`: which of them train in the same launches.
 * :mod:`.store`: the folder of a sweep.
+* :mod:`.plan`: what a sweep will take.
 * :mod:`.runner`: trains, draws and measures them.
 * :mod:`.progress`: the number of models done, and the time that is left.
 * :mod:`.results`: what comes of each model, the table over seeds, and their files.
@@ -17,7 +18,7 @@ from .grid import Sweep, read_grid, settings_of
 from .keys import KEYS, text_of
 from .models import SweepModel
 from .results import SweepResult, SweepTable
-from .runner import SweepRun
+from .runner import SweepRun, sweep
 
 __all__ = [
     "KEYS",
@@ -28,5 +29,6 @@ __all__ = [
     "SweepTable",
     "read_grid",
     "settings_of",
+    "sweep",
     "text_of",
 ]

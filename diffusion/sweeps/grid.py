@@ -71,6 +71,11 @@ class Sweep:
         """The models, in the order of the product: the last key changes fastest."""
         return tuple(self._models())
 
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the data."""
+        return self.points.digest
+
     def _models(self) -> Iterable[SweepModel]:
         for number, values in enumerate(product(*self.factors.values())):
             given = dict(zip(self.factors, values, strict=True))

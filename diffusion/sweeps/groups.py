@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data import Points
 from ..training import Task
+from .grid import Sweep
 from .models import SweepModel
 
 _CACHE = 24 * 2**20  # bytes that networks together read and write in a step on a CPU, to be fast
@@ -53,17 +53,17 @@ def length_of(model: SweepModel) -> int:
     return model.sampling.get("num_steps") or model.schedule.num_steps
 
 
-def trainings_of(models: Sequence[SweepModel], points: Points) -> list[Training]:
-    """Returns the trainings that models need, each once, those of one kind next to each other.
+def trainings_of(sweep: Sweep) -> list[Training]:
+    """Returns the trainings that a sweep needs, each once, those of one kind next to each other.
 
     The kind is that of :meth:`.Task.kind`, with the number of steps.
     """
     by_id: dict[str, list[SweepModel]] = {}
-    for model in models:
-        by_id.setdefault(model.training_id(points.digest), []).append(model)
+    for model in sweep.models:
+        by_id.setdefault(model.training_id(sweep.digest), []).append(model)
     groups: dict[tuple, list[Training]] = {}
     for sharing in by_id.values():
-        task = sharing[0].task(points)
+        task = sharing[0].task(sweep.points)
         groups.setdefault((task.kind(), task.total_steps), []).append(
             Training(task, tuple(sharing))
         )

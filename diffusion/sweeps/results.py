@@ -170,6 +170,8 @@ class SweepTable(Sequence[SweepResult]):
         Raises:
             ValueError: no model has this metric.
         """
+        if not self.metrics:
+            raise UserError(f"the best model by {metric} must have it, and no model has any metric")
         check_choice("metric", metric, self.metrics)
         scale = METRICS[metric].scale if metric in METRICS else LINEAR
 

@@ -1,15 +1,19 @@
 """Runs a sweep: trains, draws and measures its models, and keeps each as soon as it is finished."""
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
 from ..chains import SampleConfig
+from ..data import Points
 from ..device import choose_device
 from ..errors import UserError, check_integer
 from ..metrics.yardstick import Yardstick
@@ -22,10 +26,11 @@ from .groups import Training, chunks_of, length_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
 from .results import SweepTable
-from .shards import WHOLE, Part, check_part, occupy
+from .shards import WHOLE, Part, check_part, occupy, own_device, this_part
 from .store import SweepFolder, Trained
 
 
+@methods_in_default_state
 class SweepRun:
     """A sweep in a folder; work that the folder holds is not repeated.
 
@@ -81,7 +86,7 @@ class SweepRun:
         if resume:
             self.folder.check_same()
         occupy(self.folder.path, part, self)
-        self.trainings = part_of(trainings_of(sweep.models, sweep.points), *part)
+        self.trainings = part_of(trainings_of(sweep), *part)
         self.folder.begin(anew=overwrite)
 
     @property
@@ -113,21 +118,32 @@ class SweepRun:
         return self._end()
 
     def _end(self) -> SweepTable:
-        """Returns the table of all finished models; whichever part ends last writes it."""
-        sweep, path = self.sweep, self.folder.path
-        table = SweepTable(sweep.points.name, dict(sweep.factors), self.folder.results())
-        if len(table) < len(sweep.models):
+        """Returns the table of all finished models, written by whichever part ends last."""
+        table, count = self.table(), len(self.sweep.models)
+        if len(table) == count:
+            self.write(table)
+        else:
             self.say(
-                f"part {self.part} is done; {len(table)} of all {len(sweep.models)} models are "
-                "there, and the part that ends last writes the table"
+                f"part {self.part} is done; {len(table)} of all {count} models are there, and the "
+                "part that ends last writes the table"
             )
-            return table
-        table.write(path)
+        return table
+
+    def table(self) -> SweepTable:
+        """Returns the table of all finished models of the sweep."""
+        return SweepTable(self.sweep.points.name, dict(self.sweep.factors), self.folder.results())
+
+    def write(self, table: SweepTable) -> None:
+        """Writes the table, its figure and the best model into the folder.
+
+        Raises:
+            ValueError: a file cannot be written.
+        """
+        table.write(self.folder.path)
         if table.metrics:
-            draw_factors(table, path / FIGURE)
+            draw_factors(table, self.folder.path / FIGURE)
         if self.best is not None:
             leave_best(self.folder, table, self.best, self.device, self.say)
-        return table
 
     def _missing(self, training: Training) -> list[SweepModel]:
         return [model for model in training.models if not self.folder.has_result(model)]
@@ -142,8 +158,9 @@ class SweepRun:
     def _yardstick(self) -> Yardstick:
         sweep = self.sweep
         return Yardstick(
-            sweep.points, sweep.n_samples, sweep.metrics or (), repeats=sweep.real_draws
-        )
+            sweep.points, sweep.n_samples, sweep.metrics or (), repeats=sweep.real_draws,
+            progress=not self.quiet,
+        )  # fmt: skip
 
     def _do(self, chunk: Sequence[Training], yardstick: Yardstick, progress: SweepProgress) -> None:
         """Trains a chunk, then draws and measures the samples of its models."""
@@ -216,3 +233,67 @@ class SweepRun:
             except UserError as error:
                 found.append(str(error))
         return found
+
+
+def _say_nothing(line: str) -> None:
+    """Takes a line and leaves it at that."""
+
+
+@in_default_state
+def sweep(
+    data: str | Path | Points,
+    factors: Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    samples: int = 2000,
+    metrics: Sequence[str] | None = None,
+    real_draws: int = 40,
+    device: str | torch.device | None = None,
+    together: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    best: str | None = None,
+    shard: str | None = None,
+    quiet: bool = False,
+) -> SweepTable:
+    """Trains all combinations of some values, and measures the samples of each beside real data.
+
+    Networks of one shape train in the same launches::
+
+        table = sweep("moons", {"lr": [1e-3, 3e-3], "prediction": ["eps", "v"], "seed": range(3)})
+        print(table.to_markdown())
+
+    Args:
+        data: the data set, its name or that of a file.
+        factors: values by key, see :class:`.Sweep`.
+        out: folder that keeps the networks, the table and its figure; None keeps no files.
+        samples: number of samples that each model is measured by.
+        metrics: names of the metrics; None takes those of every evaluation and the likelihood.
+        real_draws: number of draws of real data behind the band of each metric.
+        device: None takes CUDA where there is one.
+        together: number of networks that train at once at most; None takes as many as memory, or a
+            CPU's cache, holds.
+        resume: goes on with the sweep that the folder holds.
+        overwrite: deletes the files of a sweep that the folder holds.
+        best: name of a metric, whose best model is left in ``out`` as a run.
+        shard: the part of the sweep to do, as in ``3/16``; under ``torchrun`` each process does its
+            share of that. Parts of a sweep share the folder ``out``.
+        quiet: shows no progress.
+
+    Returns:
+        A list of results, one for each model, which is a table too. Of a sweep in parts it holds
+        the models that are finished by now.
+
+    Raises:
+        ValueError: a key, a value or an option is wrong, which is found before any work; or the
+            folder cannot be used.
+    """
+    part = this_part(shard)
+    if out is None and not (part.is_all and best is None):
+        raise UserError("out must be given for a part of a sweep and for the best model, got none")
+    planned = Sweep(data, factors, samples, metrics, real_draws)
+    with tempfile.TemporaryDirectory() as nowhere:
+        return SweepRun(
+            planned, nowhere if out is None else out, device=own_device(device), together=together,
+            resume=resume, overwrite=overwrite, part=part, best=best, say=_say_nothing, quiet=quiet,
+        ).run()  # fmt: skip

@@ -23,13 +23,14 @@ from ..errors import UserError
 from ..metrics import Score
 from ..models import Perceptron
 from ..run_folder import RunFolder
+from .figure import FIGURE
 from .grid import Sweep
 from .models import SweepModel
-from .results import SweepResult
+from .results import LINES, RESULTS, TABLE, SweepResult
 
 _OWN_FILES = (
     "sweep.json", "networks/*.pt", "networks/*.json", "models/*.json",
-    "results.json", "results.csv", "table.md", "factors.png", "parts/*-of-*/.lock.json",
+    RESULTS, LINES, TABLE, FIGURE, "parts/*-of-*/.lock.json",
 )  # fmt: skip
 # What must stay as it is while a sweep goes on; further values of a key may be added.
 _KEPT = ("digest", "samples", "metrics", "real draws")
@@ -101,7 +102,7 @@ class SweepFolder:
             "data": points.name,
             "points": len(points),
             "dim": points.dim,
-            "digest": points.digest,
+            "digest": self.sweep.digest,
             "standardisation": None if map_ is None else asdict(map_),
             "source": self.sweep.source,
             "factors": {
@@ -132,10 +133,10 @@ class SweepFolder:
         files.save_json(self.config_file, self.record())
 
     def _network_file(self, model: SweepModel) -> Path:
-        return self.path / "networks" / f"{model.training_id(self.sweep.points.digest)}.pt"
+        return self.path / "networks" / f"{model.training_id(self.sweep.digest)}.pt"
 
     def _model_file(self, model: SweepModel) -> Path:
-        name = model.id(self.sweep.points.digest, self.sweep.n_samples)
+        name = model.id(self.sweep.digest, self.sweep.n_samples)
         return self.path / "models" / f"{name}.json"
 
     def training(self, model: SweepModel) -> Trained | None:
@@ -169,7 +170,7 @@ class SweepFolder:
         }
         content = {
             "model": str(model),
-            "network": model.training_id(points.digest),
+            "network": model.training_id(self.sweep.digest),
             "settings": model.settings(),
             "steps": model.task(points).total_steps,
             "seconds": seconds,

@@ -128,6 +128,9 @@ def test_the_best_model_is_near_on_the_scale_of_the_metric():
 def test_a_metric_that_no_model_has_is_one_line():
     with pytest.raises(UserError, match=r"metric must be one of mean_score, .*did you mean"):
         table().best("mean_scor")
+    failed = SweepTable("moons", {"lr": (9.0,)}, [result(0, {"lr": 9.0}, failed="diverged")])
+    with pytest.raises(UserError, match="no model has any metric"):
+        failed.best("emd")
 
 
 def test_the_files_hold_every_number(tmp_path):
