@@ -1,6 +1,9 @@
 """``flashpoint sweep``: all combinations of some values, each metric beside real data's."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,8 +14,10 @@ from ..errors import UserError
 from ..interrupts import exit_code, word_for
 from ..metrics.bands import MOST_DRAWS
 from ..sweeps import Sweep, SweepRun, read_grid, settings_of
-from ..sweeps.groups import trainings_of
+from ..sweeps.best import check_best
+from ..sweeps.groups import part_of, trainings_of
 from ..sweeps.plan import plan_of
+from ..sweeps.shards import own_device, this_part
 from ..sweeps.store import SweepFolder
 from . import (
     Count,
@@ -68,6 +73,20 @@ from .of_run import files_of_data, source_of
     default=None,
     help="Networks that train at once. Default: as many as memory, or a CPU's cache, holds.",
 )
+@click.option(
+    "--best",
+    default=None,
+    metavar="METRIC",
+    help="Leave the best model by a metric, the one nearest to real data, as the run "
+    "best-<metric> in the folder.",
+)
+@click.option(
+    "--shard",
+    default=None,
+    metavar="K/N",
+    help="Do the K-th of N parts, as 3/16; all parts take the same --out. torchrun shares out the "
+    "models over its ranks in the same way.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what the sweep will take, and do nothing.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted sweep, or add values to it.")
 @click.option(
@@ -83,6 +102,8 @@ def sweep_command(
     metrics: str | None,
     real_draws: int,
     together: int | None,
+    best: str | None,
+    shard: str | None,
     dry_run: bool,
     resume: bool,
     overwrite: bool,
@@ -101,34 +122,45 @@ def sweep_command(
     factors = ({} if grid is None else read_grid(grid)) | settings_of(settings)
     if not factors:
         raise UserError("--set must be given at least once, as in --set lr=1e-3,3e-3, or --file")
-    chosen = choose_device(device)
+    part, chosen = this_part(shard), choose_device(own_device(device))
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # of torchrun's ranks the first one talks
+    say = silence if quiet else click.echo
     points = read_points(data, silence if quiet else note)
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
     sweep = Sweep(points, factors, samples, names, real_draws, source_of(data, None))
+    check_best(best, sweep.metrics or ())
     out = out or Path("runs") / f"sweep-{points.name.lower()}"
     folder = SweepFolder(out, sweep)
     for path in (*folder.own_files(), folder.config_file):
         files.check_apart(path, grid, *files_of_data(data.name))
     if dry_run:
-        trainings = trainings_of(sweep)
+        trainings = part_of(trainings_of(sweep), *part)
         click.echo(plan_of(sweep, trainings, chosen, together, progress=not quiet).to_markdown())
         return
     run = SweepRun(
         sweep, out, device=chosen, together=together, resume=resume, overwrite=overwrite,
-        say=silence if quiet else click.echo, quiet=quiet,
+        part=part, best=best, say=say, quiet=quiet,
     )  # fmt: skip
-    try:
+    with _resumable(run):
         table = run.run()
+    if len(table) < len(sweep.models):
+        return  # what another part has yet to do
+    say(table.to_markdown())
+    if points.unit_of_distances:
+        say(points.unit_of_distances)
+    say(f"everything is in {out}")
+
+
+@contextmanager
+def _resumable(run: SweepRun) -> Iterator[None]:
+    """Says how a sweep that is told to stop goes on."""
+    try:
+        yield
     except KeyboardInterrupt as stop:
-        done = len(folder.results())
+        done = sum(map(run.folder.has_result, run.models))
         click.echo(
-            f"\n{word_for(stop)} with {done} of {len(sweep.models)} models finished; the same "
+            f"\n{word_for(stop)} with {done} of {len(run.models)} models finished; the same "
             "command with --resume goes on",
             err=True,
         )
         sys.exit(exit_code(stop))
-    run.write(table)
-    click.echo(table.to_markdown())
-    if points.unit_of_distances:
-        click.echo(points.unit_of_distances)
-    click.echo(f"everything is in {out}")

@@ -10,6 +10,8 @@
 * :mod:`.progress`: the number of models done, and the time that is left.
 * :mod:`.results`: what comes of each model, the table over seeds, and their files.
 * :mod:`.figure`: the effect of each factor.
+* :mod:`.best`: the best model as an ordinary run.
+* :mod:`.shards`: parts of a sweep, which several processes do at once.
 """
 
 from .grid import Sweep, read_grid, settings_of

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,16 +16,17 @@ from ..chains import SampleConfig
 from ..data import Points
 from ..device import choose_device
 from ..errors import UserError, check_integer
-from ..locks import lock_folder
 from ..metrics.yardstick import Yardstick
 from ..sampling import sample_many
 from ..training import ManyTrainer
+from .best import check_best, leave_best
 from .figure import FIGURE, draw_factors
 from .grid import Sweep
 from .groups import Training, chunks_of, length_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
 from .results import SweepTable
+from .shards import WHOLE, Part, check_part, occupy
 from .store import SweepFolder, Trained
 
 
@@ -45,14 +45,16 @@ class SweepRun:
             CPU's cache, holds.
         resume: goes on with the sweep that the folder holds; values of a key may have been added.
         overwrite: deletes the files of a sweep that the folder holds.
-        part: number of the part of the sweep to do, from 0, and number of parts. Parts of one sweep
-            share the folder and may run at once, on several machines.
+        part: the part of the sweep to do. Parts of one sweep share the folder and may run at once,
+            on several machines.
+        best: name of a metric, whose best model is left as a run; None leaves none.
         say: called with a line of text about the progress.
         quiet: shows no progress.
 
     Raises:
         ValueError: the folder cannot be written to, another process works in it, it holds a sweep
-            that is neither resumed nor overwritten, or one of other data.
+            that is neither resumed nor overwritten, or one of other data; or the sweep does not
+            measure the metric ``best``.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class SweepRun:
         together: int | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        part: tuple[int, int] = (0, 1),
+        part: Part = WHOLE,
+        best: str | None = None,
         say: Callable[[str], None] = print,
         quiet: bool = False,
     ):
@@ -72,14 +75,17 @@ class SweepRun:
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other")
         self.sweep, self.together, self.say, self.quiet = sweep, together, say, quiet
-        self.device = choose_device(device)
+        check_best(best, sweep.metrics or ())
+        self.part, self.best, self.device = part, best, choose_device(device)
         self.folder = SweepFolder(Path(folder), sweep)
         files.make_folder(self.folder.path)
-        weakref.finalize(self, lock_folder(self.folder.path).release)
+        if not part.is_all:
+            check_part(self.folder, part, resume=resume, overwrite=overwrite)
+        elif not (resume or overwrite):
+            self.folder.check_unused()
         if resume:
             self.folder.check_same()
-        elif not overwrite:
-            self.folder.check_unused()
+        occupy(self.folder.path, part, self)
         self.trainings = part_of(trainings_of(sweep), *part)
         self.folder.begin(anew=overwrite)
 
@@ -89,7 +95,10 @@ class SweepRun:
         return [model for training in self.trainings for model in training.models]
 
     def run(self) -> SweepTable:
-        """Does what is missing, and returns the table of all finished models of the sweep."""
+        """Does what is missing, and returns the results of all finished models of the sweep.
+
+        Where these are all its models, their table, figure and best model are written.
+        """
         total = len(self.models)
         trainings = [one for one in self.trainings if self._missing(one)]
         chunks = list(chunks_of(trainings, self.device, self.together))
@@ -97,7 +106,7 @@ class SweepRun:
         name = self.sweep.points.name
         if not chunks:
             self.say(f"{name}: all {total} models are there")
-            return self.table()
+            return self._end()
         self.say(
             f"{name}: {done} of {total} models are there; {len(trainings)} networks to train or "
             f"draw from, up to {max(map(len, chunks))} at once, on {self.device}"
@@ -106,21 +115,24 @@ class SweepRun:
         with SweepProgress(cost, done, total, shown=not self.quiet) as progress:
             for chunk in chunks:
                 self._do(chunk, yardstick, progress)
-        return self.table()
+        return self._end()
 
-    def table(self) -> SweepTable:
-        """Returns the table of all finished models of the sweep."""
-        return SweepTable(self.sweep.points.name, dict(self.sweep.factors), self.folder.results())
-
-    def write(self, table: SweepTable) -> None:
-        """Writes the table and its figure into the folder.
-
-        Raises:
-            ValueError: a file cannot be written.
-        """
-        table.write(self.folder.path)
+    def _end(self) -> SweepTable:
+        """Returns the table of all finished models; whichever part ends last writes it."""
+        sweep, path = self.sweep, self.folder.path
+        table = SweepTable(sweep.points.name, dict(sweep.factors), self.folder.results())
+        if len(table) < len(sweep.models):
+            self.say(
+                f"part {self.part} is done; {len(table)} of all {len(sweep.models)} models are "
+                "there, and the part that ends last writes the table"
+            )
+            return table
+        table.write(path)
         if table.metrics:
-            draw_factors(table, self.folder.path / FIGURE)
+            draw_factors(table, path / FIGURE)
+        if self.best is not None:
+            leave_best(self.folder, table, self.best, self.device, self.say)
+        return table
 
     def _missing(self, training: Training) -> list[SweepModel]:
         return [model for model in training.models if not self.folder.has_result(model)]
@@ -265,7 +277,4 @@ def sweep(
             planned, nowhere if out is None else out, device=device, together=together,
             resume=resume, overwrite=overwrite, say=_say_nothing, quiet=quiet,
         )  # fmt: skip
-        table = run.run()
-        if out is not None:
-            run.write(table)
-    return table
+        return run.run()

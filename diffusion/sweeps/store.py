@@ -6,8 +6,10 @@
     networks/<hash>.pt      state_dict of a trained network's averaged weights
     networks/<hash>.json    the duration of its training, or why it failed
     models/<hash>.json      the settings of a finished model and its metrics
-    results.json, results.csv, table.md, factors.png
-    .lock, .lock.json       the process that works in the folder
+    results.json, results.csv, table.md, factors.png    once all models are finished
+    best-<metric>/          the best model by a metric, the folder of a run
+    parts/<k>-of-<n>/       the process that does a part of the sweep
+    .lock, .lock.json       the process that does the whole sweep
 """
 
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from ..checkpoints import load_mlp
 from ..errors import UserError
 from ..metrics import Score
 from ..models import Perceptron
+from ..run_folder import RunFolder
 from .figure import FIGURE
 from .grid import Sweep
 from .models import SweepModel
@@ -27,7 +30,7 @@ from .results import LINES, RESULTS, TABLE, SweepResult
 
 _OWN_FILES = (
     "sweep.json", "networks/*.pt", "networks/*.json", "models/*.json",
-    RESULTS, LINES, TABLE, FIGURE,
+    RESULTS, LINES, TABLE, FIGURE, "parts/*-of-*/.lock.json",
 )  # fmt: skip
 # What must stay as it is while a sweep goes on; further values of a key may be added.
 _KEPT = ("digest", "samples", "metrics", "real draws")
@@ -61,6 +64,8 @@ class SweepFolder:
         """Yields every file that a sweep left here."""
         for pattern in _OWN_FILES:
             yield from sorted(self.path.glob(pattern))
+        for run in map(RunFolder, sorted(self.path.glob("best-*"))):
+            yield from (run.config_file, *run.own_files())
 
     def check_unused(self) -> None:
         """Raises :class:`UserError` if the folder holds a sweep."""
