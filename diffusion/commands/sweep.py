@@ -1,6 +1,9 @@
 """``flashpoint sweep``: all combinations of some values, each metric beside real data's."""
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,9 +14,10 @@ from ..errors import UserError
 from ..interrupts import exit_code, word_for
 from ..metrics.bands import MOST_DRAWS
 from ..sweeps import Sweep, SweepRun, read_grid, settings_of
-from ..sweeps.groups import trainings_of
+from ..sweeps.best import check_best
+from ..sweeps.groups import part_of, trainings_of
 from ..sweeps.plan import plan_of
-from ..sweeps.shards import own_device, this_part, writes
+from ..sweeps.shards import own_device, this_part
 from ..sweeps.store import SweepFolder
 from . import (
     Count,
@@ -70,14 +74,19 @@ from .of_run import files_of_data, source_of
     help="Networks that train at once. Default: as many as memory, or a CPU's cache, holds.",
 )
 @click.option(
-    "--best", default=None, metavar="METRIC",
-    help="Leave the best model by a metric as a run: the one whose score is that of real data, or "
-    "nearest to it.",
-)  # fmt: skip
+    "--best",
+    default=None,
+    metavar="METRIC",
+    help="Leave the best model by a metric, the one nearest to real data, as the run "
+    "best-<metric> in the folder.",
+)
 @click.option(
-    "--shard", default=None, metavar="K/N",
-    help="Do this part of the sweep alone, as 3/16: for arrays of jobs that share --out.",
-)  # fmt: skip
+    "--shard",
+    default=None,
+    metavar="K/N",
+    help="Do the K-th of N parts, as 3/16; all parts take the same --out. torchrun shares out the "
+    "models over its ranks in the same way.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what the sweep will take, and do nothing.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted sweep, or add values to it.")
 @click.option(
@@ -107,7 +116,6 @@ def sweep_command(
     A key is a setting of the training (lr, steps, hidden, batch_size, weighting ...), of the
     schedule (schedule, timesteps, prediction, beta_end ...) or of the sampling (method,
     sampling_steps ...), the recipe, or the seed. Networks of one shape train in the same launches.
-    Under torchrun each process does its share of the models.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -115,35 +123,44 @@ def sweep_command(
     if not factors:
         raise UserError("--set must be given at least once, as in --set lr=1e-3,3e-3, or --file")
     part, chosen = this_part(shard), choose_device(own_device(device))
-    quiet = quiet or not writes()
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # of torchrun's ranks the first one talks
+    say = silence if quiet else click.echo
     points = read_points(data, silence if quiet else note)
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
     sweep = Sweep(points, factors, samples, names, real_draws, source_of(data, None))
+    check_best(best, sweep.metrics or ())
     out = out or Path("runs") / f"sweep-{points.name.lower()}"
     folder = SweepFolder(out, sweep)
     for path in (*folder.own_files(), folder.config_file):
         files.check_apart(path, grid, *files_of_data(data.name))
     if dry_run:
-        trainings = trainings_of(sweep)
+        trainings = part_of(trainings_of(sweep), *part)
         click.echo(plan_of(sweep, trainings, chosen, together, progress=not quiet).to_markdown())
         return
     run = SweepRun(
         sweep, out, device=chosen, together=together, resume=resume, overwrite=overwrite,
-        part=part, best=best, say=silence if quiet else click.echo, quiet=quiet,
+        part=part, best=best, say=say, quiet=quiet,
     )  # fmt: skip
-    try:
+    with _resumable(run):
         table = run.run()
-    except KeyboardInterrupt as stop:
-        done = len(folder.results())
-        click.echo(
-            f"\n{word_for(stop)} with {done} of {len(sweep.models)} models finished; the same "
-            "command with --resume goes on",
-            err=True,
-        )
-        sys.exit(exit_code(stop))
     if len(table) < len(sweep.models):
-        return
+        return  # what another part has yet to do
     click.echo(table.to_markdown())
     if points.unit_of_distances:
         click.echo(points.unit_of_distances)
     click.echo(f"everything is in {out}")
+
+
+@contextmanager
+def _resumable(run: SweepRun) -> Iterator[None]:
+    """Says how a sweep that is told to stop goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        done = sum(map(run.folder.has_result, run.models))
+        click.echo(
+            f"\n{word_for(stop)} with {done} of {len(run.models)} models finished; the same "
+            "command with --resume goes on",
+            err=True,
+        )
+        sys.exit(exit_code(stop))

@@ -118,32 +118,21 @@ class SweepRun:
         return self._end()
 
     def _end(self) -> SweepTable:
-        """Returns the table of all finished models, written by whichever part ends last."""
-        table, count = self.table(), len(self.sweep.models)
-        if len(table) == count:
-            self.write(table)
-        else:
+        """Returns the table of all finished models; whichever part ends last writes it."""
+        sweep, path = self.sweep, self.folder.path
+        table = SweepTable(sweep.points.name, dict(sweep.factors), self.folder.results())
+        if len(table) < len(sweep.models):
             self.say(
-                f"part {self.part} is done; {len(table)} of all {count} models are there, and the "
-                "part that ends last writes the table"
+                f"part {self.part} is done; {len(table)} of all {len(sweep.models)} models are "
+                "there, and the part that ends last writes the table"
             )
-        return table
-
-    def table(self) -> SweepTable:
-        """Returns the table of all finished models of the sweep."""
-        return SweepTable(self.sweep.points.name, dict(self.sweep.factors), self.folder.results())
-
-    def write(self, table: SweepTable) -> None:
-        """Writes the table, its figure and the best model into the folder.
-
-        Raises:
-            ValueError: a file cannot be written.
-        """
-        table.write(self.folder.path)
+            return table
+        table.write(path)
         if table.metrics:
-            draw_factors(table, self.folder.path / FIGURE)
+            draw_factors(table, path / FIGURE)
         if self.best is not None:
             leave_best(self.folder, table, self.best, self.device, self.say)
+        return table
 
     def _missing(self, training: Training) -> list[SweepModel]:
         return [model for model in training.models if not self.folder.has_result(model)]

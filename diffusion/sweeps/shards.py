@@ -66,11 +66,6 @@ def this_part(shard: str | None = None) -> Part:
     return Part(part.number * size + rank, part.parts * size)
 
 
-def writes() -> bool:
-    """Returns True in the process that shows progress: the first of those of ``torchrun``."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def own_device(device: str | torch.device | None) -> str | torch.device | None:
     """Returns the device of this process: under ``torchrun`` on CUDA, that of its local number.
 
