@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -27,7 +28,7 @@ class Training:
     task: Task
     models: tuple[SweepModel, ...]
 
-    @property
+    @cached_property
     def cost(self) -> float:
         """Multiplications of the training."""
         task = self.task  # forwards, and backwards by inputs and by weights

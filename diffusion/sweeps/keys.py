@@ -99,14 +99,19 @@ def values_of(key: str, given: Any) -> tuple:
         raise UserError(f"{key} must have at least one value, got none")
     if len(values) > _MOST_VALUES:
         raise UserError(f"{key} must have at most {_MOST_VALUES:,} values, got {len(values):,}")
-    twice = next((one for place, one in enumerate(values) if one in values[:place]), None)
-    if twice is not None or values.count(None) > 1:
-        joined = (
-            "; the widths of one network are joined by hyphens, as in 64-128-128"
-            if tuple in KEYS[key].kinds else ""
-        )  # fmt: skip
-        raise UserError(f"{key} holds {text_of(twice)} twice{joined}")
+    seen: set = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{key} holds {text_of(value)} twice{_joined(key)}")
+        seen.add(value)
     return tuple(values)
+
+
+def _joined(key: str) -> str:
+    """Returns how the widths of one network are written, for a message about them."""
+    if tuple not in KEYS[key].kinds:
+        return ""
+    return "; the widths of one network are joined by hyphens, as in 64-128-128"
 
 
 def _items(given: Any) -> Iterable:

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..training import RECIPES, ClassicRecipe, Recipe, Task
 from .keys import KEYS, text_of
 
 _TRAINING, _SAMPLING, _LABELS = range(3)  # streams of random numbers
+_child_seed = lru_cache(maxsize=10_000)(child_seed)  # of a seed that many models share
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class SweepModel:
 
     def task(self, points: Points) -> Task:
         """Returns the training."""
-        seed = child_seed(self.seed, _TRAINING)
+        seed = _child_seed(self.seed, _TRAINING)
         return Task(points, self.schedule, self.recipe, seed=seed)
 
     def config(self, network: Perceptron, points: Points, n: int) -> SampleConfig:
@@ -60,18 +61,19 @@ class SweepModel:
             points: the data that it was trained on.
             n: number of samples.
         """
-        seed = child_seed(self.seed, _SAMPLING)
+        seed = _child_seed(self.seed, _SAMPLING)
         label = self._labels(points, n) if self.sampling.get("scale") is not None else None
         return SampleConfig(network, self.schedule, seed, label=label, **self.sampling)
 
     def _labels(self, points: Points, n: int) -> Tensor:
         assert points.labels is not None  # of a conditional model's data
-        generator = torch.Generator().manual_seed(child_seed(self.seed, _LABELS))
+        generator = torch.Generator().manual_seed(_child_seed(self.seed, _LABELS))
         rows = torch.randint(len(points), (n,), generator=generator)
         return points.labels.cpu()[rows]
 
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """Returns everything that decides the model but the data, as files write it down."""
+        """Everything that decides the model but the data, as files write it down."""
         return {
             "seed": self.seed,
             "schedule": asdict(self.schedule),
@@ -85,11 +87,11 @@ class SweepModel:
         Args:
             data: digest of the data.
         """
-        return _digest(data, {**self.settings(), "sampling": {}})
+        return _digest(data, {**self.settings, "sampling": {}})
 
     def id(self, data: str, n: int) -> str:
         """Returns the name of n samples of the model, a hash of all that decides them."""
-        return _digest(data, self.settings(), n)
+        return _digest(data, self.settings, n)
 
     def __str__(self) -> str:
         return " ".join(f"{key}={text_of(value)}" for key, value in self.values.items())

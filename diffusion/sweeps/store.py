@@ -171,7 +171,7 @@ class SweepFolder:
         content = {
             "model": str(model),
             "network": model.training_id(self.sweep.digest),
-            "settings": model.settings(),
+            "settings": model.settings,
             "steps": model.task(points).total_steps,
             "seconds": seconds,
             "failed": failed,
