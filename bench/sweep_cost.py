@@ -2,11 +2,12 @@
 
     python -m flashpoint.bench sweep [--device cpu] [--models 1,8,32,96] [--record FOLDER]
 
-A step of M models in the same launches is compared with the products of its layers, forwards,
-backwards by inputs and backwards by weights, as batched products of M: all that a step must
-compute, without noise, activations, loss and optimiser. Both work in turn, A B B A; the result is
-the median of the paired ratios with its bootstrap 95% interval. On a CPU the clock counts the time
-of this process alone, over all threads.
+A step of M models is compared with the products of its layers, forwards, backwards by inputs and
+backwards by weights, as batched products of M: all that a step must compute, without noise,
+activations, loss and optimiser. Models go together as a sweep trains them: all at once on a GPU, on
+a CPU so many as its cache holds. Both work in turn, A B B A; the result is the median of the paired
+ratios with its bootstrap 95% interval. On a CPU the clock counts the time of this process alone,
+over all threads.
 
 The steps of several numbers of models show how the time grows with them.
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import ManyTrainer, Recipe, Schedule, Task, UserError, dataset
+from ..diffusion.sweeps.groups import Training, chunks_of
 from .machine import free_device
 from .options import budget_option, rounds_option
 from .record import Record, record_option
@@ -79,23 +81,32 @@ class Result:
         )
 
 
-def trainer_of(setting: Setting, count: int, device: torch.device) -> ManyTrainer:
-    """Returns the training of so many models, which differ in their seeds."""
+def tasks_of(setting: Setting, count: int) -> list[Task]:
+    """Returns so many models, which differ in their seeds."""
     points, recipe = dataset("moons"), Recipe(_STEPS, setting.hidden_layers, setting.batch_size)
-    tasks = [Task(points, Schedule(), recipe, seed=seed) for seed in range(count)]
-    return ManyTrainer(tasks, device=device)
+    return [Task(points, Schedule(), recipe, seed=seed) for seed in range(count)]
 
 
 def step(setting: Setting, count: int, device: torch.device) -> Runner:
-    """Returns a runner of training steps of so many models together."""
-    trainer, works = trainer_of(setting, count, device), _GRAPH_STEPS[device.type]
-    return Runner(lambda: trainer.run(works), works)
+    """Returns a runner of training steps of so many models, together as in a sweep."""
+    trainings = [Training(task, ()) for task in tasks_of(setting, count)]
+    trainers = [
+        ManyTrainer([one.task for one in chunk], device=device)
+        for chunk in chunks_of(trainings, device)
+    ]
+    works = _GRAPH_STEPS[device.type]
+
+    def run() -> None:
+        for trainer in trainers:
+            trainer.run(works)
+
+    return Runner(run, works)
 
 
 def products(setting: Setting, count: int, device: torch.device) -> Runner:
     """Returns a runner of the matrix products of such a step, and of nothing else."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    widths = trainer_of(setting, 1, torch.device("cpu")).tasks[0].shape().widths
+    widths = tasks_of(setting, 1)[0].shape().widths
     works = [
         product
         for first, (width, out) in enumerate(pairwise(widths))

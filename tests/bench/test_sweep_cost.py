@@ -30,14 +30,17 @@ def test_the_products_are_those_of_a_training_step(monkeypatch):
     assert shapes == expected
 
 
-def test_a_step_is_one_of_all_models_together(monkeypatch):
-    trainer = sweep_cost.trainer_of(SMALL, 3, CPU)
-    assert [task.seed for task in trainer.tasks] == [0, 1, 2]
-    assert trainer.total_steps == trainer.tasks[0].total_steps  # of one group
-    monkeypatch.setattr(sweep_cost, "trainer_of", lambda *_: trainer)
-    runner = sweep_cost.step(SMALL, 3, CPU)
+def test_a_step_is_one_of_all_models_in_the_chunks_of_a_sweep(monkeypatch):
+    made, many = [], sweep_cost.ManyTrainer
+    monkeypatch.setattr(
+        sweep_cost, "ManyTrainer", lambda *a, **b: made.append(many(*a, **b)) or made[-1]
+    )
+    large = Setting((256, 256), 2048)  # of which a CPU's cache does not hold seven
+    runner = sweep_cost.step(large, 7, CPU)
+    assert [task.seed for trainer in made for task in trainer.tasks] == [*range(7)]
+    assert len(made) > 1
     runner.run()
-    assert trainer.step == runner.works
+    assert all(trainer.step == runner.works for trainer in made)
 
 
 def test_the_ratio_is_that_of_the_step_over_its_products():
