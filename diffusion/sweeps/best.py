@@ -1,6 +1,6 @@
 """The best model of a sweep, left as the folder of an ordinary run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def _write_run(
     files.save_json(run.metrics_file, content)
 
 
-def check_best(metric: str | None, metrics: tuple[str, ...]) -> None:
+def check_best(metric: str | None, metrics: Sequence[str]) -> None:
     """Raises :class:`UserError` unless the metric of ``--best`` is one that a sweep measures."""
     if metric is not None and metric not in metrics:
         raise UserError(

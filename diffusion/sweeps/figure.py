@@ -84,7 +84,7 @@ def draw_factors(table: SweepTable, save_to: Path | None = None) -> Figure:
             last = row == len(metrics) - 1 or len(factors) == 1
             axis.set_xlabel(factor if last and table.varied else "", fontsize="small", color=INK)
         _rows_axis(panels[row], table, metric, drawn)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
         axis.spines[["top", "right"]].set_visible(False)
@@ -156,7 +156,7 @@ def _ticks(axis: Axes, places: Sequence[float], texts: Sequence[str], numeric: b
     if sum(map(len, texts[::every])) > 20:
         axis.tick_params("x", rotation=40)
         for label in axis.get_xticklabels():
-            label.set_ha("right")
+            label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
     if not numeric:
         axis.set_xlim(-0.5, len(places) - 0.5)

@@ -53,13 +53,13 @@ class Sweep:
     source: dict[str, Any] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.points, Points):
-            object.__setattr__(self, "points", dataset(self.points, standardise=True))
+        object.__setattr__(self, "points", points_of(self.points))
         check_integer("n_samples", self.n_samples, 2)
         check_integer("real_draws", self.real_draws, 2, MOST_DRAWS)
-        metrics = default_metrics(self.points) if self.metrics is None else self.metrics
-        object.__setattr__(self, "metrics", tuple(metrics))
-        check_metrics(self.metrics, self.points)
+        if self.metrics is None:
+            object.__setattr__(self, "metrics", default_metrics(self.points))
+        object.__setattr__(self, "metrics", tuple(self.metrics or ()))
+        check_metrics(self.metrics or (), self.points)
         object.__setattr__(self, "factors", _factors(self.factors))
         count = math.prod(map(len, self.factors.values()))
         if count > _MOST_MODELS:
@@ -94,6 +94,11 @@ class Sweep:
     def varied(self) -> tuple[str, ...]:
         """The keys with several values."""
         return tuple(key for key, values in self.factors.items() if len(values) > 1)
+
+
+def points_of(data: str | Path | Points) -> Points:
+    """Returns a data set, or that of a name or file, which is standardised."""
+    return data if isinstance(data, Points) else dataset(data, standardise=True)
 
 
 def _factors(given: Any) -> dict[str, tuple]:

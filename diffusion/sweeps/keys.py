@@ -44,7 +44,7 @@ def _kinds_of(annotation: Any) -> tuple[type, ...]:
 def _keys() -> dict[str, Key]:
     """Returns every key, by its name."""
     keys = {"seed": Key("model", "seed", (int,)), "recipe": Key("model", "recipe", (str,))}
-    parts = (
+    parts: tuple[tuple[str, tuple[type, ...], set[str], dict[str, str]], ...] = (
         # A recipe's prediction is that of the schedule, which alone says what a model predicts.
         ("recipe", (Recipe, ClassicRecipe), {"decay", "prediction"}, {}),
         ("schedule", (Schedule,), set(), {"name": "schedule", "num_steps": "timesteps"}),

@@ -136,9 +136,10 @@ def model_of(number: int, values: Mapping[str, Any], points: Points) -> SweepMod
 def _in_keys(message: str, part: str, values: Mapping[str, Any]) -> str:
     """Returns a message with the user's key in place of the name of a field."""
     found = re.match(r"[A-Za-z_0-9]+(?= (?:must|needs) )", message)
-    names = (key for key in values if found and KEYS[key][:2] == (part, found[0]))
-    key = next(names, None)
-    return message if key is None else f"{key}{message[found.end() :]}"
+    if found is None:
+        return message
+    names = (key for key in values if KEYS[key][:2] == (part, found[0]))
+    return next(names, found[0]) + message[found.end() :]
 
 
 def _recipe(name: str, changes: dict[str, Any]) -> Recipe | ClassicRecipe:

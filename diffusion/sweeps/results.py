@@ -86,7 +86,7 @@ class Mean(NamedTuple):
 
     value: float
     half_width: float | None  # of the 95% interval of the mean (Student's t); None for one value
-    count: int
+    repeats: int
 
 
 def mean_of(values: Sequence[float]) -> Mean:

@@ -21,7 +21,7 @@ from ..sampling import sample_many
 from ..training import ManyTrainer
 from .best import check_best, leave_best
 from .figure import FIGURE, draw_factors
-from .grid import Sweep
+from .grid import Sweep, points_of
 from .groups import Training, chunks_of, length_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
@@ -280,7 +280,7 @@ def sweep(
     part = this_part(shard)
     if out is None and not (part.is_all and best is None):
         raise UserError("out must be given for a part of a sweep and for the best model, got none")
-    planned = Sweep(data, factors, samples, metrics, real_draws)
+    planned = Sweep(points_of(data), factors, samples, metrics, real_draws)
     with tempfile.TemporaryDirectory() as nowhere:
         return SweepRun(
             planned, nowhere if out is None else out, device=own_device(device), together=together,
