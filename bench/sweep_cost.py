@@ -15,7 +15,7 @@ The steps of several numbers of models show how the time grows with them.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import click
@@ -108,9 +108,9 @@ def products(setting: Setting, count: int, device: torch.device) -> Runner:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     widths = tasks_of(setting, 1)[0].shape().widths
     works = [
-        product
+        work
         for first, (width, out) in enumerate(pairwise(widths))
-        for product in _layer(count, setting.batch_size, width, out, first == 0, dtype, device)
+        for work in _layer(count, setting.batch_size, width, out, first == 0, dtype, device)
     ]
 
     def run() -> None:
@@ -144,19 +144,23 @@ def measure(
     rounds: int,
     budget: float,
 ) -> Iterator[Result]:
-    """Yields the times of steps, for the largest number of models beside their products."""
+    """Yields the times of steps, for the largest number of models beside their products.
+
+    No more are started after ``budget`` seconds.
+    """
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    for setting in settings:
-        for count in counts:
-            ours = step(setting, count, device)
-            if count < max(counts):
-                once = warm_up(ours, device, clock)
-                times = [seconds(ours, max(1, round(0.25 / once)), device, clock) for _ in range(3)]
-                yield Result(str(setting), count, 1e6 * sorted(times)[1])
-                continue
-            peer = products(setting, count, device)
-            timing = paired(ours, peer, rounds, device, budget, clock)
-            yield Result(str(setting), count, timing.ours_us, timing)
+    began, share = time.monotonic(), budget / (2 * len(settings))
+    for setting, count in product(settings, counts):
+        if time.monotonic() - began > budget:
+            return
+        ours = step(setting, count, device)
+        if count < max(counts):
+            once = warm_up(ours, device, clock)
+            times = [seconds(ours, max(1, round(0.25 / once)), device, clock) for _ in range(3)]
+            yield Result(str(setting), count, 1e6 * sorted(times)[1])
+            continue
+        timing = paired(ours, products(setting, count, device), rounds, device, share, clock)
+        yield Result(str(setting), count, timing.ours_us, timing)
 
 
 def counts_of(text: str) -> list[int]:
@@ -182,7 +186,7 @@ def counts_of(text: str) -> list[int]:
 )  # fmt: skip
 @click.option("--small", is_flag=True, help="Time the smallest networks alone.")
 @rounds_option(20)
-@budget_option(60.0)
+@budget_option(600.0)
 @click.option("--busy", is_flag=True, help="Measure although another process uses the GPU.")
 @record_option
 def main(

@@ -50,6 +50,11 @@ def test_the_ratio_is_that_of_the_step_over_its_products():
     assert Result("64", 1, 50.0).line.split() == ["64,", "1", "model", "50", "us", "a", "step"]
 
 
+def test_no_work_is_started_after_the_budget():
+    found = sweep_cost.measure([SMALL, SMALL], [1, 2], CPU, rounds=2, budget=0.0)
+    assert not list(found)
+
+
 @pytest.mark.parametrize("text", ["0", "1,a", "", "1001"])
 def test_numbers_of_models_that_are_none_are_one_line(text):
     with pytest.raises(UserError, match="models must be numbers from 1 to 1000"):
