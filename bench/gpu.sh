@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh            tests, sanitizers, benchmarks, in under nine minutes: for a nightly run
 #   bench/gpu.sh check      tests, sanitizers, and the works that users wait for  at most 150 s
-#   bench/gpu.sh tune       other tile sizes beside the shipped ones              at most 150 s
+#   bench/gpu.sh tune       other tile sizes, and steps of 1 to 132 models        at most 150 s
 #   bench/gpu.sh race       against other libraries, and the roofline             at most 200 s
 #   bench/gpu.sh quality    time to quality, the gate, a study                    at most 200 s
 #   ... --smoke             the same stages at toy size on a CPU, to test them

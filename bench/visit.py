@@ -176,8 +176,11 @@ def check(commands: Commands) -> list[Group]:
 
 
 def tune(commands: Commands) -> list[Group]:
-    """Returns the groups that time other tile sizes."""
-    return [alone(Stage("tune", commands.bench("tune"), 138, slack=12, numbers=45))]
+    """Returns the groups that time other tile sizes, and how the time grows with the models."""
+    return [
+        alone(Stage("tune", commands.bench("tune"), 100, slack=12, numbers=45)),
+        alone(Stage("sweep", commands.bench("sweep", "--rounds", "10"), 38, slack=14, numbers=27)),
+    ]
 
 
 def race(commands: Commands) -> list[Group]:
@@ -229,7 +232,11 @@ def smoke(verb: str, commands: Commands) -> list[Group]:
         "check": [
             Stage("works", bench("works", "--small", "--rounds", "2"), limit, 0, 9),
         ],
-        "tune": [Stage("tune", bench("tune", "--small", "--rounds", "3"), limit, 0, 45)],
+        "tune": [
+            Stage("tune", bench("tune", "--small", "--rounds", "3"), limit, 0, 45),
+            Stage("sweep", bench("sweep", "--small", "--models", "1,4", "--rounds", "2"), limit,
+                  numbers=2),
+        ],
         "race": [
             Stage("race", bench("race", "--rounds", "3", "--seconds", "0.01", "--peers", "eager",
                                 "--budget", "10"), limit, numbers=_RACED),

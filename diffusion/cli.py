@@ -45,6 +45,7 @@ from .commands.of_run import (
 from .commands.process import objective_of, process_options, schedule_of
 from .commands.sample import sample_command
 from .commands.study import study_command
+from .commands.sweep import sweep_command
 from .device import choose_device
 from .errors import UserError, check_choice
 from .experiment import Run, Settings, check_measurable
@@ -259,7 +260,7 @@ def export(run, format_, out) -> None:
 
 for command in (
     classify_command, data_command, evaluate_command, info_command, interpolate_command,
-    sample_command, study_command,
+    sample_command, study_command, sweep_command,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -9,6 +9,8 @@ from filelock import FileLock, Timeout
 from . import files
 from .errors import UserError
 
+HOLDER = ".lock.json"  # file that names the process that has the lock, or had it last
+
 
 def lock_folder(folder: Path) -> FileLock:
     """Locks a folder for this process, until the lock is released or the process ends.
@@ -22,7 +24,7 @@ def lock_folder(folder: Path) -> FileLock:
     Raises:
         ValueError: another process has locked it, or it cannot be written to.
     """
-    lock, holder = FileLock(folder / ".lock", timeout=0, is_singleton=True), folder / ".lock.json"
+    lock, holder = FileLock(folder / ".lock", timeout=0, is_singleton=True), folder / HOLDER
     try:
         lock.acquire()
     except Timeout:
@@ -34,6 +36,21 @@ def lock_folder(folder: Path) -> FileLock:
         raise UserError(f"folder {folder} cannot be locked: {files.reason(error)}") from error
     files.save_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
     return lock
+
+
+def is_locked(folder: Path) -> bool:
+    """Returns True if another process has locked a folder; False where nothing can be locked."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    if not folder.is_dir():
+        return False
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def _named(holder: Path) -> str:

@@ -46,6 +46,7 @@ from .reverse_steps import reverse_table
 from .rewards import class_reward, sample_with_reward
 from .sampling import SampleConfig, Samples, sample, sample_many
 from .schedules import Schedule, sinusoidal_embedding
+from .sweeps import SweepTable, sweep
 from .time_embedding import TimeEmbedding
 from .training import RECIPES, ClassicRecipe, ManyTrainer, Recipe, Task, Trainer, train_many
 
@@ -75,6 +76,7 @@ __all__ = [
     "Schedule",
     "Standardisation",
     "States",
+    "SweepTable",
     "Task",
     "TimeEmbedding",
     "Trainer",
@@ -107,5 +109,6 @@ __all__ = [
     "slerp",
     "sliced_wasserstein",
     "states_points",
+    "sweep",
     "train_many",
 ]

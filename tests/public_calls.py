@@ -211,6 +211,15 @@ def train_many():
     return [dict(model.named_parameters()) for model in fd.train_many(tasks, device="cpu")]
 
 
+def sweep():
+    values = {
+        "steps": 4, "hidden": "8x2", "batch_size": 32, "timesteps": 12, "schedule": "cosine",
+        "prediction": ["eps", "v"], "method": "ddim", "sampling_steps": 3,
+    }  # fmt: skip
+    table = fd.sweep(MOONS, values, samples=40, real_draws=2, device="cpu", quiet=True)
+    return [{name: one.value for name, one in model.metrics.items()} for model in table]
+
+
 def sample(model=DENOISER, schedule=SCHEDULE, **options):
     return tuple(fd.sample(model, schedule, 7, device="cpu", keep_every=2, **options))
 
@@ -343,6 +352,7 @@ DIFFUSION: dict[str, Callable] = {
     "Trainer, classifier": lambda: training(RECIPE, classify=True),
     "Trainer, conditional": lambda: training(CONDITIONAL_RECIPE),
     "train_many": train_many,
+    "sweep": sweep,
     "sample": sample,
     "sample, ddim": lambda: sample(method="ddim", eta=0.5, num_steps=4),
     "sample, dpm++2m": lambda: sample(method="dpm++2m", num_steps=5),

@@ -24,7 +24,7 @@ LEVELS = (
     ("sampling", "document", "settings"),
     ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),
-    ("export", "saved_run"),
+    ("export", "saved_run", "sweeps"),
     ("report", "viewer", "studies", "experiment"),
     ("commands",),
     ("cli", "public"),
@@ -44,12 +44,13 @@ PUBLIC = {
         DPMSolverMultistepScheduler EulerDiscreteScheduler FlowMatchEulerDiscreteScheduler
         HeunDiscreteScheduler DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses
         Points RECIPES Recipe
-        STATE_NAMES SampleConfig Samples Schedule States Task TimeEmbedding Trainer
+        STATE_NAMES SampleConfig Samples Schedule States SweepTable Task TimeEmbedding Trainer
         UserError class_reward
         class_table dataset emd emd_by_class evaluate excess_loss export_model fashion_mnist
         interpolate invert kde_nll kernel_nll load load_points memorisation mmd nearest_distances
         nearest_neighbour_test occupancy reverse_table sample sample_many sample_with_reward
-        sinusoidal_embedding slerp sliced_wasserstein states_points train_many Standardisation""",
+        sinusoidal_embedding slerp sliced_wasserstein states_points sweep train_many
+        Standardisation""",
 }
 
 

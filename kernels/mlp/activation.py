@@ -46,7 +46,8 @@ class Activation:
 def _prelu(z: Tensor, slope: Tensor) -> Tensor:
     if slope.shape[0] == 1:
         return F.prelu(z, slope.flatten())
-    return z.relu() + slope * z.clamp(max=0)
+    # One pass over z: a slope for each entry of the second axis is what F.prelu takes.
+    return F.prelu(z.transpose(0, 1), slope.flatten()).transpose(0, 1)
 
 
 def _sides(grad_h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -201,7 +201,7 @@ def test_a_stage_that_failed_is_in_the_exit_status(tmp_path):
         env=environment(OUT=tmp_path / "out", TRITON_CACHE_DIR=tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "0 of 1 stages passed" in done.stdout
+    assert "0 of 2 stages passed" in done.stdout
     assert "    it is broken" in done.stdout
     assert record_of(tmp_path / "out")["stages"]["tune"]["exit status"] == 3
 
