@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels import Condition, Guide, Network, draw_prior
 from .errors import UserError, check_choice, check_number, check_seed
-from .models import Perceptron, check_weights
+from .models import Perceptron, check_prediction, check_weights
 from .reverse_steps import STEPS, GuidanceScale, timesteps
 from .schedules import Schedule, check_schedule
 from .solvers import SOLVERS, Churn, chain_table
@@ -142,7 +142,7 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         ValueError: an option is of a wrong type, out of range or without effect.
     """
     _check_options(config)
-    _check_prediction(config)
+    check_prediction(config.model, config.schedule)
     schedule, steps = config.schedule, _steps(config)
     first = int(steps[0])
     scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
@@ -201,17 +201,6 @@ def _check_options(config: SampleConfig) -> None:
         raise UserError("init needs start, the timestep whose noise is added to the points")
     if config.start is not None and config.init is None and config.x_T is None:
         raise UserError("start needs init or x_T, the points to start from")
-
-
-def _check_prediction(config: SampleConfig) -> None:
-    """Raises :class:`UserError` if the model was trained to predict something else."""
-    trained = getattr(config.model, "prediction", None)
-    expected = config.schedule.prediction
-    if trained not in (None, expected):
-        raise UserError(
-            f"schedule must be that of a model that predicts {trained}, got one for {expected}: "
-            f'take schedule.predicting("{trained}")'
-        )
 
 
 def _steps(config: SampleConfig) -> Tensor:

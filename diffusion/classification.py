@@ -11,7 +11,7 @@ from ..kernels.philox import Stream, child_seed, normal_rows
 from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer, check_seed
-from .models import ConditionalMLP, Perceptron, fused_copy
+from .models import ConditionalMLP, Perceptron, check_prediction, fused_copy
 from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
@@ -63,6 +63,7 @@ class DiffusionClassifier:
     ):
         check_integer("noises", noises, 1)
         check_schedule(schedule)
+        check_prediction(model, schedule)
         self.device = choose_device(device)
         self.model = fused_copy(model, self.device)
         self.schedule, self.noises, self.seed = schedule, noises, check_seed(seed)

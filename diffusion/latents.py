@@ -10,7 +10,7 @@ from ..kernels.default_state import in_default_state
 from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer
-from .models import ConditionalMLP, Perceptron, fused_copy
+from .models import ConditionalMLP, Perceptron, check_prediction, fused_copy
 from .reverse_steps import levels_of, of_output, timesteps
 from .sampling import sample
 from .schedules import Schedule, check_schedule
@@ -57,6 +57,7 @@ def invert(
     """
     check_integer("iterations", iterations, 1)
     check_schedule(schedule)
+    check_prediction(model, schedule)
     device = choose_device(device)
     x = points("x", x, (None, _dim(model))).to(device)
     steps = timesteps(schedule, num_steps, method="ddim")

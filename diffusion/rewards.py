@@ -13,7 +13,7 @@ from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed
 from .chains import check_finite
 from .device import choose_device
 from .errors import UserError, check_integer, check_number, check_seed
-from .models import Perceptron, fused_copy
+from .models import Perceptron, check_prediction, fused_copy
 from .reverse_steps import reverse_table, timesteps
 from .sampling import Samples
 from .schedules import Schedule, check_schedule
@@ -91,6 +91,7 @@ def sample_with_reward(
         check_integer(name, count, least)
     check_number("temperature", temperature, 0)
     check_schedule(schedule)
+    check_prediction(model, schedule)
     if not callable(reward):
         raise UserError(f"reward must be a function of points, got {type(reward).__name__}")
     device = choose_device(device)

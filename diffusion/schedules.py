@@ -371,11 +371,11 @@ def _combined(
     coefficients: tuple[Tensor, Tensor], first: Tensor, second: Tensor, t: int | Tensor
 ) -> Tensor:
     """Returns a linear combination of points [..., d], with the coefficients [T] at t."""
-    a, b = (
-        each.to(first.device, first.dtype)[t] if isinstance(t, int) else
-        each.to(first.device, first.dtype)[t.to(first.device)][..., None]
-        for each in coefficients
-    )  # fmt: skip
+    a, b = coefficients
+    if isinstance(t, int):
+        return a[t].item() * first + b[t].item() * second
+    t = t.to(first.device)
+    a, b = (each.to(first.device, first.dtype)[t][..., None] for each in (a, b))
     return a * first + b * second
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_integer
-from ..models import Perceptron
+from ..models import Perceptron, check_prediction
 from ..schedules import Schedule
 from .inputs import as_finite, as_points, two_sets
 from .pairwise import distances
@@ -199,6 +199,7 @@ def excess_loss(
             takes another number of coordinates.
     """
     check_integer("n", n, 1)
+    check_prediction(model, schedule)
     last = schedule.num_steps - 1
     if steps is None:
         steps = torch.linspace(0, last, min(50, last + 1), device="cpu").round().long().tolist()
