@@ -45,7 +45,7 @@ LIMIT = 1.5  # times the error of a network that predicts eps
 SIGMAS = torch.linspace(math.log(0.0125), math.log(12), 30, dtype=torch.float64).exp()
 _EVEN = 50  # timesteps of a schedule
 _SMALL = Recipe(steps=6, hidden_layers=(16,), batch_size=32)
-_TRAINED_ON, _COMPARED_WITH = 50_000, 5000  # points; samples are compared with other ones
+_TRAINED_ON = 50_000  # points; samples are compared with other ones
 _POINTS, _OTHER_POINTS, _EXCESS, _TRAINING, _SAMPLING = range(5)  # streams of random numbers
 
 
@@ -160,7 +160,13 @@ class Result:
 
 
 def results(
-    seed: int, recipe: Recipe, device: torch.device, *, n: int = 1000, real_draws: int = 20
+    seed: int,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    n: int = 1000,
+    compared_with: int = 5000,
+    real_draws: int = 20,
 ) -> Iterator[Result]:
     """Trains all parametrisations with one seed, together, then yields what is measured.
 
@@ -168,12 +174,13 @@ def results(
         seed: seed of everything random but the data.
         recipe: recipe of all networks, but for what distinguishes them.
         device: device of training and sampling.
-        n: number of samples.
+        n: number of samples, and of noisy points at each timestep.
+        compared_with: number of points that samples are compared with.
         real_draws: number of real draws behind the bands.
     """
     target = standardised_gaussians()
     points = points_of(target, _TRAINED_ON, _POINTS)
-    others = points_of(target, _COMPARED_WITH, _OTHER_POINTS)
+    others = points_of(target, compared_with, _OTHER_POINTS)
     entries = parametrisations(recipe)
     tasks = [
         Task(points, entry.schedule, entry.recipe, seed=child_seed(seed, _TRAINING))
@@ -192,11 +199,11 @@ def results(
     with Progress(f"measure, seed {seed}", len(models), "networks") as progress:
         for place, (name, task, model) in enumerate(zip(entries, tasks, models, strict=True)):
             even = torch.linspace(0, task.schedule.num_steps - 1, _EVEN).round().long().tolist()
-            by_sigma = excess(model, task.schedule, target, steps_at(task.schedule, SIGMAS))
+            by_sigma = excess(model, task.schedule, target, steps_at(task.schedule, SIGMAS), n)
             scores = evaluate(samples[place].x.cpu(), others, repeats=real_draws, full=True)
             scores = scores.scores | scores.battery
             yield Result(
-                name, seed, mean(excess(model, task.schedule, target, even)), mean(by_sigma),
+                name, seed, mean(excess(model, task.schedule, target, even, n)), mean(by_sigma),
                 by_sigma, [key for key, score in scores.items() if score.passed is False],
                 len(scores),
             )  # fmt: skip
@@ -239,7 +246,7 @@ def main(seeds: int, small: bool, device: str | None, busy: bool, folder: Path |
     chosen = free_device(device, busy)
     recipe = _SMALL if small else RECIPE
     for seed in range(seeds):
-        options = {"n": 50, "real_draws": 2} if small else {}
+        options = {"n": 50, "compared_with": 200, "real_draws": 2} if small else {}
         found += results(seed, recipe, chosen, **options)
         record.put(
             "parametrisations", recipe=asdict(recipe), sigmas=SIGMAS.tolist(),
