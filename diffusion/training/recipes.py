@@ -37,7 +37,7 @@ class Recipe(_Common):
     """The fast recipe: fresh noise in every step, one-cycle learning rate, AdamW, EMA.
 
     The defaults suit networks that predict eps, v, flow or edm: after as many steps, and in units
-    of the noise, their errors are at most 1.25 times that of eps (``python -m flashpoint.bench
+    of the noise, their errors are within 1.5 times that of eps (``python -m flashpoint.bench
     parametrisations``). One that predicts x0 has to reproduce its input where there is little
     noise, to within a thousandth, and has no skip connection to do it; its error is tens of times
     that of eps, ``min-snr`` making it less. The network of ``edm`` predicts x0 through a skip
