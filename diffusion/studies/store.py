@@ -156,7 +156,7 @@ _WRITTEN_AS: dict[type, tuple[str | None, dict[str, str]]] = {
         {name: name for name in ("samples", "size", "test_split", "standardise", "by_class")},
     ),
 }  # fmt: skip
-_OLDER_WORK = {(Schedule, "prediction"): "eps"}
+_OLDER_WORK: dict[tuple[type, str], Any] = {(Schedule, "prediction"): "eps"}
 
 
 def _written(value: object) -> str:
