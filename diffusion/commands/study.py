@@ -54,8 +54,8 @@ def study_command(
 ) -> None:
     """Train, draw and measure a grid of models, in published settings.
 
-    NAME is one of timesteps, betas, schedules, epochs, complexity, guidance, reward, digits. The
-    same command continues an interrupted study.
+    NAME is one of timesteps, betas, schedules, epochs, complexity, guidance, reward, digits,
+    predictions. The same command continues an interrupted study.
     """
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")

@@ -1,12 +1,12 @@
 """Every study of the command ``flashpoint study``, by name."""
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from ..schedules import Schedule, given_schedule
 from ..training import RECIPES, Recipe
 from . import published
-from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, TEST_SPLIT
+from .protocols import BY_CLASS, IMAGES, IMAGES_BY_CLASS, OUTLINES, TEST_SPLIT
 from .study import OUR_BEST, Grid, Study, Variant, classic
 
 _FIVE_SETS = ("moons", "circles", "blobs", "manycircles", "helix")
@@ -30,6 +30,11 @@ _IMAGE_VARIANT = Variant(
 def _by_class(variant: Variant) -> Variant:
     """Returns a variant whose model is conditional; one time in five it is not given the class."""
     return replace(variant, recipe=replace(variant.recipe, p_uncond=0.2))
+
+
+def _predicting(schedule: Schedule, **changes: Any) -> Variant:
+    """Returns our best recipe with another forward process or prediction."""
+    return replace(BEST, schedule=schedule, recipe=replace(BEST.recipe, **changes))
 
 
 def _surface(schedule: str = "linear", **changes):
@@ -215,9 +220,38 @@ _DIGITS = Study(
     quick_factor=4,
 )
 
+_LINEAR = Schedule(500)
+_PREDICTIONS = Study(
+    name="predictions",
+    title="What should the network predict?",
+    varied="prediction",
+    grids=(
+        Grid(
+            "T = 500, 3,000 steps of 1,024 rows, hidden layers 128, 128, 128",
+            ("states",),
+            {
+                "eps": BEST,
+                "x0": _predicting(_LINEAR.predicting("x0")),
+                "x0, min-SNR": _predicting(_LINEAR.predicting("x0"), weighting="min-snr"),
+                "v": _predicting(_LINEAR.predicting("v")),
+                "v, to no data": _predicting(Schedule(500, prediction="v", zero_terminal_snr=True)),
+                "flow": _predicting(Schedule(500, "flow")),
+                "flow, logit-normal": _predicting(Schedule(500, "flow"), t_density="logit-normal"),
+                "EDM": _predicting(Schedule(500, "edm"), low_noise=0.0, t_density="log-normal"),
+            },
+            OUTLINES,
+        ),
+    ),
+    quick_rows=("states",),
+    quick_columns=("eps", "x0", "v", "flow", "EDM"),
+    quick_factor=4,
+    shown="distance to the data",
+)
+
 STUDIES = {
     study.name: study
     for study in (
-        _TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY, _GUIDANCE, _REWARD, _DIGITS
+        _TIMESTEPS, _BETAS, _SCHEDULE_STUDY, _EPOCHS, _COMPLEXITY, _GUIDANCE, _REWARD, _DIGITS,
+        _PREDICTIONS,
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.philox import child_seed
 from ..data import Points
-from ..metrics import emd, emd_by_class, kernel_nll
+from ..metrics import emd, emd_by_class, kde_nll, kernel_nll, nearest_distances
 
 _REPEATS = 10  # measurements behind a standard deviation
 _TEST_POINTS = 5000
@@ -36,6 +36,9 @@ class Protocol:
         standardise: scales the data to mean 0 and standard deviation 1 per axis before training.
         by_class: draws samples of each class. The EMD is then the mean over classes of the EMD
             between a class's samples and data, and the accuracy is measured too.
+        fine: measures the NLL under a density estimate of the data, too, and the distance to the
+            data, which sees how sharp samples are: the median over samples of the distance to the
+            nearest datum.
     """
 
     samples: int = 2000
@@ -43,9 +46,11 @@ class Protocol:
     test_split: bool = False
     standardise: bool = False
     by_class: bool = False
+    fine: bool = False
 
 
 WHOLE = Protocol()
+OUTLINES = Protocol(fine=True)
 TEST_SPLIT = Protocol(size=128, test_split=True, standardise=True)
 BY_CLASS = Protocol(samples=500, by_class=True)
 IMAGES = Protocol(samples=1000)
@@ -151,7 +156,12 @@ def _other_metrics(
         return {"accuracy": _accuracy(samples, points)}
     if protocol.test_split or points.dim > _KERNEL_DIM:
         return {}
-    return {"kernel NLL": kernel_nll(samples[0], points.data)}
+    found = {"kernel NLL": kernel_nll(samples[0], points.data)}
+    if protocol.fine:
+        found["KDE NLL"] = kde_nll(samples[0], points.data)
+        nearest = nearest_distances(samples[0], points.data)
+        found["distance to the data"] = nearest.median().item()
+    return found
 
 
 def _accuracy(samples: Sequence[Tensor], points: Points) -> float:

@@ -15,7 +15,7 @@ from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
 from .study import OUR_BEST, Cell, Grid, Study
 
-_DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2}
+_DECIMALS = {"EMD": 1, "accuracy": 3, "kernel NLL": 2, "KDE NLL": 3, "distance to the data": 4}
 _HIGHER_IS_BETTER = ("accuracy",)
 _SHOWN = 1000  # points of a panel
 _WAYS = 8  # interpolations
@@ -71,8 +71,8 @@ def table(results: dict) -> str:
 
 
 def plot(results: dict, save_to: Path) -> Figure:
-    """Draws the EMD of every column, with a row of panels for each grid."""
-    grids = results["grids"]
+    """Draws one metric of every column, with a row of panels for each grid."""
+    grids, metric = results["grids"], results.get("shown", "EMD")
     widest = max(len(grid["rows"]) for grid in grids)
     figure = Figure(figsize=(2.4 * max(widest, 2), 2.6 * len(grids)), layout="constrained")
     panels = figure.subplots(len(grids), widest, squeeze=False)
@@ -80,8 +80,8 @@ def plot(results: dict, save_to: Path) -> Figure:
         for axis in axes[len(grid["rows"]) :]:
             axis.remove()
         for axis, data in zip(axes, grid["rows"], strict=False):
-            _panel(axis, grid, data)
-        axes[0].set_ylabel("EMD")
+            _panel(axis, grid, data, metric)
+        axes[0].set_ylabel(metric)
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper right", ncols=3, frameon=False, fontsize="small")
     figure.supxlabel(results["varied"], fontsize="medium")
@@ -113,7 +113,8 @@ def write_page(studies: Sequence[Study], runs: Path, page: Path) -> None:
             continue
         results = files.load_json(found[0])
         plot(results, figures / f"{study.name}.png")
-        picture = f"![EMD against {study.varied}]({figures.name}/{study.name}.png)\n"
+        shown = results.get("shown", "EMD")
+        picture = f"![{shown} against {study.varied}]({figures.name}/{study.name}.png)\n"
         parts += [LESSONS.get(study.name, ""), picture, table(results)]
         parts += [REMARKS.get(study.name, "").lstrip(), _origin(results)]
     files.write_atomically(page, "\n".join(parts).encode())
@@ -241,14 +242,14 @@ def is_worse(grid: dict, cell: dict, metric: str) -> bool:
     return sign * (scores["value"] - published) > 2 * max(scores["sd"], perfect["sd"])
 
 
-def _panel(axis: Axes, grid: dict, data: str) -> None:
+def _panel(axis: Axes, grid: dict, data: str, metric: str) -> None:
     cells = list(_row(grid, data))
     places = [grid["columns"].index(cell["column"]) for cell in cells]
     value, sd = (
-        np.array([cell["scores"]["EMD"][part] for cell in cells]) for part in ("value", "sd")
+        np.array([cell["scores"][metric][part] for cell in cells]) for part in ("value", "sd")
     )
-    published = np.array([cell["published"]["EMD"] for cell in cells], dtype=float)
-    floor, floor_sd = (grid["perfect"][data]["EMD"][part] for part in ("value", "sd"))
+    published = np.array([cell["published"][metric] for cell in cells], dtype=float)
+    floor, floor_sd = (grid["perfect"][data][metric][part] for part in ("value", "sd"))
     low, high = floor - 2 * floor_sd, floor + 2 * floor_sd
     axis.errorbar(places, value, 2 * sd, fmt="o", color=plots.COLORS[0], ms=4, label="flashpoint")
     varied = [not cell["column"].startswith(OUR_BEST) for cell in cells]

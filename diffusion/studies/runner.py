@@ -88,6 +88,7 @@ class StudyRun:
         results = {
             "study": self.study.name,
             "varied": self.study.varied,
+            "shown": self.study.shown,
             "seed": self.seed,
             "environment": _environment(self.device),
             "models": len(models),

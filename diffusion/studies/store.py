@@ -15,6 +15,7 @@ from ..checkpoints import load_mlp
 from ..data import DATASETS
 from ..errors import UserError
 from ..models import Perceptron
+from ..schedules import Schedule
 from ..training import Recipe
 from .protocols import Estimate, Protocol
 from .study import Cell, Model, Variant
@@ -131,7 +132,7 @@ def _digest(*parts) -> str:
 
 # Names and order of the fields in the text that digests are made of. They stay as they are when a
 # class changes: otherwise the work in existing folders would no longer be found. A field that is
-# added to a class follows where it differs from its default.
+# added to a class follows where it differs from its default, or from what it says of older work.
 _WRITTEN_AS: dict[type, tuple[str | None, dict[str, str]]] = {
     Model: ("Model", {"data": "data", "standardise": "standardise", "setting": "variant"}),
     Variant: (
@@ -146,7 +147,16 @@ _WRITTEN_AS: dict[type, tuple[str | None, dict[str, str]]] = {
                                  "linear_input", "p_uncond", "class_embedding", "clip_norm",
                                  "chunk_rows")},
     ),
+    Schedule: (
+        None,
+        {name: name for name in ("num_steps", "name", "beta_start", "beta_end", "time_feature")},
+    ),
+    Protocol: (
+        None,
+        {name: name for name in ("samples", "size", "test_split", "standardise", "by_class")},
+    ),
 }  # fmt: skip
+_OLDER_WORK: dict[tuple[type, str], Any] = {(Schedule, "prediction"): "eps"}
 
 
 def _written(value: object) -> str:
@@ -162,7 +172,8 @@ def _written(value: object) -> str:
 def _added(value: object, known: set[str]) -> Iterator[str]:
     """Yields the text of each other field of a dataclass that differs from its default."""
     for field in dataclass_fields(value) if is_dataclass(value) else ():
-        if field.name not in known and getattr(value, field.name) != field.default:
+        usual = _OLDER_WORK.get((type(value), field.name), field.default)
+        if field.name not in known and getattr(value, field.name) != usual:
             yield f"{field.name}={_written(getattr(value, field.name))}"
 
 

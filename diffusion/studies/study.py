@@ -18,7 +18,7 @@ class Variant:
     """One way to train a model and to sample from it.
 
     Args:
-        schedule: the forward process.
+        schedule: the forward process, and what the network predicts; the recipe leaves it open.
         recipe: recipe of the training.
         epochs: passes over the data, which decide the number of steps; None keeps the number of
             the recipe.
@@ -162,6 +162,7 @@ class Study:
         grids: its tables.
         quick_rows, quick_columns: rows and columns of its quick form.
         quick_factor: factor by which the quick form shortens the training.
+        shown: the metric in its figure.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Study:
     quick_rows: tuple[str, ...]
     quick_columns: tuple[str, ...]
     quick_factor: int
+    shown: str = "EMD"
 
     def on(self, data: str) -> "Study":
         """Returns the same study on one other data set.

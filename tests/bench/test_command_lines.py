@@ -14,10 +14,10 @@ from flashpoint.bench.machine import describe
 
 ROUNDS = ("gate", "gate-selftest", "host", "operations", "race", "tune", "works")
 BUDGET = ("operations", "race", "speedrun", "tune", "works")
-DEVICE = ("calibrate", "gate", "gate-selftest", "host", "operations", "race", "roofline",
-          "speedrun", "study", "tune", "works")  # fmt: skip
-RECORD = ("gate", "gate-months", "host", "operations", "race", "roofline", "speedrun", "study",
-          "works")  # fmt: skip
+DEVICE = ("calibrate", "gate", "gate-selftest", "host", "operations", "parametrisations", "race",
+          "roofline", "speedrun", "study", "tune", "works")  # fmt: skip
+RECORD = ("gate", "gate-months", "host", "operations", "parametrisations", "race", "roofline",
+          "speedrun", "study", "works")  # fmt: skip
 WRONG = [
     *((name, "--rounds", value) for name in ROUNDS for value in ("-1", "1", "nan", "2.5", "x")),
     *((name, "--budget", value) for name in BUDGET for value in ("-1", "nan", "inf", "x")),
@@ -33,7 +33,8 @@ WRONG = [
     ("tune", "--most", "0"),
     ("tune", "--only", "nosuch"),
     *((name, "--track", "nosuch") for name in ("calibrate", "speedrun")),
-    *(("speedrun", "--seeds", value) for value in ("0", "-3", "1.5", "x")),
+    *((name, "--seeds", value) for name in ("parametrisations", "speedrun")
+      for value in ("0", "-3", "1.5", "x")),
     *(("calibrate", "--draws", value) for value in ("0", "1", "-1", "x")),
     *(("calibrate", option, value) for option in ("--repeats", "--long-runs")
       for value in ("-1", "x")),

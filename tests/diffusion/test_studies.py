@@ -24,6 +24,7 @@ from flashpoint.diffusion.studies.lessons import LESSONS, REMARKS
 from flashpoint.diffusion.studies.protocols import (
     BY_CLASS,
     IMAGES,
+    OUTLINES,
     TEST_SPLIT,
     WHOLE,
     Estimate,
@@ -227,6 +228,26 @@ def test_perfect_samples_reach_the_known_floors():
     # Samples that collapsed onto one point are far from it.
     collapsed = measure([points.data[:1].expand(500, 2)], points, WHOLE)
     assert collapsed["EMD"].value > 5 * scores["EMD"].value
+
+
+def test_samples_of_outlines_are_measured_as_to_how_sharp_they_are():
+    points, protocol = data_of("states", False), replace(OUTLINES, size=20)
+    x = points.redraw(1000, 3)[0]
+    own = measure([x], points, protocol)
+    blurred = measure([x + 0.1 * torch.randn_like(x)], points, protocol)
+    assert list(own) == ["EMD", "kernel NLL", "KDE NLL", "distance to the data"]
+    distances = torch.cdist(x.double(), points.data.double()).min(dim=1).values
+    assert own["distance to the data"].value == pytest.approx(distances.median().item(), rel=1e-4)
+    assert blurred["distance to the data"].value > 1.5 * own["distance to the data"].value
+    assert list(measure([x], points, replace(WHOLE, size=20))) == ["EMD", "kernel NLL"]
+
+
+def test_a_study_may_show_another_metric(done, tmp_path):
+    results = {**done[2], "grids": done[2]["grids"][:1], "shown": "kernel NLL"}
+    figure = report.plot(results, tmp_path / "plot.png")
+    assert figure.axes[0].get_ylabel() == "kernel NLL"
+    (found, *_) = figure.axes[0].containers[0].lines[0].get_ydata()
+    assert found == results["grids"][0]["cells"][0]["scores"]["kernel NLL"]["value"]
 
 
 def test_standardised_data_and_its_new_draws_have_unit_scale():
