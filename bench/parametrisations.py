@@ -29,6 +29,7 @@ from ..diffusion import (
     Schedule,
     Task,
     evaluate,
+    excess_loss,
     sample_many,
 )  # fmt: skip
 from ..diffusion.metrics.table import markdown_table
@@ -43,10 +44,9 @@ RECIPE = replace(cast(Recipe, RECIPES["small"][0]), batch_size=512)
 LIMIT = 1.5  # times the error of a network that predicts eps
 # Noise levels that all schedules have, evenly spaced in the logarithm.
 SIGMAS = torch.linspace(math.log(0.0125), math.log(12), 30, dtype=torch.float64).exp()
-_EVEN = 50  # timesteps of a schedule
 _SMALL = Recipe(steps=6, hidden_layers=(16,), batch_size=32)
 _TRAINED_ON = 50_000  # points; samples are compared with other ones
-_POINTS, _OTHER_POINTS, _EXCESS, _TRAINING, _SAMPLING = range(5)  # streams of random numbers
+_POINTS, _OTHER_POINTS, _TRAINING, _SAMPLING = range(4)  # streams of random numbers
 
 
 class Parametrisation(NamedTuple):
@@ -101,33 +101,6 @@ def points_of(target: GaussianMixture, n: int, seed: int) -> Points:
         return x.float(), log_p.argmax(dim=1)
 
     return Points(*redraw(n, seed), name="five Gaussians", redraw=redraw)
-
-
-@torch.no_grad()
-def excess(model, schedule: Schedule, target, steps: Sequence[int], n: int = 1000) -> list[float]:
-    """Returns E|eps_hat - eps*|^2 at each of the timesteps, summed over coordinates.
-
-    Args:
-        model: takes (point, timestep feature) float32 [n, d + f], returns what the schedule says
-            that denoisers predict, [n, d].
-        schedule: the forward process.
-        target: the distribution of x_0.
-        steps: timesteps.
-        n: number of noisy points per timestep.
-    """
-    found = []
-    for t in steps:
-        seed = child_seed(_EXCESS, t)
-        x_0 = target.draw(n, seed)
-        eps = torch.randn(
-            x_0.shape, generator=torch.Generator().manual_seed(seed % 2**63), dtype=torch.float64
-        )
-        x_t = schedule.noised(x_0, eps, t).float()
-        eps_hat = schedule.eps_hat(x_t.double(), model(schedule.inputs(x_t, t)).double(), t)
-        radius = torch.hypot(schedule.signal[t], schedule.noise[t])
-        best = target.optimal_noise(x_t.double() / radius, schedule.alpha_bar[t].item())
-        found.append((eps_hat - best).square().sum(dim=1).mean().item())
-    return found
 
 
 def steps_at(schedule: Schedule, sigmas: Tensor) -> list[int]:
@@ -198,13 +171,14 @@ def results(
         samples = sample_many(configs, n, device=device, progress=progress.to)
     with Progress(f"measure, seed {seed}", len(models), "networks") as progress:
         for place, (name, task, model) in enumerate(zip(entries, tasks, models, strict=True)):
-            even = torch.linspace(0, task.schedule.num_steps - 1, _EVEN).round().long().tolist()
-            by_sigma = excess(model, task.schedule, target, steps_at(task.schedule, SIGMAS), n)
+            levels = steps_at(task.schedule, SIGMAS)
+            by_sigma = excess_loss(model, task.schedule, target, steps=levels, n=n).tolist()
+            by_t = excess_loss(model, task.schedule, target, n=n)
             scores = evaluate(samples[place].x.cpu(), others, repeats=real_draws, full=True)
             scores = scores.scores | scores.battery
             yield Result(
-                name, seed, mean(excess(model, task.schedule, target, even, n)), mean(by_sigma),
-                by_sigma, [key for key, score in scores.items() if score.passed is False],
+                name, seed, by_t.mean().item(), mean(by_sigma), by_sigma,
+                [key for key, score in scores.items() if score.passed is False],
                 len(scores),
             )  # fmt: skip
             progress.to(place + 1)

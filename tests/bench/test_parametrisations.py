@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from click.testing import CliRunner
 
@@ -10,58 +9,15 @@ from flashpoint.bench.__main__ import main
 from flashpoint.bench.parametrisations import (
     SIGMAS,
     Result,
-    excess,
     parametrisations,
     points_of,
     standardised_gaussians,
     steps_at,
     table,
 )
-from flashpoint.diffusion import MLP, Recipe, Schedule, excess_loss
+from flashpoint.diffusion import Recipe
 
 TARGET = standardised_gaussians()
-SCHEDULES = [
-    Schedule(50, beta_end=0.2),
-    Schedule(50, beta_end=0.2, prediction="v", zero_terminal_snr=True),
-    Schedule(50, prediction="x0", beta_end=0.2),
-    Schedule(50, "flow"),
-    Schedule(50, "edm"),
-]
-
-
-def best(schedule, t, offset=0.0):
-    """The best network of a timestep, but for an offset of eps_hat."""
-    x_coefficient, output_coefficient = (part[t] for part in schedule.eps_coefficients)
-    radius = torch.hypot(schedule.signal[t], schedule.noise[t])
-
-    def network(inputs):
-        x = inputs[:, :2].double()
-        eps = TARGET.optimal_noise(x / radius, schedule.alpha_bar[t].item()) + offset
-        return (eps - x_coefficient * x) / output_coefficient
-
-    return network
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.name} {s.prediction}")
-@pytest.mark.parametrize("t", [0, 20, 48])
-def test_the_error_is_that_of_eps_whatever_is_predicted(schedule, t):
-    assert excess(best(schedule, t), schedule, TARGET, [t], n=50)[0] < 1e-10
-    off = excess(best(schedule, t, torch.tensor([0.3, -0.4])), schedule, TARGET, [t], n=50)
-    assert off == pytest.approx([0.25], rel=1e-6)
-
-
-def test_nothing_is_to_be_learnt_where_no_data_is_left():
-    flow = Schedule(50, "flow")
-    assert excess(MLP(3, 2, [8]), flow, TARGET, [49], n=50) == pytest.approx([0], abs=1e-10)
-
-
-def test_of_a_network_that_predicts_eps_it_is_the_excess_loss():
-    model, schedule, steps = MLP(3, 2, [16]), Schedule(50, beta_end=0.2), [3, 30]
-    with torch.no_grad():
-        expected = excess_loss(model, schedule, TARGET, steps=steps, n=20_000)
-    assert excess(model, schedule, TARGET, steps, n=20_000) == pytest.approx(
-        expected.tolist(), rel=0.05
-    )
 
 
 def test_the_mixture_has_unit_scale_and_labelled_points():

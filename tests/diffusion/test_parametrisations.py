@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from functools import partial
-from statistics import mean
 
 import pytest
 import torch
 from scipy.stats import norm
 
-from flashpoint.bench.parametrisations import excess, points_of, standardised_gaussians, steps_at
+from flashpoint.bench.parametrisations import points_of, standardised_gaussians, steps_at
 from flashpoint.diffusion import (
     ClassicRecipe,
     Points,
@@ -16,6 +15,7 @@ from flashpoint.diffusion import (
     Schedule,
     Task,
     Trainer,
+    excess_loss,
     sample,
     train_many,
 )
@@ -52,7 +52,8 @@ def tasks(recipe=RECIPE):
 
 def error(model, schedule):
     """The mean excess loss over noise levels, in units of the noise."""
-    return mean(excess(model, schedule, TARGET, steps_at(schedule, SIGMAS), n=300))
+    steps = steps_at(schedule, SIGMAS)
+    return excess_loss(model, schedule, TARGET, steps=steps, n=300).mean().item()
 
 
 @pytest.fixture(scope="module")
