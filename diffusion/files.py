@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import tempfile
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         ValueError: the file cannot be written; what was there before is untouched.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{os.getpid()}.{target.name[:100]}.part")
+    # Its own for each writer: processes of two machines may have one number and share a folder.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name[:100]}.part")
     try:
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
