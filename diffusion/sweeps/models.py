@@ -16,7 +16,7 @@ from ..chains import SampleConfig, prepare
 from ..data import Points
 from ..errors import UserError, check_choice, check_seed
 from ..models import Perceptron
-from ..predictions import NATURAL
+from ..predictions import natural_schedule
 from ..schedules import Schedule
 from ..training import RECIPES, ClassicRecipe, Recipe, Task
 from .keys import KEYS, text_of
@@ -158,8 +158,7 @@ def _recipe(name: str, changes: dict[str, Any]) -> Recipe | ClassicRecipe:
 def _schedule(changes: tuple[tuple[str, Any], ...]) -> Schedule:
     """Returns the schedule with some fields; flow and EDM, if predicted, bring their own."""
     given = dict(changes)
-    natural = given.get("prediction")
-    return Schedule(**({"name": natural} if natural in NATURAL else {}) | given)
+    return Schedule(**{"name": natural_schedule(given.get("prediction"))} | given)
 
 
 def _check(model: SweepModel, points: Points) -> None:
