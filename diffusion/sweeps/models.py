@@ -18,6 +18,7 @@ from ..errors import UserError, check_choice, check_seed
 from ..models import Perceptron
 from ..predictions import natural_schedule
 from ..schedules import Schedule
+from ..solvers import SOLVERS
 from ..training import RECIPES, ClassicRecipe, Recipe, Task
 from .keys import KEYS, text_of
 
@@ -70,6 +71,17 @@ class SweepModel:
         generator = torch.Generator().manual_seed(_child_seed(self.seed, _LABELS))
         rows = torch.randint(len(points), (n,), generator=generator)
         return points.labels.cpu()[rows]
+
+    @property
+    def reverse_steps(self) -> int:
+        """Number of reverse steps of its samples."""
+        return self.sampling.get("num_steps") or self.schedule.num_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of the network in these steps."""
+        solver = SOLVERS.get(self.sampling.get("method", "ddpm"))
+        return self.reverse_steps if solver is None else solver.evaluations(self.reverse_steps)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
