@@ -14,7 +14,7 @@ from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
 from ..chains import SampleConfig
 from ..data import Points
-from ..device import choose_device
+from ..device import choose_device, own_device
 from ..errors import UserError, check_integer
 from ..metrics.yardstick import Yardstick
 from ..sampling import sample_many
@@ -26,7 +26,7 @@ from .groups import Training, chunks_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
 from .results import SweepTable
-from .shards import WHOLE, Part, check_part, occupy, own_device, this_part
+from .shards import WHOLE, Part, check_part, occupy, this_part
 from .store import SweepFolder, Trained
 
 
