@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,19 @@ def make_target(path: Path, suffix: str) -> Path:
         raise UserError(f"file {path} must end in {suffix}")
     make_folder(Path(os.path.realpath(path)).parent)
     return path
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Deletes files, of which some may be gone.
+
+    Raises:
+        ValueError: a file cannot be deleted.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be deleted: {reason(error)}") from error
 
 
 def make_folder(path: Path) -> Path:

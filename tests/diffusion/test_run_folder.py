@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from flashpoint.diffusion import files, load
+from flashpoint.diffusion import UserError, files, load
 from flashpoint.diffusion.locks import is_locked, lock_folder
 
 from .helpers import flashpoint
@@ -251,3 +251,12 @@ def test_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
     files.write_atomically(path, b"one's")
     assert path.read_bytes() == b"one's"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_are_gone_are_deleted_and_others_are_named(tmp_path):
+    (tmp_path / "one").touch()
+    (tmp_path / "folder").mkdir()
+    files.delete([tmp_path / "none", tmp_path / "one"])
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(UserError, match=r"folder cannot be deleted: "):
+        files.delete([tmp_path / "folder"])
