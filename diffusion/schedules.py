@@ -114,10 +114,12 @@ class Schedule:
                 f"at the last timestep, got it with the {self.name} schedule"
             )
         if left > _MOST_DATA_LEFT:
+            advice = "a larger beta_end, more timesteps or the cosine schedule"
+            if self.name == "edm":
+                advice = "a larger sigma_max"
             warnings.warn(
                 f"the schedule leaves alpha_bar = {left:.2f} at its last timestep, and samples are "
-                "right only if it is close to 0: take a larger beta_end, more timesteps or the "
-                "cosine schedule",
+                f"right only if it is close to 0: take {advice}",
                 ScheduleWarning,
                 stacklevel=6,  # who called the constructor
             )
