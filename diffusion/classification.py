@@ -17,7 +17,7 @@ from .schedules import Schedule, check_schedule
 _ROWS = 100_000  # of the network's input at once
 
 # (point and timestep feature [n, d + F], label int64 [n]) -> output [n, d]
-ConditionalDenoiser = Callable[[Tensor, Tensor], Tensor]
+ConditionalPredictor = Callable[[Tensor, Tensor], Tensor]
 
 
 @methods_in_default_state
@@ -51,7 +51,7 @@ class DiffusionClassifier:
 
     def __init__(
         self,
-        model: ConditionalDenoiser,
+        model: ConditionalPredictor,
         schedule: Schedule,
         *,
         num_classes: int | None = None,

@@ -1,5 +1,7 @@
 """The device that the work runs on."""
 
+import os
+
 import torch
 
 from .errors import UserError
@@ -28,6 +30,23 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     if device.type == "cpu":
         _keep_freed_memory()
     return device
+
+
+def own_device(device: str | torch.device | None) -> str | torch.device | None:
+    """Returns the device of this process: under ``torchrun`` on CUDA, that of its local number.
+
+    Args:
+        device: the device asked for.
+
+    Raises:
+        ValueError: there is no such device, or there are more ranks on this machine than devices.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or choose_device(device).type != "cuda":
+        return device
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= count:
+        raise UserError(f"--nproc-per-node must be at most {count}, the number of CUDA devices")
+    return torch.device("cuda", local)
 
 
 def _keep_freed_memory() -> None:

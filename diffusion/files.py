@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import tempfile
+import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         ValueError: the file cannot be written; what was there before is untouched.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{os.getpid()}.{target.name[:100]}.part")
+    # Its own for each writer: processes of two machines may have one number and share a folder.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.{target.name[:100]}.part")
     try:
         if target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -141,6 +144,19 @@ def make_target(path: Path, suffix: str) -> Path:
         raise UserError(f"file {path} must end in {suffix}")
     make_folder(Path(os.path.realpath(path)).parent)
     return path
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Deletes files, of which some may be gone.
+
+    Raises:
+        ValueError: a file cannot be deleted.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be deleted: {reason(error)}") from error
 
 
 def make_folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ from . import files
 from .errors import UserError
 
 HOLDER = ".lock.json"  # file that names the process that has the lock, or had it last
+_PATIENCE = 2.0  # seconds; whoever asks for a lock has it for a few milliseconds, too
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -39,8 +40,12 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Returns True if another process has locked a folder; False where nothing can be locked."""
-    lock = FileLock(folder / ".lock", timeout=0)
+    """Returns True if another process works in a folder; False where nothing can be locked.
+
+    Several processes may ask at once. None takes the others, who are gone at once, for one that
+    works there.
+    """
+    lock = FileLock(folder / ".lock", timeout=_PATIENCE, poll_interval=0.01)
     if not folder.is_dir():
         return False
     try:

@@ -68,6 +68,11 @@ PREDICTIONS = {
 NATURAL = {"flow": "flow", "edm": "edm"}  # of these schedules; of all others it is eps
 
 
+def natural_schedule(prediction: str | None) -> str:
+    """Returns the name of the schedule that goes with a prediction where none is chosen."""
+    return next((name for name, natural in NATURAL.items() if natural == prediction), "linear")
+
+
 def estimates(
     signal: Tensor, noise: Tensor, p: Tensor, q: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

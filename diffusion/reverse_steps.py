@@ -18,7 +18,7 @@ GuidanceScale = float | Callable[[Tensor], Tensor]
 Coefficients = tuple[Tensor, Tensor, Tensor]  # of x0_hat, eps_hat and z, float64 [S] each
 
 
-class Levels(NamedTuple):
+class StepLevels(NamedTuple):
     """Signal and noise level before and after each step, float64 [S]; the last one leads to x_0."""
 
     signal: Tensor
@@ -44,10 +44,10 @@ class Step(NamedTuple):
 
     title: str  # in figures and reports
     # of the levels, variance and eta; see reverse_table
-    coefficients: Callable[[Levels, str, float], Coefficients]
+    coefficients: Callable[[StepLevels, str, float], Coefficients]
 
 
-def _ddpm(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
+def _ddpm(levels: StepLevels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
     posterior = levels.posterior_variance
     sigma_squared = {
         "beta": levels.added_variance,
@@ -59,7 +59,7 @@ def _ddpm(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: A
     return levels.signal_prev, (levels.noise_prev.square() - posterior).sqrt(), sigma
 
 
-def _ddim(levels: Levels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
+def _ddim(levels: StepLevels, variance: str, eta: float) -> Coefficients:  # noqa: ARG001
     sigma = eta * levels.posterior_variance.sqrt()
     eps = (levels.noise_prev.square() - sigma.square()).clamp(min=0).sqrt()
     return levels.signal_prev, eps, sigma
@@ -101,11 +101,11 @@ def timestep_of(schedule: Schedule, sigma: Tensor) -> Tensor:
     return low + (wanted - log_sigma[low]) / (log_sigma[low + 1] - log_sigma[low])
 
 
-def levels_of(schedule: Schedule, steps: Tensor) -> Levels:
+def levels_of(schedule: Schedule, steps: Tensor) -> StepLevels:
     """Returns the levels of a chain that visits these timesteps, int64 [S], and ends at x_0."""
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     signal, noise = schedule.signal[steps], schedule.noise[steps]
-    return Levels(signal, noise, torch.cat((signal[1:], one)), torch.cat((noise[1:], zero)))
+    return StepLevels(signal, noise, torch.cat((signal[1:], one)), torch.cat((noise[1:], zero)))
 
 
 def of_output(schedule: Schedule, t: Tensor, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def timesteps(
         ValueError: S is not in 1 ... T, ``start`` is no timestep, or the spacing is unknown.
     """
     first, count = schedule.start_of(
-        num_steps, start=start, classifier_guided=spacing is None, all_levels=method == "ddpm"
+        num_steps, start=start, for_all=spacing is None, all_levels=method == "ddpm"
     )
     last = schedule.num_steps - 1 if start is None else int(start)
     if spacing is None:

@@ -22,13 +22,13 @@ from .schedules import Schedule, check_schedule
 _PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
 
 Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
-Denoiser = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> output [n, d]
+Predictor = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> output [n, d]
 
 
 @in_default_state
 @torch.no_grad()
 def sample_with_reward(
-    model: Denoiser,
+    model: Predictor,
     schedule: Schedule,
     n: int,
     reward: Reward,
@@ -129,7 +129,7 @@ def sample_with_reward(
 class _RewardChain:
     """The reverse process of :func:`sample_with_reward`, with its arguments."""
 
-    model: Denoiser
+    model: Predictor
     schedule: Schedule
     reward: Reward
     steps: Tensor

@@ -175,11 +175,7 @@ class RunFolder:
         Raises:
             ValueError: a file cannot be deleted.
         """
-        for path in (*self.own_files(), self.config_file):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise UserError(f"{path} cannot be deleted: {files.reason(error)}") from error
+        files.delete((*self.own_files(), self.config_file))
 
     def config(self) -> dict[str, Any] | None:
         """Reads the settings of the run; returns None if there are none.

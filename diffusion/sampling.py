@@ -84,8 +84,9 @@ def sample_many(
     """Draws n points from each of many models, those of one shape in the same launches.
 
     Each gets the samples that :func:`sample` would draw from it alone. A chain that is shorter than
-    others that run with it rests at its end, in steps that change nothing. Methods run together if
-    they evaluate the denoiser equally often in a step, and all or none of them are solvers.
+    others that run with it rests at its end, in steps that change nothing; on a CPU, where those
+    take as long as any, only chains of one length run together. Methods run together if they
+    evaluate the denoiser equally often in a step, and all or none of them are solvers.
 
     Args:
         configs: models, schedules, seeds and options, which may all differ.
@@ -112,7 +113,8 @@ def sample_many(
         if not isinstance(config, SampleConfig):
             raise UserError(f"configs must be SampleConfigs, got {type(config).__name__}")
         chain = prepare(config, n, device)
-        groups[chain.kind].append((number, chain))
+        length = None if _resting_is_cheap(device) else len(chain.table)
+        groups[chain.kind, length].append((number, chain))
     found: dict[int, Samples] = {}
     done = 0
     for group in groups.values():
@@ -126,6 +128,11 @@ def sample_many(
                 progress(done)
         found |= zip(numbers, _samples_of(parts, chains, keep_every), strict=True)
     return [found[number] for number in range(len(found))]
+
+
+def _resting_is_cheap(device: torch.device) -> bool:
+    """Returns False where a chain that has ended takes as long as one that goes on."""
+    return device.type == "cuda"
 
 
 def _run(

@@ -114,10 +114,12 @@ class Schedule:
                 f"at the last timestep, got it with the {self.name} schedule"
             )
         if left > _MOST_DATA_LEFT:
+            advice = "a larger beta_end, more timesteps or the cosine schedule"
+            if self.name == "edm":
+                advice = "a larger sigma_max"
             warnings.warn(
                 f"the schedule leaves alpha_bar = {left:.2f} at its last timestep, and samples are "
-                "right only if it is close to 0: take a larger beta_end, more timesteps or the "
-                "cosine schedule",
+                f"right only if it is close to 0: take {advice}",
                 ScheduleWarning,
                 stacklevel=6,  # who called the constructor
             )
@@ -316,7 +318,7 @@ class Schedule:
         num_steps: int | None,
         *,
         start: int | None = None,
-        classifier_guided: bool = False,
+        for_all: bool = False,
         all_levels: bool = False,
     ) -> tuple[int, int]:
         """Returns the first timestep of a chain, and how many timesteps it visits.
@@ -325,14 +327,14 @@ class Schedule:
         10,000 at the end of a cosine schedule, and few large steps magnify what comes out. So a
         chain starts at the noisiest timestep where this factor is at most 8 in 5 steps, 14 in 9 or
         more. Noisier timesteps are N(0, I) as well, up to less than a 64th of the data's variance,
-        or a 200th. A chain of more steps than remain visits all that remain. Networks that predict
-        something else have no such factor, and their chains start at T - 1.
+        or a 200th. A chain of more steps than remain visits all that remain. Errors of networks
+        that predict something else are not magnified so, and their chains start at T - 1.
 
         Args:
             num_steps: number of timesteps to visit; None for all.
             start: the first timestep, as far as the factor is at most 14 there.
-            classifier_guided: a classifier guides the chain. Its gradient is multiplied by noise /
-                signal whatever the network predicts.
+            for_all: starts where a network that predicts eps does, whatever this one predicts. The
+                gradient of a classifier that guides is multiplied by noise / signal too.
             all_levels: a chain of more steps than remain starts at T - 1 after all. The noise of
                 DDPM corrects the errors of single small steps.
 
@@ -350,7 +352,7 @@ class Schedule:
         most = min(max(_START_PER_STEP * count, _LOWEST_START), _HIGHEST_START)
         if start is not None:
             most = _HIGHEST_START
-        factor = self.sigma if classifier_guided else self.x0_coefficients[1].abs()
+        factor = self.sigma if for_all else self.x0_coefficients[1].abs()
         first = min(last, max(0, int((factor <= most).sum()) - 1))
         if all_levels and count > first + 1:
             first = last

@@ -6,7 +6,7 @@ import click
 
 from ..errors import UserError
 from ..noise_levels import SCHEDULES
-from ..predictions import NATURAL, PREDICTIONS, WEIGHTINGS
+from ..predictions import NATURAL, PREDICTIONS, WEIGHTINGS, natural_schedule
 from ..schedules import TIME_FEATURES, Schedule
 from ..training.recipes import T_DENSITIES, ClassicRecipe, Recipe
 from . import options
@@ -100,11 +100,9 @@ def schedule_of(
     Raises:
         ValueError: a value is unknown, out of range or of no effect.
     """
-    if schedule is None:
-        by_prediction = {of: name for name, of in NATURAL.items()}
-        schedule = by_prediction.get(str(prediction), "linear")
     given = {name: value for name, value in fields.items() if value is not None}
-    made = Schedule(timesteps, schedule, prediction=prediction, **given)
+    name = natural_schedule(prediction) if schedule is None else schedule
+    made = Schedule(timesteps, name, prediction=prediction, **given)
     if "sigma_data" in given and "edm" not in (made.name, made.prediction, weighting):
         raise UserError(
             "sigma_data must be left out unless schedule, prediction or weighting is edm, got "

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from .. import files
-from ..device import choose_device
+from ..device import choose_device, own_device
 from ..errors import UserError
 from ..interrupts import exit_code, word_for
 from ..metrics.bands import MOST_DRAWS
@@ -17,7 +17,7 @@ from ..sweeps import Sweep, SweepRun, read_grid, settings_of
 from ..sweeps.best import check_best
 from ..sweeps.groups import part_of, trainings_of
 from ..sweeps.plan import plan_of
-from ..sweeps.shards import own_device, this_part
+from ..sweeps.shards import this_part
 from ..sweeps.store import SweepFolder
 from . import (
     Count,

@@ -29,7 +29,7 @@ class Configured:
     _own_defaults: ClassVar[frozenset[str]] = frozenset()
     # Allowed values of settings that have others in other classes.
     _choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
-    # Beginnings of the names of the classes whose configs are of the same process.
+    # The process; classes of one process take each other's configs.
     _process: ClassVar[str] = "variance-preserving"
 
     _given: frozenset[str]

@@ -206,7 +206,7 @@ class FlowMatchEulerDiscreteScheduler(Counting, Configured):
         """Returns noise levels t, an array or tensor, stretched to end at ``shift_terminal``.
 
         Raises:
-            ValueError: the setting is None.
+            ValueError: the setting is None, or the last noise level is 1.
         """
         if self.shift_terminal is None:
             raise UserError("shift_terminal must be set to stretch noise levels to it, got None")
@@ -266,8 +266,9 @@ class FlowMatchEulerDiscreteScheduler(Counting, Configured):
             return_dict: False returns a plain tuple.
 
         Raises:
-            ValueError: the timestep is an integer or none of the chain's, the chain has ended, or a
-                tensor is of the wrong shape or type or on a CPU not finite.
+            ValueError: the timestep is an integer or none of the chain's, the chain has ended, a
+                tensor is of the wrong shape or type or on a CPU not finite, or an argument is given
+                that is refused.
         """
         output, sample = self._checked_step(model_output, sample)
         refuse_integer("timestep", timestep)

@@ -227,9 +227,6 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
 def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> list[Tensor]:
     """Draws samples [n, d] for each configuration and number n, as many as possible at once.
 
-    On a CPU only chains of one length run together, because there a chain that has ended takes as
-    long as one that goes on.
-
     Args:
         configs: pairs of configuration and number of samples.
         device: device of the sampling.
@@ -237,12 +234,11 @@ def draw(configs: Sequence[tuple[SampleConfig, int]], device: torch.device) -> l
     Returns:
         Samples on the CPU, in the order of the configurations.
     """
-    places: dict[tuple, list[int]] = {}
-    for place, (config, n) in enumerate(configs):
-        length = None if device.type == "cuda" else config.schedule.num_steps
-        places.setdefault((n, length), []).append(place)
+    places: dict[int, list[int]] = {}
+    for place, (_, n) in enumerate(configs):
+        places.setdefault(n, []).append(place)
     found: dict[int, Tensor] = {}
-    for (n, _), group in places.items():
+    for n, group in places.items():
         samples = sample_many([configs[place][0] for place in group], n, device=device)
         found |= zip(group, (drawn.x.cpu() for drawn in samples), strict=True)
     return [found[place] for place in range(len(configs))]

@@ -36,7 +36,7 @@ class Training:
 
     def drawing_cost(self, model: SweepModel, n: int) -> float:
         """Returns the multiplications of n samples of one of its models."""
-        return float(n * length_of(model) * self.task.shape().num_parameters)
+        return float(n * model.evaluations * self.task.shape().num_parameters)
 
     def memory(self) -> int:
         """Bytes that the training needs on the device beside the data."""
@@ -47,11 +47,6 @@ class Training:
         """Bytes of the activations and their gradients in a step of so many rows."""
         rows = min(rows, self.task.recipe.chunk_rows or rows)
         return 2 * 4 * rows * sum(self.task.shape().widths)
-
-
-def length_of(model: SweepModel) -> int:
-    """Returns the number of reverse steps of a model's samples."""
-    return model.sampling.get("num_steps") or model.schedule.num_steps
 
 
 def trainings_of(sweep: Sweep) -> list[Training]:

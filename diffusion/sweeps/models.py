@@ -16,8 +16,9 @@ from ..chains import SampleConfig, prepare
 from ..data import Points
 from ..errors import UserError, check_choice, check_seed
 from ..models import Perceptron
-from ..predictions import NATURAL
+from ..predictions import natural_schedule
 from ..schedules import Schedule
+from ..solvers import SOLVERS
 from ..training import RECIPES, ClassicRecipe, Recipe, Task
 from .keys import KEYS, text_of
 
@@ -70,6 +71,17 @@ class SweepModel:
         generator = torch.Generator().manual_seed(_child_seed(self.seed, _LABELS))
         rows = torch.randint(len(points), (n,), generator=generator)
         return points.labels.cpu()[rows]
+
+    @property
+    def reverse_steps(self) -> int:
+        """Number of reverse steps of its samples."""
+        return self.sampling.get("num_steps") or self.schedule.num_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of the network in these steps."""
+        solver = SOLVERS.get(self.sampling.get("method", "ddpm"))
+        return self.reverse_steps if solver is None else solver.evaluations(self.reverse_steps)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -158,8 +170,7 @@ def _recipe(name: str, changes: dict[str, Any]) -> Recipe | ClassicRecipe:
 def _schedule(changes: tuple[tuple[str, Any], ...]) -> Schedule:
     """Returns the schedule with some fields; flow and EDM, if predicted, bring their own."""
     given = dict(changes)
-    natural = given.get("prediction")
-    return Schedule(**({"name": natural} if natural in NATURAL else {}) | given)
+    return Schedule(**{"name": natural_schedule(given.get("prediction"))} | given)
 
 
 def _check(model: SweepModel, points: Points) -> None:

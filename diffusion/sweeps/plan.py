@@ -13,7 +13,7 @@ from ..progress import Progress
 from ..sampling import sample_many
 from ..training import ManyTrainer
 from .grid import Sweep
-from .groups import Training, chunks_of, length_of
+from .groups import Training, chunks_of
 from .progress import duration
 
 _TIMED_ON_CPU = 4  # networks whose steps are timed; on a CPU the time grows with their number
@@ -143,7 +143,7 @@ def _group(sweep: Sweep, chunks: Sequence[Sequence[Training]], device: torch.dev
         len(first),
         sum(one.memory() for one in first),
         units * steps * _step_seconds(timed, device),
-        sum(map(length_of, models)) * _reverse_step_seconds(sweep, timed, device),
+        sum(model.evaluations for model in models) * _evaluation_seconds(sweep, timed, device),
     )
 
 
@@ -159,24 +159,21 @@ def _step_seconds(trainings: Sequence[Training], device: torch.device) -> float:
     return _seconds(lambda: trainer.run(again), device) / again
 
 
-def _reverse_step_seconds(
-    sweep: Sweep, trainings: Sequence[Training], device: torch.device
-) -> float:
-    """Returns the seconds of a reverse step of one model's samples, drawn with others'."""
-    n, points = sweep.n_samples, sweep.points
-    configs = []
+def _evaluation_seconds(sweep: Sweep, trainings: Sequence[Training], device: torch.device) -> float:
+    """Returns the seconds of an evaluation for one model's samples, drawn with others'."""
+    n, configs, evaluations = sweep.n_samples, [], 0
     for one in trainings:
         model = one.models[0]
-        config = model.config(one.task.initial(), points, n)
-        steps = min(_TIMED_REVERSE_STEPS, length_of(model))
-        configs.append(replace(config, num_steps=steps))
+        steps = min(_TIMED_REVERSE_STEPS, model.reverse_steps)
+        short = replace(model, sampling={**model.sampling, "num_steps": steps})
+        configs.append(short.config(one.task.initial(), sweep.points, n))
+        evaluations += short.evaluations
 
     def draw() -> None:
         sample_many(configs, n, device=device)
 
     draw()  # compiles
-    steps = max(config.num_steps or 1 for config in configs)
-    return _seconds(draw, device) / (steps * len(configs))
+    return _seconds(draw, device) / evaluations
 
 
 def _measuring(sweep: Sweep, models: int) -> float:

@@ -14,7 +14,7 @@ from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
 from ..chains import SampleConfig
 from ..data import Points
-from ..device import choose_device
+from ..device import choose_device, own_device
 from ..errors import UserError, check_integer
 from ..metrics.yardstick import Yardstick
 from ..sampling import sample_many
@@ -22,11 +22,11 @@ from ..training import ManyTrainer
 from .best import check_best, leave_best
 from .figure import FIGURE, draw_factors
 from .grid import Sweep, points_of
-from .groups import Training, chunks_of, length_of, part_of, trainings_of
+from .groups import Training, chunks_of, part_of, trainings_of
 from .models import SweepModel
 from .progress import SweepProgress
 from .results import SweepTable
-from .shards import WHOLE, Part, check_part, occupy, own_device, this_part
+from .shards import WHOLE, Part, check_part, occupy, this_part
 from .store import SweepFolder, Trained
 
 
@@ -193,18 +193,9 @@ class SweepRun:
     def _draw(self, models: Sequence[SweepModel]) -> list[Tensor | str]:
         """Returns the samples [n, d] of each model on the CPU, or why there are none."""
         failed = [self._trained(model).failed for model in models]
-        lengths: dict[int | None, list[int]] = {}
-        for place, model in enumerate(models):
-            # On a CPU a chain that has ended takes as long as one that goes on.
-            length = None if self.device.type == "cuda" else length_of(model)
-            if not failed[place]:
-                lengths.setdefault(length, []).append(place)
-        found: list[Tensor | str] = list(failed)
-        for places in lengths.values():
-            configs = [self._config(models[place]) for place in places]
-            for place, x in zip(places, self._samples(configs), strict=True):
-                found[place] = x
-        return found
+        trained = [model for model, why in zip(models, failed, strict=True) if not why]
+        samples = iter(self._samples([self._config(model) for model in trained]))
+        return [why or next(samples) for why in failed]
 
     def _config(self, model: SweepModel) -> SampleConfig:
         network = self.folder.load_network(model)

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from .. import files
 from ..errors import UserError, shown
 from ..locks import HOLDER, is_locked, lock_folder
@@ -64,26 +62,6 @@ def this_part(shard: str | None = None) -> Part:
     part = WHOLE if shard is None else part_of_text(shard)
     rank, size = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
     return Part(part.number * size + rank, part.parts * size)
-
-
-def own_device(device: str | torch.device | None) -> str | torch.device | None:
-    """Returns the device of this process: under ``torchrun`` on CUDA, that of its local number.
-
-    Args:
-        device: the device asked for.
-
-    Raises:
-        ValueError: there are more ranks on this machine than devices.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device
-    on_cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
-    if not on_cuda:
-        return device
-    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= count:
-        raise UserError(f"--nproc-per-node must be at most {count}, the number of CUDA devices")
-    return torch.device("cuda", local)
 
 
 def check_part(folder: SweepFolder, part: Part, *, resume: bool, overwrite: bool) -> None:

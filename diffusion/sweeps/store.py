@@ -125,11 +125,8 @@ class SweepFolder:
         """
         for folder in (self.path, self.path / "networks", self.path / "models"):
             files.make_folder(folder)
-        for path in self.own_files() if anew else ():
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise UserError(f"{path} cannot be deleted: {files.reason(error)}") from error
+        if anew:
+            files.delete(self.own_files())
         files.save_json(self.config_file, self.record())
 
     def _network_file(self, model: SweepModel) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from ..device import own_device
 from ..errors import UserError
 
 _GO_ON = "the last checkpoint is good: start the same command again with --resume"
@@ -104,16 +105,13 @@ def join(device: str | torch.device | None = None) -> tuple[Ranks, str | torch.d
         device: the device asked for; on CUDA each rank takes the device of its local number.
 
     Raises:
-        ValueError: there are more ranks than devices.
+        ValueError: there is no such device, or there are more ranks than devices.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks(), device
-    on_cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    device = own_device(device)
+    on_cuda = device is not None and torch.device(device).type == "cuda"
     if on_cuda:
-        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= count:
-            raise UserError(f"--nproc-per-node must be at most {count}, the number of CUDA devices")
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cuda else "gloo")

@@ -6,13 +6,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from flashpoint.diffusion import files, load
-from flashpoint.diffusion.locks import lock_folder
+from flashpoint.diffusion import UserError, files, load
+from flashpoint.diffusion.locks import is_locked, lock_folder
 
 from .helpers import flashpoint
 
@@ -222,3 +224,39 @@ def test_a_process_may_lock_a_folder_again(tmp_path):
     assert not other.is_locked
     holder = json.loads((tmp_path / ".lock.json").read_text())
     assert holder["pid"] == os.getpid()
+
+
+def test_processes_that_ask_for_a_lock_at_once_are_none_that_hold_it(tmp_path):
+    asking = FileLock(tmp_path / ".lock", thread_local=False)
+    asking.acquire()
+    timer = threading.Timer(0.2, asking.release)
+    timer.start()
+    assert not is_locked(tmp_path)
+    timer.join()
+    asking.acquire()
+    assert is_locked(tmp_path)
+    asking.release()
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """Two machines may write a file of a shared folder at once, by processes of one number."""
+    path, fsync = tmp_path / "file", os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        files.write_atomically(path, b"the other's")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    files.write_atomically(path, b"one's")
+    assert path.read_bytes() == b"one's"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_are_gone_are_deleted_and_others_are_named(tmp_path):
+    (tmp_path / "one").touch()
+    (tmp_path / "folder").mkdir()
+    files.delete([tmp_path / "none", tmp_path / "one"])
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(UserError, match=r"folder cannot be deleted: "):
+        files.delete([tmp_path / "folder"])

@@ -240,7 +240,7 @@ def test_a_classifier_guides_a_conditional_model_that_is_told_no_class():
 
 
 def many():
-    """Configurations that differ in everything; the first three run together."""
+    """Configurations that differ in everything; the first three run together on a GPU."""
     labels = torch.tensor([0, 1, 2, 0, 3])
     return [
         SampleConfig(model(), SCHEDULE, seed=1),
@@ -255,8 +255,10 @@ def many():
     ]
 
 
+@pytest.mark.parametrize("resting_is_cheap", [True, False])
 @pytest.mark.parametrize("batch_size", [100_000, 6])
-def test_many_models_sample_as_each_does_alone(batch_size):
+def test_many_models_sample_as_each_does_alone(monkeypatch, batch_size, resting_is_cheap):
+    monkeypatch.setattr(sampling, "_resting_is_cheap", lambda _: resting_is_cheap)
     options = {"keep_every": 4, "device": "cpu"}
     together = sample_many(many(), 5, batch_size=batch_size, **options)
     for config, samples in zip(many(), together, strict=True):
@@ -267,7 +269,11 @@ def test_many_models_sample_as_each_does_alone(batch_size):
         torch.testing.assert_close(samples.trajectory, alone.trajectory, rtol=1e-5, atol=1e-5)
 
 
-def test_models_of_one_kind_run_in_one_call(monkeypatch):
+@pytest.mark.parametrize(
+    ("resting_is_cheap", "expected"), [(True, [3, 2, 1, 1]), (False, [1, 1, 1, 1, 1, 1, 1])]
+)
+def test_models_of_one_kind_run_in_one_call(monkeypatch, resting_is_cheap, expected):
+    monkeypatch.setattr(sampling, "_resting_is_cheap", lambda _: resting_is_cheap)
     calls = []
     run = sampling.sample_chain
     monkeypatch.setattr(
@@ -276,7 +282,7 @@ def test_models_of_one_kind_run_in_one_call(monkeypatch):
         or run(denoiser, *rest, **k),
     )  # fmt: skip
     sample_many(many()[:7], 5, device="cpu")
-    assert calls == [3, 2, 1, 1]
+    assert calls == expected
 
 
 def test_rows_may_be_shared_between_ranks():
@@ -288,7 +294,8 @@ def test_rows_may_be_shared_between_ranks():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def test_progress_counts_the_samples_of_all_models():
+def test_progress_counts_the_samples_of_all_models(monkeypatch):
+    monkeypatch.setattr(sampling, "_resting_is_cheap", lambda _: True)
     seen = []
     sample_many(many()[:4], 5, batch_size=6, device="cpu", progress=seen.append)
     assert seen == [6, 12, 15, 20]

@@ -141,6 +141,8 @@ def test_a_schedule_that_leaves_much_of_the_data_is_named(T):
     assert "larger beta_end, more timesteps or the cosine schedule" in said
     assert "\n" not in said
     assert record[0].filename == __file__
+    with pytest.warns(ScheduleWarning, match=r"close to 0: take a larger sigma_max$"):
+        Schedule(T, "edm", sigma_max=3.0)
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,15 @@ def test_a_plan_counts_groups_memory_and_time():
     assert double.groups[0].training > 100 * plan.groups[0].training
 
 
+def test_drawing_costs_what_the_evaluations_of_the_method_do():
+    swept = sweep({**FEW, "hidden": 8, "method": "ddim,heun,dpm++2m", "sampling_steps": "none,6"})
+    assert [model.evaluations for model in swept.models] == [30, 6, 59, 11, 30, 6]
+    (training,) = trainings_of(swept)
+    costs = [training.drawing_cost(model, 7) for model in swept.models]
+    parameters = training.task.shape().num_parameters
+    assert costs == [7 * parameters * model.evaluations for model in swept.models]
+
+
 def test_the_time_left_is_that_of_the_work_left(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("flashpoint.diffusion.sweeps.progress.time.monotonic", lambda: clock[0])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flashpoint.diffusion import UserError
+from flashpoint.diffusion.device import own_device
 from flashpoint.diffusion.sweeps import Sweep, SweepRun, SweepTable
 from flashpoint.diffusion.sweeps.shards import Part, part_of_text, this_part
 
@@ -199,8 +200,6 @@ def test_a_shard_that_is_none_is_one_line(text):
 
 
 def test_a_process_takes_the_cuda_device_of_its_local_number(monkeypatch):
-    from flashpoint.diffusion.sweeps.shards import own_device
-
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert own_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -211,3 +210,5 @@ def test_a_process_takes_the_cuda_device_of_its_local_number(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="must be at most 2, the number of CUDA devices"):
         own_device("cuda")
+    with pytest.raises(UserError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
+        own_device("gpu")
