@@ -76,9 +76,9 @@ def given_timesteps(schedule: Schedule, given: Sequence[int] | Tensor) -> Tensor
         steps = torch.as_tensor(given, device="cpu").to_dense()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"timesteps must be whole numbers, got {shown(given)}") from error
+    check_timesteps("timesteps", steps, schedule)
     if not isinstance(given, Tensor | np.ndarray) and any(isinstance(t, bool) for t in given):
         raise UserError(f"timesteps must be whole numbers, got {shown(given)}")
-    check_timesteps("timesteps", steps, schedule)
     return steps.long()
 
 

@@ -133,6 +133,7 @@ def test_levels_between_timesteps(schedule):
         ({"timesteps": [1, 3]}, r"timesteps must fall, .* got \[1, 3\]"),
         ({"timesteps": [50, 3]}, r"timesteps must fall, from 49 at most to 0 at least"),
         ({"timesteps": [3, -1]}, r"timesteps must fall, from 49 at most to 0 at least"),
+        ({"timesteps": 5}, "timesteps must be a tensor int64"),
         ({"timesteps": [3.0, 1.0]}, "timesteps must be a tensor int64"),
         ({"timesteps": [3, True, 0]}, r"timesteps must be whole numbers, got \[3, True, 0\]"),
         ({"timesteps": torch.tensor([True])}, "timesteps must be a tensor int64"),
