@@ -1,5 +1,6 @@
 """Chains of samples: a model with its options, checked, as arguments of :func:`sample_chain`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,7 +151,7 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         schedule,
         steps,
         method=config.method,
-        variance=config.variance or "posterior",
+        variance="posterior" if config.variance is None else config.variance,
         eta=0.0 if config.eta is None else config.eta,
         churn=_churn(config),
         scale=scale,
@@ -219,10 +220,11 @@ def _steps(config: SampleConfig) -> Tensor:
 def _churn(config: SampleConfig) -> Churn:
     """Returns the noise of EDM's sampler."""
     given = {name: getattr(config, name) for name in Churn._fields}
-    churn = Churn(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if value is not None:
+        if not (name == "s_tmax" and isinstance(value, float) and value == math.inf):
             check_number(name, value, 0)
+    churn = Churn(**{name: float(value) for name, value in given.items()})
     if churn.s_tmin > churn.s_tmax:
         raise UserError(f"s_tmax must be at least s_tmin, {churn.s_tmin}, got {churn.s_tmax}")
     return churn

@@ -1,6 +1,7 @@
 """Checks of what the user gave: one clear line for every wrong input."""
 
 import math
+import sys
 from collections.abc import Collection
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -65,7 +66,7 @@ def check_integer(name: str, value: int, least: int | None = None, most: int | N
 def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raises :class:`UserError` unless it is a finite number from ``least`` to ``most``."""
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and math.isfinite(value) and least <= value <= most:
+    if number and abs(value) <= sys.float_info.max and least <= value <= most:
         return
     allowed = "finite, a number"
     if math.isfinite(least):

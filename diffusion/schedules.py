@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.default_state import in_default_state, methods_in_default_state
-from .errors import ScheduleWarning, UserError, check_choice, check_integer
+from .errors import ScheduleWarning, UserError, check_choice, check_integer, shown
 from .noise_levels import BETAS, SCHEDULES, Levels, edm, flow, variance_preserving
 from .predictions import NATURAL, PREDICTIONS, WEIGHTINGS, estimates
 from .time_embedding import TimeEmbedding
@@ -102,6 +102,12 @@ class Schedule:
             raise UserError(
                 f"num_steps must leave alpha_bar above 0 in float64, got {self.num_steps} with "
                 f"beta from {self.beta_start} to {self.beta_end}"
+            )
+        if not (self.noise[0] > 0 and (self.sigma.diff() > 0).all()):
+            raise UserError(
+                "schedule must raise noise / signal at every timestep, in float64, got "
+                f"{self.num_steps} timesteps of {self.name} with beta from {self.beta_start} to "
+                f"{self.beta_end}, sigma from {self.sigma_min} to {self.sigma_max}"
             )
         if left == 0 and self.prediction == "eps":
             raise UserError(
@@ -248,11 +254,16 @@ class Schedule:
             weighting: one of :data:`WEIGHTINGS`.
 
         Raises:
-            ValueError: the weighting is unknown.
+            ValueError: the weighting is unknown, or a weight is out of the range of float32.
         """
         check_choice("weighting", weighting, WEIGHTINGS)
         gains = self.x0_coefficients[1].abs(), self.eps_coefficients[1].abs()
         weight = WEIGHTINGS[weighting](self.sigma, *gains, self.sigma_data)
+        if not weight.max() <= torch.finfo(torch.float32).max:
+            raise UserError(
+                f"weighting must be another than {weighting} for {self.prediction} with this "
+                f"schedule, got a weight of {weight.max().item():.1e}, which float32 does not hold"
+            )
         return torch.stack((self.signal, self.noise, *self.target, weight), dim=1)
 
     def x0_hat(self, x_t: Tensor, output: Tensor, t: int | Tensor) -> Tensor:
@@ -374,8 +385,11 @@ def _combined(
 ) -> Tensor:
     """Returns a linear combination of points [..., d], with the coefficients [T] at t."""
     a, b = coefficients
-    if isinstance(t, int):
-        return a[t].item() * first + b[t].item() * second
+    if not isinstance(t, Tensor):
+        check_integer("t", t, 0, len(a) - 1)
+        return a[int(t)].item() * first + b[int(t)].item() * second
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise UserError(f"t must be a timestep or int64 [...] of them, got {shown(t)}")
     t = t.to(first.device)
     a, b = (each.to(first.device, first.dtype)[t][..., None] for each in (a, b))
     return a * first + b * second

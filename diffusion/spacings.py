@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,10 +73,12 @@ def given_timesteps(schedule: Schedule, given: Sequence[int] | Tensor) -> Tensor
         ValueError: they are no whole numbers that fall, from T - 1 at most to 0 at least.
     """
     try:
-        steps = torch.as_tensor(given, device="cpu")
+        steps = torch.as_tensor(given, device="cpu").to_dense()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"timesteps must be whole numbers, got {shown(given)}") from error
     check_timesteps("timesteps", steps, schedule)
+    if not isinstance(given, Tensor | np.ndarray) and any(isinstance(t, bool) for t in given):
+        raise UserError(f"timesteps must be whole numbers, got {shown(given)}")
     return steps.long()
 
 
@@ -84,6 +87,7 @@ def check_timesteps(name: str, steps: Tensor, schedule: Schedule) -> None:
     whole = isinstance(steps, Tensor) and not (steps.is_floating_point() or steps.is_complex())
     if not whole or steps.dtype == torch.bool or steps.dim() != 1 or not len(steps):
         raise UserError(f"{name} must be a tensor int64 [S], got {shown(steps)}")
+    steps = steps.long()  # differences of unsigned numbers wrap
     if not schedule.num_steps > steps[0] or not steps[-1] >= 0 or not (steps.diff() < 0).all():
         raise UserError(
             f"{name} must fall, from {schedule.num_steps - 1} at most to 0 at least, "

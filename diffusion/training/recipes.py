@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ...kernels import MLPShape
 from ...kernels.default_state import methods_in_default_state
-from ..errors import UserError, check_choice, check_integer, check_number
+from ..errors import UserError, check_choice, check_integer, check_number, shown
 from ..models import ACTIVATIONS, CLASS_EMBEDDINGS, layer_widths
 from ..predictions import PREDICTIONS, WEIGHTINGS
 
@@ -98,8 +99,9 @@ class Recipe(_Common):
     def __post_init__(self):
         _check_common(self, "steps")
         for name in ("warmup", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            share = getattr(self, name)
+            if not (_is_number(share) and 0 <= share < 1):
+                raise UserError(f"{name} must be in [0, 1), got {shown(share)}")
         check_number("low_noise", self.low_noise, 0, 1)
         check_choice("t_density", self.t_density, T_DENSITIES)
 
@@ -284,18 +286,23 @@ def _check_common(recipe: Recipe | ClassicRecipe, *counts: str) -> None:
     check_choice("weighting", recipe.weighting, WEIGHTINGS)
     if recipe.p_uncond is not None:
         check_number("p_uncond", recipe.p_uncond, 0, 1)
-    if recipe.clip_norm is not None and not recipe.clip_norm > 0:
-        raise UserError(f"clip_norm must be positive, got {recipe.clip_norm}")
+    clip_norm = recipe.clip_norm
+    if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+        raise UserError(f"clip_norm must be positive, got {shown(clip_norm)}")
     if recipe.chunk_rows is not None:
         check_integer("chunk_rows", recipe.chunk_rows, 1)
-    if not 0 < recipe.lr < math.inf:
-        raise UserError(f"lr must be positive and finite, got {recipe.lr}")
+    if not (_is_number(recipe.lr) and 0 < recipe.lr < math.inf):
+        raise UserError(f"lr must be positive and finite, got {shown(recipe.lr)}")
     widths = layer_widths(1, 1, recipe.hidden_layers)
     object.__setattr__(recipe, "hidden_layers", widths[1:-1])
     try:
         MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 # Recipes of denoiser and classifier, by name. The classic ones are published settings for STATES.

@@ -154,6 +154,10 @@ def test_the_chain_with_noise_and_memory_on_the_kernels(device, monkeypatch, sch
         ({"s_noise": 1.0, "method": "ddpm"}, "s_noise must be left out unless method is edm"),
         ({"s_churn": -1.0}, "s_churn must be at least 0 and finite, got -1.0"),
         ({"s_churn": "much"}, "s_churn must be at least 0 and finite, got 'much'"),
+        ({"s_churn": 10**400}, "s_churn must be at least 0 and finite, got 1000"),
+        ({"s_tmin": math.inf}, "s_tmin must be at least 0 and finite, got inf"),
+        ({"s_tmin": 10**30, "s_tmax": 1.0}, r"s_tmax must be at least s_tmin, 1e\+30, got 1.0"),
+        ({"variance": "", "method": "ddpm"}, "variance must be one of beta, posterior, none"),
         ({"s_tmin": 2.0, "s_tmax": 1.0}, "s_tmax must be at least s_tmin, 2.0, got 1.0"),
         ({"s_noise": math.nan}, "s_noise must be at least 0 and finite, got nan"),
     ],
@@ -161,3 +165,11 @@ def test_the_chain_with_noise_and_memory_on_the_kernels(device, monkeypatch, sch
 def test_a_wrong_noise_is_named(options, message):
     with pytest.raises(UserError, match=message):
         sample(network(), Schedule(50), 2, device="cpu", **{"method": "edm", **options})
+
+
+def test_any_sigma_may_be_raised():
+    options = {"method": "edm", "num_steps": 5, "device": "cpu"}
+    default = sample(network(), Schedule(50), 2, **options).x
+    assert torch.equal(sample(network(), Schedule(50), 2, s_tmax=math.inf, **options).x, default)
+    highest = sample(network(), Schedule(50), 2, s_tmax=10**30, **options).x
+    assert torch.equal(highest, default)

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -109,6 +110,15 @@ def test_sinusoidal_embedding():
         ({"num_steps": "50"}, "num_steps must be an integer, got '50'"),
         ({"num_steps": 10**11}, "num_steps must be at most 1000000, got 100000000000"),
         ({"num_steps": 100_000, "beta_end": 0.5}, "num_steps must leave alpha_bar above 0"),
+        ({"num_steps": 3, "beta_start": 1e-17}, "schedule must raise noise / signal at every"),
+        (
+            {"num_steps": 4000, "beta_end": 0.5, "prediction": "v", "zero_terminal_snr": True},
+            "schedule must raise noise / signal .* got 4000 timesteps of linear with beta from",
+        ),
+        (
+            {"name": "edm", "num_steps": 3, "sigma_min": 1.0, "sigma_max": 1.0000000000000002},
+            "schedule must raise noise / signal .* sigma from 1.0 to 1.0000000000000002",
+        ),
         ({"beta_start": "small"}, "beta_start must be between .* got 'small'"),
         (
             {"beta_start": 0.5, "beta_end": 0.1},
@@ -123,6 +133,26 @@ def test_sinusoidal_embedding():
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(UserError, match=message):
         Schedule(**arguments)
+
+
+@pytest.mark.parametrize("t", [-1, 5, 1.5, True, "1", torch.tensor([1.0]), torch.tensor([True])])
+def test_a_wrong_timestep_is_named(t):
+    schedule, x = Schedule(5, "cosine"), torch.zeros(1, 2)
+    for method in (schedule.x0_hat, schedule.eps_hat, schedule.score, schedule.noised):
+        with pytest.raises(UserError, match="t must be"):
+            method(x, x, t)
+
+
+def test_a_timestep_may_be_an_integer_of_numpy():
+    schedule, x = Schedule(5, "cosine"), torch.ones(1, 2)
+    assert torch.equal(schedule.x0_hat(x, x, np.int64(3)), schedule.x0_hat(x, x, 3))
+
+
+def test_a_weight_beyond_float32_is_refused():
+    schedule = Schedule(1000, beta_end=0.5)
+    with pytest.raises(UserError, match=r"weighting must be another than edm for eps .* float32"):
+        schedule.forward_table("edm")
+    assert schedule.predicting("v").forward_table("edm").float().isfinite().all()
 
 
 def test_a_sinusoidal_time_feature_is_the_embedding_of_each_timestep():

@@ -133,7 +133,9 @@ def test_levels_between_timesteps(schedule):
         ({"timesteps": [1, 3]}, r"timesteps must fall, .* got \[1, 3\]"),
         ({"timesteps": [50, 3]}, r"timesteps must fall, from 49 at most to 0 at least"),
         ({"timesteps": [3, -1]}, r"timesteps must fall, from 49 at most to 0 at least"),
+        ({"timesteps": 5}, "timesteps must be a tensor int64"),
         ({"timesteps": [3.0, 1.0]}, "timesteps must be a tensor int64"),
+        ({"timesteps": [3, True, 0]}, r"timesteps must be whole numbers, got \[3, True, 0\]"),
         ({"timesteps": torch.tensor([True])}, "timesteps must be a tensor int64"),
         ({"timesteps": "900,3"}, "timesteps must be whole numbers, got '900,3'"),
         ({"timesteps": [3, 1], "num_steps": 2}, "num_steps must be left out with timesteps, got 2"),
@@ -148,3 +150,11 @@ def test_a_wrong_spacing_or_list_is_named(options, message):
     with pytest.raises(UserError, match=message) as caught:
         sample(model(), Schedule(50), 2, device="cpu", **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.int8])
+def test_a_list_may_be_of_any_integers(dtype):
+    options = {"seed": 1, "device": "cpu"}
+    expected = sample(model(), Schedule(50), 2, timesteps=[40, 7, 0], **options).x
+    for given in (torch.tensor([40, 7, 0], dtype=dtype), torch.tensor([40, 7, 0]).to_sparse()):
+        assert torch.equal(sample(model(), Schedule(50), 2, timesteps=given, **options).x, expected)

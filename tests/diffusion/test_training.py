@@ -165,6 +165,12 @@ def test_a_state_of_another_run_is_refused():
         ({"class_embedding": "learnt"}, "did you mean 'learned'"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"chunk_rows": 0}, "chunk_rows must be at least 1"),
+        ({"lr": "1e-3"}, "lr must be positive and finite, got '1e-3'"),
+        ({"lr": None}, "lr must be positive and finite, got None"),
+        ({"warmup": "x"}, r"warmup must be in \[0, 1\), got 'x'"),
+        ({"ema_decay": None}, r"ema_decay must be in \[0, 1\), got None"),
+        ({"clip_norm": torch.ones(2)}, "clip_norm must be positive, got a tensor of float32"),
+        ({"linear_input": 1}, "linear_input must be True or False, got 1"),
     ],
 )
 def test_a_wrong_recipe_is_named(arguments, message):
