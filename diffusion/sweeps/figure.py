@@ -134,8 +134,9 @@ def _panel(axis: Axes, levels: Sequence[Effect]) -> None:
     for place, level in zip(places, levels, strict=True):
         dots = [place] * len(level.by_seed)
         axis.plot(
-            dots, level.by_seed, "o", color=COLORS[5], ms=3, mew=0, alpha=0.7, label="single seeds"
-        )
+            dots, level.by_seed, "o", color=COLORS[5], ms=2.5, mew=0,
+            label="single seeds", zorder=3,  # in front: the mean of close ones would hide them
+        )  # fmt: skip
     means = [mean_of(level.by_seed) for level in levels]
     axis.errorbar(
         places, [mean.value for mean in means], [mean.half_width or 0.0 for mean in means],

@@ -216,7 +216,7 @@ class SweepTable(Sequence[SweepResult]):
         writer = csv.writer(written, lineterminator="\n")
         parts = ("", "_real", "_low", "_high", "_passed")
         columns = [f"{metric}{part}" for metric in self.metrics for part in parts]
-        writer.writerow(["number", *self.factors, *columns, "steps", "seconds", "failed"])
+        writer.writerow(["number", *self.factors, *columns, "trained_steps", "seconds", "failed"])
         for one in self.results:
             scores = [part for metric in self.metrics for part in _parts(one.metrics.get(metric))]
             values = [text_of(one.values[name]) for name in self.factors]

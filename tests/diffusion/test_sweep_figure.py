@@ -81,6 +81,7 @@ def test_a_panel_shows_means_intervals_seeds_and_real_data():
     assert (high - low) / 2 == pytest.approx(mean_of([1.0, 11.0]).half_width)
     dots = next(line for line in lr.lines if line.get_label() == "single seeds")
     assert [*dots.get_ydata()] == [1.0, 11.0]
+    assert dots.zorder > bars[0].zorder  # else the mean hides seeds that are close to it
     band = next(patch for patch in lr.patches if patch.get_label() == "99% of real draws")
     assert band.get_extents().transformed(lr.transData.inverted()).y0 == pytest.approx(0.5)
     assert [text.get_text() for text in activation.get_xticklabels()] == ["silu", "relu"]

@@ -148,6 +148,13 @@ def test_the_files_hold_every_number(tmp_path):
     assert mean(float(row["seconds"]) for row in rows) == 1.5
 
 
+def test_each_column_of_the_csv_has_its_own_name():
+    """A sweep over steps has the key of that name and the number of steps that were trained."""
+    header, *_ = csv.reader(table().to_csv().splitlines())
+    assert "steps" in header
+    assert len(set(header)) == len(header)
+
+
 @pytest.mark.parametrize("content", ["{}", '{"data": "a", "factors": {}, "models": [{}]}', "[]"])
 def test_a_damaged_file_is_one_line(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
