@@ -244,7 +244,7 @@ _PREDICTIONS = Study(
     ),
     quick_rows=("states",),
     quick_columns=("eps", "x0", "v", "flow", "EDM"),
-    quick_factor=4,
+    quick_factor=2,
     shown="distance to the data",
 )
 
