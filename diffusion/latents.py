@@ -1,5 +1,6 @@
 """Inversion of points to the noise they come from, and interpolation through that noise."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.default_state import in_default_state
+from ..kernels.reverse_step.reference import EPS, X
 from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer
 from .models import ConditionalMLP, Perceptron, check_prediction, fused_copy
-from .reverse_steps import levels_of, of_output, timesteps
+from .reverse_steps import levels_of, of_output, reverse_table, timesteps
 from .sampling import sample
 from .schedules import Schedule, check_schedule
 
@@ -31,13 +33,15 @@ def invert(
     """Returns the x_T from which DDIM leads to these points (Song et al. 2021, section 4.3).
 
     A deterministic step of DDIM is x_prev = signal_prev x0_hat(x_t) + noise_prev eps_hat(x_t). It
-    is inverted by solving it for x_t by fixed-point iteration, in terms of eps_hat where there is
-    little noise, and of x0_hat where there is much or where no data is left::
+    is inverted by solving it for x_t by fixed-point iteration, first with x_prev in place of x_t::
 
         x_t <- a x_prev + b eps_hat(x_t),    a = signal / signal_prev, b = noise - a noise_prev
         x_t <- a x_prev + b x0_hat(x_t),     a = noise / noise_prev, b = signal - a signal_prev
 
-    first with x_prev in place of x_t. It is the same whatever the network predicts.
+    It is the same whatever the network predicts. The first form is taken where there is little
+    noise, the second where no data is left. Elsewhere the second is the faster for a good network
+    and may diverge for a bad one, so both are tried, and of each point the x_t is kept from which
+    the step leads closest to x_prev.
 
     Args:
         model: denoiser of (point, timestep feature), and of the labels if there are any.
@@ -63,27 +67,48 @@ def invert(
     steps = timesteps(schedule, num_steps, method="ddim")
     predict = fused_copy(model, device)
     labels = _labels(model, label, len(x), device)
-    table = _inversion_table(schedule, steps).flip(0).tolist()
-    for t, (c_prev, c_x, c_output) in zip(steps.flip(0).tolist(), table, strict=True):
+    forms = [form.flip(0).tolist() for form in _inversion_tables(schedule, steps)]
+    ddim = reverse_table(schedule, steps, method="ddim").flip(0).tolist()
+
+    def output(x_t: Tensor, t: int) -> Tensor:
+        return predict(schedule.inputs(x_t, t), *labels)
+
+    def solved(x: Tensor, t: int, form: list[float]) -> Tensor:
+        c_prev, c_x, c_output = form
         x_t = x
         for _ in range(iterations):
-            output = predict(schedule.inputs(x_t, t), *labels)
-            x_t = c_prev * x + c_x * x_t + c_output * output
-        x = x_t
+            x_t = c_prev * x + c_x * x_t + c_output * output(x_t, t)
+        return x_t
+
+    for t, step, *both in zip(steps.flip(0).tolist(), ddim, *forms, strict=True):
+        found = [solved(x, t, form) for form in both if math.isfinite(form[0])]
+        if len(found) == 2:
+            errors = [(step[X] * y + step[EPS] * output(y, t) - x).norm(dim=1) for y in found]
+            found = [torch.where((errors[1] < errors[0])[:, None], found[1], found[0])]
+        x = found[0]
     check_finite("the points of noise", x)
     return x
 
 
-def _inversion_table(schedule: Schedule, steps: Tensor) -> Tensor:
-    """Returns weights of x_prev, x_t and the network's output in the next x_t, float64 [S, 3]."""
+def _inversion_tables(schedule: Schedule, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns weights of x_prev, x_t and the network's output in the next x_t, float64 [S, 3].
+
+    They are those of the form in eps_hat, and of the form in x0_hat; the numbers of one that is not
+    to be tried at a step are infinite.
+    """
     signal, noise, signal_prev, noise_prev = levels_of(schedule, steps)
+    zero, infinite = torch.zeros_like(signal), torch.full((len(steps), 3), math.inf).double()
     # Of data with variance 1, the step's term in x0_hat changes with x_t by sigma_prev sigma times
     # less than that in eps_hat.
-    noisy = noise * noise_prev > signal * signal_prev
-    c_prev = torch.where(noisy, noise / noise_prev, signal / signal_prev)
-    x0 = torch.where(noisy, signal - signal_prev * c_prev, 0.0)
-    eps = torch.where(noisy, 0.0, noise - noise_prev * c_prev)
-    return torch.stack((c_prev, *of_output(schedule, steps, x0, eps)), dim=1)
+    noisy = (noise * noise_prev > signal * signal_prev)[:, None]
+    a = signal / signal_prev
+    in_eps = torch.stack((a, *of_output(schedule, steps, zero, noise - a * noise_prev)), dim=1)
+    a = noise / noise_prev
+    in_x0 = torch.stack((a, *of_output(schedule, steps, signal - a * signal_prev, zero)), dim=1)
+    return (
+        torch.where(noisy & (signal == 0)[:, None], infinite, in_eps),
+        torch.where(noisy, in_x0, infinite),
+    )
 
 
 def _dim(model: Callable[..., Tensor]) -> int | None:

@@ -84,7 +84,7 @@ def test_a_wrong_argument_is_named(arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("given", ["sinus", 3, {"dims": 3}, {"dim": 3}, None])
+@pytest.mark.parametrize("given", ["sinus", 3, {"dims": 3}, {"dim": 3}, False])
 def test_a_wrong_time_feature_is_named(given):
     with pytest.raises(UserError, match=r"time_feature|dim must be 1"):
         Schedule(500, time_feature=given)
