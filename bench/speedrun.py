@@ -44,6 +44,7 @@ from ..diffusion import (
 )
 from ..diffusion.errors import check_choice
 from ..diffusion.files import load_json, make_folder, save_json
+from ..diffusion.training.written import known_fields, written
 from .battery import (
     Battery,
     Calibration,
@@ -89,9 +90,9 @@ class Track:
     def long_runs(self) -> str:
         """Everything that tau depends on, in words; other words need another tau."""
         # In the order of the signature, which the order of the fields need not follow.
-        names = inspect.signature(Recipe).parameters
-        arguments = ", ".join(f"{name}={getattr(self.long, name)!r}" for name in names)
-        return f"{self.schedule}, Recipe({arguments})"
+        names, known = inspect.signature(Recipe).parameters, known_fields(self.long)
+        arguments = ", ".join(f"{name}={known[name]!r}" for name in names if name in known)
+        return f"{written(self.schedule)}, Recipe({arguments})"
 
 
 def mixture_track(small: bool = False) -> Track:

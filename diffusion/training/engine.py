@@ -7,7 +7,7 @@ run one by one.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,21 +33,12 @@ from .distributed import Ranks
 from .losses import LossRecord
 from .on_device import course_of, training_data
 from .task import Task
+from .written import written
 
 _GRAPH_STEPS = 50  # steps of a CUDA graph
 # Rows that go through the networks at once: one program of 128 rows for each multiprocessor of a
 # large GPU. Half of them would fit into its cache, but as programs of 64 rows read more weights.
 _CHUNK_ROWS = 128 * 132
-# Fields of recipes and schedules that states of older versions lack, with the values of that time.
-_ADDED_FIELDS: dict[str, tuple] = {
-    "prediction": (None, "eps"),
-    "weighting": ("uniform",),
-    "t_density": ("uniform",),
-    "zero_terminal_snr": (False,),
-    "sigma_min": (0.002,),
-    "sigma_max": (80.0,),
-    "sigma_data": (1.0,),
-}
 
 
 @methods_in_default_state
@@ -300,22 +291,8 @@ def _chunks(first: int, rows: int, most: int | None) -> list[tuple[int, int]]:
 def _digests(settings: Sequence[object]) -> Tensor:
     """Returns the SHA-256 of the text of each setting, uint8 [M, 32]."""
     return torch.tensor(
-        [[*hashlib.sha256(_text(each).encode()).digest()] for each in settings]
+        [[*hashlib.sha256(written(each).encode()).digest()] for each in settings]
     ).byte()
-
-
-def _text(setting: Any) -> str:
-    """Returns the text of a setting without fields that states of older versions do not know.
-
-    They are left out where they have the value of that time.
-    """
-    values = {one.name: getattr(setting, one.name) for one in fields(setting)}
-    known = [
-        f"{name}={value!r}"
-        for name, value in values.items()
-        if name not in _ADDED_FIELDS or value not in _ADDED_FIELDS[name]
-    ]
-    return f"{type(setting).__qualname__}({', '.join(known)})"
 
 
 def _saved(tensor: Tensor) -> Tensor:
