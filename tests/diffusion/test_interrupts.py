@@ -30,7 +30,9 @@ SIGNALS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "stopped by SIGTERM"
 def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("own.npy", np.random.default_rng(0).normal(size=(60, 2)))
-    return tmp_path
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
+    yield tmp_path
+    signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager
