@@ -22,7 +22,6 @@ from .commands import (
     options,
     read_points,
     seed_option,
-    silence,
 )
 from .commands.classify import classify_command
 from .commands.data import data_command
@@ -53,6 +52,7 @@ from .export import SUFFIXES, export_model
 from .interrupts import exit_code, word_for
 from .metrics import summary
 from .metrics.bands import MOST_DRAWS
+from .progress import silence
 from .report import write_report
 from .run_folder import RunFolder
 from .training import RECIPES, ClassicRecipe, Recipe

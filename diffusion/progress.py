@@ -10,6 +10,10 @@ _LINE_AFTER = 60.0  # seconds without a line
 _LEAST = 1.0  # seconds between two lines
 
 
+def silence(line: str) -> None:
+    """Prints nothing, in place of a function that prints a line of text."""
+
+
 class Progress:
     """Shows on stderr how far some work is; a context, which ends the bar.
 

@@ -28,7 +28,6 @@ __all__ = [
     "out_option",
     "read_points",
     "seed_option",
-    "silence",
 ]
 
 Decorator = Callable[[Callable], Callable]
@@ -172,10 +171,6 @@ def _widths(text: str) -> tuple[int, ...]:
 def note(line: str) -> None:
     """Prints a line beside a command's results, on stderr."""
     click.echo(line, err=True)
-
-
-def silence(line: str) -> None:
-    """Prints nothing, where :func:`note` would."""
 
 
 def read_points(

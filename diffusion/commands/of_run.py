@@ -11,9 +11,10 @@ from .. import files
 from ..checkpoints import load, standardisation_in
 from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
+from ..progress import silence
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from . import DataChoice, DataName, data_choice, note, options, read_points, silence
+from . import DataChoice, DataName, data_choice, note, options, read_points
 
 run_data_option = options(
     data_choice(

@@ -13,6 +13,7 @@ from ..device import choose_device, own_device
 from ..errors import UserError
 from ..interrupts import exit_code, word_for
 from ..metrics.bands import MOST_DRAWS
+from ..progress import silence
 from ..sweeps import Sweep, SweepRun, read_grid, settings_of
 from ..sweeps.best import check_best
 from ..sweeps.groups import part_of, trainings_of
@@ -29,7 +30,6 @@ from . import (
     options,
     out_option,
     read_points,
-    silence,
 )
 from .of_run import files_of_data, source_of
 
@@ -127,7 +127,9 @@ def sweep_command(
     say = silence if quiet else click.echo
     points = read_points(data, silence if quiet else note)
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    sweep = Sweep(points, factors, samples, names, real_draws, source_of(data, None))
+    sweep = Sweep(
+        points, factors, samples, names, real_draws, source_of(data, None), progress=not quiet
+    )
     check_best(best, sweep.metrics or ())
     out = out or Path("runs") / f"sweep-{points.name.lower()}"
     folder = SweepFolder(out, sweep)

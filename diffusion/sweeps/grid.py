@@ -14,10 +14,12 @@ from ..data import Points, dataset
 from ..errors import UserError, check_choice, check_integer, shown
 from ..metrics.bands import MOST_DRAWS
 from ..metrics.yardstick import check_metrics, default_metrics
+from ..progress import Progress
 from .keys import KEYS, key_of, text_of, values_of
 from .models import SweepModel, model_of
 
 _MOST_MODELS = 100_000
+MANY = 2000  # models that take more than a second to check or to group
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Sweep:
         metrics: names of the metrics; None takes those of every evaluation and the likelihood.
         real_draws: number of draws of real data behind the band of each metric.
         source: where the points come from, for those who read them again.
+        progress: shows how many of many combinations are checked.
 
     Attributes:
         factors: the values of each key as a tuple, in the order given.
@@ -51,6 +54,7 @@ class Sweep:
     metrics: Sequence[str] | None = None
     real_draws: int = 40
     source: dict[str, Any] | None = None
+    progress: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "points", points_of(self.points))
@@ -77,18 +81,20 @@ class Sweep:
         return self.points.digest
 
     def _models(self) -> Iterable[SweepModel]:
-        for number, values in enumerate(product(*self.factors.values())):
-            given = dict(zip(self.factors, values, strict=True))
-            try:
-                yield model_of(number, given, self.points)
-            except UserError as error:
-                varied = [
-                    f"{key}={text_of(value)}"
-                    for key, value in given.items()
-                    if len(self.factors[key]) > 1
-                ]
-                among = f" (in the model {' '.join(varied)})" if varied else ""
-                raise UserError(f"{error}{among}") from error
+        count = math.prod(map(len, self.factors.values()))
+        shown = self.progress and count >= MANY
+        with Progress("check", count, "models", shown=shown) as bar:
+            for number, values in enumerate(product(*self.factors.values())):
+                yield self._model(number, dict(zip(self.factors, values, strict=True)))
+                bar.to(number + 1)
+
+    def _model(self, number: int, given: dict[str, Any]) -> SweepModel:
+        try:
+            return model_of(number, given, self.points)
+        except UserError as error:
+            varied = [f"{key}={text_of(given[key])}" for key in self.varied]
+            among = f" (in the model {' '.join(varied)})" if varied else ""
+            raise UserError(f"{error}{among}") from error
 
     @property
     def varied(self) -> tuple[str, ...]:

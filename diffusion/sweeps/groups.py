@@ -6,8 +6,9 @@ from functools import cached_property
 
 import torch
 
+from ..progress import Progress
 from ..training import Task
-from .grid import Sweep
+from .grid import MANY, Sweep
 from .models import SweepModel
 
 _CACHE = 24 * 2**20  # bytes that networks together read and write in a step on a CPU, to be fast
@@ -58,11 +59,14 @@ def trainings_of(sweep: Sweep) -> list[Training]:
     for model in sweep.models:
         by_id.setdefault(model.training_id(sweep.digest), []).append(model)
     groups: dict[tuple, list[Training]] = {}
-    for sharing in by_id.values():
-        task = sharing[0].task(sweep.points)
-        groups.setdefault((task.kind(), task.total_steps), []).append(
-            Training(task, tuple(sharing))
-        )
+    shown = sweep.progress and len(by_id) >= MANY
+    with Progress("group", len(by_id), "networks", shown=shown) as bar:
+        for done, sharing in enumerate(by_id.values(), 1):
+            task = sharing[0].task(sweep.points)
+            groups.setdefault((task.kind(), task.total_steps), []).append(
+                Training(task, tuple(sharing))
+            )
+            bar.to(done)
     return [training for group in groups.values() for training in group]
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from ..progress import Progress
 from .groups import Training
@@ -17,14 +16,14 @@ class SweepProgress:
     pace of those done, and from the duration of measuring a model.
 
     Args:
+        bar: shows it.
         cost: multiplications of all training and drawing to be done.
         done: number of models that were finished before.
         total: number of models in all.
-        shown: False shows nothing.
     """
 
-    def __init__(self, cost: float, done: int, total: int, *, shown: bool):
-        self._bar = Progress("sweep", total, "models", start=done, shown=shown)
+    def __init__(self, bar: Progress, cost: float, done: int, total: int):
+        self._bar = bar
         self._cost, self._spent, self._partly = cost, 0.0, 0.0
         self._before, self._finished, self._total = done, done, total
         self._began, self._measuring = time.monotonic(), 0.0
@@ -63,18 +62,6 @@ class SweepProgress:
         left = self.left()
         self._bar.note(now=now, **({} if left is None else {"left": duration(left)}))
         self._bar.to(self._finished)
-
-    def __enter__(self) -> "SweepProgress":
-        self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, traceback)
 
 
 def duration(seconds: float) -> str:

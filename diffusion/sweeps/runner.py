@@ -17,6 +17,7 @@ from ..data import Points
 from ..device import choose_device, own_device
 from ..errors import UserError, check_integer
 from ..metrics.yardstick import Yardstick
+from ..progress import Progress, silence
 from ..sampling import sample_many
 from ..training import ManyTrainer
 from .best import check_best, leave_best
@@ -112,7 +113,8 @@ class SweepRun:
             f"draw from, up to {max(map(len, chunks))} at once, on {self.device}"
         )
         cost, yardstick = sum(map(self._cost, trainings)), self._yardstick()
-        with SweepProgress(cost, done, total, shown=not self.quiet) as progress:
+        with Progress("sweep", total, "models", start=done, shown=not self.quiet) as bar:
+            progress = SweepProgress(bar, cost, done, total)
             for chunk in chunks:
                 self._do(chunk, yardstick, progress)
         return self._end()
@@ -215,10 +217,6 @@ class SweepRun:
         return found
 
 
-def _say_nothing(line: str) -> None:
-    """Takes a line and leaves it at that."""
-
-
 @in_default_state
 def sweep(
     data: str | Path | Points,
@@ -271,9 +269,9 @@ def sweep(
     part = this_part(shard)
     if out is None and not (part.is_all and best is None):
         raise UserError("out must be given for a part of a sweep and for the best model, got none")
-    planned = Sweep(points_of(data), factors, samples, metrics, real_draws)
+    planned = Sweep(points_of(data), factors, samples, metrics, real_draws, progress=not quiet)
     with tempfile.TemporaryDirectory() as nowhere:
         return SweepRun(
             planned, nowhere if out is None else out, device=own_device(device), together=together,
-            resume=resume, overwrite=overwrite, part=part, best=best, say=_say_nothing, quiet=quiet,
+            resume=resume, overwrite=overwrite, part=part, best=best, say=silence, quiet=quiet,
         ).run()  # fmt: skip

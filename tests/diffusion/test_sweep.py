@@ -10,6 +10,7 @@ import torch
 from flashpoint import diffusion as fd
 from flashpoint.diffusion import UserError, sample, train_many
 from flashpoint.diffusion.metrics.yardstick import Yardstick
+from flashpoint.diffusion.progress import Progress
 from flashpoint.diffusion.sweeps import Sweep, SweepRun, runner
 from flashpoint.diffusion.sweeps.groups import chunks_of, part_of, trainings_of
 from flashpoint.diffusion.sweeps.plan import plan_of
@@ -222,7 +223,7 @@ def test_drawing_costs_what_the_evaluations_of_the_method_do():
 def test_the_time_left_is_that_of_the_work_left(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("flashpoint.diffusion.sweeps.progress.time.monotonic", lambda: clock[0])
-    progress = SweepProgress(1000.0, 2, 12, shown=False)
+    progress = SweepProgress(Progress("sweep", 12, "models", shown=False), 1000.0, 2, 12)
     assert progress.left() is None
     clock[0] += 10
     progress.spent(250.0)
