@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import _MASK32, Stream, random_words, words_of_one
+from .reference import Stream, random_words, words_of_one
+from .rounds import MASK32
 
 _FEISTEL_ROUNDS = 8
 
@@ -100,7 +101,7 @@ def _feistel(
 
 def _mix(x: Any, key: Any) -> Any:
     """Hashes 32-bit integers; every output bit depends on every input bit."""
-    x = (x + key) & _MASK32
+    x = (x + key) & MASK32
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = ((x ^ (x >> shift)) * multiplier) & _MASK32
+        x = ((x ^ (x >> shift)) * multiplier) & MASK32
     return x ^ (x >> 16)

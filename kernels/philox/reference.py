@@ -10,18 +10,17 @@ and the 64-bit seed is the key.
 """
 
 import math
-from collections.abc import Iterable
 from enum import IntEnum
 from numbers import Integral
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK32 = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+from . import on_cpu
+from .rounds import MASK32, philox_rounds
+
 _BLOCK_BITS = 24  # lower bits of counter word 3, for the block; the stream has the upper ones
 
 
@@ -49,26 +48,9 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         int64 [4, ...]: four random words in [0, 2**32) for each counter.
     """
-    return torch.stack(_ten_rounds(counter, key))
-
-
-_Words = TypeVar("_Words", Tensor, int)
-
-
-def _ten_rounds(
-    counter: Iterable[_Words], key: Iterable[_Words]
-) -> tuple[_Words, _Words, _Words, _Words]:
-    """Runs the rounds on tensors or on Python's integers."""
-    word_0, word_1, word_2, word_3 = counter
-    key_0, key_1 = key
-    for _ in range(_ROUNDS):
-        # An int64 product wraps, but its 64 bits are those of the unsigned product. Odd words and
-        # keys keep bits above the lower 32; masking the even words drops them.
-        product_0, product_2 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
-        word_0, word_1 = ((product_2 >> 32) ^ word_1 ^ key_0) & _MASK32, product_2
-        word_2, word_3 = ((product_0 >> 32) ^ word_3 ^ key_1) & _MASK32, product_0
-        key_0, key_1 = key_0 + _WEYL[0], key_1 + _WEYL[1]
-    return word_0, word_1 & _MASK32, word_2, word_3 & _MASK32
+    if on_cpu.fits(counter, key):
+        return on_cpu.ten_rounds(counter.numpy(), key.numpy())
+    return torch.stack(philox_rounds(counter, key))
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -115,15 +97,59 @@ def random_words(
     Returns:
         int64 [M, R, words rounded up], values in [0, 2**32).
     """
-    blocks = -(-words // 4)
-    key = torch.stack((seed & _MASK32, (seed >> 32) & _MASK32))[:, :, None, None]  # [2, M, 1, 1]
-    element = element.expand(seed.shape[0], -1)  # [M, R]
-    counter = torch.empty((4, *element.shape, blocks), dtype=torch.int64, device=element.device)
-    counter[0] = (element & _MASK32)[..., None]
-    counter[1] = ((element >> 32) & _MASK32)[..., None]
-    counter[2] = step[..., None] if isinstance(step, Tensor) else step
-    counter[3] = (int(stream) << _BLOCK_BITS) + torch.arange(blocks, device=element.device)
-    return philox4x32(counter, key).permute(1, 2, 3, 0).flatten(2)
+    elements = element if element.dim() > 1 else element[None]
+    planes = _word_planes(seed, stream, step, elements, -(-words // 4))
+    return planes.permute(1, 2, 3, 0).flatten(2)
+
+
+def words_of_steps(
+    seed: Tensor, stream: Stream, steps: Tensor, element: Tensor, words: int
+) -> Tensor:
+    """Draws the :func:`random_words` of the same elements in many steps.
+
+    Args:
+        seed: int64 [M], one per model.
+        stream: the purpose of the numbers.
+        steps: int64 [S], steps, epochs or refresh numbers in [0, 2**32).
+        element: int64 [R], the 64-bit identity of each row.
+        words: number of words of each row; rounded up to a multiple of four.
+
+    Returns:
+        int64 [M, S, R, words rounded up], values in [0, 2**32).
+    """
+    planes = _word_planes(seed, stream, steps[None, :, None], element[None, None], -(-words // 4))
+    return planes.permute(1, 2, 3, 4, 0).flatten(3)
+
+
+def _word_planes(
+    seed: Tensor, stream: Stream, step: int | Tensor, element: Tensor, blocks: int
+) -> Tensor:
+    """Returns the four words of each block apart, int64 [4, M, ..., R, blocks].
+
+    Seeds are [M], elements [M or 1, ..., R], and steps broadcast with elements.
+    """
+    if on_cpu.fits(seed, step, element):
+        arrays = [
+            x.numpy() if isinstance(x, Tensor) else np.array([x]) for x in (seed, step, element)
+        ]
+        return on_cpu.ten_rounds(*_counter_and_key(stream, *arrays, np.arange(blocks)))
+    step = step if isinstance(step, Tensor) else element.new_full((1,), step)
+    block = torch.arange(blocks, device=element.device)
+    return torch.stack(philox_rounds(*_counter_and_key(stream, seed, step, element, block)))
+
+
+def _counter_and_key(
+    stream: Stream, seed: Any, step: Any, element: Any, block: Any
+) -> tuple[list[Any], list[Any]]:
+    """Returns the words of counters [..., R, blocks] and keys, which broadcast.
+
+    All are tensors or all are numpy's arrays.
+    """
+    seed = seed.reshape(-1, *(1,) * element.ndim)
+    element = element[..., None]
+    blocks = (int(stream) << _BLOCK_BITS) + block
+    counter = [element & MASK32, (element >> 32) & MASK32, step[..., None], blocks]
+    return counter, [seed & MASK32, (seed >> 32) & MASK32]
 
 
 def words_of_one(seed: int, stream: Stream, step: int, element: int, words: int) -> list[int]:
@@ -136,10 +162,10 @@ def words_of_one(seed: int, stream: Stream, step: int, element: int, words: int)
         element: the 64-bit identity of the row.
         words: number of words; rounded up to a multiple of four.
     """
-    key = (seed & _MASK32, seed >> 32)
-    low, high, stream_bits = element & _MASK32, element >> 32, int(stream) << _BLOCK_BITS
+    key = (seed & MASK32, seed >> 32)
+    low, high, stream_bits = element & MASK32, element >> 32, int(stream) << _BLOCK_BITS
     blocks = range(stream_bits, stream_bits + -(-words // 4))
-    return [word for block in blocks for word in _ten_rounds((low, high, step, block), key)]
+    return [word for block in blocks for word in philox_rounds((low, high, step, block), key)]
 
 
 def uniform_integers(words: Tensor, n: int | Tensor) -> Tensor:
@@ -172,8 +198,14 @@ def normals(words: Tensor, dim: int | None = None) -> Tensor:
     Returns:
         float32 [..., dim]; the largest possible magnitude is 5.9.
     """
-    used = words if dim is None else words[..., : dim + dim % 2]
-    pairs = uniform(used).unflatten(-1, (-1, 2))
+    dim = words.shape[-1] if dim is None else dim
+    used = words[..., : dim + dim % 2]
+    return on_cpu.box_muller(used, dim) if on_cpu.fits(words) else box_muller(used, dim)
+
+
+def box_muller(words: Tensor, dim: int) -> Tensor:
+    """Returns the :func:`normals` of words in plain PyTorch."""
+    pairs = uniform(words).unflatten(-1, (-1, 2))
     radius = torch.sqrt(-2.0 * torch.log(pairs[..., 0]))
     angle = 2.0 * math.pi * pairs[..., 1]
     numbers = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)
