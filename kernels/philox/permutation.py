@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import on_cpu, walk
 from .reference import Stream, random_words, words_of_one
-from .rounds import MASK32
+from .rounds import LAST_SHIFT, MASK32, MIXING
 
 _FEISTEL_ROUNDS = 8
 
@@ -37,17 +38,30 @@ def permute(index: Tensor, n: int | Sequence[int], seed: Tensor, epoch: int | Te
     for size in sizes:
         if not 1 <= size <= 2**62:
             raise ValueError(f"n must be from 1 to 2**62, got {size}")
-    domains = [(size, *_halves(size)) for size in sizes]
+    domains = [domain(size) for size in sizes]
+    index = index.expand(seed.shape[0], -1)
+    rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
+    keys = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
+    if on_cpu.fits(index, keys):
+        return walk.permute(index, domains if len(domains) > 1 else domains * len(index), keys)
+    return plain_permute(index, domains, keys)
+
+
+def plain_permute(
+    index: Tensor, domains: Sequence[tuple[int, int, int, int]], keys: Tensor
+) -> Tensor:
+    """Returns the :func:`permute` of positions [M, R] in plain PyTorch, with keys [M, rounds].
+
+    Domains, of all models or of each, are their size, bits of the lower half, and two masks.
+    """
     numbers: Iterable[int] | Tensor = domains[0]
     if len(set(domains)) > 1:  # otherwise ints do, and no step has to make a tensor
         numbers = torch.tensor(domains, device=index.device).T[..., None]  # each [M, 1]
     bound, *halves = numbers
-    rounds = torch.arange(_FEISTEL_ROUNDS // 4, device=index.device)
-    words = random_words(seed, Stream.ORDER, epoch, rounds, 4).flatten(1)  # [M, rounds]
-    keys = words[..., None].unbind(1)
-    value = _feistel(index.expand(seed.shape[0], -1), keys, *halves)
+    key_of_rounds = keys[..., None].unbind(1)
+    value = _feistel(index, key_of_rounds, *halves)
     while (outside := value >= bound).any():
-        value = torch.where(outside, _feistel(value, keys, *halves), value)
+        value = torch.where(outside, _feistel(value, key_of_rounds, *halves), value)
     return value
 
 
@@ -59,7 +73,7 @@ def permute_one(index: int, n: int, keys: Sequence[int]) -> int:
         n: size of the domain, 1 to 2**62.
         keys: the :func:`order_keys` of the order.
     """
-    halves = _halves(n)
+    _, *halves = domain(n)
     value = _feistel(index, keys, *halves)
     while value >= n:
         value = _feistel(value, keys, *halves)
@@ -72,11 +86,11 @@ def order_keys(seed: int, epoch: int) -> list[int]:
     return [key for row in rounds for key in words_of_one(seed, Stream.ORDER, epoch, row, 4)]
 
 
-def _halves(n: int) -> tuple[int, int, int]:
-    """Returns the number of bits of the lower half of n - 1, and the masks of both halves."""
+def domain(n: int) -> tuple[int, int, int, int]:
+    """Returns n, the number of bits of the lower half of n - 1, and the masks of both halves."""
     bits = (n - 1).bit_length()
     low_bits = bits // 2
-    return low_bits, (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+    return n, low_bits, (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
 
 
 def _feistel(
@@ -102,6 +116,6 @@ def _feistel(
 def _mix(x: Any, key: Any) -> Any:
     """Hashes 32-bit integers; every output bit depends on every input bit."""
     x = (x + key) & MASK32
-    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    for shift, multiplier in MIXING:
         x = ((x ^ (x >> shift)) * multiplier) & MASK32
-    return x ^ (x >> 16)
+    return x ^ (x >> LAST_SHIFT)

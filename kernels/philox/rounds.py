@@ -1,4 +1,4 @@
-"""The rounds of Philox 4x32 in their plain form, on tensors, numpy's arrays and Python's integers.
+"""The rounds of Philox 4x32 in their plain form, on tensors and Python's integers, and constants.
 
 Source: Salmon et al. 2011, section 4.2 and table 2.
 """
@@ -10,6 +10,10 @@ MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+
+# The round function of an epoch's order: shifts and multipliers, and the last shift.
+MIXING = ((16, 0x7FEB352D), (15, 0x846CA68B))
+LAST_SHIFT = 16
 
 
 def philox_rounds(

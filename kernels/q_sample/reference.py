@@ -142,7 +142,8 @@ def draw_epoch(
     pair = permute(rows * live, pairs, seed, epoch)  # [M, B]
     words = random_words(seed, Stream.DRAW, refresh, pair, _NOISE + dim)
     points = torch.tensor(n_points, device=rows.device)[:, None]
-    return Draw(pair % points, pair // points, normals(words[..., _NOISE:], dim), live=live)
+    t = pair // points
+    return Draw(pair - t * points, t, normals(words[..., _NOISE:], dim), live=live)
 
 
 def draw_condition(

@@ -5,7 +5,16 @@ import threading
 import pytest
 import torch
 
-from flashpoint.kernels.philox import Stream, normal_rows, normals, philox4x32, random_words
+from flashpoint.kernels.philox import (
+    Stream,
+    normal_rows,
+    normals,
+    permute,
+    philox4x32,
+    random_words,
+    walk,
+)
+from flashpoint.kernels.philox.permutation import domain, plain_permute
 from flashpoint.kernels.philox.reference import box_muller, words_of_steps
 from flashpoint.kernels.philox.rounds import philox_rounds
 
@@ -110,3 +119,18 @@ def test_a_compiler_and_a_transform_see_the_plain_form():
     steps = torch.tensor([[1], [2]])
     want = torch.stack([draw(step) for step in steps])
     assert torch.equal(torch.func.vmap(draw)(steps), want)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("n", [1, 2, 65, 2**20 + 1, 2**62])
+@pytest.mark.parametrize("models", [1, 3])
+def test_orders_are_those_of_the_plain_form(rows, n, models):
+    keys = numbers((models, 8), 32)
+    sizes = [max(1, n - 5 * model) for model in range(models)]
+    index = torch.stack([numbers((rows,)) % size for size in sizes])
+    domains = [domain(size) for size in sizes]
+    want = plain_permute(index, domains, keys)
+    assert torch.equal(walk.permute(index, domains, keys), want)
+    seed, epoch = SEEDS[:models], torch.arange(models)[:, None]
+    keys = random_words(seed, Stream.ORDER, epoch, torch.arange(2), 4).flatten(1)
+    assert torch.equal(permute(index, sizes, seed, epoch), plain_permute(index, domains, keys))
