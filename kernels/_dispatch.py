@@ -59,6 +59,20 @@ def use_triton(
     return True
 
 
+def runs_in_pieces(backend: str | None, tensor: Tensor) -> bool:
+    """Returns True if an operation runs on a CPU in pieces, side by side, and not as the reference.
+
+    It does unless the caller chose a backend, or something has to see each PyTorch operation.
+    """
+    return (
+        backend is None
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and onlooker() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
 def elementwise_gap(*tensors: Tensor | None) -> str | None:
     """Returns why element-wise kernels do not cover these tensors, or None if they do.
 

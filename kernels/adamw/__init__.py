@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .._dispatch import use_triton
+from .._dispatch import runs_in_pieces, use_triton
 from .._kinds import checked
 from .._validate import (
     check_backend,
@@ -23,7 +23,8 @@ from ..mlp import MLPShape
 from ..mlp.chunks import gap_of_training
 from ..mlp.config import OPERAND_DTYPES
 from ..mlp.layout import layout_of
-from . import reference
+from ..workers import one_thread
+from . import fused, reference
 from .reference import AdamWState, Course, Shadow, update_shadow
 
 __all__ = [
@@ -168,6 +169,10 @@ def adamw_(
         of_each("clip_norm", clip_norm), squares, shadow,
     )  # fmt: skip
     gap = _gap(parameters, grad, state, squares)
+    if gap is None and runs_in_pieces(backend, parameters):
+        with one_thread():
+            reference.adamw_(*arguments, arithmetic=fused.update)
+        return
     precision = None if shadow is None else shadow.precision
     if use_triton(backend, "parameters", parameters, gap, precision):
         from . import kernel

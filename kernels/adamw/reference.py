@@ -1,5 +1,6 @@
 """AdamW or Adam, with an exponential moving average of the weights, in plain PyTorch."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -105,11 +106,14 @@ def adamw_(
     clip_norm: float | Tensor | None,
     squares: Tensor | None,
     shadow: Shadow | None,
+    arithmetic: Callable[..., None] | None = None,
 ) -> None:
     """Updates parameters and state in place.
 
     Arguments are those of :func:`..adamw_`, checked; quantities that differ between models are [M].
+    Models that take the step are updated by :func:`update`, or other arithmetic to the same end.
     """
+    arithmetic = arithmetic or update
     keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
     if isinstance(lr, Course):
         course, (lr, keep) = lr, look_up(lr, step)
@@ -132,11 +136,11 @@ def adamw_(
     buffers = (parameters, grad, *state)
     columns = (_column(lr), _column(weight_decay), _column(ema_decay))
     if keep.all():
-        _update(*buffers, *columns, **options)
+        arithmetic(*buffers, *columns, **options)
     elif keep.any():
         chosen: Any = [buffer[keep] for buffer in buffers]
         theirs: Any = [c[keep] if torch.is_tensor(c) else c for c in columns]
-        _update(*chosen, *theirs, **options)
+        arithmetic(*chosen, *theirs, **options)
         for buffer, updated in zip((parameters, *state), (chosen[0], *chosen[2:]), strict=True):
             buffer[keep] = updated
     if shadow is not None:
@@ -148,7 +152,7 @@ def _column(number: float | Tensor) -> float | Tensor:
     return number[:, None] if torch.is_tensor(number) else number
 
 
-def _update(
+def update(
     p: Tensor,
     grad: Tensor,
     exp_avg: Tensor,
@@ -162,6 +166,7 @@ def _update(
     eps: float,
     decoupled: bool,
 ) -> None:
+    """Updates buffers [M, P] in place; what differs between models is [M, 1]."""
     beta1, beta2 = betas
     step = step.double() if torch.is_tensor(step) else step
     if not decoupled:

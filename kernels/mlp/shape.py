@@ -92,21 +92,27 @@ class MLPShape:
         layers = sum(o * (i + int(self.bias)) for i, o in pairwise(self.widths))
         return layers + self.slopes * int(self.activation == "prelu")
 
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Lengths of the parts of the flat buffer."""
+        sizes = []
+        for width_in, width_out in pairwise(self.widths):
+            sizes += [width_out * width_in, *([width_out] if self.bias else [])]
+        return [*sizes, *([self.slopes] if self.activation == "prelu" else [])]
+
     def unpack(self, flat: Tensor) -> MLPParameters:
         """Returns views of a flat buffer: weight and bias of each layer in order, then the slopes.
 
         Args:
             flat: [M, P].
         """
-        weights, biases, start = [], [], 0
+        parts = iter(flat.split_with_sizes(self._sizes, dim=1))
+        weights, biases = [], []
         for width_in, width_out in pairwise(self.widths):
-            stop = start + width_out * width_in
-            weights.append(flat[:, start:stop].unflatten(1, (width_out, width_in)))
-            start = stop
+            weights.append(next(parts).unflatten(1, (width_out, width_in)))
             if self.bias:
-                biases.append(flat[:, start : start + width_out])
-                start += width_out
-        slope = flat[:, start:] if self.activation == "prelu" else None
+                biases.append(next(parts))
+        slope = next(parts, None)
         return MLPParameters(tuple(weights), tuple(biases) if self.bias else None, slope)
 
     def pack(self, parameters: MLPParameters) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._dispatch import use_triton
+from .._dispatch import runs_in_pieces, use_triton
 from .._kinds import checked
 from .._validate import (
     check_backend,
@@ -27,7 +27,7 @@ from ..philox import seed_of_each
 from ..q_sample.reference import TrainingData, batch_draw
 from ..reduce_grad import mean_of, reduce_grad
 from ..reduce_grad.reference import empty_parts
-from . import reference
+from . import pieces, reference
 
 __all__ = ["TrainingData", "Workspace", "train_step", "training_sums", "workspace_of"]
 
@@ -71,6 +71,9 @@ def workspace_of(
     _check(parameters, shape, data)
     models, size = parameters.shape
     gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
+    if runs_in_pieces(backend, parameters):
+        shares = pieces.Shares(shape, models, rows)
+        return Workspace(empty_parts(parameters, models, 1, size + 2), None, shares)
     if not use_triton(backend, "parameters", parameters, gap, precision):
         return Workspace(parameters.new_empty(models, 1, size + 2), None, None)
     from . import launches
@@ -118,9 +121,14 @@ def training_sums(
     _check_rows(batch_size, refresh, first_row, rows)
     rows = batch_size - first_row if rows is None else rows
     _check_call(parameters, shape, workspace, seed, step, rows)
-    if workspace.shadow is None or workspace.buffers is None:
+    if workspace.shadow is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
-        reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
+        if workspace.buffers is None:
+            reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
+        else:
+            pieces.training_sums(
+                parameters, shape, data, draw, workspace.buffers, workspace.sums, add
+            )
     else:
         from . import launches
 

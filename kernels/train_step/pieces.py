@@ -1,0 +1,88 @@
+"""One training step on a CPU, in pieces of few rows that stay in the cache.
+
+The step of :mod:`.reference` in float32, with the passes of :mod:`..mlp.pieces`. Where there are
+many rows, each thread takes a share of them, and the gradients of the shares are added up.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..mlp import MLPShape
+from ..mlp.pieces import Piece, layers_of, pieces_of, some, split
+from ..q_sample.reference import Draw, TrainingData, gather_points, target_and_weight
+from ..workers import one_thread, side_by_side, workers_for
+from .reference import label_loss, noisy_inputs, target_loss
+
+
+class Shares:
+    """The shares of the work of M networks with up to ``rows`` rows, and their memory.
+
+    Attributes:
+        by_model: True if each share is of some models, False if it is of some rows of all.
+        pieces: memory for the activations of each share.
+        sums: gradients, loss and number of terms of each share but the first, if they are by rows.
+    """
+
+    def __init__(self, shape: MLPShape, models: int, rows: int):
+        workers = workers_for(models * rows)
+        self.by_model = models % workers == 0 or workers_for(rows) == 1
+        parts = min(workers, models) if self.by_model else workers
+        self.pieces = [Piece(shape, keep=True) for _ in range(parts)]
+        others = 0 if self.by_model else parts - 1
+        self.sums = torch.empty(others, models, shape.num_parameters + 2)
+
+    def of(self, models: int, rows: int) -> list[tuple[slice, slice]]:
+        """Returns the models and rows of each share."""
+        if self.by_model:
+            return [(some, slice(0, rows)) for some in split(models, -(-models // len(self.pieces)))]
+        most = max(1, -(-rows // len(self.pieces)))
+        return [(slice(0, models), some) for some in split(rows, most)]
+
+
+def training_sums(
+    parameters: Tensor,
+    shape: MLPShape,
+    data: TrainingData,
+    draw: Draw,
+    shares: Shares,
+    sums: Tensor,
+    add: bool,
+) -> None:
+    """Writes gradients, loss and number of terms of the drawn rows into sums [M, 1, P + 2].
+
+    With ``add`` they are added to the sums.
+    """
+    with one_thread() if len(shares.pieces) > 1 else nullcontext():
+        if not add:
+            sums.zero_()
+        inputs = noisy_inputs(data, draw)  # [M, B, in]
+        if data.labels is not None and data.classifies:
+            of_rows: tuple[Tensor, ...] = (data.labels.expand(len(inputs), -1).gather(1, draw.index),)
+            loss_of = label_loss
+        else:
+            x_0 = gather_points(data.points, draw.index)
+            of_rows = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
+            loss_of = target_loss
+        cuts = shares.of(*inputs.shape[:2])
+
+        def work(share: int, *_) -> None:
+            own = sums[:, 0] if shares.by_model or share == 0 else shares.sums[share - 1].zero_()
+            piece = shares.pieces[share]
+            threads = 1 if len(cuts) > 1 else torch.get_num_threads()
+            for models, rows in pieces_of(shape, *cuts[share], threads):
+                layers = layers_of(parameters, shape, models)
+                y = piece.forward(some(inputs, models, rows), layers)
+                live = None if draw.live is None else draw.live[models, rows]
+                y = y.view(-1, *y.shape[-2:])
+                loss, grad_y, count = loss_of(y, *(part[models, rows] for part in of_rows), live)
+                grad = layers_of(own[:, :-2], shape, models)
+                piece.backward(some(grad_y, slice(0, len(grad_y))), layers, grad)
+                own[models, -2] += loss
+                own[models, -1] += count
+
+        side_by_side([partial(work, share) for share in range(len(cuts))])
+        for own in shares.sums[: len(cuts) - 1]:
+            sums[:, 0] += own

@@ -1,0 +1,96 @@
+"""Threads that each take their own rows through a whole operation on a CPU.
+
+PyTorch splits every single product and sum between its threads, which wait for each other some
+hundred times in a training step. Threads that are left to themselves meet once. Python's lock does
+not stand in the way as long as products are large: PyTorch releases it while it computes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Barrier, Event
+
+import torch
+
+# Rows that a thread must have for itself: with fewer, threads wait for Python's lock too often.
+LEAST_ROWS = 1024
+
+Job = Callable[[Callable[[], bool]], None]
+
+
+def workers_for(rows: int) -> int:
+    """Returns in how many shares rows are processed: one for each thread, or 1 if they are few."""
+    threads = torch.get_num_threads()
+    return threads if rows >= threads * LEAST_ROWS else 1
+
+
+def side_by_side(jobs: Sequence[Job]) -> None:
+    """Runs each job on a thread of its own, the first on the calling one; returns after all.
+
+    In the jobs PyTorch's operations use one thread each. Jobs run without autograd, and in
+    inference mode if the caller is in it. An error of a job is raised here.
+
+    Args:
+        jobs: functions that write to different memory. They are called with a function that returns
+            True after an error in another job, or an interrupt, when they should return.
+    """
+    inference, failed = torch.is_inference_mode_enabled(), Event()
+
+    def run(job: Job) -> None:
+        try:
+            with torch.inference_mode() if inference else torch.no_grad():
+                job(failed.is_set)
+        except BaseException:
+            failed.set()
+            raise
+
+    if len(jobs) == 1:
+        jobs[0](failed.is_set)
+        return
+    others = [_pool(len(jobs) - 1).submit(run, job) for job in jobs[1:]]
+    try:
+        with one_thread():
+            run(jobs[0])
+    finally:  # the others still write to the caller's memory
+        errors = [other.exception() for other in others]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Makes PyTorch's operations use one thread inside of its block.
+
+    Before and after :func:`side_by_side`, because PyTorch's own threads stay busy for some
+    milliseconds after they have worked, and would take the cores away.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    """Returns threads whose operations in PyTorch use one thread each."""
+    threads, ready = torch.get_num_threads(), Barrier(size + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(size, "flashpoint", initializer=start)
+    for _ in range(size):
+        pool.submit(int)  # each of the first jobs starts a thread
+    ready.wait()
+    torch.set_num_threads(threads)  # further threads of other code start with this number
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive one
