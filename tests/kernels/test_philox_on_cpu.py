@@ -15,7 +15,7 @@ from flashpoint.kernels.philox import (
     walk,
 )
 from flashpoint.kernels.philox.permutation import domain, plain_permute
-from flashpoint.kernels.philox.reference import box_muller, words_of_steps
+from flashpoint.kernels.philox.reference import box_muller
 from flashpoint.kernels.philox.rounds import philox_rounds
 
 ROWS = (0, 1, 63, 65, 600, 4096, 20_001)
@@ -65,16 +65,6 @@ def test_keys_may_be_shared_or_of_each_counter(shape):
         got = philox4x32(counter, key)
         assert got.shape == counter.shape
         assert torch.equal(got, torch.stack(philox_rounds(counter, key)))
-
-
-@pytest.mark.parametrize("steps", [1, 50])
-@pytest.mark.parametrize("rows", [0, 1, 65, 700])
-def test_words_of_steps_are_those_of_each_step(steps, rows):
-    together = words_of_steps(SEEDS, Stream.NOISE, torch.arange(steps) + 9, numbers((rows,)), 6)
-    assert together.shape == (3, steps, rows, 8)
-    for number in range(steps):
-        alone = random_words(SEEDS, Stream.NOISE, number + 9, numbers((rows,)), 6)
-        assert torch.equal(together[:, number], alone)
 
 
 @pytest.mark.parametrize("rows", ROWS)
