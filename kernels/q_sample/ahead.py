@@ -33,7 +33,7 @@ class DrawsAhead:
         self._first_row = first_row
         self._rows = batch_size - first_row if rows is None else rows
         words = len(seed) * self._rows * (_INDEX_AND_TIMESTEP + data.points.shape[-1])
-        self._most = max(1, _WORDS // max(1, words)) if words else 1  # steps together
+        self._most = max(1, _WORDS // words) if words else 1  # steps together
         given = (data.labels, data.n_points, data.t_table, data.p_uncond, data.n_steps)
         sources = [each for each in (seed, *given, data.n_entries) if each is not None]
         if any(source.is_inference() for source in sources):

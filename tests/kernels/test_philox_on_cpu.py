@@ -76,6 +76,15 @@ def test_normals_are_those_of_the_plain_form(rows, dim):
     assert torch.equal(normals(words), box_muller(words, 8))
 
 
+def test_the_default_dtype_changes_nothing():
+    want = normal_rows(3, Stream.PRIOR, 0, torch.arange(65), 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(normal_rows(3, Stream.PRIOR, 0, torch.arange(65), 3), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_normals_of_every_cell_are_those_of_the_plain_form():
     for start in range(0, 2**24, 2**20):
         cells = torch.arange(start, start + 2**20) << 8
@@ -100,7 +109,7 @@ def test_threads_draw_what_each_would_alone():
         assert all(torch.equal(result, want) for result in results)
 
 
-def test_a_compiler_and_a_transform_see_the_plain_form():
+def test_a_transform_sees_the_plain_form():
     rows = torch.arange(5)
 
     def draw(step):
