@@ -12,6 +12,9 @@ backend and still sees the same numbers.
 * :func:`permute` is a keyed bijection of [0, n): the order of an epoch, without a table.
 * :func:`words_of_one`, :func:`normal_row` and :func:`permute_one` give the same for one element in
   Python, where tensors would cost many times as much.
+
+On a CPU numpy computes them, in :mod:`.on_cpu` and :mod:`.walk`; elsewhere, and where a compiler or
+a transform must see each operation, the plain forms do.
 """
 
 from .permutation import order_keys, permute, permute_one

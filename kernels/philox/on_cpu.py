@@ -96,7 +96,7 @@ def box_muller(words: Tensor, dim: int) -> Tensor:
         words: int64 [..., dim rounded up to even], values in [0, 2**32).
         dim: number of normal numbers of a row.
     """
-    numbers = torch.empty((*words.shape[:-1], dim), dtype=torch.float32)
+    numbers = torch.empty((*words.shape[:-1], dim), dtype=torch.float32, device="cpu")
     if numbers.numel() == 0:
         return numbers
     pairs = words.numpy().reshape(-1, words.shape[-1] // 2, 2).transpose(2, 0, 1)  # [2, R, pairs]
@@ -115,7 +115,7 @@ def _box_muller_in_cache(pairs: np.ndarray, numbers: np.ndarray) -> None:
     or rounded the same everywhere.
     """
     n, shape, odd = pairs[0].size, pairs[0].shape, numbers.shape[1] // 2
-    both = torch.empty(2 * n)
+    both = torch.empty(2 * n, dtype=torch.float32, device="cpu")
     radius, angle = both[:n], both[n:]
     uniform = both.numpy()
     uniform[:] = (pairs >> 8).reshape(-1)

@@ -102,31 +102,12 @@ def random_words(
     return planes.permute(1, 2, 3, 0).flatten(2)
 
 
-def words_of_steps(
-    seed: Tensor, stream: Stream, steps: Tensor, element: Tensor, words: int
-) -> Tensor:
-    """Draws the :func:`random_words` of the same elements in many steps.
-
-    Args:
-        seed: int64 [M], one per model.
-        stream: the purpose of the numbers.
-        steps: int64 [S], steps, epochs or refresh numbers in [0, 2**32).
-        element: int64 [R], the 64-bit identity of each row.
-        words: number of words of each row; rounded up to a multiple of four.
-
-    Returns:
-        int64 [M, S, R, words rounded up], values in [0, 2**32).
-    """
-    planes = _word_planes(seed, stream, steps[None, :, None], element[None, None], -(-words // 4))
-    return planes.permute(1, 2, 3, 4, 0).flatten(3)
-
-
 def _word_planes(
     seed: Tensor, stream: Stream, step: int | Tensor, element: Tensor, blocks: int
 ) -> Tensor:
-    """Returns the four words of each block apart, int64 [4, M, ..., R, blocks].
+    """Returns the four words of each block apart, int64 [4, M, R, blocks].
 
-    Seeds are [M], elements [M or 1, ..., R], and steps broadcast with elements.
+    Seeds are [M], elements [M or 1, R], and steps broadcast with elements.
     """
     if on_cpu.fits(seed, step, element):
         arrays = [
@@ -141,11 +122,11 @@ def _word_planes(
 def _counter_and_key(
     stream: Stream, seed: Any, step: Any, element: Any, block: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Returns the words of counters [..., R, blocks] and keys, which broadcast.
+    """Returns the words of counters [M, R, blocks] and keys, which broadcast.
 
     All are tensors or all are numpy's arrays.
     """
-    seed = seed.reshape(-1, *(1,) * element.ndim)
+    seed = seed[:, None, None]
     element = element[..., None]
     blocks = (int(stream) << _BLOCK_BITS) + block
     counter = [element & MASK32, (element >> 32) & MASK32, step[..., None], blocks]

@@ -13,7 +13,8 @@ from torch import Tensor
 from .rounds import LAST_SHIFT, MIXING
 
 _BLOCK = 16384  # values at once, whose halves stay in a core's cache
-_MIXING = np.array(MIXING, np.uint32)
+# Numbers of no dimension, which numpy's functions take faster than Python's.
+_MIXING = [tuple(np.array(number, np.uint32) for number in pair) for pair in MIXING]
 _LAST_SHIFT = np.array(LAST_SHIFT, np.uint32)
 
 
@@ -57,10 +58,10 @@ def _feistel(values: np.ndarray, low_bits: np.ndarray, words: np.ndarray) -> np.
     mixed, shifted = np.empty((2, len(values)), np.uint32)
     for number in range(2, len(words)):
         np.add(low, words[number, ...], mixed)
-        for part in range(len(_MIXING)):
-            np.right_shift(mixed, _MIXING[part, 0, ...], shifted)
+        for shift, multiplier in _MIXING:
+            np.right_shift(mixed, shift, shifted)
             np.bitwise_xor(mixed, shifted, mixed)
-            np.multiply(mixed, _MIXING[part, 1, ...], mixed)
+            np.multiply(mixed, multiplier, mixed)
         np.right_shift(mixed, _LAST_SHIFT, shifted)
         np.bitwise_xor(mixed, shifted, mixed)
         np.bitwise_and(mixed, high_mask, mixed)

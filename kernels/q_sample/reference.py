@@ -196,24 +196,62 @@ def batch_draw(
             ``refresh`` epochs.
         first_row, rows: the part of the step's rows to draw; None for all from ``first_row`` on.
     """
-    device, dim = data.points.device, data.points.shape[-1]
+    device = data.points.device
     rows = batch_size - first_row if rows is None else rows
     element = torch.arange(first_row, first_row + rows, device=device)
-    n_points = data.n_points.expand(len(seed))
     if refresh is None:
-        draw = draw_fresh(seed, step, element, n_points, data.t_table, dim, data.n_entries)
-    else:
-        steps = [data.forward_table.shape[1]] * len(seed)
-        if data.n_steps is not None:
-            steps = data.n_steps.tolist()
-        counts = n_points.tolist()
-        lengths = [-(-n * t // batch_size) for n, t in zip(counts, steps, strict=True)]
-        length = torch.tensor(lengths, device=device)[:, None]  # steps of an epoch, [M, 1]
-        epoch, step = step // length, step % length
-        draw = draw_epoch(
-            seed, epoch, epoch // refresh, element + step * batch_size, counts, steps, dim
-        )
-        step, element = epoch // refresh, draw.t * n_points[:, None] + draw.index
+        return fresh_rows(data, seed, step, element)
+    counts, steps, lengths = epoch_sizes(data, len(seed), batch_size)
+    length = torch.tensor(lengths, device=device)[:, None]  # steps of an epoch, [M, 1]
+    epoch, step = step // length, step % length
+    return epoch_rows(
+        data, seed, epoch, epoch // refresh, element + step * batch_size, counts, steps
+    )
+
+
+def epoch_sizes(
+    data: TrainingData, models: int, batch_size: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Returns each model's number of points, of timesteps, and of steps of an epoch."""
+    counts = data.n_points.expand(models).tolist()
+    steps = [data.forward_table.shape[1]] * models
+    if data.n_steps is not None:
+        steps = data.n_steps.tolist()
+    return counts, steps, [-(-n * t // batch_size) for n, t in zip(counts, steps, strict=True)]
+
+
+def fresh_rows(data: TrainingData, seed: Tensor, step: int | Tensor, element: Tensor) -> Draw:
+    """Returns the :func:`draw_fresh` of rows of the data, with the classes that a network sees.
+
+    Args:
+        data: the source of the rows.
+        seed: int64 [M].
+        step: training step in [0, 2**32), an int, an int64 scalar or [1, B].
+        element: int64 [B], global row numbers in their step.
+    """
+    n_points, dim = data.n_points.expand(len(seed)), data.points.shape[-1]
+    draw = draw_fresh(seed, step, element, n_points, data.t_table, dim, data.n_entries)
+    return _with_condition(data, draw, seed, step, element)
+
+
+def epoch_rows(
+    data: TrainingData,
+    seed: Tensor,
+    epoch: int | Tensor,
+    refresh: int | Tensor,
+    rows: Tensor,
+    n_points: list[int],
+    n_steps: list[int],
+) -> Draw:
+    """Returns the :func:`draw_epoch` of rows of the data, with the classes that a network sees."""
+    draw = draw_epoch(seed, epoch, refresh, rows, n_points, n_steps, data.points.shape[-1])
+    element = draw.t * data.n_points.expand(len(seed))[:, None] + draw.index
+    return _with_condition(data, draw, seed, refresh, element)
+
+
+def _with_condition(
+    data: TrainingData, draw: Draw, seed: Tensor, step: int | Tensor, element: Tensor
+) -> Draw:
     if data.class_features is None:
         return draw
     return draw._replace(condition=draw_condition(data, seed, step, element, draw.index))

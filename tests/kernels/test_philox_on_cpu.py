@@ -15,7 +15,7 @@ from flashpoint.kernels.philox import (
     walk,
 )
 from flashpoint.kernels.philox.permutation import domain, plain_permute
-from flashpoint.kernels.philox.reference import box_muller, words_of_steps
+from flashpoint.kernels.philox.reference import box_muller
 from flashpoint.kernels.philox.rounds import philox_rounds
 
 ROWS = (0, 1, 63, 65, 600, 4096, 20_001)
@@ -67,16 +67,6 @@ def test_keys_may_be_shared_or_of_each_counter(shape):
         assert torch.equal(got, torch.stack(philox_rounds(counter, key)))
 
 
-@pytest.mark.parametrize("steps", [1, 50])
-@pytest.mark.parametrize("rows", [0, 1, 65, 700])
-def test_words_of_steps_are_those_of_each_step(steps, rows):
-    together = words_of_steps(SEEDS, Stream.NOISE, torch.arange(steps) + 9, numbers((rows,)), 6)
-    assert together.shape == (3, steps, rows, 8)
-    for number in range(steps):
-        alone = random_words(SEEDS, Stream.NOISE, number + 9, numbers((rows,)), 6)
-        assert torch.equal(together[:, number], alone)
-
-
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dim", [0, 1, 2, 3, 7])
 def test_normals_are_those_of_the_plain_form(rows, dim):
@@ -84,6 +74,15 @@ def test_normals_are_those_of_the_plain_form(rows, dim):
     for some in (words, words.contiguous(), words.transpose(0, 1)):
         assert torch.equal(normals(some, dim), box_muller(some[..., : dim + dim % 2], dim))
     assert torch.equal(normals(words), box_muller(words, 8))
+
+
+def test_the_default_dtype_changes_nothing():
+    want = normal_rows(3, Stream.PRIOR, 0, torch.arange(65), 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(normal_rows(3, Stream.PRIOR, 0, torch.arange(65), 3), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_normals_of_every_cell_are_those_of_the_plain_form():
@@ -110,7 +109,7 @@ def test_threads_draw_what_each_would_alone():
         assert all(torch.equal(result, want) for result in results)
 
 
-def test_a_compiler_and_a_transform_see_the_plain_form():
+def test_a_transform_sees_the_plain_form():
     rows = torch.arange(5)
 
     def draw(step):
