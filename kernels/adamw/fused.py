@@ -1,4 +1,4 @@
-"""The arithmetic of an AdamW update on a CPU, in one pass over memory for each model."""
+"""The arithmetic of AdamW on a CPU, in one pass over memory."""
 
 import torch
 from torch import Tensor
@@ -18,19 +18,19 @@ def update(
     eps: float,
     decoupled: bool,
 ) -> None:
-    """Updates contiguous buffers [M, P] in place, as :func:`.reference.update` does.
-
-    The other arguments are those of the reference.
-    """
+    """Updates buffers [M, P] in place, as :func:`.reference.update` does, whose arguments it has."""
     fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    columns = [_of_each(number, len(p)) for number in (lr, weight_decay, ema_decay)]
-    for model, (rate, decay, averaged) in enumerate(zip(*columns, strict=True)):
+    buffers = (p, grad, exp_avg, exp_avg_sq, ema)
+    numbers = list(zip(*(_of_each(each, len(p)) for each in (lr, weight_decay, ema_decay))))
+    alike = len(set(numbers)) == 1  # then all models are one long buffer
+    models = [buffers] if alike else zip(*(buffer.unbind(0) for buffer in buffers), strict=True)
+    count = torch.as_tensor(step, dtype=torch.float32)
+    for (weights, mean, first, second, average), (rate, decay, d) in zip(models, numbers):
         fused(
-            [p[model]], [grad[model]], [exp_avg[model]], [exp_avg_sq[model]], [],
-            [torch.as_tensor(step, dtype=torch.float32)], amsgrad=False, lr=rate, beta1=betas[0],
-            beta2=betas[1], weight_decay=decay, eps=eps, maximize=False,
+            [weights], [mean], [first], [second], [], [count], amsgrad=False, lr=rate,
+            beta1=betas[0], beta2=betas[1], weight_decay=decay, eps=eps, maximize=False,
         )  # fmt: skip
-        ema[model].lerp_(p[model], 1 - averaged)
+        average.lerp_(weights, 1 - d)
 
 
 def _of_each(number: float | Tensor, models: int) -> list[float]:

@@ -82,14 +82,16 @@ def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
 
 def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
     """Records the losses [M] of update ``step`` of the models that still take it."""
-    models = (step <= course.total).nonzero()[:, 0]
-    every, total = course.every[models], course.total[models]
-    loss = loss[models].to(course.losses.dtype)
-    place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
+    takes, loss = step <= course.total, loss.to(course.losses.dtype)
+    size = course.losses.shape[1]
+    place = ((step - 1) * course.total.clamp(max=size) // course.total).clamp(max=size - 1)[:, None]
+    before = course.losses.gather(1, place)  # [M, 1]
     # A loss that is not finite is kept, also if several updates share a place.
-    course.losses[models, place] = loss + 0 * course.losses[models, place]
+    course.losses.scatter_(1, place, torch.where(takes[:, None], loss[:, None] + 0 * before, before))
     if course.means is not None:
-        course.means[models, (step - 1) // every] += loss / every
+        entry = ((step - 1) // course.every).clamp(max=course.means.shape[1] - 1)[:, None]
+        share = torch.where(takes, loss / course.every, 0)
+        course.means.scatter_add_(1, entry, share[:, None])
 
 
 def adamw_(

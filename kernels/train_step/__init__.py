@@ -121,14 +121,14 @@ def training_sums(
     _check_rows(batch_size, refresh, first_row, rows)
     rows = batch_size - first_row if rows is None else rows
     _check_call(parameters, shape, workspace, seed, step, rows)
-    if workspace.shadow is None:
+    if isinstance(workspace.buffers, pieces.Shares):
+        pieces.training_sums(
+            parameters, shape, data, workspace.buffers, workspace.sums, add,
+            (seed, step, batch_size, refresh, first_row, rows),
+        )  # fmt: skip
+    elif workspace.shadow is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
-        if workspace.buffers is None:
-            reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
-        else:
-            pieces.training_sums(
-                parameters, shape, data, draw, workspace.buffers, workspace.sums, add
-            )
+        reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
     else:
         from . import launches
 

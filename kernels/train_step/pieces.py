@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..mlp import MLPShape
 from ..mlp.pieces import Piece, layers_of, pieces_of, some, split
+from ..q_sample.ahead import DrawsAhead
 from ..q_sample.reference import Draw, TrainingData, gather_points, target_and_weight
 from ..workers import one_thread, side_by_side, workers_for
 from .reference import label_loss, noisy_inputs, target_loss
@@ -33,6 +34,13 @@ class Shares:
         self.pieces = [Piece(shape, keep=True) for _ in range(parts)]
         others = 0 if self.by_model else parts - 1
         self.sums = torch.empty(others, models, shape.num_parameters + 2)
+        self._draws: tuple[tuple, DrawsAhead] | None = None
+
+    def draw(self, data: TrainingData, seed: Tensor, step: int | Tensor, *rows) -> Draw:
+        """Returns the draw of a step, as :func:`..q_sample.reference.batch_draw` does."""
+        if self._draws is None or not _same(self._draws[0], (data, seed, *rows)):
+            self._draws = ((data, seed, *rows), DrawsAhead(data, seed, *rows))
+        return self._draws[1].draw(int(step))
 
     def of(self, models: int, rows: int) -> list[tuple[slice, slice]]:
         """Returns the models and rows of each share."""
@@ -42,22 +50,35 @@ class Shares:
         return [(slice(0, models), some) for some in split(rows, most)]
 
 
+def _same(before: tuple, now: tuple) -> bool:
+    """Returns True if two calls have the same tensors and the same numbers."""
+    return all(
+        one is other if isinstance(one, tuple | Tensor) else one == other
+        for one, other in zip(before, now, strict=True)
+    )
+
+
 def training_sums(
     parameters: Tensor,
     shape: MLPShape,
     data: TrainingData,
-    draw: Draw,
     shares: Shares,
     sums: Tensor,
     add: bool,
+    drawn: tuple,
 ) -> None:
     """Writes gradients, loss and number of terms of the drawn rows into sums [M, 1, P + 2].
 
-    With ``add`` they are added to the sums.
+    Args:
+        parameters, shape, data, sums: as in the reference.
+        shares: made for these networks and at least so many rows.
+        add: True adds to the sums.
+        drawn: seed, step, batch size, refresh, first row and number of rows.
     """
     with one_thread() if len(shares.pieces) > 1 else nullcontext():
         if not add:
             sums.zero_()
+        draw = shares.draw(data, *drawn)
         inputs = noisy_inputs(data, draw)  # [M, B, in]
         if data.labels is not None and data.classifies:
             of_rows: tuple[Tensor, ...] = (data.labels.expand(len(inputs), -1).gather(1, draw.index),)
