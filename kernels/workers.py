@@ -17,7 +17,11 @@ import torch
 # Rows that a thread must have for itself: with fewer, threads wait for Python's lock too often.
 LEAST_ROWS = 1024
 
-Job = Callable[[Callable[[], bool]], None]
+Job = Callable[[Callable[[], bool]], object]
+
+
+class Halted(Exception):  # noqa: N818
+    """A job ended early, because another one failed."""
 
 
 def workers_for(rows: int) -> int:
@@ -29,12 +33,12 @@ def workers_for(rows: int) -> int:
 def side_by_side(jobs: Sequence[Job]) -> None:
     """Runs each job on a thread of its own, the first on the calling one; returns after all.
 
-    In the jobs PyTorch's operations use one thread each. Jobs run without autograd, and in
-    inference mode if the caller is in it. An error of a job is raised here.
+    If there are several, PyTorch's operations use one thread in each. Jobs run without autograd,
+    and in inference mode if the caller is in it. An error of a job is raised here.
 
     Args:
         jobs: functions that write to different memory. They are called with a function that returns
-            True after an error in another job, or an interrupt, when they should return.
+            True after an error in another job, or an interrupt; a job may then raise Halted.
     """
     inference, failed = torch.is_inference_mode_enabled(), Event()
 
@@ -47,16 +51,18 @@ def side_by_side(jobs: Sequence[Job]) -> None:
             raise
 
     if len(jobs) == 1:
-        jobs[0](failed.is_set)
+        run(jobs[0])
         return
     others = [_pool(len(jobs) - 1).submit(run, job) for job in jobs[1:]]
+    errors: list[BaseException | None] = []
     try:
         with one_thread():
             run(jobs[0])
-    finally:  # the others still write to the caller's memory
-        errors = [other.exception() for other in others]
+    except BaseException as error:
+        errors.append(error)
+    errors += [other.exception() for other in others]  # waits: they write to the caller's memory
     for error in errors:
-        if error is not None:
+        if error is not None and not isinstance(error, Halted):
             raise error
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import log_once, onlooker, use_triton
+from .._dispatch import log_once, onlooker, runs_in_pieces, use_triton
 from .._kinds import checked
 from .._validate import (
     check_backend,
@@ -19,7 +19,7 @@ from ..default_state import in_default_state
 from ..mlp.layout import gap_of
 from ..overflow import observe
 from ..philox import Stream, normal_rows, seed_of_each, seed_tensor
-from . import reference, stepwise
+from . import pieces, reference, stepwise
 from .reference import Condition, Guide, Network
 
 __all__ = ["Condition", "Guide", "Network", "draw_prior", "sample_chain"]
@@ -136,7 +136,9 @@ def sample_chain(
         gap = gap or gap_of(guide.classifier.shape, torch.float32, classifier=True)
     reference_only = onlooker() or ("float64" if x_T.dtype == torch.float64 else None)
     with torch.no_grad():
-        if not use_triton(backend, "x_T", x_T, reference_only, precision):
+        if runs_in_pieces(backend, x_T):
+            samples, trajectory = pieces.sample_chain(*arguments)
+        elif not use_triton(backend, "x_T", x_T, reference_only, precision):
             samples, trajectory = reference.sample_chain(*arguments)
         elif gap is None:
             from . import one_launch

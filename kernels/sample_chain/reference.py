@@ -13,6 +13,8 @@ A table of seven columns is that of a linear multistep method; its steps also re
 of x and output for the next one, see :func:`~..reverse_step.reference.memory_coefficients`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,6 +61,11 @@ class Condition(NamedTuple):
     free: bool = False
 
 
+# Returns, for the input [M, B, d + F] of a step, the denoiser's output; its output without a class,
+# with classifier-free guidance; and the gradient of log p(label), [M, B, d + F], with a guide.
+Evaluation = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
 def sample_chain(
     denoiser: Network,
     x: Tensor,
@@ -72,29 +79,31 @@ def sample_chain(
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     count, size = x.shape[1], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
-    missing = 0 if x.is_cuda else max(0, _LEAST_ROWS - 1 - (count - 1) % size)  # in the last chunk
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
-        guide = guide and guide._replace(labels=F.pad(guide.labels, (0, missing)))
-        condition = condition and condition._replace(labels=F.pad(condition.labels, (0, missing)))
+    if not x.is_cuda:
+        x, guide, condition = filled_up(x, guide, condition, 1 + (count - 1) % size)
     chunks = []
     for start in range(0, max(1, count), size):
         rows = slice(start, start + size)
+        evaluate = partial(_evaluate, denoiser, rows_of(guide, rows), rows_of(condition, rows))
         chunks.append(
-            _chain(
-                denoiser,
-                x[:, rows],
-                table,
-                time_features,
-                seed,
-                rows_of(guide, rows),
-                rows_of(condition, rows),
-                first_row + start,
-                keep_every,
+            run_chain(
+                evaluate, x[:, rows], table, time_features, seed, first_row + start, keep_every
             )
         )
     samples, trajectories = zip(*chunks, strict=True)
     return torch.cat(samples, dim=1)[:, :count], torch.cat(trajectories, dim=2)[:, :, :count]
+
+
+def filled_up(
+    x: Tensor, guide: Guide | None, condition: Condition | None, rows: int
+) -> tuple[Tensor, Guide | None, Condition | None]:
+    """Returns the arguments with more rows at the end, so that these last rows are not too few."""
+    missing = max(0, _LEAST_ROWS - rows)
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+        guide = guide and guide._replace(labels=F.pad(guide.labels, (0, missing)))
+        condition = condition and condition._replace(labels=F.pad(condition.labels, (0, missing)))
+    return x, guide, condition
 
 
 def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | None:
@@ -102,8 +111,23 @@ def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | 
     return None if part is None else part._replace(labels=part.labels[:, rows])
 
 
-def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row, keep_every):
-    """Runs the chain of so few rows that they go through each step at once."""
+def run_chain(
+    evaluate: Evaluation,
+    x: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    seed: Tensor,
+    first_row: int,
+    keep_every: int,
+) -> tuple[Tensor, Tensor]:
+    """Runs the chain of so few rows that they go through each step at once.
+
+    Args:
+        evaluate: evaluates the networks at the input [M, B, d + F] of a step.
+
+    Returns:
+        samples and trajectory, as :func:`sample_chain`, which has the other arguments.
+    """
     rows = torch.arange(first_row, first_row + x.shape[1], device=x.device)
     noisy = bool((table[..., NOISE] != 0).any())
     kept = [x] if keep_every else []
@@ -114,8 +138,8 @@ def _chain(denoiser, x, table, time_features, seed, guide, condition, first_row,
             noise = _noise_of_steps(seed, steps, rows, x.shape[2])  # [S, M, B, d]
         features = time_features[:, step, None].expand(*x.shape[:2], -1)
         inputs = torch.cat((x, features), dim=-1)  # [M, B, d + F]
-        eps, uncond = _predictions(denoiser, inputs, condition)
-        grad = None if guide is None else grad_log_p(guide, inputs)[..., : x.shape[2]]
+        eps, uncond, grad = evaluate(inputs)
+        grad = None if grad is None else grad[..., : x.shape[2]]
         z = noise[step % _NOISE_STEPS] if noisy else None
         now, x = x, reverse_step(x, eps, table[:, step], z, grad, uncond)
         if table.shape[2] > MEMORY:
@@ -134,14 +158,15 @@ def _noise_of_steps(seed: Tensor, steps: Tensor, rows: Tensor, dim: int) -> Tens
     return noise.unflatten(1, (len(steps), len(rows))).transpose(0, 1)
 
 
-def _predictions(
-    denoiser: Network, inputs: Tensor, condition: Condition | None
-) -> tuple[Tensor, Tensor | None]:
-    """Returns the denoiser's output and, with classifier-free guidance, that without a class."""
+def _evaluate(
+    denoiser: Network, guide: Guide | None, condition: Condition | None, inputs: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns the networks' part in a step, as an :data:`Evaluation`."""
     networks = denoiser.shape.unpack(denoiser.parameters)
     rows = [inputs] if condition is None else conditional_inputs(inputs, condition)
     eps, *uncond = (mlp.mlp(each, networks, denoiser.shape) for each in rows)
-    return eps, uncond[0] if uncond else None
+    grad = None if guide is None else grad_log_p(guide, inputs)
+    return eps, uncond[0] if uncond else None, grad
 
 
 def conditional_inputs(inputs: Tensor, condition: Condition) -> list[Tensor]:
@@ -162,6 +187,10 @@ def grad_log_p(guide: Guide, inputs: Tensor) -> Tensor:
     (parameters, shape), labels = guide
     networks = shape.unpack(parameters)
     logits, _, preactivations = mlp.forward(inputs, networks, shape)
-    grad_logits = -logits.softmax(dim=-1)
-    grad_logits.scatter_add_(-1, labels[..., None], torch.ones_like(grad_logits[..., :1]))
-    return mlp.input_gradient(grad_logits, preactivations, networks, shape)
+    return mlp.input_gradient(grad_of_logits(logits, labels), preactivations, networks, shape)
+
+
+def grad_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the gradient of log softmax(logits)[label] with respect to the logits."""
+    grad = -logits.softmax(dim=-1)
+    return grad.scatter_add_(-1, labels[..., None], torch.ones_like(grad[..., :1]))
