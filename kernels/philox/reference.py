@@ -49,7 +49,7 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
         int64 [4, ...]: four random words in [0, 2**32) for each counter.
     """
     if on_cpu.fits(counter, key):
-        return on_cpu.ten_rounds(counter.numpy(), key.numpy())
+        return on_cpu.ten_rounds([*counter.numpy()], [*key.numpy()])
     return torch.stack(philox_rounds(counter, key))
 
 
@@ -110,13 +110,14 @@ def _word_planes(
     Seeds are [M], elements [M or 1, R], and steps broadcast with elements.
     """
     if on_cpu.fits(seed, step, element):
-        arrays = [
-            x.numpy() if isinstance(x, Tensor) else np.array([x]) for x in (seed, step, element)
-        ]
-        return on_cpu.ten_rounds(*_counter_and_key(stream, *arrays, np.arange(blocks)))
+        numbers = step.numpy() if isinstance(step, Tensor) else np.array([step])
+        block = np.arange(blocks)
+        return on_cpu.ten_rounds(
+            *_counter_and_key(stream, seed.numpy(), numbers, element.numpy(), block)
+        )
     step = step if isinstance(step, Tensor) else element.new_full((1,), step)
-    block = torch.arange(blocks, device=element.device)
-    return torch.stack(philox_rounds(*_counter_and_key(stream, seed, step, element, block)))
+    blocks_of_row = torch.arange(blocks, device=element.device)
+    return torch.stack(philox_rounds(*_counter_and_key(stream, seed, step, element, blocks_of_row)))
 
 
 def _counter_and_key(

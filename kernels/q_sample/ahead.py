@@ -1,5 +1,7 @@
 """Draws of many training steps at once: on a CPU a small batch costs little but its calls."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ class DrawsAhead:
                 self._rows,
             )
         number = step - self._steps.start
-        return Draw(*(None if part is None else part[:, number] for part in self._draws))
+        return _of_each_part(self._draws, lambda part: part[:, number])
 
     def _draw_from(self, step: int) -> tuple[range, Draw | None]:
         """Returns the steps that are drawn together from a step on, and their draws if many."""
@@ -81,7 +83,11 @@ class DrawsAhead:
             batches = torch.arange(first, first + len(steps), device=device)
             rows = (batches[:, None] * self._batch_size + row).flatten()
             draw = epoch_rows(data, seed, epoch, epoch // self._refresh, rows, counts, times)
-        parts = (
-            None if part is None else part.unflatten(1, (len(steps), self._rows)) for part in draw
-        )
-        return steps, Draw(*parts)
+        shape = len(steps), self._rows
+        return steps, _of_each_part(draw, lambda part: part.unflatten(1, shape))
+
+
+def _of_each_part(draw: Draw, change: Callable[[Tensor], Tensor]) -> Draw:
+    """Returns a draw with all its parts changed alike."""
+    condition, live = (part if part is None else change(part) for part in draw[3:])
+    return Draw(change(draw.index), change(draw.t), change(draw.eps), condition, live)
