@@ -26,31 +26,25 @@ _FEW_COLUMNS = 16
 
 
 def pieces_of(
-    shape: MLPShape, models: slice, rows: slice, threads: int
+    shape: MLPShape, models: int, rows: int, threads: int
 ) -> Iterator[tuple[slice, slice]]:
-    """Yields models and rows of each piece of a share that these threads work on together."""
+    """Yields models and rows of each piece that these threads work on together, at least one."""
     width, floats = max(shape.widths), threads * _FLOATS
-    most_models = max(1, floats // (width * max(1, rows.stop - rows.start)))
-    for some_models in _cut(models, most_models):
-        for some_rows in _cut(rows, max(_LEAST_ROWS, floats // width)):
+    for some_models in split(models, max(1, floats // (width * max(1, rows)))):
+        for some_rows in split(rows, max(_LEAST_ROWS, floats // width)):
             yield some_models, some_rows
 
 
 def split(count: int, most: int) -> list[slice]:
     """Returns slices of ``count`` elements, as even as can be and of at most ``most``, or one."""
-    return _cut(slice(0, count), most)
-
-
-def _cut(elements: slice, most: int) -> list[slice]:
-    first, count = elements.start, elements.stop - elements.start
     parts = max(1, -(-count // most))
-    return [slice(*b) for b in pairwise(first + count * part // parts for part in range(parts + 1))]
+    return [slice(*pair) for pair in pairwise(count * part // parts for part in range(parts + 1))]
 
 
-def some(tensor: Tensor, models: slice, rows: slice | None = None) -> Tensor:
-    """Returns some models, and some rows of them, of a tensor [M, ...]; one loses its axis."""
-    index: Any = models.start if models.stop - models.start == 1 else models
-    return tensor[index] if rows is None else tensor[models, rows][0 if index is not models else ...]
+def some(tensor: Tensor, models: slice, rows: slice = slice(None)) -> Tensor:
+    """Returns some rows [..., B, d] of some models; of a single model without the axis M."""
+    chosen = tensor[models, rows]
+    return chosen[0] if len(chosen) == 1 else chosen
 
 
 def layers_of(flat: Tensor, shape: MLPShape, models: slice) -> MLPParameters:

@@ -45,7 +45,8 @@ def sample_chain(
 
     def work(share: slice, stops: Callable[[], bool]) -> None:
         threads = 1 if workers > 1 else torch.get_num_threads()
-        for of, own in pieces_of(shape, slice(0, models), share, threads):
+        for of, rows_of_share in pieces_of(shape, models, share.stop - share.start, threads):
+            own = slice(share.start + rows_of_share.start, share.start + rows_of_share.stop)
             evaluate = _evaluation(denoiser, guide, condition, of, own, stops)
             samples, kept = run_chain(
                 evaluate, x[of, own], table[of], time_features[of], seed[of],

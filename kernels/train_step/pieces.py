@@ -50,6 +50,17 @@ class Shares:
         return [(slice(0, models), some) for some in split(rows, most)]
 
 
+def models_of(data: TrainingData, models: slice) -> TrainingData:
+    """Returns the data of some models; what all of them share stays as it is."""
+    parts = (part if part is None or len(part) == 1 else part[models] for part in data)
+    return TrainingData(*parts)
+
+
+def rows_of(draw: Draw, models: slice, rows: slice) -> Draw:
+    """Returns the draw of some rows of some models."""
+    return Draw(*(None if part is None else part[models, rows] for part in draw))
+
+
 def _same(before: tuple, now: tuple) -> bool:
     """Returns True if two calls have the same tensors and the same numbers."""
     return all(
@@ -79,31 +90,47 @@ def training_sums(
         if not add:
             sums.zero_()
         draw = shares.draw(data, *drawn)
-        inputs = noisy_inputs(data, draw)  # [M, B, in]
-        if data.labels is not None and data.classifies:
-            of_rows: tuple[Tensor, ...] = (data.labels.expand(len(inputs), -1).gather(1, draw.index),)
-            loss_of = label_loss
-        else:
-            x_0 = gather_points(data.points, draw.index)
-            of_rows = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
-            loss_of = target_loss
-        cuts = shares.of(*inputs.shape[:2])
+        cuts = shares.of(*draw.index.shape)
 
         def work(share: int, *_) -> None:
             own = sums[:, 0] if shares.by_model or share == 0 else shares.sums[share - 1].zero_()
-            piece = shares.pieces[share]
-            threads = 1 if len(cuts) > 1 else torch.get_num_threads()
-            for models, rows in pieces_of(shape, *cuts[share], threads):
-                layers = layers_of(parameters, shape, models)
-                y = piece.forward(some(inputs, models, rows), layers)
-                live = None if draw.live is None else draw.live[models, rows]
-                y = y.view(-1, *y.shape[-2:])
-                loss, grad_y, count = loss_of(y, *(part[models, rows] for part in of_rows), live)
-                grad = layers_of(own[:, :-2], shape, models)
-                piece.backward(some(grad_y, slice(0, len(grad_y))), layers, grad)
-                own[models, -2] += loss
-                own[models, -1] += count
+            of_models, of_rows = cuts[share]
+            networks, totals = parameters[of_models], own[of_models]
+            _add_sums(
+                networks, shape, models_of(data, of_models), rows_of(draw, of_models, of_rows),
+                shares.pieces[share], totals, threads=1 if len(cuts) > 1 else torch.get_num_threads(),
+            )  # fmt: skip
 
         side_by_side([partial(work, share) for share in range(len(cuts))])
         for own in shares.sums[: len(cuts) - 1]:
             sums[:, 0] += own
+
+
+def _add_sums(
+    parameters: Tensor,
+    shape: MLPShape,
+    data: TrainingData,
+    draw: Draw,
+    piece: Piece,
+    sums: Tensor,
+    threads: int,
+) -> None:
+    """Adds gradients, loss and number of terms of a share to sums [M, P + 2]."""
+    inputs = noisy_inputs(data, draw)  # [M, B, in]
+    if data.labels is not None and data.classifies:
+        of_each: tuple[Tensor, ...] = (data.labels.expand(len(inputs), -1).gather(1, draw.index),)
+        loss_of = label_loss
+    else:
+        x_0 = gather_points(data.points, draw.index)
+        of_each = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
+        loss_of = target_loss
+    for models, rows in pieces_of(shape, *inputs.shape[:2], threads):
+        layers = layers_of(parameters, shape, models)
+        y = piece.forward(some(inputs, models, rows), layers)
+        y = y.view(-1, *y.shape[-2:])
+        live = None if draw.live is None else draw.live[models, rows]
+        loss, grad_y, count = loss_of(y, *(part[models, rows] for part in of_each), live)
+        grad = layers_of(sums[:, :-2], shape, models)
+        piece.backward(some(grad_y, slice(0, len(grad_y))), layers, grad)
+        sums[models, -2] += loss
+        sums[models, -1] += count
