@@ -69,6 +69,7 @@ def runs_in_pieces(backend: str | None, tensor: Tensor) -> bool:
         and tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
         and onlooker() is None
+        and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
     )
 

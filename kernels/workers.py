@@ -20,7 +20,7 @@ LEAST_ROWS = 1024
 Job = Callable[[Callable[[], bool]], object]
 
 
-class Halted(Exception):  # noqa: N818
+class Halted(Exception):
     """A job ended early, because another one failed."""
 
 

@@ -1,6 +1,7 @@
 """AdamW and weight averaging over one flat parameter buffer: the end of a training step."""
 
 import math
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,10 @@ from ..mlp.layout import layout_of
 from ..workers import one_thread
 from . import fused, reference
 from .reference import AdamWState, Course, Shadow, update_shadow
+
+# Parameters that one thread of a CPU updates: starting PyTorch's threads, which then stay busy for
+# some milliseconds, would cost the next step more than they save.
+_FEW = 2**21
 
 __all__ = [
     "AdamWState",
@@ -170,7 +175,7 @@ def adamw_(
     )  # fmt: skip
     gap = _gap(parameters, grad, state, squares)
     if gap is None and runs_in_pieces(backend, parameters):
-        with one_thread():
+        with one_thread() if parameters.numel() < _FEW else nullcontext():
             reference.adamw_(*arguments, arithmetic=fused.update)
         return
     precision = None if shadow is None else shadow.precision

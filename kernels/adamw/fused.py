@@ -18,21 +18,25 @@ def update(
     eps: float,
     decoupled: bool,
 ) -> None:
-    """Updates buffers [M, P] in place, as :func:`.reference.update` does, whose arguments it has."""
+    """Updates buffers [M, P] in place, with the arguments and to the end of the reference."""
     fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
     buffers = (p, grad, exp_avg, exp_avg_sq, ema)
-    numbers = list(zip(*(_of_each(each, len(p)) for each in (lr, weight_decay, ema_decay))))
-    alike = len(set(numbers)) == 1  # then all models are one long buffer
-    models = [buffers] if alike else zip(*(buffer.unbind(0) for buffer in buffers), strict=True)
+    options = [_of_each(number, len(p)) for number in (lr, weight_decay, ema_decay)]
+    numbers = list(zip(*options, strict=True))
+    models = list(zip(*(buffer.unbind(0) for buffer in buffers), strict=True))
+    if len(set(numbers)) == 1:  # all models are one long buffer
+        models, numbers = [buffers], numbers[:1]
     count = torch.as_tensor(step, dtype=torch.float32)
-    for (weights, mean, first, second, average), (rate, decay, d) in zip(models, numbers):
+    for (weights, mean, first, second, average), (rate, decay, kept) in zip(
+        models, numbers, strict=True
+    ):
         fused(
             [weights], [mean], [first], [second], [], [count], amsgrad=False, lr=rate,
             beta1=betas[0], beta2=betas[1], weight_decay=decay, eps=eps, maximize=False,
         )  # fmt: skip
-        average.lerp_(weights, 1 - d)
+        average.lerp_(weights, 1 - kept)
 
 
 def _of_each(number: float | Tensor, models: int) -> list[float]:
-    """Returns the number of each model, of one for all or of a tensor [M, 1]."""
+    """Returns the number of each model, given one for all or a tensor [M, 1]."""
     return number.flatten().tolist() if isinstance(number, Tensor) else [number] * models

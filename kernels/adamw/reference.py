@@ -82,16 +82,14 @@ def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
 
 def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
     """Records the losses [M] of update ``step`` of the models that still take it."""
-    takes, loss = step <= course.total, loss.to(course.losses.dtype)
-    size = course.losses.shape[1]
-    place = ((step - 1) * course.total.clamp(max=size) // course.total).clamp(max=size - 1)[:, None]
-    before = course.losses.gather(1, place)  # [M, 1]
+    models = (step <= course.total).nonzero()[:, 0]
+    every, total = course.every[models], course.total[models]
+    loss = loss[models].to(course.losses.dtype)
+    place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
     # A loss that is not finite is kept, also if several updates share a place.
-    course.losses.scatter_(1, place, torch.where(takes[:, None], loss[:, None] + 0 * before, before))
+    course.losses[models, place] = loss + 0 * course.losses[models, place]
     if course.means is not None:
-        entry = ((step - 1) // course.every).clamp(max=course.means.shape[1] - 1)[:, None]
-        share = torch.where(takes, loss / course.every, 0)
-        course.means.scatter_add_(1, entry, share[:, None])
+        course.means[models, (step - 1) // every] += loss / every
 
 
 def adamw_(
@@ -113,7 +111,7 @@ def adamw_(
     """Updates parameters and state in place.
 
     Arguments are those of :func:`..adamw_`, checked; quantities that differ between models are [M].
-    Models that take the step are updated by :func:`update`, or other arithmetic to the same end.
+    Models that take the step are updated by :func:`update`, or by other arithmetic to the same end.
     """
     arithmetic = arithmetic or update
     keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)

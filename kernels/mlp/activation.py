@@ -29,8 +29,8 @@ class Activation:
             for ``prelu``, a number for ``leaky_relu``; other activations ignore it.
         backward: maps the gradient of h, z and the slope to the gradient of z, and for ``prelu``
             that of the slope, [M], else None. May overwrite the gradient of h.
-        function_out: returns act(z), written to its last argument, which may be z, or in new memory.
-            The slope is as for ``function``, and for one network may be a number.
+        function_out: returns act(z) in its last argument, which may be z, or in new memory. The
+            slope is as for ``function``, or a number for a single network.
         backward_: turns the gradient of h into that of z in place, given z, h and the slope. If
             ``reads_z`` is False and the slope positive, h will do in place of z.
         module: the class of PyTorch's module for it; None if it has no module.

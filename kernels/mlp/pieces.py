@@ -9,6 +9,7 @@ Here the axis M of :mod:`.reference` is missing where there is one network, beca
 less time to start a product of matrices than one of batches.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -25,11 +26,9 @@ _LEAST_ROWS = 256  # so that products stay efficient where layers are very wide
 _FEW_COLUMNS = 16
 
 
-def pieces_of(
-    shape: MLPShape, models: int, rows: int, threads: int
-) -> Iterator[tuple[slice, slice]]:
-    """Yields models and rows of each piece that these threads work on together, at least one."""
-    width, floats = max(shape.widths), threads * _FLOATS
+def pieces_of(shape: MLPShape, models: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Yields models and rows of each piece, at least one; the caller's threads share each."""
+    width, floats = max(shape.widths), torch.get_num_threads() * _FLOATS
     for some_models in split(models, max(1, floats // (width * max(1, rows)))):
         for some_rows in split(rows, max(_LEAST_ROWS, floats // width)):
             yield some_models, some_rows
@@ -68,7 +67,8 @@ class Piece:
     def __init__(self, shape: MLPShape, *, keep: bool):
         self.shape, self.keep = shape, keep
         self._activation = TABLE[shape.activation]
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}  # by place, flat
+        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}  # by place and size
         # Of the latest forward pass: inputs of the layers, and hidden z where h does not tell it.
         self._inputs: list[Tensor] = []
         self._z: list[Tensor | None] = []
@@ -83,7 +83,7 @@ class Piece:
             if self._is_activated(layer):
                 slope = slopes[self._slope_index(layer)]
                 in_place = not self.keep or self._activation.h_tells(slope)
-                out = z if in_place else self._like(z, f"h {place}")
+                out = z if in_place else self._room(tuple(z.shape), f"h {place}")
                 h = self._activation.function_out(z, slope, out)
             self._z.append(None if h is z else z)
             self._inputs.append(h)
@@ -97,9 +97,7 @@ class Piece:
             if grad.biases is not None:
                 grad.biases[layer].add_(grad_z.sum(dim=-2))
             if layer > 0:
-                grad_z, grad_slope = self._layer_before(grad_z, layers, layer, slopes)
-                if grad.slope is not None and grad_slope is not None:
-                    grad.slope[..., self._slope_index(layer - 1)] += grad_slope
+                grad_z = self._layer_before(grad_z, layers, layer, slopes, grad.slope)
 
     def input_gradient(self, grad_y: Tensor, layers: MLPParameters) -> Tensor:
         """Returns the gradient of sum(grad_y * y) with respect to x, after :meth:`forward`.
@@ -108,22 +106,28 @@ class Piece:
         """
         grad_z, slopes = grad_y, self._slopes(layers)
         for layer in range(self.shape.hidden_layers, 0, -1):
-            grad_z, _ = self._layer_before(grad_z, layers, layer, slopes, with_slope=False)
+            grad_z = self._layer_before(grad_z, layers, layer, slopes)
         return self._product(grad_z, layers.weights[0], "grad 0")
 
     def _layer_before(
-        self, grad_z: Tensor, layers: MLPParameters, layer: int, slopes: list, with_slope: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Returns the gradient of z of the layer before, and that of its slope, if it has one."""
+        self,
+        grad_z: Tensor,
+        layers: MLPParameters,
+        layer: int,
+        slopes: list,
+        grad_slope: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the gradient of z of the layer before, and adds that of its slope if wanted."""
         grad_h = self._product(grad_z, layers.weights[layer], f"grad {layer % 2}")
         if not self._is_activated(layer - 1):
-            return grad_h, None
-        z, h, slope = self._z[layer - 1], self._inputs[layer], slopes[self._slope_index(layer - 1)]
-        grad_slope = None
-        if with_slope and layers.slope is not None:
-            grad_slope = _slope_gradient(grad_h, z, h, slope, self._like(h, "scratch"))
+            return grad_h
+        index = self._slope_index(layer - 1)
+        z, h, slope = self._z[layer - 1], self._inputs[layer], slopes[index]
+        if grad_slope is not None:
+            scratch = self._room(tuple(h.shape), "scratch")
+            grad_slope[..., index] += _slope_gradient(grad_h, z, h, slope, scratch)
         self._activation.backward_(grad_h, h if z is None else z, h, slope)
-        return grad_h, grad_slope
+        return grad_h
 
     def _linear(self, h: Tensor, layers: MLPParameters, layer: int, place: str) -> Tensor:
         weight = layers.weights[layer].mT  # [..., in, out]
@@ -142,15 +146,16 @@ class Piece:
         product = torch.mm if weight.dim() == 2 else torch.bmm
         return product(grad_z, weight, out=out)
 
-    def _like(self, tensor: Tensor, place: str) -> Tensor:
-        return self._room(tuple(tensor.shape), place)
-
     def _room(self, size: tuple[int, ...], place: str) -> Tensor:
         """Returns memory of this piece, which keeps its content until the place is used again."""
-        kept = self._memory.get(place)
-        if kept is None or kept.shape != size:
-            kept = self._memory[place] = torch.empty(size)
-        return kept
+        view = self._views.get((place, size))
+        if view is None:
+            count = math.prod(size)
+            if place not in self._memory or len(self._memory[place]) < count:
+                self._memory[place] = torch.empty(count)
+                self._views = {key: kept for key, kept in self._views.items() if key[0] != place}
+            view = self._views[place, size] = self._memory[place][:count].view(size)
+        return view
 
     def _slopes(self, layers: MLPParameters) -> list:
         """Returns the slopes for z < 0: numbers, or [M, 1, 1] each for PReLU of M networks."""

@@ -44,8 +44,7 @@ def sample_chain(
     done: list[tuple[slice, slice, Tensor, Tensor]] = []
 
     def work(share: slice, stops: Callable[[], bool]) -> None:
-        threads = 1 if workers > 1 else torch.get_num_threads()
-        for of, rows_of_share in pieces_of(shape, models, share.stop - share.start, threads):
+        for of, rows_of_share in pieces_of(shape, models, share.stop - share.start):
             own = slice(share.start + rows_of_share.start, share.start + rows_of_share.stop)
             evaluate = _evaluation(denoiser, guide, condition, of, own, stops)
             samples, kept = run_chain(

@@ -44,10 +44,11 @@ class Shares:
 
     def of(self, models: int, rows: int) -> list[tuple[slice, slice]]:
         """Returns the models and rows of each share."""
+        cut = models if self.by_model else rows
+        parts = split(cut, max(1, -(-cut // len(self.pieces))))
         if self.by_model:
-            return [(some, slice(0, rows)) for some in split(models, -(-models // len(self.pieces)))]
-        most = max(1, -(-rows // len(self.pieces)))
-        return [(slice(0, models), some) for some in split(rows, most)]
+            return [(part, slice(0, rows)) for part in parts]
+        return [(slice(0, models), part) for part in parts]
 
 
 def models_of(data: TrainingData, models: slice) -> TrainingData:
@@ -94,11 +95,10 @@ def training_sums(
 
         def work(share: int, *_) -> None:
             own = sums[:, 0] if shares.by_model or share == 0 else shares.sums[share - 1].zero_()
-            of_models, of_rows = cuts[share]
-            networks, totals = parameters[of_models], own[of_models]
+            of, rows = cuts[share]
             _add_sums(
-                networks, shape, models_of(data, of_models), rows_of(draw, of_models, of_rows),
-                shares.pieces[share], totals, threads=1 if len(cuts) > 1 else torch.get_num_threads(),
+                parameters[of], shape, models_of(data, of), rows_of(draw, of, rows),
+                shares.pieces[share], own[of],
             )  # fmt: skip
 
         side_by_side([partial(work, share) for share in range(len(cuts))])
@@ -113,7 +113,6 @@ def _add_sums(
     draw: Draw,
     piece: Piece,
     sums: Tensor,
-    threads: int,
 ) -> None:
     """Adds gradients, loss and number of terms of a share to sums [M, P + 2]."""
     inputs = noisy_inputs(data, draw)  # [M, B, in]
@@ -124,7 +123,7 @@ def _add_sums(
         x_0 = gather_points(data.points, draw.index)
         of_each = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
         loss_of = target_loss
-    for models, rows in pieces_of(shape, *inputs.shape[:2], threads):
+    for models, rows in pieces_of(shape, *inputs.shape[:2]):
         layers = layers_of(parameters, shape, models)
         y = piece.forward(some(inputs, models, rows), layers)
         y = y.view(-1, *y.shape[-2:])
