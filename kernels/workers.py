@@ -87,6 +87,7 @@ def _pool(size: int) -> ThreadPoolExecutor:
     threads, ready = torch.get_num_threads(), Barrier(size + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # at the first call a thread takes the number of other threads
         torch.set_num_threads(1)
         ready.wait()
 

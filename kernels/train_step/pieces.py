@@ -126,7 +126,7 @@ def _add_sums(
     for models, rows in pieces_of(shape, *inputs.shape[:2]):
         layers = layers_of(parameters, shape, models)
         y = piece.forward(some(inputs, models, rows), layers)
-        y = y.view(-1, *y.shape[-2:])
+        y = y.view(models.stop - models.start, *y.shape[-2:])  # [M, B, out]
         live = None if draw.live is None else draw.live[models, rows]
         loss, grad_y, count = loss_of(y, *(part[models, rows] for part in of_each), live)
         grad = layers_of(sums[:, :-2], shape, models)
