@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.philox import child_seed
+from ..kernels.workers import rows_for_all
 from . import files, plots
 from .data import Points
 from .errors import UserError, check_integer
@@ -310,7 +311,8 @@ class Run:
                     num_steps=self.settings.sampling_steps,
                     seed=child_seed(self.settings.seed, stream),
                     first_row=first,
-                    batch_size=1000 if self.device.type == "cpu" else n,  # small ones show progress
+                    # On a CPU a batch that occupies all threads takes seconds, and shows progress.
+                    batch_size=rows_for_all() if self.device.type == "cpu" else n,
                     device=self.device,
                     progress=progress.to,
                 ).x

@@ -26,8 +26,12 @@ class Halted(Exception):
 
 def workers_for(rows: int) -> int:
     """Returns in how many shares rows are processed: one for each thread, or 1 if they are few."""
-    threads = torch.get_num_threads()
-    return threads if rows >= threads * LEAST_ROWS else 1
+    return torch.get_num_threads() if rows >= rows_for_all() else 1
+
+
+def rows_for_all() -> int:
+    """Returns the fewest rows of which every thread gets a share of its own."""
+    return torch.get_num_threads() * LEAST_ROWS
 
 
 def side_by_side(jobs: Sequence[Job]) -> None:
@@ -61,9 +65,9 @@ def side_by_side(jobs: Sequence[Job]) -> None:
     except BaseException as error:
         errors.append(error)
     errors += [other.exception() for other in others]  # waits: they write to the caller's memory
-    for error in errors:
-        if error is not None and not isinstance(error, Halted):
-            raise error
+    for failure in errors:
+        if failure is not None and not isinstance(failure, Halted):
+            raise failure
 
 
 @contextmanager

@@ -5,6 +5,7 @@ depend on each other, so each thread takes its own all the way from noise to sam
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def sample_chain(
             done.append((of, own, samples, kept))
 
     shares = split(rows, -(-rows // workers))
-    side_by_side([lambda stops, share=share: work(share, stops) for share in shares])
+    side_by_side([partial(work, share) for share in shares])
     samples = torch.empty_like(x)
     trajectory = x.new_empty((len(done[0][3]), *x.shape))
     for of, own, some_samples, kept in done:

@@ -15,7 +15,7 @@ of x and output for the next one, see :func:`~..reverse_step.reference.memory_co
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Condition(NamedTuple):
     labels: Tensor  # int64 [M, B], C for no class
     free: bool = False
 
+
+_Part = TypeVar("_Part", Guide, Condition, Guide | None, Condition | None)
 
 # Returns, for the input [M, B, d + F] of a step, the denoiser's output; its output without a class,
 # with classifier-free guidance; and the gradient of log p(label), [M, B, d + F], with a guide.
@@ -106,7 +108,7 @@ def filled_up(
     return x, guide, condition
 
 
-def rows_of(part: Guide | Condition | None, rows: slice) -> Guide | Condition | None:
+def rows_of(part: _Part, rows: slice) -> _Part:
     """Returns the guide or the condition of some of the rows."""
     return None if part is None else part._replace(labels=part.labels[:, rows])
 

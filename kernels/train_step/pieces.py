@@ -4,8 +4,10 @@ The step of :mod:`.reference` in float32, with the passes of :mod:`..mlp.pieces`
 many rows, each thread takes a share of them, and the gradients of the shares are added up.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,13 +55,18 @@ class Shares:
 
 def models_of(data: TrainingData, models: slice) -> TrainingData:
     """Returns the data of some models; what all of them share stays as it is."""
-    parts = (part if part is None or len(part) == 1 else part[models] for part in data)
-    return TrainingData(*parts)
+    own = {
+        name: part[models]
+        for name, part in data._asdict().items()
+        if part is not None and len(part) > 1
+    }
+    return data._replace(**own)
 
 
 def rows_of(draw: Draw, models: slice, rows: slice) -> Draw:
     """Returns the draw of some rows of some models."""
-    return Draw(*(None if part is None else part[models, rows] for part in draw))
+    parts = {name: part for name, part in draw._asdict().items() if part is not None}
+    return draw._replace(**{name: part[models, rows] for name, part in parts.items()})
 
 
 def _same(before: tuple, now: tuple) -> bool:
@@ -116,13 +123,7 @@ def _add_sums(
 ) -> None:
     """Adds gradients, loss and number of terms of a share to sums [M, P + 2]."""
     inputs = noisy_inputs(data, draw)  # [M, B, in]
-    if data.labels is not None and data.classifies:
-        of_each: tuple[Tensor, ...] = (data.labels.expand(len(inputs), -1).gather(1, draw.index),)
-        loss_of = label_loss
-    else:
-        x_0 = gather_points(data.points, draw.index)
-        of_each = target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
-        loss_of = target_loss
+    loss_of, of_each = _loss(data, draw)
     for models, rows in pieces_of(shape, *inputs.shape[:2]):
         layers = layers_of(parameters, shape, models)
         y = piece.forward(some(inputs, models, rows), layers)
@@ -133,3 +134,11 @@ def _add_sums(
         piece.backward(some(grad_y, slice(0, len(grad_y))), layers, grad)
         sums[models, -2] += loss
         sums[models, -1] += count
+
+
+def _loss(data: TrainingData, draw: Draw) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """Returns the function of the loss, and its arguments between output and ``live``, by row."""
+    if data.labels is not None and data.classifies:
+        return label_loss, (data.labels.expand(len(draw.index), -1).gather(1, draw.index),)
+    x_0 = gather_points(data.points, draw.index)
+    return target_loss, target_and_weight(x_0, data.forward_table, draw.t, draw.eps)
