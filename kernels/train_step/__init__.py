@@ -35,12 +35,12 @@ __all__ = ["TrainingData", "Workspace", "train_step", "training_sums", "workspac
 class Workspace(NamedTuple):
     """The memory of the steps of a training run, allocated once.
 
-    Without ``shadow`` and ``buffers`` the reference does the steps.
+    Without ``shadow`` the steps run in PyTorch: in pieces, or without ``buffers`` as the reference.
     """
 
     sums: Tensor  # float32 [M, S, P + 2], the result of a step
     shadow: Shadow | None  # weights as the kernels read them, which adamw_ keeps up to date
-    buffers: Any  # scratch memory of the kernels
+    buffers: Any  # scratch memory of the kernels or of the pieces
 
 
 @in_default_state
@@ -203,7 +203,7 @@ def train_step(
         flat, shape, data, workspace, batch_size=batch_size, seed=seed, step=step, refresh=refresh,
         first_row=first_row, rows=rows,
     )  # fmt: skip
-    if workspace.buffers is not None:
+    if workspace.shadow is not None:
         sums = reduce_grad(sums, backend=backend).sums
     mean, loss = mean_of(sums)
     if grad is not None:
@@ -291,10 +291,13 @@ def _check_call(
     check_dtype(torch.int64, seed=seed)
     check_shape("seed", seed, (models,))
     check_step(step, parameters)
-    if workspace.buffers is None or workspace.shadow is None:
+    if workspace.buffers is None:
         return
-    if workspace.shadow.shape != shape:
-        raise ValueError(f"workspace must be of {shape}, got that of {workspace.shadow.shape}")
+    made_for = (workspace.buffers if workspace.shadow is None else workspace.shadow).shape
+    if made_for != shape:
+        raise ValueError(f"workspace must be of {shape}, got that of {made_for}")
+    if workspace.shadow is None:
+        return
     room = workspace.buffers.target.shape[1]
     if rows > room:
         raise ValueError(f"rows must be at most {room}, which workspace has room for, got {rows}")

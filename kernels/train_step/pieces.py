@@ -24,13 +24,14 @@ class Shares:
     """The shares of the work of M networks with up to ``rows`` rows, and their memory.
 
     Attributes:
+        shape: shape of the networks.
         by_model: True if each share is of some models, False if it is of some rows of all.
         pieces: memory for the activations of each share.
         sums: gradients, loss and number of terms of each share but the first, if they are by rows.
     """
 
     def __init__(self, shape: MLPShape, models: int, rows: int):
-        workers = workers_for(models * rows)
+        self.shape, workers = shape, workers_for(models * rows)
         self.by_model = models % workers == 0 or workers_for(rows) == 1
         parts = min(workers, models) if self.by_model else workers
         self.pieces = [Piece(shape, keep=True) for _ in range(parts)]
