@@ -41,7 +41,7 @@ from .commands.of_run import (
     say_unfinished,
     source_of,
 )
-from .commands.process import objective_of, process_options, schedule_of
+from .commands.process import chooses_schedule, objective_of, process_options, schedule_of
 from .commands.sample import sample_command
 from .commands.study import study_command
 from .commands.sweep import sweep_command
@@ -333,13 +333,14 @@ def _settings(
     low_noise, **process,
 ) -> Settings:  # fmt: skip
     """Returns the settings that the options of the command line describe."""
-    check_choice("recipe", recipe, RECIPES)
-    settings = Settings(
-        seed=seed,
-        schedule=schedule_of(weighting=weighting, **process),
-        denoiser=RECIPES[recipe][0],
-        classifier=RECIPES[recipe][1],
-    )
+    settings = Settings.of_recipe(recipe, seed)
+    schedule = schedule_of(settings.schedule, weighting=weighting, **process)
+    reverse_steps = settings.sampling_steps  # of the recipe's own schedule
+    if reverse_steps is not None:
+        reverse_steps = (
+            None if chooses_schedule(process) else min(reverse_steps, schedule.num_steps)
+        )
+    settings = replace(settings, schedule=schedule, sampling_steps=reverse_steps)
     if quick and recipe != "fast":
         raise UserError(
             "--quick is for the fast recipe; cut a classic one with --epochs, others with --steps"

@@ -1,5 +1,7 @@
 """The options of the forward process and of what the denoiser predicts."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -23,8 +25,8 @@ process_options = options(
     click.option(
         "--schedule",
         default=None,
-        help=f"One of {', '.join(SCHEDULES)}. Default: linear; with --prediction "
-        f"{' or '.join(NATURAL.values())} that of the same name.",
+        help=f"One of {', '.join(SCHEDULES)}. Default: that of the recipe; with --prediction "
+        f"{' or '.join(NATURAL.values())} that of the same name, with any other linear.",
     ),
     click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance beta."),
     click.option("--beta-end", default=0.02, show_default=True, help="Largest variance beta."),
@@ -35,11 +37,11 @@ process_options = options(
     ),
     click.option(
         "--sigma-min", type=float, default=None,
-        help="Smallest noise level of the edm schedule. Default: 0.002.",
+        help="Smallest noise level of the edm schedule. Default: 0.002, of recipe states 0.005.",
     ),
     click.option(
         "--sigma-max", type=float, default=None,
-        help="Largest noise level of the edm schedule. Default: 80.",
+        help="Largest noise level of the edm schedule. Default: 80, of recipe states 10.",
     ),
     click.option(
         "--sigma-data", type=float, default=None,
@@ -55,8 +57,9 @@ process_options = options(
     click.option(
         "--prediction",
         default=None,
-        help=f"What the denoiser predicts: {', '.join(PREDICTIONS)}. Default: eps; with --schedule "
-        f"{' or '.join(NATURAL)} that of the same name.",
+        help=f"What the denoiser predicts: {', '.join(PREDICTIONS)}. Default: that of the recipe's "
+        f"schedule; with --schedule {' or '.join(NATURAL)} that of the same name, with any other "
+        "eps.",
     ),
     click.option(
         "--weighting",
@@ -75,12 +78,23 @@ process_options = options(
         type=float,
         default=None,
         help="Part of the timesteps of the training that is drawn uniformly in the logarithm of "
-        "the noise level. Default: 0.75.",
+        "the noise level. Default: that of the recipe.",
     ),
 )  # fmt: skip
 
 
+def chooses_schedule(process: Mapping[str, Any]) -> bool:
+    """Returns True if :data:`process_options` ask for another schedule than the recipe's."""
+    betas = {"beta_start": Schedule.beta_start, "beta_end": Schedule.beta_end}
+    return (
+        any(process.get(name) is not None for name in ("schedule", "prediction"))
+        or any(process.get(name, default) != default for name, default in betas.items())
+        or bool(process.get("zero_terminal_snr"))
+    )
+
+
 def schedule_of(
+    own: Schedule,
     *,
     timesteps: int = 500,
     schedule: str | None = None,
@@ -91,6 +105,7 @@ def schedule_of(
     """Returns the schedule that :data:`process_options` describe.
 
     Args:
+        own: that of the recipe, which is taken unless the options choose another.
         timesteps: number T of timesteps.
         schedule: its name; None is that which goes with the prediction.
         prediction: what the denoiser predicts.
@@ -101,8 +116,11 @@ def schedule_of(
         ValueError: a value is unknown, out of range or of no effect.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    name = natural_schedule(prediction) if schedule is None else schedule
-    made = Schedule(timesteps, name, prediction=prediction, **given)
+    if chooses_schedule({"schedule": schedule, "prediction": prediction, **given}):
+        name = natural_schedule(prediction) if schedule is None else schedule
+        made = Schedule(timesteps, name, prediction=prediction, **given)
+    else:
+        made = replace(own, num_steps=timesteps, **given)
     if "sigma_data" in given and "edm" not in (made.name, made.prediction, weighting):
         raise UserError(
             "sigma_data must be left out unless schedule, prediction or weighting is edm, got "

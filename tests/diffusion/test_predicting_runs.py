@@ -187,6 +187,23 @@ def test_a_record_with_a_time_embedding_is_the_same_again():
     assert settings.changes(settings.record()) == []
 
 
+def test_the_recipe_states_brings_its_process_unless_another_is_chosen(data, tmp_path):
+    few = [*SMALL[2:8], "--recipe", "states", "--hidden-layers", "8,8", "--data", data, "--device", "cpu"]
+    for number, (options, schedule, steps) in enumerate([
+        (["--timesteps", 120], ("edm", 120, 0.005, 10.0), 100),
+        (["--timesteps", 40, "--sigma-max", 20], ("edm", 40, 0.005, 20.0), 40),
+        (["--timesteps", 40, "--prediction", "edm"], ("edm", 40, 0.002, 80.0), None),
+        (["--timesteps", 40, "--beta-end", 0.3], ("linear", 40, 0.002, 80.0), None),
+    ]):  # fmt: skip
+        folder = tmp_path / str(number)
+        result = flashpoint("train", *few, *options, "--out", folder)
+        assert result.exit_code == 0, result.output
+        config = config_of(folder)
+        names = ("name", "num_steps", "sigma_min", "sigma_max")
+        assert tuple(config["schedule"][name] for name in names) == schedule
+        assert config["sampling_steps"] == steps
+
+
 # Networks
 
 
