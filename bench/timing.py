@@ -23,7 +23,8 @@ _LARGEST = sys.float_info.max
 # Threads of a library go on waiting, busily, for some milliseconds after their work on a CPU. A pause
 # lets them rest before another library is timed.
 _PAUSE = 0.02
-MIN_ROUNDS = 6  # the interval of three is their range, which holds the median in 75% of cases
+# The interval of three is their range, which holds the median in 75% of cases.
+MIN_ROUNDS = 6
 
 
 class Runner(NamedTuple):

@@ -188,7 +188,17 @@ def test_a_record_with_a_time_embedding_is_the_same_again():
 
 
 def test_the_recipe_states_brings_its_process_unless_another_is_chosen(data, tmp_path):
-    few = [*SMALL[2:8], "--recipe", "states", "--hidden-layers", "8,8", "--data", data, "--device", "cpu"]
+    few = [
+        *SMALL[2:8],
+        "--recipe",
+        "states",
+        "--hidden-layers",
+        "8,8",
+        "--data",
+        data,
+        "--device",
+        "cpu",
+    ]
     for number, (options, schedule, steps) in enumerate([
         (["--timesteps", 120], ("edm", 120, 0.005, 10.0), 100),
         (["--timesteps", 40, "--sigma-max", 20], ("edm", 40, 0.005, 20.0), 40),
