@@ -20,8 +20,8 @@ Clock = Callable[[], float]
 GRAPH_WORKS = 20
 ROUND_SECONDS, LONG_RUN = 2e-3, 0.25
 _LARGEST = sys.float_info.max
-# Threads of a library go on waiting, busily, for some milliseconds after their work on a CPU. A pause
-# lets them rest before another library is timed.
+# On a CPU the threads of a library go on waiting, busily, for some milliseconds after their work.
+# A pause lets them rest before another library is timed.
 _PAUSE = 0.02
 # The interval of three is their range, which holds the median in 75% of cases.
 MIN_ROUNDS = 6
