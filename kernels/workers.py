@@ -26,6 +26,8 @@ class Halted(Exception):
 
 def workers_for(rows: int) -> int:
     """Returns in how many shares rows are processed: one for each thread, or 1 if they are few."""
+    if not _number_can_be_set():
+        return 1
     return torch.get_num_threads() if rows >= rows_for_all() else 1
 
 
@@ -77,12 +79,21 @@ def one_thread() -> Iterator[None]:
     Before and after :func:`side_by_side`, because PyTorch's own threads stay busy for some
     milliseconds after they have worked, and would take the cores away.
     """
+    if not _number_can_be_set():
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@lru_cache
+def _number_can_be_set() -> bool:
+    """Returns True if PyTorch's number of threads may change at any time, as with OpenMP."""
+    return "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
 @lru_cache

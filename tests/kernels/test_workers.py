@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from flashpoint.kernels import workers
 from flashpoint.kernels.workers import (
     LEAST_ROWS,
     Halted,
@@ -67,6 +68,13 @@ def test_few_rows_are_left_to_the_threads_of_pytorch(threads):
     assert workers_for(threads * LEAST_ROWS) == threads
     with one_thread():
         assert workers_for(threads * LEAST_ROWS) == 1
+
+
+def test_all_rows_go_together_where_the_number_of_threads_cannot_be_set(threads, monkeypatch):
+    monkeypatch.setattr(workers, "_number_can_be_set", lambda: False)
+    assert workers_for(threads * LEAST_ROWS) == 1
+    with one_thread():
+        assert torch.get_num_threads() == threads
 
 
 def test_threads_that_start_later_have_the_number_that_was_set(threads):
