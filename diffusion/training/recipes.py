@@ -308,16 +308,16 @@ def _is_number(value: object) -> bool:
 # Recipes of denoiser and classifier, by name. The classic ones are published settings for STATES.
 _CLASSIFIER, _SMALL = (100, 200, 500), (128, 128, 128)
 RECIPES: dict[str, tuple[Recipe | ClassicRecipe, Recipe | ClassicRecipe]] = {
+    "fast": (
+        Recipe(),
+        Recipe(steps=2500, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),
+    ),
     "states": (  # more steps of fewer rows than fast; seldom where x_t is all but noise
         Recipe(
             11_000, batch_size=1024, lr=4.5e-3, ema_decay=0.995, low_noise=0.5,
             t_density="log-normal",
         ),
         Recipe(1500, _CLASSIFIER, 1024, lr=5e-3, ema_decay=0.99, low_noise=0.0),
-    ),
-    "fast": (
-        Recipe(),
-        Recipe(steps=2500, hidden_layers=_CLASSIFIER, lr=5e-3, low_noise=0.0),
     ),
     "long": (  # learns classes in fine stripes, as those of helix are
         Recipe(steps=10_000),
