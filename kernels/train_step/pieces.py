@@ -39,10 +39,20 @@ class Shares:
         self.sums = torch.empty(others, models, shape.num_parameters + 2)
         self._draws: tuple[tuple, DrawsAhead] | None = None
 
-    def draw(self, data: TrainingData, seed: Tensor, step: int | Tensor, *rows) -> Draw:
+    def draw(
+        self,
+        data: TrainingData,
+        seed: Tensor,
+        step: int | Tensor,
+        batch_size: int,
+        refresh: int | None,
+        first_row: int,
+        rows: int,
+    ) -> Draw:
         """Returns the draw of a step, as :func:`..q_sample.reference.batch_draw` does."""
-        if self._draws is None or not _same(self._draws[0], (data, seed, *rows)):
-            self._draws = ((data, seed, *rows), DrawsAhead(data, seed, *rows))
+        call = (data, seed, batch_size, refresh, first_row, rows)
+        if self._draws is None or not _same(self._draws[0], call):
+            self._draws = (call, DrawsAhead(*call))
         return self._draws[1].draw(int(step))
 
     def of(self, models: int, rows: int) -> list[tuple[slice, slice]]:
