@@ -142,7 +142,7 @@ def test_a_workspace_of_another_network_is_refused():
     parameters = make_network(shape)  # as many numbers as the other's
     workspace = workspace_of(parameters, other, data, 8)
     seed = torch.tensor([1])
-    with pytest.raises(ValueError, match="workspace must be of .*relu.*, got that of .*tanh"):
+    with pytest.raises(ValueError, match=r"workspace must be of .*relu.*, got that of .*tanh"):
         training_sums(parameters, shape, data, workspace, batch_size=8, seed=seed, step=0)
 
 
