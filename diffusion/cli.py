@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from . import files
+from .chains import METHODS
 from .checkpoints import load
 from .commands import (
     Commands,
@@ -78,7 +79,7 @@ _run_options = options(
         help="Folder of the run. Default: runs/<name of the data>.",
     ),
     click.option(
-        "--quick", is_flag=True, help="Reduce the run to about a minute on two CPU cores."
+        "--quick", is_flag=True, help="Reduce the run to less than a minute on two CPU cores."
     ),
     click.option("--resume", is_flag=True, help="Continue an interrupted run."),
     click.option(
@@ -93,10 +94,10 @@ _run_options = options(
     ),
     click.option(
         "--recipe",
-        default="fast",
-        show_default=True,
+        default=None,
         help=f"Recipe of the training: {', '.join(RECIPES)}. The classic ones visit each pair of "
-        "point and timestep once an epoch and take hours on a CPU.",
+        "point and timestep once an epoch and take hours on a CPU. Default: states for the data "
+        "set states, unless another schedule or prediction is chosen; else fast.",
     ),
     click.option("--epochs", type=Count(), default=None, help="Epochs of a classic recipe."),
     click.option("--steps", type=Count(), default=None, help="Training steps of the denoiser."),
@@ -113,6 +114,18 @@ _run_options = options(
         help="Samples without guidance, and samples of each class.",
     ),
     process_options,
+    click.option(
+        "--method",
+        default=None,
+        help=f"How samples are drawn: {', '.join(METHODS)}. ddim is deterministic. Default: that "
+        "of the recipe, edm in 50 steps for states, else ddpm.",
+    ),
+    click.option(
+        "--reverse-steps",
+        type=Count(),
+        default=None,
+        help="Steps of a sample. Default: those of the recipe with its own method, else all T.",
+    ),
     click.option(
         "--scale", type=float, default=None, help="Guidance scale of the samples of each class."
     ),
@@ -278,7 +291,7 @@ def _start(
     ranks, device = join(device)
     say = click.echo if ranks.writes and not quiet else silence
     chosen = choose_device(device)
-    settings = _settings(quick=quick, **options)
+    settings = _settings(quick=quick, data=data.name, **options)
     if out is not None:  # before a large file is read
         _check_folder(RunFolder(out), data.name, keeps=not (resume or overwrite))
     if resume:
@@ -328,36 +341,56 @@ def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:
 
 
 def _settings(
-    *, quick, recipe, epochs, steps, classifier_steps, batch_size, samples, scale, seed,
-    hidden_layers, activation, linear_input, p_uncond, class_embedding, weighting, t_density,
-    low_noise, **process,
+    *, quick, data, recipe, epochs, steps, classifier_steps, batch_size, samples, method,
+    reverse_steps, scale, seed, hidden_layers, activation, linear_input, p_uncond, class_embedding,
+    weighting, t_density, p_mean, p_std, low_noise, **process,
 ) -> Settings:  # fmt: skip
     """Returns the settings that the options of the command line describe."""
+    own_schedule = not chooses_schedule(process)
+    if recipe is None:
+        recipe = "states" if data == "states" and own_schedule else "fast"
     settings = Settings.of_recipe(recipe, seed)
     schedule = schedule_of(settings.schedule, weighting=weighting, **process)
-    reverse_steps = settings.sampling_steps  # of the recipe's own schedule
-    if reverse_steps is not None:
-        reverse_steps = (
-            None if chooses_schedule(process) else min(reverse_steps, schedule.num_steps)
-        )
-    settings = replace(settings, schedule=schedule, sampling_steps=reverse_steps)
-    if quick and recipe != "fast":
+    settings = _sampled_by(method, replace(settings, schedule=schedule), own_schedule)
+    if quick and recipe not in ("fast", "states"):
         raise UserError(
-            "--quick is for the fast recipe; cut a classic one with --epochs, others with --steps"
+            "--quick is for the recipes fast and states; cut a classic one with --epochs, others "
+            "with --steps"
         )
     if quick:
         settings = settings.quick()
     length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
     network = network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding)
     objective = objective_of(
-        settings.denoiser, weighting=weighting, t_density=t_density, low_noise=low_noise
-    )
+        settings.denoiser, weighting=weighting, t_density=t_density, p_mean=p_mean, p_std=p_std,
+        low_noise=low_noise,
+    )  # fmt: skip
     settings = replace(
         settings,
-        denoiser=_with(settings.denoiser, batch_size=batch_size, **length, **network, **objective),
+        denoiser=replace(
+            _with(settings.denoiser, batch_size=batch_size, **length, **network), **objective
+        ),
         classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
     )
-    return _with(settings, n_samples=samples, scale=scale)
+    return _with(settings, n_samples=samples, scale=scale, sampling_steps=reverse_steps)
+
+
+def _sampled_by(method: str | None, settings: Settings, own_schedule: bool) -> Settings:
+    """Returns the settings with their recipe's sampler only if schedule and method are its own.
+
+    Args:
+        method: what the user chose; None is nothing.
+        settings: those of the recipe, with the schedule that is to be.
+        own_schedule: whether that is the recipe's.
+    """
+    if not own_schedule or method not in (None, settings.method):
+        return replace(
+            settings,
+            method=method or "ddpm",
+            **dict.fromkeys(("sampling_steps", "s_churn", "s_noise")),
+        )
+    own = settings.sampling_steps
+    return replace(settings, sampling_steps=own and min(own, settings.schedule.num_steps))
 
 
 def _lengths(

@@ -308,7 +308,7 @@ class Run:
                     classifier=classifier,
                     label=None if labels is None else labels[rows],
                     scale=None if labels is None else self.settings.scale,
-                    num_steps=self.settings.sampling_steps,
+                    **self.settings.sampler,
                     seed=child_seed(self.settings.seed, stream),
                     first_row=first,
                     # On a CPU a batch that occupies all threads takes seconds, and shows progress.

@@ -126,7 +126,13 @@ class SavedRun:
         path = self.folder.samples_file()
         if path.exists():
             return self._saved(path)
-        return self.sample(_NUM_SAMPLES, _SAMPLES, num_steps=self.config["sampling_steps"])
+        options = {
+            name: self.config[name]
+            for name in ("method", "s_churn", "s_noise")
+            if name in self.config
+        }
+        steps = self.config["sampling_steps"]
+        return self.sample(_NUM_SAMPLES, _SAMPLES, num_steps=steps, **options)
 
     @cached_property
     def guided(self) -> list[Tensor]:

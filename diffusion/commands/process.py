@@ -46,7 +46,7 @@ process_options = options(
     click.option(
         "--sigma-data", type=float, default=None,
         help="Standard deviation of the data, for edm as schedule, prediction or weighting. "
-        "Default: 1.",
+        "Default: 1, of recipe states 0.5.",
     ),
     click.option(
         "--time-feature",
@@ -71,7 +71,16 @@ process_options = options(
         "--t-density",
         default=None,
         help=f"Density of the timesteps of the training that are no --low-noise ones: "
-        f"{', '.join(T_DENSITIES)}. Default: uniform.",
+        f"{', '.join(T_DENSITIES)}. Default: that of the recipe.",
+    ),
+    click.option(
+        "--p-mean", type=float, default=None,
+        help="Mean of log(sigma) in a normal --t-density. Default: that of the recipe.",
+    ),
+    click.option(
+        "--p-std", type=float, default=None,
+        help="Standard deviation of log(sigma) in a normal --t-density. Default: that of the "
+        "recipe.",
     ),
     click.option(
         "--low-noise",
@@ -137,7 +146,7 @@ def objective_of(
     Args:
         recipe: the recipe that they are to change.
         weighting: weighting of the error; None where it is left out.
-        **densities: ``t_density`` and ``low_noise``, likewise.
+        **densities: ``t_density``, ``p_mean``, ``p_std`` and ``low_noise``, likewise.
 
     Raises:
         ValueError: a density is given for a classic recipe.
@@ -149,4 +158,6 @@ def objective_of(
             f"{name} must be left out with a classic recipe, which visits every timestep of every "
             f"point, got {value!r}"
         )
+    if "t_density" in given:  # another density than that which the recipe's mean belongs to
+        given = {"p_mean": None, "p_std": None} | given
     return given if weighting is None else given | {"weighting": weighting}

@@ -107,8 +107,10 @@ def _quantile_gap(directions: Tensor, a: Tensor, b: Tensor) -> float:
     # numpy's sort is several times as fast as torch's.
     along_a, along_b = (np.sort((directions @ x.T).numpy()) for x in (a, b))  # [P, n], [P, m]
     n, m = len(a), len(b)
-    if n == m:
-        return float(np.abs(along_a - along_b).mean(axis=1).sum())
+    if n % m == 0 or m % n == 0:  # each of the fewer points stands opposite as many of the others
+        few, many = sorted((along_a, along_b), key=lambda along: along.shape[1])
+        gap = many.reshape(*few.shape, -1) - few[..., None]  # [P, few, many / few]
+        return float(np.abs(gap, out=gap).mean(axis=(1, 2)).sum())
     # Both quantile functions are constant between neighbours among the levels i/n and j/m.
     levels = np.sort(np.concatenate((np.arange(n + 1) / n, np.arange(1, m) / m)))
     middle, width = (levels[1:] + levels[:-1]) / 2, np.diff(levels)

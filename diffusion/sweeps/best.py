@@ -70,6 +70,9 @@ def _record(folder: SweepFolder, model: SweepModel) -> dict[str, Any]:
         scale=model.sampling.get("scale"),
         n_samples=sweep.n_samples,
         sampling_steps=model.sampling.get("num_steps"),
+        method=model.sampling.get("method", "ddpm"),
+        s_churn=model.sampling.get("s_churn"),
+        s_noise=model.sampling.get("s_noise"),
         real_draws=sweep.real_draws,
     )
     record = record_of(sweep.points, sweep.source, settings)

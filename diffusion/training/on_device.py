@@ -18,6 +18,8 @@ _MOST_LOSSES = 100_000  # recorded of one network; of a longer run, evenly sprea
 _MOST_LOG_SIGMA = 50.0  # of a schedule's only timestep, where no data is left
 # Mean and standard deviation of log(sigma); that of flow matching is logit(t).
 _NORMAL_LOG_SIGMA = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
+# Fields of a recipe that say how often it draws each timestep.
+_T_FIELDS = ("low_noise", "t_density", "p_mean", "p_std")
 
 
 def training_data(tasks: Sequence[Task], device: torch.device) -> TrainingData:
@@ -70,7 +72,13 @@ def course_of(tasks: Sequence[Task], device: torch.device) -> Course:
     )
 
 
-def timestep_table(schedule: Schedule, low_noise: float, t_density: str = "uniform") -> Tensor:
+def timestep_table(
+    schedule: Schedule,
+    low_noise: float,
+    t_density: str = "uniform",
+    p_mean: float | None = None,
+    p_std: float | None = None,
+) -> Tensor:
     """Returns timesteps int64 [K], each as often as a recipe draws it.
 
     A step draws its timesteps uniformly from the table.
@@ -79,7 +87,7 @@ def timestep_table(schedule: Schedule, low_noise: float, t_density: str = "unifo
         schedule: the forward process.
         low_noise: fraction of the rows whose timestep is drawn uniformly in the logarithm of the
             noise level; see :class:`~flashpoint.diffusion.Recipe`.
-        t_density: density of the others; see there.
+        t_density, p_mean, p_std: density of the others; see there.
     """
     if low_noise == 0 and t_density == "uniform":
         return torch.arange(schedule.num_steps)
@@ -87,7 +95,7 @@ def timestep_table(schedule: Schedule, low_noise: float, t_density: str = "unifo
     first = (log_sigma[1] - log_sigma[0]) if schedule.num_steps > 1 else 1.0
     weight = log_sigma.diff(prepend=log_sigma[:1] - first)
     weight = low_noise * weight / weight.sum()
-    weight += (1 - low_noise) * _density(log_sigma, t_density)
+    weight += (1 - low_noise) * _density(log_sigma, t_density, p_mean, p_std)
     quantile = (torch.arange(_TABLE_SIZE, dtype=torch.float64) + 0.5) / _TABLE_SIZE
     return torch.searchsorted(weight.cumsum(0), quantile).clamp(max=schedule.num_steps - 1)
 
@@ -100,11 +108,14 @@ def _finite_log_sigma(schedule: Schedule) -> Tensor:
     return log_sigma.clamp(max=_MOST_LOG_SIGMA)
 
 
-def _density(log_sigma: Tensor, name: str) -> Tensor:
+def _density(log_sigma: Tensor, name: str, p_mean: float | None, p_std: float | None) -> Tensor:
     """Returns the shares of the timesteps, float64 [T], that sum to 1."""
     if name == "uniform":
         return torch.full_like(log_sigma, 1 / len(log_sigma))
-    mean, std = _NORMAL_LOG_SIGMA[name]
+    mean, std = (
+        own if given is None else given
+        for own, given in zip(_NORMAL_LOG_SIGMA[name], (p_mean, p_std), strict=True)
+    )
     middles = (log_sigma[1:] + log_sigma[:-1]) / 2  # a timestep stands for its neighbourhood
     below = torch.special.ndtr((middles - mean) / std)
     return torch.cat((below, below.new_ones(1))).diff(prepend=below.new_zeros(1))
@@ -112,7 +123,7 @@ def _density(log_sigma: Tensor, name: str) -> Tensor:
 
 def _timestep_tables(tasks: Sequence[Task]) -> list[Tensor]:
     """Returns the table of timesteps of each task; equal ones are the same tensor."""
-    keys = [(task.schedule, task.recipe.low_noise, task.recipe.t_density) for task in tasks]
+    keys = [(task.schedule, *(getattr(task.recipe, name) for name in _T_FIELDS)) for task in tasks]
     tables = {key: timestep_table(*key) for key in dict.fromkeys(keys)}
     return [tables[key] for key in keys]
 

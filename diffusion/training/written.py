@@ -8,6 +8,8 @@ _ADDED_FIELDS: dict[str, tuple] = {
     "prediction": (None, "eps"),
     "weighting": ("uniform",),
     "t_density": ("uniform",),
+    "p_mean": (None,),
+    "p_std": (None,),
     "zero_terminal_snr": (False,),
     "sigma_min": (0.002,),
     "sigma_max": (80.0,),

@@ -313,7 +313,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--recipe", "classic"], "did you mean 'classic-"),
         (["states", "--recipe", "classic-a", "--epochs", 0], "--epochs must be at least 1"),
         (["states", "--recipe", "classic-a", "--steps", 5], "--steps is for the fast recipe"),
-        (["states", "--recipe", "classic-a", "--quick"], "--quick is for the fast recipe"),
+        (["states", "--recipe", "classic-a", "--quick"], "--quick is for the recipes fast and"),
         (["states", "--epochs", 3], "--epochs is for the classic recipes"),
         (["states", "--data", tmp_path / "data.xlsx"], "must be one of .pt, .pth, .npy"),
         (["states", "--data", tmp_path / "labels.npz"], "labels must be [9]"),

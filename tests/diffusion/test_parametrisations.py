@@ -112,16 +112,18 @@ def test_a_loss_is_weighted_as_in_the_papers(prediction, weighting):
 
 @pytest.mark.parametrize("low_noise", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("schedule", "density", "mean", "std"),
+    ("schedule", "density", "given", "mean", "std"),
     [
-        (Schedule(500, "flow"), "logit-normal", 0.0, 1.0),
-        (Schedule(500, "edm"), "log-normal", -1.2, 1.2),
-        (Schedule(500, "cosine"), "log-normal", -1.2, 1.2),
+        (Schedule(500, "flow"), "logit-normal", (), 0.0, 1.0),
+        (Schedule(500, "edm"), "log-normal", (), -1.2, 1.2),
+        (Schedule(500, "edm"), "log-normal", (-3.0, 0.7), -3.0, 0.7),
+        (Schedule(500, "edm"), "logit-normal", (None, 0.5), 0.0, 0.5),
+        (Schedule(500, "cosine"), "log-normal", (0.0, None), 0.0, 1.2),
     ],
 )
-def test_timesteps_are_normal_in_log_sigma(schedule, density, mean, std, low_noise):
+def test_timesteps_are_normal_in_log_sigma(schedule, density, given, mean, std, low_noise):
     log_sigma = schedule.sigma.log()
-    drawn = log_sigma[timestep_table(schedule, low_noise, density)]
+    drawn = log_sigma[timestep_table(schedule, low_noise, density, *given)]
     others = log_sigma[timestep_table(schedule, 1.0)]  # the rows that are even in log sigma
     for bound in torch.linspace(-4, 3, 15).tolist():
         below = (others < bound).double().mean().item()

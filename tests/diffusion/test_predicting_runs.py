@@ -133,6 +133,12 @@ def test_the_other_options_reach_schedule_and_recipe(data, tmp_path):
             "--low-noise must be left out with a classic",
         ),
         (["--low-noise", 2], "--low-noise must be from 0 to 1, got 2"),
+        (["--p-mean", -2], "--p-mean must be left out unless t_density is logit-normal or log-"),
+        (["--t-density", "log-normal", "--p-std", 0], "--p-std must be positive, got 0"),
+        (["--t-density", "log-normal", "--p-mean", "nan"], "--p-mean must be finite, a number"),
+        (["--recipe", "classic-a", "--p-std", 1], "--p-std must be left out with a classic"),
+        (["--method", "edn"], "did you mean 'edm'"),
+        (["--reverse-steps", 0], "--reverse-steps must be at least 1, got 0"),
     ],
 )
 def test_idle_and_impossible_options_are_one_line(tmp_path, options, message):
@@ -187,34 +193,72 @@ def test_a_record_with_a_time_embedding_is_the_same_again():
     assert settings.changes(settings.record()) == []
 
 
-def test_the_recipe_states_brings_its_process_unless_another_is_chosen(data, tmp_path):
-    few = [
-        *SMALL[2:8],
-        "--recipe",
-        "states",
-        "--hidden-layers",
-        "8,8",
-        "--data",
-        data,
-        "--device",
-        "cpu",
-    ]
-    for number, (options, schedule, steps) in enumerate([
-        (["--timesteps", 120], ("edm", 120, 0.005, 10.0), 100),
-        (["--timesteps", 40, "--sigma-max", 20], ("edm", 40, 0.005, 20.0), 40),
-        (["--timesteps", 40, "--prediction", "edm"], ("edm", 40, 0.002, 80.0), None),
-        (["--timesteps", 40, "--beta-end", 0.3], ("linear", 40, 0.002, 80.0), None),
+SAMPLER = ("method", "sampling_steps", "s_churn", "s_noise")
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule", "sampler"),
+    [
+        ("--timesteps 120", ("edm", 120, 0.005, 10.0), ("edm", 50, 20.0, 1.015)),
+        ("--timesteps 30 --sigma-max 20", ("edm", 30, 0.005, 20.0), ("edm", 30, 20.0, 1.015)),
+        ("--timesteps 40 --method ddim", ("edm", 40, 0.005, 10.0), ("ddim", *[None] * 3)),
+        ("--reverse-steps 60", ("edm", 500, 0.005, 10.0), ("edm", 60, 20.0, 1.015)),
+        ("--quick", ("edm", 500, 0.005, 10.0), ("edm", 25, 20.0, 1.015)),
+        ("--quick --reverse-steps 30", ("edm", 500, 0.005, 10.0), ("edm", 30, 20.0, 1.015)),
+        ("--timesteps 40 --prediction edm", ("edm", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
+        ("--timesteps 40 --beta-end 0.3", ("linear", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
+        ("--prediction v --method heun", ("linear", 500, 0.002, 80.0), ("heun", *[None] * 3)),
+    ],
+)
+def test_the_recipe_states_brings_its_process_unless_another_is_chosen(
+    data, tmp_path, options, schedule, sampler
+):
+    few = [*SMALL[2:8], "--hidden-layers", "8,8", "--data", data, "--device", "cpu"]
+    few += [*options.split(), "--recipe", "states", "--out", tmp_path / "run"]
+    result = flashpoint("train", *few)
+    assert result.exit_code == 0, result.output
+    config = config_of(tmp_path / "run")
+    names = ("name", "num_steps", "sigma_min", "sigma_max")
+    assert tuple(config["schedule"][name] for name in names) == schedule
+    assert tuple(config[name] for name in SAMPLER) == sampler
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe"),
+    [
+        ([], "states"),
+        (["--p-uncond", 0.1], "states"),
+        (["--schedule", "cosine"], "fast"),
+        (["--prediction", "v"], "fast"),
+        (["--data", "moons"], "fast"),
+        (["--recipe", "fast"], "fast"),
+    ],
+)
+def test_only_the_data_set_states_under_its_own_schedule_has_a_recipe_of_its_own(
+    tmp_path, options, recipe
+):
+    few = [*SMALL[2:8], "--hidden-layers", "8,8", "--device", "cpu", "--timesteps", 50]
+    result = flashpoint("train", *few, *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    lr = config_of(tmp_path / "run")["denoiser"]["lr"]
+    assert lr == RECIPES[recipe][0].lr != RECIPES["small"][0].lr
+
+
+def test_another_density_of_timesteps_has_its_own_mean(tmp_path):
+    few = [*SMALL[2:8], "--hidden-layers", "8,8", "--device", "cpu", "--timesteps", 50]
+    own = RECIPES["states"][0]
+    for number, (options, expected) in enumerate([
+        ([], ("log-normal", own.p_mean, own.p_std)),
+        (["--p-mean", -2], ("log-normal", -2.0, own.p_std)),
+        (["--t-density", "log-normal"], ("log-normal", None, None)),
+        (["--t-density", "logit-normal", "--p-std", 2], ("logit-normal", None, 2.0)),
+        (["--t-density", "uniform"], ("uniform", None, None)),
     ]):  # fmt: skip
         folder = tmp_path / str(number)
         result = flashpoint("train", *few, *options, "--out", folder)
         assert result.exit_code == 0, result.output
-        config = config_of(folder)
-        names = ("name", "num_steps", "sigma_min", "sigma_max")
-        assert tuple(config["schedule"][name] for name in names) == schedule
-        assert config["sampling_steps"] == steps
-
-
-# Networks
+        recipe = config_of(folder)["denoiser"]
+        assert tuple(recipe[name] for name in ("t_density", "p_mean", "p_std")) == expected
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow", "edm"])
