@@ -226,36 +226,50 @@ def performance_section(records: list[Measured]) -> str:
 
 
 def quality_section(folder: Path) -> str:
-    """Returns the README's table of the quality of samples, from the newest runs of STATES.
+    """Returns the README's tables of the quality of samples, from the newest runs of STATES.
 
     Args:
         folder: the records. A record of runs holds the ``metrics.json`` of each as
-            ``seed-<number>.json``.
+            ``seed-<number>.json``, and may hold those of the deterministic update as
+            ``ddim-<number>.json``.
     """
     runs = sorted(folder.glob("*/seed-*.json"))
     if not runs:
         return f"Quality of samples: {NOT_MEASURED}."
     newest = runs[-1].parent
-    files = {_seed_of(path): path for path in newest.glob("seed-*.json")}
+    seeds, table = _quality_of(newest, "seed-")
+    parts = [
+        f"`flashpoint states`, {seeds} ([record](bench/records/{newest.name})):", table,
+        "✗: outside the band in at least one seed.",
+    ]  # fmt: skip
+    if any(newest.glob("ddim-*.json")):
+        seeds, table = _quality_of(newest, "ddim-")
+        parts += [
+            "The deterministic update (Song et al. 2021, equation 12 with sigma = 0), guided with "
+            "scale 1, without the noise that corrects errors: `flashpoint states --recipe fast "
+            f"--method ddim`, {seeds}:",
+            table,
+        ]
+    return "\n\n".join(parts)
+
+
+def _quality_of(folder: Path, prefix: str) -> tuple[str, str]:
+    """Returns the seeds of the runs whose files begin so, in words, and the table of them."""
+    files = {_seed_of(path, prefix): path for path in folder.glob(f"{prefix}*.json")}
     *first, last = map(str, sorted(files))
     seeds = f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
     runs = {path: load_json(path, "run") for _, path in sorted(files.items())}
     if lacking := [path for path, run in runs.items() if "metrics" not in run]:
         raise UserError(f"run {lacking[0]} lacks metrics")
-    metrics = [run["metrics"] for run in runs.values()]
-    return "\n\n".join((
-        f"`flashpoint states`, {seeds} ([record](bench/records/{newest.name})):",
-        quality_table(metrics),
-        "✗: outside the band in at least one seed.",
-    ))  # fmt: skip
+    return seeds, quality_table([run["metrics"] for run in runs.values()])
 
 
-def _seed_of(path: Path) -> int:
+def _seed_of(path: Path, prefix: str) -> int:
     """Returns the seed in the name of a file."""
     try:
-        return int(path.stem.removeprefix("seed-"))
+        return int(path.stem.removeprefix(prefix))
     except ValueError as error:
-        raise UserError(f"run {path} must be named seed-NUMBER.json") from error
+        raise UserError(f"run {path} must be named {prefix}NUMBER.json") from error
 
 
 def put_between_markers(text: str, name: str, section: str) -> str:

@@ -134,6 +134,7 @@ def test_quality_is_the_mean_over_the_seeds_of_the_newest_runs(tmp_path):
     for name, content in {
         "2026-01-01/seed-0": seed(9.0, 0.1), "2026-01-02/seed-0": seed(2.5, 0.75, passed=False),
         "2026-01-02/seed-10": seed(2.0, 0.25), "2026-01-02/seed-9": seed(1.5, 0.5),
+        "2026-01-02/ddim-4": seed(3.0, 0.125),
     }.items():  # fmt: skip
         path = tmp_path / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
@@ -144,6 +145,8 @@ def test_quality_is_the_mean_over_the_seeds_of_the_newest_runs(tmp_path):
         "| Ohio | 2.000 | 0.000 (0.500, -0.500, 0.000) | 50.00% "
         "| 0.2000 (0.0000 to 0.3000) ✗ | 0.2000 (0.0000 to 0.3000) | 0.2000 (0.3000) |" in readme
     )
+    assert "`flashpoint states --recipe fast --method ddim`, seed 4:" in readme
+    assert "| Ohio | 2.000 | 1.000 (1.000) | 12.50% | 0.2000 (0.0000 to 0.3000) |" in readme
 
 
 def test_readme_and_page_are_those_of_the_records(tmp_path, monkeypatch):
