@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,7 +48,7 @@ from .commands.sample import sample_command
 from .commands.study import study_command
 from .commands.sweep import sweep_command
 from .device import choose_device
-from .errors import UserError, check_choice
+from .errors import UserError, check_choice, check_integer
 from .experiment import Run, Settings, check_measurable
 from .export import SUFFIXES, export_model
 from .interrupts import exit_code, word_for
@@ -349,16 +350,18 @@ def _settings(
     own_schedule = not chooses_schedule(process)
     if recipe is None:
         recipe = "states" if data == "states" and own_schedule else "fast"
-    settings = Settings.of_recipe(recipe, seed)
-    schedule = schedule_of(settings.schedule, weighting=weighting, **process)
-    settings = _sampled_by(method, replace(settings, schedule=schedule), own_schedule)
     if quick and recipe not in ("fast", "states"):
         raise UserError(
             "--quick is for the recipes fast and states; cut a classic one with --epochs, others "
             "with --steps"
         )
-    if quick:
-        settings = settings.quick()
+    settings = Settings.of_recipe(recipe, seed, quick=quick)
+    schedule = schedule_of(settings.schedule, weighting=weighting, **process)
+    if reverse_steps is not None:
+        check_integer("reverse_steps", reverse_steps, 1, schedule.num_steps)
+    own = own_schedule and method in (None, settings.method)
+    sampler = _sampler(settings, schedule.num_steps, method, own=own, quick=quick)
+    settings = replace(settings, schedule=schedule, **sampler)
     length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
     network = network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding)
     objective = objective_of(
@@ -375,22 +378,23 @@ def _settings(
     return _with(settings, n_samples=samples, scale=scale, sampling_steps=reverse_steps)
 
 
-def _sampled_by(method: str | None, settings: Settings, own_schedule: bool) -> Settings:
-    """Returns the settings with their recipe's sampler only if schedule and method are its own.
+def _sampler(
+    settings: Settings, timesteps: int, method: str | None, *, own: bool, quick: bool
+) -> dict[str, Any]:
+    """Returns the fields of a recipe's settings that say how samples are drawn.
 
     Args:
+        settings: those of the recipe.
+        timesteps: number T of timesteps.
         method: what the user chose; None is nothing.
-        settings: those of the recipe, with the schedule that is to be.
-        own_schedule: whether that is the recipe's.
+        own: whether schedule and method are those of the recipe, which its sampler is made for.
+        quick: whether the run is a quick one.
     """
-    if not own_schedule or method not in (None, settings.method):
-        return replace(
-            settings,
-            method=method or "ddpm",
-            **dict.fromkeys(("sampling_steps", "s_churn", "s_noise")),
-        )
-    own = settings.sampling_steps
-    return replace(settings, sampling_steps=own and min(own, settings.schedule.num_steps))
+    steps = settings.sampling_steps if own else 50 if quick else None
+    sampler = {"sampling_steps": steps and min(steps, timesteps)}
+    if own:
+        return sampler
+    return sampler | {"method": method or "ddpm", "s_churn": None, "s_noise": None}
 
 
 def _lengths(
@@ -402,10 +406,10 @@ def _lengths(
     """Returns the fields of both recipes that say how long the training is."""
     if isinstance(recipe, Recipe):
         if epochs is not None:
-            raise UserError("--epochs is for the classic recipes; the fast one takes --steps")
+            raise UserError("--epochs is for the classic recipes; the others take --steps")
         return {"steps": steps}, {"steps": classifier_steps}
     if steps is not None or classifier_steps is not None:
-        raise UserError("--steps is for the fast recipe; a classic one takes --epochs")
+        raise UserError("--steps is not for a classic recipe, which takes --epochs")
     return {"epochs": epochs}, {"epochs": epochs}
 
 

@@ -108,7 +108,7 @@ def _about(run: SavedRun) -> list[Part]:
         ("weighting", run.config.get("denoiser", {}).get("weighting", "uniform")),
         ("denoiser", _network(run.denoiser)),
         ("classifier", _network(run.classifier) if run.classifier else "none"),
-        ("sampler", METHODS.get(run.config.get("method", "ddpm"), "unknown")),
+        ("sampler", METHODS.get(str(run.config.get("method", "ddpm")), "unknown")),
         ("reverse steps", f"{run.config['sampling_steps'] or schedule.num_steps}"),
         ("seed", f"{run.config['seed']}"),
     ]

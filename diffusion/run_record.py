@@ -11,6 +11,7 @@ from .errors import UserError
 from .metrics.inputs import subset
 from .run_folder import RunFolder
 from .settings import Settings
+from .training import RECIPES
 
 _DENSITY_POINTS, _DENSITY = 10_000, 6  # points at most, and stream of random numbers
 
@@ -85,8 +86,22 @@ def check_same_run(
     if changed:
         raise UserError(
             f"run {folder} was made with other settings ({'; '.join(changed[:5])}); give the same "
-            "ones, or another --out"
+            f"ones{_recipe_hint(before, settings)}, or another --out"
         )
+
+
+def _recipe_hint(record: dict[str, Any], settings: Settings) -> str:
+    """Returns the option for the recipe of a run's record, if the settings are of another one."""
+    fixed = ("lr", "warmup", "weight_decay")  # no option of the command line changes these
+
+    def of(recipe: Any) -> list:
+        return [recipe.get(name) for name in fixed]
+
+    own, made = record.get("denoiser") or {}, asdict(settings.denoiser)
+    if of(own) == of(made):
+        return ""
+    found = [name for name, (denoiser, _) in RECIPES.items() if of(asdict(denoiser)) == of(own)]
+    return f" (--recipe {' or '.join(found)})" if found else ""
 
 
 def check_data(folder: RunFolder, points: Points) -> None:

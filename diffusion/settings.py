@@ -8,7 +8,6 @@ from .chains import METHODS
 from .errors import UserError, check_choice, check_integer, check_number, check_seed
 from .metrics.bands import MOST_DRAWS
 from .schedules import Schedule
-from .solvers import SOLVERS
 from .training import RECIPES, ClassicRecipe, Recipe
 
 # The process of the recipe "states". The outlines are blurred by 0.026: less noise than sigma_min
@@ -18,8 +17,8 @@ _STATES_SCHEDULE = Schedule(500, "edm", sigma_min=0.005, sigma_max=10.0, sigma_d
 # slightly more of it than is taken away makes up for a network that removes too much (Karras et al.
 # 2022, section 4).
 _STATES_SAMPLER = {"method": "edm", "sampling_steps": 50, "s_churn": 20.0, "s_noise": 1.015}
-# Rows that the networks of a quick run are trained on.
-_QUICK_ROWS, _QUICK_CLASSIFIER_ROWS = 1_400_000, 500_000
+# Training steps of denoiser and classifier, and reverse steps, of a quick run by recipe.
+_QUICK = {"fast": (1500, 700, 50), "states": (2700, 500, 25)}
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Settings:
             conditional denoiser.
         n_samples: number of samples without guidance and of samples of each class.
         sampling_steps: number of reverse steps; None for all T.
-        method: how samples are drawn, see :class:`~flashpoint.diffusion.SampleConfig`.
-        s_churn, s_noise: noise of method ``edm``; None are its defaults.
         validate_every: number of training steps between two validations of the denoiser.
         real_draws: number of draws of real data behind the bands of the metrics.
+        method: how samples are drawn, see :class:`~flashpoint.diffusion.SampleConfig`.
+        s_churn, s_noise: noise of method ``edm``; None are its defaults.
 
     Raises:
         ValueError: a number is out of range.
@@ -51,11 +50,11 @@ class Settings:
     scale: float | None = None
     n_samples: int = 5000
     sampling_steps: int | None = None
-    method: str = "ddpm"
-    s_churn: float | None = None
-    s_noise: float | None = None
     validate_every: int = 1000
     real_draws: int = 100
+    method: str = field(default="ddpm", kw_only=True)
+    s_churn: float | None = field(default=None, kw_only=True)
+    s_noise: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         check_seed(self.seed)
@@ -63,13 +62,18 @@ class Settings:
         check_integer("validate_every", self.validate_every, 1)
         check_integer("real_draws", self.real_draws, 2, MOST_DRAWS)
         check_choice("method", self.method, METHODS)
+        if self.sampling_steps is not None:
+            check_integer("sampling_steps", self.sampling_steps, 1, self.schedule.num_steps)
         for name in ("s_churn", "s_noise"):
             given = getattr(self, name)
-            if given is not None and self.method != "edm":
+            if given is None:
+                continue
+            if self.method != "edm":
                 raise UserError(
                     f"{name} must be left out unless method is edm, got {given!r} with "
                     f"{self.method}"
                 )
+            check_number(name, given, 0)
         if self.scale is not None:
             check_number("scale", self.scale)
         if self.denoiser.prediction is not None:
@@ -77,22 +81,28 @@ class Settings:
             object.__setattr__(self, "schedule", schedule)
 
     @classmethod
-    def of_recipe(cls, name: str, seed: int = 0) -> "Settings":
+    def of_recipe(cls, name: str, seed: int = 0, *, quick: bool = False) -> "Settings":
         """Returns the settings that go with a named recipe.
 
         The recipe ``states`` brings its own schedule and sampler. All others train under
         ``Schedule()`` and visit all timesteps with DDPM.
 
+        Args:
+            name: the recipe.
+            seed: seed of everything random.
+            quick: reduces ``fast`` or ``states`` to less than a minute on two CPU cores.
+
         Raises:
-            ValueError: the recipe is unknown, or the seed is out of range.
+            ValueError: the recipe is unknown, or has no quick form, or the seed is out of range.
         """
-        check_choice("recipe", name, RECIPES)
+        check_choice("recipe", name, _QUICK if quick else RECIPES)
         denoiser, classifier = RECIPES[name]
-        if name != "states":
-            return cls(seed, denoiser=denoiser, classifier=classifier)
-        return cls(
-            seed, _STATES_SCHEDULE, denoiser, classifier, validate_every=2000, **_STATES_SAMPLER
-        )
+        settings = cls(seed, denoiser=denoiser, classifier=classifier)
+        if name == "states":
+            settings = replace(
+                settings, schedule=_STATES_SCHEDULE, validate_every=2000, **_STATES_SAMPLER
+            )
+        return settings._reduced(*_QUICK[name]) if quick else settings
 
     @property
     def sampler(self) -> dict[str, Any]:
@@ -100,22 +110,14 @@ class Settings:
         names = ("method", "s_churn", "s_noise")
         return {"num_steps": self.sampling_steps} | {name: getattr(self, name) for name in names}
 
-    def quick(self) -> "Settings":
-        """Returns reduced settings, which take less than a minute on two CPU cores.
-
-        Both recipes must be of the kind ``Recipe``.
-        """
-        denoiser, classifier = self.denoiser, self.classifier
-        assert isinstance(denoiser, Recipe)
-        assert isinstance(classifier, Recipe)
-        steps = _QUICK_ROWS // denoiser.batch_size
-        classifier_steps = _QUICK_CLASSIFIER_ROWS // classifier.batch_size
+    def _reduced(self, steps: int, classifier_steps: int, reverse_steps: int) -> "Settings":
+        """Returns the settings of a quick run."""
         return replace(
             self,
             # Averages over fewer steps, so that the initial weights are forgotten by the end.
-            denoiser=replace(denoiser, steps=steps, ema_decay=0.99),
-            classifier=replace(classifier, steps=classifier_steps, ema_decay=0.98),
-            sampling_steps=min(25 if self.method in SOLVERS else 50, self.schedule.num_steps),
+            denoiser=replace(self.denoiser, steps=steps, ema_decay=0.99),  # type: ignore[call-arg]
+            classifier=replace(self.classifier, steps=classifier_steps, ema_decay=0.98),  # type: ignore[call-arg]
+            sampling_steps=reverse_steps,
             validate_every=steps,
             real_draws=20,
         )

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..noise_levels import SCHEDULES
 from ..predictions import NATURAL, PREDICTIONS, WEIGHTINGS, natural_schedule
 from ..schedules import TIME_FEATURES, Schedule
-from ..training.recipes import T_DENSITIES, ClassicRecipe, Recipe
+from ..training.recipes import T_DENSITIES, ClassicRecipe, Recipe, with_own_mean
 from . import options
 from .group import Count
 
@@ -28,8 +28,14 @@ process_options = options(
         help=f"One of {', '.join(SCHEDULES)}. Default: that of the recipe; with --prediction "
         f"{' or '.join(NATURAL.values())} that of the same name, with any other linear.",
     ),
-    click.option("--beta-start", default=1e-4, show_default=True, help="Smallest variance beta."),
-    click.option("--beta-end", default=0.02, show_default=True, help="Largest variance beta."),
+    click.option(
+        "--beta-start", type=float, default=None,
+        help=f"Smallest variance beta. Default: {Schedule.beta_start}.",
+    ),
+    click.option(
+        "--beta-end", type=float, default=None,
+        help=f"Largest variance beta. Default: {Schedule.beta_end}.",
+    ),
     click.option(
         "--zero-terminal-snr",
         is_flag=True,
@@ -94,11 +100,9 @@ process_options = options(
 
 def chooses_schedule(process: Mapping[str, Any]) -> bool:
     """Returns True if :data:`process_options` ask for another schedule than the recipe's."""
-    betas = {"beta_start": Schedule.beta_start, "beta_end": Schedule.beta_end}
-    return (
-        any(process.get(name) is not None for name in ("schedule", "prediction"))
-        or any(process.get(name, default) != default for name, default in betas.items())
-        or bool(process.get("zero_terminal_snr"))
+    names = ("schedule", "prediction", "beta_start", "beta_end")
+    return any(process.get(name) is not None for name in names) or bool(
+        process.get("zero_terminal_snr")
     )
 
 
@@ -158,6 +162,5 @@ def objective_of(
             f"{name} must be left out with a classic recipe, which visits every timestep of every "
             f"point, got {value!r}"
         )
-    if "t_density" in given:  # another density than that which the recipe's mean belongs to
-        given = {"p_mean": None, "p_std": None} | given
+    given = with_own_mean(given)
     return given if weighting is None else given | {"weighting": weighting}

@@ -20,6 +20,7 @@ from ..predictions import natural_schedule
 from ..schedules import Schedule
 from ..solvers import SOLVERS
 from ..training import RECIPES, ClassicRecipe, Recipe, Task
+from ..training.recipes import with_own_mean
 from .keys import KEYS, text_of
 
 _TRAINING, _SAMPLING, _LABELS = range(3)  # streams of random numbers
@@ -86,10 +87,14 @@ class SweepModel:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the model but the data, as files write it down."""
+        recipe = {"kind": type(self.recipe).__name__, **asdict(self.recipe)}
+        for name in ("p_mean", "p_std"):  # the first sweeps knew no such fields
+            if recipe.get(name) is None:
+                recipe.pop(name, None)
         return {
             "seed": self.seed,
             "schedule": asdict(self.schedule),
-            "recipe": {"kind": type(self.recipe).__name__, **asdict(self.recipe)},
+            "recipe": recipe,
             "sampling": dict(self.sampling),
         }
 
@@ -163,7 +168,7 @@ def _recipe(name: str, changes: dict[str, Any]) -> Recipe | ClassicRecipe:
             raise UserError(
                 f"{field_} must be left out with the recipe {name}, whose length is {length}"
             )
-    return replace(base, **changes)
+    return replace(base, **with_own_mean(changes))
 
 
 @lru_cache

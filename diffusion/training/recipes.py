@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -320,6 +321,11 @@ def _check_common(recipe: Recipe | ClassicRecipe, *counts: str) -> None:
         MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+def with_own_mean(changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns changes of a recipe in which another ``t_density`` has its source's mean."""
+    return {"p_mean": None, "p_std": None} | changes if "t_density" in changes else changes
 
 
 def _is_number(value: object) -> bool:

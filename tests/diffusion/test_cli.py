@@ -53,7 +53,7 @@ def test_states_leaves_every_file(run):
 
 def test_quick_says_what_it_reduces(run):
     assert "quick: 60 training steps" in run[1]
-    assert "50 of 500 reverse steps" in run[1]
+    assert "25 of 500 reverse steps" in run[1]
 
 
 def test_sample_and_evaluate(run, tmp_path):
@@ -312,7 +312,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["states", "--checkpoint-every", 0], "--checkpoint-every must be at least 1"),
         (["states", "--recipe", "classic"], "did you mean 'classic-"),
         (["states", "--recipe", "classic-a", "--epochs", 0], "--epochs must be at least 1"),
-        (["states", "--recipe", "classic-a", "--steps", 5], "--steps is for the fast recipe"),
+        (["states", "--recipe", "classic-a", "--steps", 5], "--steps is not for a classic recipe"),
         (["states", "--recipe", "classic-a", "--quick"], "--quick is for the recipes fast and"),
         (["states", "--epochs", 3], "--epochs is for the classic recipes"),
         (["states", "--data", tmp_path / "data.xlsx"], "must be one of .pt, .pth, .npy"),

@@ -139,6 +139,7 @@ def test_the_other_options_reach_schedule_and_recipe(data, tmp_path):
         (["--recipe", "classic-a", "--p-std", 1], "--p-std must be left out with a classic"),
         (["--method", "edn"], "did you mean 'edm'"),
         (["--reverse-steps", 0], "--reverse-steps must be at least 1, got 0"),
+        (["--reverse-steps", 501], "--reverse-steps must be from 1 to 500, got 501"),
     ],
 )
 def test_idle_and_impossible_options_are_one_line(tmp_path, options, message):
@@ -173,11 +174,35 @@ def test_a_whole_run_of_v(data, tmp_path):
 # Settings
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "edn"}, "did you mean 'edm'"),
+        ({"sampling_steps": 501}, "sampling_steps must be from 1 to 500, got 501"),
+        ({"s_churn": 2.0}, "s_churn must be left out unless method is edm, got 2.0 with ddpm"),
+        ({"method": "edm", "s_noise": -1}, "s_noise must be .*, got -1"),
+        ({"method": "edm", "s_churn": "x"}, "s_churn must be .*, got 'x'"),
+    ],
+)
+def test_settings_refuse_a_sampler_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**changes)
+
+
+def test_only_two_recipes_have_a_quick_form():
+    for name in ("fast", "states"):
+        quick, whole = Settings.of_recipe(name, quick=True), Settings.of_recipe(name)
+        assert quick.denoiser.steps < whole.denoiser.steps / 3
+        assert quick.sampling_steps <= (whole.sampling_steps or 500) / 2
+        assert quick.method == whole.method
+    with pytest.raises(UserError, match="recipe must be one of fast, states"):
+        Settings.of_recipe("classic-a", quick=True)
+
+
 def test_the_settings_schedule_says_what_the_denoiser_predicts():
     settings = Settings(schedule=Schedule(10, "cosine"), denoiser=replace(TINY, prediction="v"))
     assert settings.schedule == Schedule(10, "cosine", prediction="v")
     assert settings.record()["schedule"]["prediction"] == "v"
-    assert settings.quick().schedule.prediction == "v"
     same = Settings(schedule=Schedule(10, "cosine", prediction="v"), denoiser=TINY)
     assert same.changes(settings.record()) == []
     assert settings.changes(same.record()) == []
@@ -207,6 +232,8 @@ SAMPLER = ("method", "sampling_steps", "s_churn", "s_noise")
         ("--quick --reverse-steps 30", ("edm", 500, 0.005, 10.0), ("edm", 30, 20.0, 1.015)),
         ("--timesteps 40 --prediction edm", ("edm", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
         ("--timesteps 40 --beta-end 0.3", ("linear", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
+        ("--beta-end 0.02", ("linear", 500, 0.002, 80.0), ("ddpm", *[None] * 3)),
+        ("--quick --method ddim", ("edm", 500, 0.005, 10.0), ("ddim", 50, None, None)),
         ("--prediction v --method heun", ("linear", 500, 0.002, 80.0), ("heun", *[None] * 3)),
     ],
 )
@@ -259,6 +286,27 @@ def test_another_density_of_timesteps_has_its_own_mean(tmp_path):
         assert result.exit_code == 0, result.output
         recipe = config_of(folder)["denoiser"]
         assert tuple(recipe[name] for name in ("t_density", "p_mean", "p_std")) == expected
+
+
+def test_an_older_run_goes_on_with_the_recipe_that_the_message_names(tmp_path):
+    folder = tmp_path / "run"
+    few = [*SMALL[2:8], "--hidden-layers", "8,8", "--device", "cpu", "--timesteps", 50]
+    assert flashpoint("train", *few, "--recipe", "fast", "--out", folder).exit_code == 0
+    config = config_of(folder)
+    for name in ("method", "s_churn", "s_noise"):
+        del config[name]
+    for recipe in ("denoiser", "classifier"):
+        for name in ("p_mean", "p_std"):
+            del config[recipe][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    result = flashpoint("train", *few, "--out", folder, "--resume")
+    assert result.exit_code == 2
+    assert "give the same ones (--recipe fast or long), or another --out" in result.output
+    result = flashpoint("train", *few, "--recipe", "fast", "--out", folder, "--resume")
+    assert result.exit_code == 0, result.output
+
+
+# Networks
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow", "edm"])

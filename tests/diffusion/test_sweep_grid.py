@@ -70,6 +70,19 @@ def test_keys_set_recipe_schedule_and_sampling():
     assert sweep(recipe="classic-a", epochs=3).models[0].recipe.epochs == 3
 
 
+def test_another_density_of_timesteps_has_its_own_mean():
+    models = sweep(recipe="states", t_density="uniform,log-normal").models
+    assert [(one.recipe.p_mean, one.recipe.p_std) for one in models] == [(None, None)] * 2
+    moved = sweep(recipe="states", t_density="log-normal", p_mean=[-2, -1]).models
+    assert [(one.recipe.p_mean, one.recipe.p_std) for one in moved] == [(-2, None), (-1, None)]
+
+
+def test_models_have_the_names_that_earlier_versions_gave_them():
+    values = {"lr": 1e-3, "steps": 20, "t_density": "log-normal", "prediction": "edm"}
+    model = sweep(**values).models[0]
+    assert (model.training_id("x"), model.id("x", 7)) == ("4314d3511ec5a828", "a4c5f3a869f13375")
+
+
 def test_flow_and_edm_bring_the_schedule_of_their_name():
     names = [model.schedule.name for model in sweep(prediction="eps,flow,edm").models]
     assert names == ["linear", "flow", "edm"]
