@@ -144,7 +144,7 @@ def quality_table(seeds: Sequence[dict]) -> str:
     """
     header = (
         "samples", "KDE-NLL of the data",
-        f"samples minus data, mean of {len(seeds)} seeds (per seed)",
+        f"samples minus data, mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} (per seed)",
         "in the requested state",
         "median distance from a sample to the nearest datum (99% of real draws)",
         "from a datum to the nearest sample (99%)",

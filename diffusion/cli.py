@@ -80,7 +80,7 @@ _run_options = options(
         help="Folder of the run. Default: runs/<name of the data>.",
     ),
     click.option(
-        "--quick", is_flag=True, help="Reduce the run to less than a minute on two CPU cores."
+        "--quick", is_flag=True, help="Reduce the run to about a minute on two CPU cores."
     ),
     click.option("--resume", is_flag=True, help="Continue an interrupted run."),
     click.option(
