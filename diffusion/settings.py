@@ -12,12 +12,12 @@ from .training import RECIPES, ClassicRecipe, Recipe
 
 # The process of the recipe "states". The outlines are blurred by 0.026: less noise than sigma_min
 # hides no detail of them, and at sigma_max 1% of x_T's variance is the data's.
-_STATES_SCHEDULE = Schedule(500, "edm", sigma_min=0.005, sigma_max=10.0)
+_STATES_SCHEDULE = Schedule(500, "edm", sigma_min=0.005, sigma_max=10.0, sigma_data=0.5)
 # Its sampler. Noise corrects the errors of guidance, which add up along a deterministic chain, and
 # slightly more of it than is taken away makes up for a network that removes too much (Karras et al.
 # 2022, section 4).
 _STATES_SAMPLER: dict[str, Any] = {
-    "method": "edm", "sampling_steps": 50, "s_churn": 20.0, "s_noise": 1.04,
+    "method": "edm", "sampling_steps": 50, "s_churn": 20.0, "s_noise": 1.015,
 }  # fmt: skip
 # Training steps of denoiser and classifier, and reverse steps, of a quick run by recipe.
 _QUICK = {"fast": (1500, 700, 50), "states": (2500, 450, 20)}

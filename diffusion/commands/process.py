@@ -52,7 +52,7 @@ process_options = options(
     click.option(
         "--sigma-data", type=float, default=None,
         help="Standard deviation of the data, for edm as schedule, prediction or weighting. "
-        "Default: 1.",
+        "Default: 1, of recipe states 0.5.",
     ),
     click.option(
         "--time-feature",

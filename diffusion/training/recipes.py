@@ -341,8 +341,8 @@ RECIPES: dict[str, tuple[Recipe | ClassicRecipe, Recipe | ClassicRecipe]] = {
     ),
     "states": (  # most rows at the noise that hides the finest outlines; more steps, fewer rows
         Recipe(
-            18_000, batch_size=512, lr=4.5e-3, ema_decay=0.995, low_noise=0.35,
-            t_density="log-normal", p_mean=-3.2, p_std=0.8,
+            20_000, batch_size=512, lr=4.5e-3, low_noise=0.35, t_density="log-normal",
+            p_mean=-3.2, p_std=0.8,
         ),
         Recipe(1500, _CLASSIFIER, 1024, lr=5e-3, ema_decay=0.99, low_noise=0.0),
     ),

@@ -224,12 +224,12 @@ SAMPLER = ("method", "sampling_steps", "s_churn", "s_noise")
 @pytest.mark.parametrize(
     ("options", "schedule", "sampler"),
     [
-        ("--timesteps 120", ("edm", 120, 0.005, 10.0), ("edm", 50, 20.0, 1.04)),
-        ("--timesteps 30 --sigma-max 20", ("edm", 30, 0.005, 20.0), ("edm", 30, 20.0, 1.04)),
+        ("--timesteps 120", ("edm", 120, 0.005, 10.0), ("edm", 50, 20.0, 1.015)),
+        ("--timesteps 30 --sigma-max 20", ("edm", 30, 0.005, 20.0), ("edm", 30, 20.0, 1.015)),
         ("--timesteps 40 --method ddim", ("edm", 40, 0.005, 10.0), ("ddim", *[None] * 3)),
-        ("--reverse-steps 60", ("edm", 500, 0.005, 10.0), ("edm", 60, 20.0, 1.04)),
-        ("--quick", ("edm", 500, 0.005, 10.0), ("edm", 20, 20.0, 1.04)),
-        ("--quick --reverse-steps 30", ("edm", 500, 0.005, 10.0), ("edm", 30, 20.0, 1.04)),
+        ("--reverse-steps 60", ("edm", 500, 0.005, 10.0), ("edm", 60, 20.0, 1.015)),
+        ("--quick", ("edm", 500, 0.005, 10.0), ("edm", 20, 20.0, 1.015)),
+        ("--quick --reverse-steps 30", ("edm", 500, 0.005, 10.0), ("edm", 30, 20.0, 1.015)),
         ("--timesteps 40 --prediction edm", ("edm", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
         ("--timesteps 40 --beta-end 0.3", ("linear", 40, 0.002, 80.0), ("ddpm", *[None] * 3)),
         ("--beta-end 0.02", ("linear", 500, 0.002, 80.0), ("ddpm", *[None] * 3)),
