@@ -181,7 +181,7 @@ def classifier_map(
     palette = torch.tensor(ListedColormap(COLORS)(range(len(COLORS)))[:, :3]).float()
     for axis, t in zip(axes, steps, strict=True):
         with torch.no_grad():
-            x_t = grid * torch.hypot(schedule.signal[t], schedule.noise[t]).item()
+            x_t = grid * schedule.size[t].item()
             p = classifier(schedule.inputs(x_t, t)).softmax(dim=1)
         best, label = p.max(dim=1)
         sure = ((best - 1 / p.shape[1]) / (1 - 1 / p.shape[1]))[:, None] * 0.55

@@ -16,6 +16,7 @@ from . import files
 from .checkpoints import load
 from .data import Points
 from .errors import UserError
+from .reverse_steps import timesteps
 from .run_folder import RunFolder
 from .run_record import check_data
 from .sampling import Samples, sample
@@ -163,13 +164,19 @@ class SavedRun:
     def trajectory(self, n: int, stream: int, num_steps: int | None, **options: Any) -> Tensor:
         """Draws samples and returns their way from noise to data, [K + 1, n, d] on the device.
 
+        Each x_t is divided by :attr:`Schedule.size`.
+
         Args:
             n: number of samples.
             stream: number of the stream of random numbers.
             num_steps: number K of reverse steps; None for all.
             **options: options of :func:`~flashpoint.diffusion.sample`.
         """
-        return self._draw(n, stream, num_steps=num_steps, keep_every=1, **options).trajectory
+        way = self._draw(n, stream, num_steps=num_steps, keep_every=1, **options).trajectory
+        steps = timesteps(self.schedule, num_steps, method=options.get("method", "ddpm"))
+        size = torch.ones(len(way), device=way.device)
+        size[:-1] = self.schedule.size[steps]
+        return way / size[:, None, None]
 
     def _draw(self, n: int, stream: int, **options: Any) -> Samples:
         seed = child_seed(self.seed, stream)

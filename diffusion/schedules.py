@@ -211,6 +211,15 @@ class Schedule:
         return self.noise / self.signal
 
     @cached_property
+    def size(self) -> Tensor:
+        """The standard deviation of x_t for data of deviation 1, sqrt(signal^2 + noise^2).
+
+        Figures show x_t / size, that of a variance-preserving process, so that the data stay in
+        place while the noise falls.
+        """
+        return torch.hypot(self.signal, self.noise)
+
+    @cached_property
     def alpha_bar(self) -> Tensor:
         """The share of the data in x_t, signal^2 / (signal^2 + noise^2)."""
         if self.name in BETAS:

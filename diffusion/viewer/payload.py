@@ -79,7 +79,7 @@ def make_payload(run: SavedRun, samples: int, say: Callable[[str], None] = print
         "name": points.name,
         "dim": points.dim,
         "total": schedule.num_steps,
-        "noise": [0.0, *(round(value, 6) for value in schedule.noise.tolist())],
+        "noise": [0.0, *(round(value, 6) for value in (schedule.noise / schedule.size).tolist())],
         "classes": [points.class_name(label) for label in range(points.num_classes)],
         "colors": COLORS,
         "reach": frame.reach,
@@ -160,8 +160,9 @@ def _subset(run: SavedRun) -> Tensor:
 def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
     """Computes densities, scores, errors and regions over the plane, at some of the timesteps.
 
-    An arrow is the score times the noise level, -eps_hat. Where x_t is likely it is of the order of
-    1, while the score itself grows without bound as t falls.
+    A place on the page is x_t / size, see :attr:`Schedule.size`. An arrow is the score times the
+    noise level, -eps_hat. Where x_t is likely it is of the order of 1, while the score itself grows
+    without bound as t falls.
     """
     visited = sorted({max(step, 1) for step in steps}, reverse=True)
     chosen = torch.linspace(0, len(visited) - 1, min(_FIELDS, len(visited))).round().long()
@@ -174,16 +175,20 @@ def _fields(run: SavedRun, frame: Frame, steps: list[int]) -> dict:
     scores: dict[str, list[Tensor]] = {"network": [], "exact": []}
     regions = []
     for t in shown:
-        levels = run.schedule.signal[t - 1].item(), run.schedule.noise[t - 1].item()
+        size = run.schedule.size[t - 1].item()
+        levels = run.schedule.signal[t - 1].item() / size, run.schedule.noise[t - 1].item() / size
         p = noised_density(data, levels, cells, cell)
-        error = _eps_hat(run, cells, t) - best_noise(exact, run.schedule, cells, t - 1)
+        error = _eps_hat(run, size * cells, t) - best_noise(
+            exact, run.schedule, size * cells, t - 1
+        )
         maps["data"].append(p)
         maps["samples"].append(noised_density(samples, levels, cells, cell))
         maps["excess"].append(p * error.square().sum(dim=1))
-        scores["network"].append(_arrows(_eps_hat(run, arrows, t)))
-        scores["exact"].append(_arrows(best_noise(exact, run.schedule, arrows, t - 1)))
+        scores["network"].append(_arrows(_eps_hat(run, size * arrows, t)))
+        best = best_noise(exact, run.schedule, size * arrows, t - 1)
+        scores["exact"].append(_arrows(best))
         if run.classifier is not None:
-            regions.append(_at(run, run.classifier, cells, t).softmax(dim=1))
+            regions.append(_at(run, run.classifier, size * cells, t).softmax(dim=1))
     fields = {"steps": shown, "grid": _GRID, "arrows": _ARROWS}
     fields["maps"] = {name: _images(torch.stack(each)) for name, each in maps.items()}
     fields["scores"] = {name: pack(torch.stack(each), 127) for name, each in scores.items()}

@@ -20,8 +20,10 @@ from flashpoint.diffusion import (
     UserError,
     class_table,
     sample,
+    states_points,
 )
 from flashpoint.diffusion.data import DATASETS
+from flashpoint.diffusion.reverse_steps import timesteps
 from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.viewer import payload as payloads
 from flashpoint.diffusion.viewer import write_view
@@ -121,14 +123,16 @@ def test_a_flow_is_drawn_at_its_own_levels(flow_run, tmp_path):
     text, payload = view(flow_run, tmp_path, samples=9)
     assert "flow schedule, T = 20" in text
     assert "predicts flow velocity" in text
-    np.testing.assert_allclose(payload["noise"], np.arange(21) / 20)
+    t = np.arange(21) / 20
+    np.testing.assert_allclose(payload["noise"], t / np.hypot(1 - t, t), atol=1e-6)
     fields, reach = payload["fields"], payload["reach"]
     assert (fields["steps"][0], fields["steps"][-1]) == (20, 1)
     assert payload["steps"][0] == 20
     # x_t = (1 - t) x_0 + t eps and v = eps - x_0, so that eps = x_t + (1 - t) v.
     run = SavedRun(*flow_run, torch.device("cpu"), 0)
-    x_t = payloads.Frame.of(run.points.data).grid(6)
+    places = payloads.Frame.of(run.points.data).grid(6)
     for field, step in enumerate(fields["steps"]):
+        x_t = places * np.hypot(1 - step / 20, step / 20)
         with torch.no_grad():
             v = run.denoiser(run.schedule.inputs(x_t, step - 1))
         eps = x_t + (1 - step / 20) * v
@@ -143,6 +147,28 @@ def test_a_flow_is_drawn_at_its_own_levels(flow_run, tmp_path):
     variance = 1 + (2 * reach / 20) ** 2 / 12
     top = 1 / (2 * np.pi * variance) * np.exp(-((reach / 20) ** 2) / variance)
     assert fields["maps"]["data"]["top"][0] == pytest.approx(top, rel=1e-3)
+
+
+def test_the_data_stay_in_place_while_the_noise_falls(make_run, tmp_path):
+    """With a small sigma_data the points of little noise, as the network sees them, are large."""
+    schedule = Schedule(20, "edm", sigma_data=0.25)
+    folder = make_run(tmp_path / "run", states_points(250), schedule)
+    run = SavedRun(*folder, torch.device("cpu"), 0)
+    way = run.trajectory(6, 1, 20, method="ddim")
+    chain = sample(
+        run.denoiser, schedule, 6, seed=child_seed(0, 1), method="ddim", num_steps=20,
+        keep_every=1, device="cpu",
+    )  # fmt: skip
+    assert torch.equal(way[-1], chain.x)
+    steps = timesteps(schedule, 20, method="ddim")
+    size = (schedule.signal.square() + schedule.noise.square()).sqrt().float()[steps]
+    assert size[-1].item() == pytest.approx(4, rel=0.01)
+    torch.testing.assert_close(way[:-1] * size[:, None, None], chain.trajectory[:-1])
+    _, payload = view(folder, tmp_path, samples=30)
+    share = unpack(payload["fields"]["maps"]["data"])[-1].reshape(20, 20) ** 2
+    x, reach = folder[1].data.numpy(), payload["reach"]
+    counts, *_ = np.histogram2d(-x[:, 1], x[:, 0], 20, [[-reach, reach]] * 2)
+    assert np.corrcoef(share.flatten(), counts.flatten())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("dim", [1, 3, 5])
