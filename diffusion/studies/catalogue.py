@@ -24,7 +24,12 @@ BEST = Variant(Schedule(500), cast(Recipe, RECIPES["small"][0]))
 _IMAGE_VARIANT = Variant(
     Schedule(200, "edm", sigma_min=0.02, sigma_max=20.0, sigma_data=0.75),
     Recipe(
-        6000, batch_size=256, lr=3e-3, ema_decay=0.995, low_noise=0, activation="silu",
+        6000,
+        batch_size=256,
+        lr=3e-3,
+        ema_decay=0.995,
+        low_noise=0,
+        activation="silu",
         t_density="log-normal",
     ),
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flashpoint.diffusion import Schedule, UserError, emd
+from flashpoint.diffusion.schedules import given_schedule
 from flashpoint.diffusion.studies import (
     STUDIES,
     Grid,
@@ -354,6 +355,9 @@ def test_work_in_an_existing_folder_is_found(tmp_path):
     assert store._cell_file(cell).name == "moons-f18f69ed7927.json"
     assert store._perfect_file(cell.data, cell.protocol).name == "moons-f976f5ed2e10.json"
     *_, cell = STUDIES["digits"].cells()
+    recipe = replace(cell.variant.recipe, t_density="uniform")
+    variant = replace(cell.variant, schedule=given_schedule(200), recipe=recipe)  # as it was then
+    cell = replace(cell, variant=variant)
     assert store._model_file(cell.model).name == "digits-68931943882e.pt"
     assert store._cell_file(cell).name == "digits-182042dc4fe7.json"
 
