@@ -1,11 +1,17 @@
 """The recipe of STATES: its process and sampler, when it is the default, and its quick form."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
-from flashpoint.diffusion import RECIPES, UserError
+from flashpoint.diffusion import RECIPES, UserError, saved_run
+from flashpoint.diffusion.report import write_report
+from flashpoint.diffusion.run_folder import RunFolder
+from flashpoint.diffusion.sampling import METHODS
+from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.settings import Settings
 
 from .helpers import flashpoint
@@ -136,3 +142,16 @@ def test_only_two_recipes_have_a_quick_form():
         assert quick.method == whole.method
     with pytest.raises(UserError, match="recipe must be one of fast, states"):
         Settings.of_recipe("classic-a", quick=True)
+
+
+def test_a_run_without_samples_draws_them_as_its_settings_say(states_run, tmp_path):
+    folder = shutil.copytree(states_run[0], tmp_path / "run")
+    RunFolder(folder).samples_file().unlink()
+    config = config_of(folder) | {"method": "edm", "sampling_steps": 6, "s_noise": 1.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = SavedRun(folder, states_run[1], torch.device("cpu"), 0)
+    options = {"method": "edm", "num_steps": 6, "s_noise": 1.5}
+    drawn = run.sample(saved_run._NUM_SAMPLES, saved_run._SAMPLES, **options)
+    assert torch.equal(run.samples, drawn)
+    write_report(folder, states_run[1], real_draws=2, say=lambda _: None)
+    assert f"| sampler | {METHODS['edm']} |" in (folder / "report.md").read_text()
