@@ -18,7 +18,8 @@ The exit status is 1 if a kernel
 * spills more than before, or has lost a kind of tensor-core instruction;
 * needs more shared memory than a chip has;
 * took more than five seconds of processor time to compile when it was recorded, or takes more than
-  five and three times as many as then, because machines differ; in the form for Hopper GPUs eight;
+  five and three times as many as then; in the form for Hopper GPUs eight. On a machine where the
+  compilations of a run take longer than recorded, all of it is as many times longer;
 * spills more than 64 bytes in that form;
 * has a fault: ``serialised``, ptxas lets no two of its wgmmas overlap; ``in flight``, a register of
   a wgmma is touched while the wgmma may still use it, so that results may be wrong; ``tensor

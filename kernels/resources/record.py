@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import triton
@@ -17,9 +18,11 @@ RECORD = Path(__file__).parents[1] / "resources.json"
 # specifications per compute capability).
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
-# The time that a compilation may take, as a multiple of the recorded one: machines differ, and so
-# does one machine from hour to hour; what goes wrong in a compiler costs more than that.
+# The time that a compilation may take, as a multiple of the recorded one and of what the machine
+# is slower; what goes wrong in a compiler costs more than that.
 SLOWER = 3
+# Compilations in which a machine shows how slow it is; shorter ones are mostly rounding.
+_LEAST_SECONDS, _LEAST_KERNELS = 0.5, 5
 
 
 class Limits(NamedTuple):
@@ -39,7 +42,11 @@ Found = dict[int, dict[str, Resources]]
 
 
 def problems_of(
-    found: Resources, arch: int, recorded: dict | None, limits: Limits = PORTABLE
+    found: Resources,
+    arch: int,
+    recorded: dict | None,
+    limits: Limits = PORTABLE,
+    slowness: float = 1.0,
 ) -> list[str]:
     """Returns a sentence for each problem of a kernel.
 
@@ -48,6 +55,7 @@ def problems_of(
         arch: the architecture.
         recorded: its resources in the record, or None if it is not there.
         limits: what it may take at most without a reason.
+        slowness: how many times as long this machine takes for all kernels as the recorded one.
     """
     accepted = (recorded or {}).get("accepted", {})
     spilled = max(found.spill_stores, found.spill_loads)
@@ -64,7 +72,7 @@ def problems_of(
         return problems
     if recorded["seconds"] > limits.seconds and not accepted.get("compilation"):
         problems.append(f"took {recorded['seconds']} s to compile, {limits.seconds} s are allowed")
-    if found.seconds > max(limits.seconds, SLOWER * recorded["seconds"]):
+    if found.seconds > slowness * max(limits.seconds, SLOWER * recorded["seconds"]):
         problems.append(f"took {found.seconds} s to compile, {recorded['seconds']} s when recorded")
     for spill in ("spill_stores", "spill_loads"):
         before, now = recorded[spill], getattr(found, spill)
@@ -78,15 +86,30 @@ def compare(record: dict | None, found: Found) -> list[str]:
     """Returns the problems of all kernels, compared with the record of this version of triton."""
     if record is None:
         print(f"no record of triton {triton.__version__}: spills and tensor cores are not checked")
-    problems = []
+    problems, slowness = [], slowness_of(record or {}, found)
     for arch, kernels in found.items():
         recorded = (record or {}).get(f"sm_{arch}", {})
         for name, resources in kernels.items():
-            found_here = problems_of(resources, arch, recorded.get(name), limits_of(name))
+            found_here = problems_of(resources, arch, recorded.get(name), limits_of(name), slowness)
             if record is not None and name not in recorded:
                 found_here.append("is not in the record; write it with --update")
             problems += [f"sm_{arch} {name}: {problem}" for problem in found_here]
     return problems
+
+
+def slowness_of(record: dict, found: Found) -> float:
+    """Returns how many times as long compilations take as when they were recorded, at least 1.
+
+    It is the median over kernels, so that a few that have become slow do not count; 1 if the
+    kernels are too few to tell.
+    """
+    pairs = [
+        (resources.seconds, record.get(f"sm_{arch}", {}).get(name, {}).get("seconds", 0))
+        for arch, kernels in found.items()
+        for name, resources in kernels.items()
+    ]
+    ratios = [now / before for now, before in pairs if before >= _LEAST_SECONDS]
+    return max(1.0, median(ratios)) if len(ratios) >= _LEAST_KERNELS else 1.0
 
 
 def limits_of(name: str) -> Limits:

@@ -200,6 +200,25 @@ def test_machines_differ_but_not_threefold(before, now, accepted, problems):
 
 
 @pytest.mark.parametrize(
+    ("all_kernels", "one_kernel", "problem"),
+    [
+        ([2.5] * 9, 12.4, None),
+        ([2.5] * 9, 12.6, "took 12.6 s to compile, 1.0 s when recorded"),
+        ([0.5] * 9, 5.1, "took 5.1 s to compile, 1.0 s when recorded"),
+        ([1.0] * 6 + [20.0] * 3, 5.0, "took 20.0 s to compile, 1.0 s when recorded"),
+        ([2.5] * 3, 5.1, "took 5.1 s to compile, 1.0 s when recorded"),  # too few to tell
+    ],
+)
+def test_a_machine_that_is_slow_at_all_kernels_is_allowed_more(all_kernels, one_kernel, problem):
+    seconds = [*all_kernels, one_kernel]
+    found = {f"kernel {number}": Resources(**(GOOD | {"seconds": each}))
+             for number, each in enumerate(seconds)}  # fmt: skip
+    recorded = {"sm_90": dict.fromkeys(found, GOOD)}
+    problems = record.compare(recorded, {90: found})
+    assert {each.split(": ")[1] for each in problems} == ({problem} if problem else set())
+
+
+@pytest.mark.parametrize(
     ("change", "accepted", "problems"),
     [
         ({"seconds": 8.0, "spill_stores": 64, "spill_loads": 60}, {}, []),
