@@ -1,37 +1,31 @@
 """A multi-layer perceptron on a CPU, in pieces of few rows that stay in the cache.
 
-The function of :mod:`.reference` in float32. The multiplications are the same, and the time beside
-them is that of passes over memory. So a piece goes through all layers before the next one, in
-buffers that are allocated once; biases are put where a product begins, activations and derivatives
-take one pass each, in place, and products add up the gradients of weights by themselves.
-
-Here the axis M of :mod:`.reference` is missing where there is one network, because PyTorch takes
-less time to start a product of matrices than one of batches.
+The function of :mod:`.reference` for one network in float32. The multiplications are the same, and
+the time beside them is that of passes over memory. So a piece goes through all layers before the
+next one, in buffers that are allocated once; biases are put where a product begins, activations and
+derivatives take one pass each, in place, and products add up the gradients of weights by
+themselves. Functions of tensors are TorchScript, see :mod:`..scripts`.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .activation import TABLE
-from .shape import MLPParameters, MLPShape
+from .activation_on_cpu import activate, activate_backward_
+from .shape import MLPShape
 
 _FLOATS = 2**18  # numbers in the activations of a layer of a piece for each thread, 1 MiB
 _LEAST_ROWS = 256  # so that products stay efficient where layers are very wide
-# A product with a result of so few columns takes long, its transpose does not.
-_FEW_COLUMNS = 16
 
 
-def pieces_of(shape: MLPShape, models: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Yields models and rows of each piece, at least one; the caller's threads share each."""
-    width, floats = max(shape.widths), torch.get_num_threads() * _FLOATS
-    for some_models in split(models, max(1, floats // (width * max(1, rows)))):
-        for some_rows in split(rows, max(_LEAST_ROWS, floats // width)):
-            yield some_models, some_rows
+def pieces_of(shape: MLPShape, rows: int) -> Iterator[slice]:
+    """Yields the rows of each piece, at least one piece; the caller's threads share each."""
+    floats = torch.get_num_threads() * _FLOATS
+    yield from split(rows, max(_LEAST_ROWS, floats // max(shape.widths)))
 
 
 def split(count: int, most: int) -> list[slice]:
@@ -40,24 +34,59 @@ def split(count: int, most: int) -> list[slice]:
     return [slice(*pair) for pair in pairwise(count * part // parts for part in range(parts + 1))]
 
 
-def some(tensor: Tensor, models: slice, rows: slice = slice(None)) -> Tensor:
-    """Returns some rows [..., B, d] of some models; of a single model without the axis M."""
-    chosen = tensor[models, rows]
-    return chosen[0] if len(chosen) == 1 else chosen
+class Form(NamedTuple):
+    """The shape of a network, in types that TorchScript knows."""
+
+    widths: list[int]
+    activation: str
+    slopes: int
+    negative_slope: float
+    bias: bool
+    linear_input: bool
+    h_tells: bool  # the sign of z if the slope is positive, so that z need not be kept
 
 
-def layers_of(flat: Tensor, shape: MLPShape, models: slice) -> MLPParameters:
-    """Returns views of the layers of some models in a flat buffer [M, P]; one has no axis M."""
-    weights, biases, slope = shape.unpack(flat)
-    return MLPParameters(
-        tuple(some(weight, models) for weight in weights),
-        None if biases is None else tuple(some(bias, models) for bias in biases),
-        None if slope is None else some(slope, models),
-    )
+class Rooms(NamedTuple):
+    """Memory for the activations of one piece.
+
+    With ``keep`` each layer has its own, so that there can be a backward pass.
+    """
+
+    keep: bool
+    z: list[Tensor]  # of each hidden layer, [B, width]
+    h: list[Tensor]  # likewise, for activations that need z afterwards
+    y: Tensor  # [B, out]
+    grad: list[Tensor]  # of the input of each layer, [B, width]; every other one shares memory
+    scratch: list[Tensor]  # like z, all in the same memory
 
 
-class Piece:
-    """Memory for the activations of one piece, and the passes through the network.
+class Layers(NamedTuple):
+    """Views of the parameters of one network, or of their gradients."""
+
+    weights: list[Tensor]  # each [out, in]
+    biases: list[Tensor]  # each [out]; none if the shape has none
+    slopes: Tensor  # [slopes]; none but for PReLU
+
+
+class Passed(NamedTuple):
+    """What a forward pass leaves, in the memory of a piece."""
+
+    y: Tensor  # [B, out]
+    inputs: list[Tensor]  # of each layer, [B, width]
+    z: list[Tensor]  # of each hidden layer, [B, width]; h itself where h tells the sign
+    slopes: list[float]
+
+
+def form_of(shape: MLPShape) -> Form:
+    """Returns the form of a shape."""
+    return Form(
+        list(shape.widths), shape.activation, shape.slopes, shape.negative_slope, shape.bias,
+        shape.linear_input, TABLE[shape.activation].piecewise_linear,
+    )  # fmt: skip
+
+
+class Memory:
+    """Memory for pieces of networks of one shape, which keeps its content until the next piece.
 
     Args:
         shape: shape of the networks.
@@ -66,129 +95,144 @@ class Piece:
 
     def __init__(self, shape: MLPShape, *, keep: bool):
         self.shape, self.keep = shape, keep
-        self._activation = TABLE[shape.activation]
-        self._memory: dict[str, Tensor] = {}  # by place, flat
-        self._views: dict[tuple[str, tuple[int, ...]], Tensor] = {}  # by place and size
-        # Of the latest forward pass: inputs of the layers, and hidden z where h does not tell it.
-        self._inputs: list[Tensor] = []
-        self._z: list[Tensor | None] = []
+        self._rows, self._buffers = 0, dict[str, Tensor]()
+        self._rooms: dict[int, Rooms] = {}
 
-    def forward(self, x: Tensor, layers: MLPParameters) -> Tensor:
-        """Returns y [..., B, out] of x [..., B, in], in memory of this piece."""
-        self._inputs, self._z, h = [x], [], x
-        slopes = self._slopes(layers)
-        for layer in range(self.shape.hidden_layers):
-            place = layer if self.keep else layer % 2
-            z = h = self._linear(h, layers, layer, f"z {place}")  # [..., B, width]
-            if self._is_activated(layer):
-                slope = slopes[self._slope_index(layer)]
-                in_place = not self.keep or self._activation.h_tells(slope)
-                out = z if in_place else self._room(tuple(z.shape), f"h {place}")
-                h = self._activation.function_out(z, slope, out)
-            self._z.append(None if h is z else z)
-            self._inputs.append(h)
-        return self._linear(h, layers, self.shape.hidden_layers, "y")
+    def rooms(self, rows: int) -> Rooms:
+        """Returns memory for a piece of so many rows."""
+        if rows > self._rows:
+            self._rows, self._rooms = rows, {}
+            self._buffers = {}
+        if rows not in self._rooms:
+            self._rooms[rows] = self._cut(rows)
+        return self._rooms[rows]
 
-    def backward(self, grad_y: Tensor, layers: MLPParameters, grad: MLPParameters) -> None:
-        """Adds the gradients of sum(grad_y * y) to ``grad``, after :meth:`forward`."""
-        grad_z, slopes = grad_y, self._slopes(layers)
-        for layer in range(self.shape.hidden_layers, -1, -1):
-            _add_product(grad.weights[layer], grad_z, self._inputs[layer])
-            if grad.biases is not None:
-                grad.biases[layer].add_(grad_z.sum(dim=-2))
-            if layer > 0:
-                grad_z = self._layer_before(grad_z, layers, layer, slopes, grad.slope)
+    def _cut(self, rows: int) -> Rooms:
+        *inputs, out = self.shape.widths
+        hidden = list(enumerate(inputs[1:]))
 
-    def input_gradient(self, grad_y: Tensor, layers: MLPParameters) -> Tensor:
-        """Returns the gradient of sum(grad_y * y) with respect to x, after :meth:`forward`.
+        def room(place: str, width: int) -> Tensor:
+            if place not in self._buffers:
+                self._buffers[place] = torch.empty(self._rows * max(self.shape.widths))
+            return self._buffers[place][: rows * width].view(rows, width)
 
-        It is [..., B, in], in memory of this piece.
-        """
-        grad_z, slopes = grad_y, self._slopes(layers)
-        for layer in range(self.shape.hidden_layers, 0, -1):
-            grad_z = self._layer_before(grad_z, layers, layer, slopes)
-        return self._product(grad_z, layers.weights[0], "grad 0")
-
-    def _layer_before(
-        self,
-        grad_z: Tensor,
-        layers: MLPParameters,
-        layer: int,
-        slopes: list,
-        grad_slope: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the gradient of z of the layer before, and adds that of its slope if wanted."""
-        grad_h = self._product(grad_z, layers.weights[layer], f"grad {layer % 2}")
-        if not self._is_activated(layer - 1):
-            return grad_h
-        index = self._slope_index(layer - 1)
-        z, h, slope = self._z[layer - 1], self._inputs[layer], slopes[index]
-        if grad_slope is not None:
-            scratch = self._room(tuple(h.shape), "scratch")
-            grad_slope[..., index] += _slope_gradient(grad_h, z, h, slope, scratch)
-        self._activation.backward_(grad_h, h if z is None else z, h, slope)
-        return grad_h
-
-    def _linear(self, h: Tensor, layers: MLPParameters, layer: int, place: str) -> Tensor:
-        weight = layers.weights[layer].mT  # [..., in, out]
-        out = self._room((*h.shape[:-1], weight.shape[-1]), place)
-        one = weight.dim() == 2
-        if layers.biases is None:
-            return torch.mm(h, weight, out=out) if one else torch.bmm(h, weight, out=out)
-        bias = layers.biases[layer]
-        if one:
-            return torch.addmm(bias, h, weight, out=out)
-        return torch.baddbmm(bias.unsqueeze(1), h, weight, out=out)
-
-    def _product(self, grad_z: Tensor, weight: Tensor, place: str) -> Tensor:
-        """Returns grad_z W [..., B, in]."""
-        out = self._room((*grad_z.shape[:-1], weight.shape[-1]), place)
-        product = torch.mm if weight.dim() == 2 else torch.bmm
-        return product(grad_z, weight, out=out)
-
-    def _room(self, size: tuple[int, ...], place: str) -> Tensor:
-        """Returns memory of this piece, which keeps its content until the place is used again."""
-        view = self._views.get((place, size))
-        if view is None:
-            count = math.prod(size)
-            if place not in self._memory or len(self._memory[place]) < count:
-                self._memory[place] = torch.empty(count)
-                self._views = {key: kept for key, kept in self._views.items() if key[0] != place}
-            view = self._views[place, size] = self._memory[place][:count].view(size)
-        return view
-
-    def _slopes(self, layers: MLPParameters) -> list:
-        """Returns the slopes for z < 0: numbers, or [M, 1, 1] each for PReLU of M networks."""
-        if layers.slope is None:
-            return [self.shape.negative_slope]
-        if layers.slope.dim() == 1:
-            return layers.slope.tolist()
-        return list(layers.slope[:, :, None, None].unbind(1))
-
-    def _is_activated(self, layer: int) -> bool:
-        return not (self.shape.linear_input and layer == 0)
-
-    def _slope_index(self, layer: int) -> int:
-        return (layer - self.shape.linear_input) % self.shape.slopes
+        return Rooms(
+            self.keep,
+            [room(f"z {layer if self.keep else layer % 2}", width) for layer, width in hidden],
+            [room(f"h {layer if self.keep else layer % 2}", width) for layer, width in hidden],
+            room("y", out),
+            [room(f"grad {layer % 2}", width) for layer, width in enumerate(inputs)],
+            [room("scratch", width) for _, width in hidden],
+        )
 
 
-def _slope_gradient(
-    grad_h: Tensor, z: Tensor | None, h: Tensor, slope: Any, scratch: Tensor
+def layers_of(flat: Tensor, form: Form) -> Layers:
+    """Returns views of the layers in a flat buffer [P], in the order of MLPShape.unpack."""
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    start = 0
+    for layer in range(len(form.widths) - 1):
+        width_in, width_out = form.widths[layer], form.widths[layer + 1]
+        size = width_out * width_in
+        weights.append(flat[start : start + size].view(width_out, width_in))
+        start += size
+        if form.bias:
+            biases.append(flat[start : start + width_out])
+            start += width_out
+    slopes = form.slopes if form.activation == "prelu" else 0
+    return Layers(weights, biases, flat[start : start + slopes])
+
+
+def forward(x: Tensor, layers: Layers, form: Form, rooms: Rooms) -> Passed:
+    """Runs a piece x [B, in] through the network."""
+    slopes = _slope_of_each_layer(layers, form)
+    inputs = [x]
+    kept: list[Tensor] = []
+    h = x
+    for layer in range(len(form.widths) - 2):
+        z = _linear(h, layers, form, layer, rooms.z[layer])
+        h = z
+        if layer > 0 or not form.linear_input:
+            in_place = not rooms.keep or (form.h_tells and slopes[layer] > 0)
+            out = z if in_place else rooms.h[layer]
+            h = activate(z, slopes[layer], form.activation, out)
+            z = h if in_place else z
+        kept.append(z)
+        inputs.append(h)
+    y = _linear(h, layers, form, len(form.widths) - 2, rooms.y)
+    return Passed(y, inputs, kept, slopes)
+
+
+def backward(
+    grad_y: Tensor, passed: Passed, layers: Layers, form: Form, rooms: Rooms, grad: Layers
+) -> None:
+    """Adds the gradients of sum(grad_y * y) to those of the layers."""
+    grad_z = grad_y
+    for layer in range(len(form.widths) - 2, -1, -1):
+        _add_product(grad.weights[layer], grad_z, passed.inputs[layer])
+        if form.bias:
+            grad.biases[layer].add_(grad_z.sum(0))
+        if layer > 0:
+            grad_h = torch.mm(grad_z, layers.weights[layer], out=rooms.grad[layer])
+            if form.activation == "prelu" and (layer > 1 or not form.linear_input):
+                _add_slope_gradient(grad.slopes, grad_h, passed, form, layer - 1, rooms)
+            grad_z = _before_activation_(grad_h, passed, form, layer - 1)
+
+
+def input_gradient(
+    grad_y: Tensor, passed: Passed, layers: Layers, form: Form, rooms: Rooms
 ) -> Tensor:
-    """Returns the sum of grad_h * min(z, 0) of each network, [M] or []."""
-    if z is None:  # where z < 0, h is the slope times z
-        return _slope_gradient(grad_h, h, h, slope, scratch) / slope
-    negative = torch.clamp_max(z, 0, out=scratch)
-    if z.dim() == 2:
-        return torch.dot(grad_h.view(-1), negative.view(-1))
-    return negative.mul_(grad_h).sum(dim=(1, 2))
+    """Returns the gradient [B, in] of sum(grad_y * y) with respect to x, in memory of the piece."""
+    grad_z = grad_y
+    for layer in range(len(form.widths) - 2, 0, -1):
+        grad_h = torch.mm(grad_z, layers.weights[layer], out=rooms.grad[layer])
+        grad_z = _before_activation_(grad_h, passed, form, layer - 1)
+    return torch.mm(grad_z, layers.weights[0], out=rooms.grad[0])
+
+
+def _slope_of_each_layer(layers: Layers, form: Form) -> list[float]:
+    """Returns the slope for z < 0 of each hidden layer."""
+    slopes: list[float] = layers.slopes.tolist()
+    if len(slopes) == 0:
+        slopes = [form.negative_slope]
+    first = 1 if form.linear_input else 0
+    hidden = len(form.widths) - 2
+    return [slopes[(layer - first) % len(slopes)] for layer in range(hidden)]
+
+
+def _linear(h: Tensor, layers: Layers, form: Form, layer: int, out: Tensor) -> Tensor:
+    """Returns h W^T + b in ``out``."""
+    weight = layers.weights[layer].t()
+    if form.bias:
+        return torch.addmm(layers.biases[layer], h, weight, out=out)
+    return torch.mm(h, weight, out=out)
+
+
+def _before_activation_(grad_h: Tensor, passed: Passed, form: Form, layer: int) -> Tensor:
+    """Turns the gradient of a hidden layer's h into that of its z in place and returns it."""
+    if layer == 0 and form.linear_input:
+        return grad_h
+    z, h, slope = passed.z[layer], passed.inputs[layer + 1], passed.slopes[layer]
+    return activate_backward_(grad_h, z, h, slope, form.activation)
+
+
+def _add_slope_gradient(
+    total: Tensor, grad_h: Tensor, passed: Passed, form: Form, layer: int, rooms: Rooms
+) -> None:
+    """Adds the sum of grad_h * min(z, 0) of a hidden layer to the gradient of its slope."""
+    z = passed.z[layer]
+    negative = torch.clamp_max(z, 0, out=rooms.scratch[layer])
+    sum_ = torch.dot(grad_h.view(-1), negative.view(-1))
+    if z is passed.inputs[layer + 1]:  # where z < 0, h is the slope times z
+        sum_ = sum_ / passed.slopes[layer]
+    first = 1 if form.linear_input else 0
+    total[(layer - first) % len(total)].add_(sum_)
 
 
 def _add_product(total: Tensor, grad_z: Tensor, h: Tensor) -> None:
-    """Adds grad_z^T h to the gradient of a weight, ``total`` [..., out, in]."""
-    if h.shape[-1] < min(_FEW_COLUMNS, grad_z.shape[-1]):
-        total.add_(torch.matmul(h.mT, grad_z).mT)
-    elif total.dim() == 2:
-        total.addmm_(grad_z.mT, h)
+    """Adds grad_z^T h to the gradient of a weight, ``total`` [out, in]."""
+    # A product with a result of so few columns takes long, its transpose does not.
+    if h.shape[1] < min(16, grad_z.shape[1]):
+        total.add_(torch.mm(h.t(), grad_z).t())
     else:
-        total.baddbmm_(grad_z.mT, h)
+        total.addmm_(grad_z.t(), h)

@@ -6,23 +6,56 @@ depend on each other, so each thread takes its own all the way from noise to sam
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..mlp import MLPShape
-from ..mlp.pieces import Piece, layers_of, pieces_of, some, split
-from ..workers import Halted, side_by_side, workers_for
-from .reference import (
-    Condition,
-    Evaluation,
-    Guide,
-    Network,
-    conditional_inputs,
-    filled_up,
-    grad_of_logits,
-    run_chain,
+from ..mlp.pieces import (
+    Form,
+    Layers,
+    Memory,
+    Rooms,
+    form_of,
+    forward,
+    input_gradient,
+    layers_of,
+    pieces_of,
+    split,
 )
+from ..reverse_step.reference import NOISE
+from ..scripts import scripted
+from ..workers import Halted, side_by_side, workers_for
+from .reference import NOISE_STEPS, Condition, Guide, Network, filled_up, noise_of_steps
+
+
+class Denoiser(NamedTuple):
+    """The network of one model, and the classes of the rows of a piece if it sees them."""
+
+    layers: Layers
+    form: Form
+    rooms: Rooms
+    class_features: Tensor | None  # [B, E]
+    no_class: Tensor | None  # [B, E], with classifier-free guidance
+
+
+class Classifier(NamedTuple):
+    """The classifier of one model, and the labels that the rows of a piece are guided to."""
+
+    layers: Layers
+    form: Form
+    rooms: Rooms
+    labels: Tensor  # [B]
+
+
+class State(NamedTuple):
+    """Where a chain is after some steps."""
+
+    x: Tensor  # [B, d]
+    memory: Tensor  # [B, d], of a linear multistep method
+    kept: list[Tensor]  # points of the trajectory, each [B, d]
 
 
 def sample_chain(
@@ -40,84 +73,131 @@ def sample_chain(
     count = x.shape[1]
     x, guide, condition = filled_up(x, guide, condition, count)
     models, rows = x.shape[:2]
-    shape = max((each.shape for each in _networks(denoiser, guide)), key=_widest)
-    workers = workers_for(models * rows)
-    done: list[tuple[slice, slice, Tensor, Tensor]] = []
+    steps, dim = table.shape[1], x.shape[2]
+    noisy = bool((table[..., NOISE] != 0).any())
+    networks = [denoiser] if guide is None else [denoiser, guide.classifier]
+    widest = max((network.shape for network in networks), key=_width)
+    samples = torch.empty_like(x)
+    points = 1 + -(-steps // keep_every) if keep_every else 0
+    trajectory = x.new_empty((points, *x.shape))
+    walk = scripted(_walk)
 
     def work(share: slice, stops: Callable[[], bool]) -> None:
-        for of, rows_of_share in pieces_of(shape, models, share.stop - share.start):
-            own = slice(share.start + rows_of_share.start, share.start + rows_of_share.stop)
-            evaluate = _evaluation(denoiser, guide, condition, of, own, stops)
-            samples, kept = run_chain(
-                evaluate, x[of, own], table[of], time_features[of], seed[of],
-                first_row + own.start, keep_every,
-            )  # fmt: skip
-            done.append((of, own, samples, kept))
+        memories = [Memory(network.shape, keep=network is not denoiser) for network in networks]
+        for model, piece in product(range(models), pieces_of(widest, share.stop - share.start)):
+            own = slice(share.start + piece.start, share.start + piece.stop)
+            sees = _denoiser(denoiser, condition, memories[0], model, own)
+            guides = _classifier(guide, memories[-1], model, own)
+            state = State(x[model, own], torch.zeros_like(x[model, own]), [])
+            numbers = torch.arange(first_row + own.start, first_row + own.stop)
+            for start in range(0, steps, NOISE_STEPS):
+                if stops():
+                    raise Halted
+                some = slice(start, min(start + NOISE_STEPS, steps))
+                noise = None
+                if noisy:
+                    which = torch.arange(some.start, some.stop)
+                    noise = noise_of_steps(seed[model : model + 1], which, numbers, dim)[:, 0]
+                state = walk(
+                    State(*state), table[model, some], time_features[model, some], noise,
+                    sees, guides, some.start, steps, keep_every,
+                )  # fmt: skip
+            samples[model, own] = state.x
+            if points:
+                trajectory[:, model, own] = torch.stack([x[model, own], *state.kept])
 
-    shares = split(rows, -(-rows // workers))
+    shares = split(rows, -(-rows // workers_for(models * rows)))
     side_by_side([partial(work, share) for share in shares])
-    samples = torch.empty_like(x)
-    trajectory = x.new_empty((len(done[0][3]), *x.shape))
-    for of, own, some_samples, kept in done:
-        samples[of, own], trajectory[:, of, own] = some_samples, kept
     return samples[:, :count], trajectory[:, :, :count]
 
 
-def _networks(denoiser: Network, guide: Guide | None) -> list[Network]:
-    return [denoiser] if guide is None else [denoiser, guide.classifier]
-
-
-def _widest(shape: MLPShape) -> int:
+def _width(shape: MLPShape) -> int:
     return max(shape.widths)
 
 
-def _evaluation(
-    denoiser: Network,
-    guide: Guide | None,
-    condition: Condition | None,
-    models: slice,
-    rows: slice,
-    stops: Callable[[], bool],
-) -> Evaluation:
-    """Returns the networks' part in a step of some models and rows, as long as nothing stops."""
-    denoise = _function(denoiser, models)
+def _denoiser(
+    network: Network, condition: Condition | None, memory: Memory, model: int, rows: slice
+) -> Denoiser:
+    """Returns the denoiser of some rows of a model."""
+    form = form_of(network.shape)
+    feature, no_class = None, None
     if condition is not None:
-        features, labels, free = condition
-        condition = Condition(features[models], labels[models, rows], free)
-    if guide is not None:
-        grad_log_p = _gradient(guide.classifier, models, guide.labels[models, rows])
-
-    def evaluate(inputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if stops():
-            raise Halted
-        given = [inputs] if condition is None else conditional_inputs(inputs, condition)
-        eps, *uncond = (denoise(each) for each in given)
-        grad = None if guide is None else grad_log_p(inputs)
-        return eps, uncond[0] if uncond else None, grad
-
-    return evaluate
+        features = condition.class_features[model]
+        feature = features[condition.labels[model, rows]]
+        no_class = features[-1].expand_as(feature) if condition.free else None
+    rooms = memory.rooms(rows.stop - rows.start)
+    return Denoiser(layers_of(network.parameters[model], form), form, rooms, feature, no_class)
 
 
-def _function(network: Network, models: slice) -> Callable[[Tensor], Tensor]:
-    """Returns the networks of some models as a function from [M, B, in] to [M, B, out]."""
-    shape = network.shape
-    piece, layers = Piece(shape, keep=False), layers_of(network.parameters, shape, models)
-
-    def function(x: Tensor) -> Tensor:
-        y = piece.forward(some(x, slice(0, len(x))), layers)
-        return y.clone().view(*x.shape[:2], -1)
-
-    return function
+def _classifier(guide: Guide | None, memory: Memory, model: int, rows: slice) -> Classifier | None:
+    """Returns the classifier of some rows of a model, or None without a guide."""
+    if guide is None:
+        return None
+    parameters, shape = guide.classifier
+    form = form_of(shape)
+    rooms = memory.rooms(rows.stop - rows.start)
+    return Classifier(layers_of(parameters[model], form), form, rooms, guide.labels[model, rows])
 
 
-def _gradient(classifier: Network, models: slice, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns the gradient of log p(labels [M, B]) as a function of the classifiers' input."""
-    shape = classifier.shape
-    piece, layers = Piece(shape, keep=True), layers_of(classifier.parameters, shape, models)
-    own = some(labels, slice(0, len(labels)))
+def _walk(
+    state: State,
+    table: Tensor,
+    time_features: Tensor,
+    noise: Tensor | None,
+    denoiser: Denoiser,
+    classifier: Classifier | None,
+    first: int,
+    total: int,
+    keep_every: int,
+) -> State:
+    """Runs some steps of a chain, with the arithmetic of the reference's reverse step.
 
-    def gradient(x: Tensor) -> Tensor:
-        logits = piece.forward(some(x, slice(0, len(x))), layers)
-        return piece.input_gradient(grad_of_logits(logits, own), layers).view(x.shape)
+    Args:
+        state: where the chain is.
+        table: coefficients of these steps, [S, 4 or 7].
+        time_features: [S, F].
+        noise: [S, B, d].
+        denoiser, classifier: the networks.
+        first, total: number of the first of these steps, and of all steps of the chain.
+        keep_every: keeps every so many steps and the last; 0 for none.
+    """
+    x, memory, kept = state.x, state.memory, state.kept
+    for step in range(len(table)):
+        numbers: list[float] = table[step].tolist()
+        features = time_features[step].expand(len(x), -1)
+        inputs = torch.cat((x, features), dim=1)  # [B, d + F]
+        eps = _output(denoiser, inputs, numbers[3])
+        if classifier is not None:
+            eps = eps - numbers[3] * _grad_log_p(classifier, inputs)[:, : x.shape[1]]
+        before = x
+        x = numbers[0] * x + numbers[1] * eps
+        if noise is not None:
+            x = x + numbers[2] * noise[step]
+        if len(numbers) > 4:
+            x = x + numbers[4] * memory
+            memory = numbers[5] * before + numbers[6] * eps
+        if keep_every > 0 and ((first + step + 1) % keep_every == 0 or first + step + 1 == total):
+            kept.append(x)
+    return State(x, memory, kept)
 
-    return gradient
+
+def _output(denoiser: Denoiser, inputs: Tensor, scale: float) -> Tensor:
+    """Returns the denoiser's output, with classifier-free guidance if there is ``no_class``."""
+    layers, form, rooms, feature, no_class = denoiser
+    given = inputs if feature is None else torch.cat((inputs, feature), dim=1)
+    eps = forward(given, layers, form, rooms).y
+    if no_class is not None:
+        eps = eps.clone()
+        free = forward(torch.cat((inputs, no_class), dim=1), layers, form, rooms).y
+        eps = eps + scale * (eps - free)
+    return eps
+
+
+def _grad_log_p(classifier: Classifier, inputs: Tensor) -> Tensor:
+    """Returns the gradient of log p(labels) with respect to the inputs, [B, d + F]."""
+    layers, form, rooms, labels = classifier
+    passed = forward(inputs, layers, form, rooms)
+    grad = -passed.y.softmax(dim=1)
+    label = labels[:, None]
+    grad.scatter_add_(1, label, torch.ones_like(grad[:, :1]))
+    return input_gradient(grad, passed, layers, form, rooms)

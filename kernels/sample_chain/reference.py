@@ -33,7 +33,7 @@ _CACHE_ROWS, _GPU_ROWS = 1000, 100_000
 # Rows that fewer are filled up to on a CPU: its matrix products take other paths for a few rows,
 # which round differently, and a sample must not depend on how many are drawn with it.
 _LEAST_ROWS = 32
-_NOISE_STEPS = 50
+NOISE_STEPS = 50
 
 
 class Network(NamedTuple):
@@ -135,14 +135,14 @@ def run_chain(
     kept = [x] if keep_every else []
     memory = torch.zeros_like(x)
     for step in range(table.shape[1]):
-        if noisy and step % _NOISE_STEPS == 0:
-            steps = torch.arange(step, min(step + _NOISE_STEPS, table.shape[1]), device=x.device)
-            noise = _noise_of_steps(seed, steps, rows, x.shape[2])  # [S, M, B, d]
+        if noisy and step % NOISE_STEPS == 0:
+            steps = torch.arange(step, min(step + NOISE_STEPS, table.shape[1]), device=x.device)
+            noise = noise_of_steps(seed, steps, rows, x.shape[2])  # [S, M, B, d]
         features = time_features[:, step, None].expand(*x.shape[:2], -1)
         inputs = torch.cat((x, features), dim=-1)  # [M, B, d + F]
         eps, uncond, grad = evaluate(inputs)
         grad = None if grad is None else grad[..., : x.shape[2]]
-        z = noise[step % _NOISE_STEPS] if noisy else None
+        z = noise[step % NOISE_STEPS] if noisy else None
         now, x = x, reverse_step(x, eps, table[:, step], z, grad, uncond)
         if table.shape[2] > MEMORY:
             x = x + table[:, step, MEMORY, None, None] * memory
@@ -153,7 +153,7 @@ def run_chain(
     return x, torch.stack(kept) if kept else x.new_empty((0, *x.shape))
 
 
-def _noise_of_steps(seed: Tensor, steps: Tensor, rows: Tensor, dim: int) -> Tensor:
+def noise_of_steps(seed: Tensor, steps: Tensor, rows: Tensor, dim: int) -> Tensor:
     """Draws the noise of steps [S] for rows [B], float32 [S, M, B, d]."""
     step = steps.repeat_interleave(len(rows))[None]  # [1, S * B]
     noise = normal_rows(seed, Stream.NOISE, step, rows.repeat(len(steps)), dim)  # [M, S * B, d]
