@@ -1,8 +1,9 @@
 """The activations of a perceptron in one table, which everything else reads.
 
 To add an activation, give it an entry in :data:`TABLE`, and a branch in each of the two functions
-of :mod:`.activation_kernel`. The Triton code stands apart because this module is imported where
-there is no triton. Tests run over the table; a kernel without the branch does not compile.
+of :mod:`.activation_kernel` and of :mod:`.activation_on_cpu`, which TorchScript and Triton compile.
+The Triton code stands apart because this module is imported where there is no triton. Tests run
+over the table; a kernel without the branch does not compile.
 """
 
 from collections.abc import Callable
@@ -29,10 +30,6 @@ class Activation:
             for ``prelu``, a number for ``leaky_relu``; other activations ignore it.
         backward: maps the gradient of h, z and the slope to the gradient of z, and for ``prelu``
             that of the slope, [M], else None. May overwrite the gradient of h.
-        function_out: returns act(z) in its last argument, which may be z, or in new memory. The
-            slope is as for ``function``, or a number for a single network.
-        backward_: turns the gradient of h into that of z in place, given z, h and the slope. If
-            ``reads_z`` is False and the slope positive, h will do in place of z.
         module: the class of PyTorch's module for it; None if it has no module.
         difference: returns why a given module of that class computes another function, say with an
             option; None if it does not.
@@ -43,16 +40,10 @@ class Activation:
 
     function: Callable[[Tensor, Any], Tensor]
     backward: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
-    function_out: Callable[[Tensor, Any, Tensor], Tensor]
-    backward_: Callable[[Tensor, Tensor, Tensor, Any], object]
     module: type[nn.Module] | None
     difference: Callable[[Any], str | None] = _same_function
     piecewise_linear: bool = False
     reads_z: bool = True
-
-    def h_tells(self, slope: Tensor | float) -> bool:
-        """Returns True if h tells the sign of z, so that z need not be kept."""
-        return self.piecewise_linear and not isinstance(slope, Tensor) and slope > 0
 
 
 def _prelu(z: Tensor, slope: Tensor) -> Tensor:
@@ -80,25 +71,10 @@ def _leaky_relu_backward(grad_h: Tensor, z: Tensor, slope: float) -> tuple[Tenso
     return positive.add_(negative.mul_(slope)), None
 
 
-def _leaky_relu_out(z: Tensor, slope: Tensor | float, out: Tensor) -> Tensor:
-    if isinstance(slope, Tensor):
-        return _prelu(z, slope)
-    return _ATEN.leaky_relu.out(z, slope, out=out)
-
-
-def _leaky_relu_backward_(grad_h: Tensor, z: Tensor, _: Tensor, slope: Tensor | float) -> None:
-    if isinstance(slope, Tensor):
-        torch.lerp(_ATEN.threshold_backward(grad_h, z, 0), grad_h, slope, out=grad_h)
-    else:
-        _ATEN.leaky_relu_backward.grad_input(grad_h, z, slope, False, grad_input=grad_h)
-
-
 TABLE: dict[str, Activation] = {
     "prelu": Activation(
         function=_prelu,
         backward=_prelu_backward,
-        function_out=_leaky_relu_out,
-        backward_=_leaky_relu_backward_,
         module=nn.PReLU,
         difference=lambda prelu: (
             "has a slope for each column" if prelu.num_parameters != 1 else None
@@ -109,8 +85,6 @@ TABLE: dict[str, Activation] = {
     "leaky_relu": Activation(
         function=F.leaky_relu,
         backward=_leaky_relu_backward,
-        function_out=_leaky_relu_out,
-        backward_=_leaky_relu_backward_,
         module=nn.LeakyReLU,
         piecewise_linear=True,
         reads_z=False,
@@ -118,10 +92,6 @@ TABLE: dict[str, Activation] = {
     "relu": Activation(
         function=lambda z, _: F.relu(z),
         backward=lambda grad_h, z, _: (_ATEN.threshold_backward(grad_h, z, 0), None),
-        function_out=lambda z, _, out: torch.clamp_min(z, 0, out=out),
-        backward_=lambda grad_h, z, *_: _ATEN.threshold_backward.grad_input(
-            grad_h, z, 0, grad_input=grad_h
-        ),
         module=nn.ReLU,
         piecewise_linear=True,
         reads_z=False,
@@ -129,36 +99,22 @@ TABLE: dict[str, Activation] = {
     "silu": Activation(
         function=lambda z, _: F.silu(z),
         backward=lambda grad_h, z, _: (_ATEN.silu_backward(grad_h, z), None),
-        function_out=lambda z, _, out: _ATEN.silu.out(z, out=out),
-        backward_=lambda grad_h, z, *_: _ATEN.silu_backward.grad_input(
-            grad_h, z, grad_input=grad_h
-        ),
         module=nn.SiLU,
     ),
     "gelu": Activation(
         function=lambda z, _: F.gelu(z),
         backward=lambda grad_h, z, _: (_ATEN.gelu_backward(grad_h, z), None),
-        function_out=lambda z, _, out: _ATEN.gelu.out(z, out=out),
-        backward_=lambda grad_h, z, *_: _ATEN.gelu_backward.grad_input(
-            grad_h, z, grad_input=grad_h
-        ),
         module=nn.GELU,
         difference=lambda gelu: "is an approximation" if gelu.approximate != "none" else None,
     ),
     "tanh": Activation(
         function=lambda z, _: F.tanh(z),
         backward=lambda grad_h, z, _: (_ATEN.tanh_backward(grad_h, z.tanh()), None),
-        function_out=lambda z, _, out: torch.tanh(z, out=out),
-        backward_=lambda grad_h, _, h, __: _ATEN.tanh_backward.grad_input(
-            grad_h, h, grad_input=grad_h
-        ),
         module=nn.Tanh,
     ),
     "none": Activation(
         function=lambda z, _: z,
         backward=lambda grad_h, *_: (grad_h, None),
-        function_out=lambda z, *_: z,
-        backward_=lambda *_: None,
         module=None,
         piecewise_linear=True,
         reads_z=False,

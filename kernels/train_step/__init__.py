@@ -71,7 +71,7 @@ def workspace_of(
     _check(parameters, shape, data)
     models, size = parameters.shape
     gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
-    if runs_in_pieces(backend, parameters):
+    if runs_in_pieces(backend, parameters) and pieces.are_faster(shape, models, rows):
         shares = pieces.Shares(shape, models, rows)
         return Workspace(empty_parts(parameters, models, 1, size + 2), None, shares)
     if not use_triton(backend, "parameters", parameters, gap, precision):

@@ -6,7 +6,6 @@ a share of the rows, and the gradients of the shares are added up.
 
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,25 +27,13 @@ from ..q_sample.reference import Draw, TrainingData
 from ..scripts import scripted
 from ..workers import one_thread, side_by_side, workers_for
 
-
-class Source(NamedTuple):
-    """The data of one model, as :class:`TrainingData` without the axis M."""
-
-    points: Tensor  # [N, d]
-    forward_table: Tensor  # [T, 5]
-    time_features: Tensor  # [T, F]
-    class_features: Tensor | None  # [C + 1, E]
-    labels: Tensor | None  # [N], of a classifier
+# Numbers in the activations of a layer of one model from which it pays to run models one by one.
+_LEAST_FLOATS = 2**13
 
 
-class Rows(NamedTuple):
-    """The drawn rows of a piece, as :class:`Draw` without the axis M."""
-
-    index: Tensor  # type: ignore[assignment]  # [B]
-    t: Tensor  # [B]
-    eps: Tensor  # [B, d]
-    condition: Tensor | None  # [B]
-    live: Tensor | None  # [B]
+def are_faster(shape: MLPShape, models: int, rows: int) -> bool:
+    """Returns True unless there are many models so small that they had better go together."""
+    return models == 1 or rows * max(shape.widths) >= _LEAST_FLOATS
 
 
 class Shares:
@@ -94,31 +81,10 @@ class Shares:
         return [(slice(0, models), part) for part in parts]
 
 
-def source_of(data: TrainingData, model: int) -> Source:
-    """Returns the data of one model; what all of them share is its own, too."""
-
-    def own(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part[model % len(part)]
-
-    return Source(
-        data.points[model % len(data.points)],
-        data.forward_table[model % len(data.forward_table)],
-        data.time_features[model % len(data.time_features)],
-        own(data.class_features),
-        own(data.labels if data.classifies else None),
-    )
-
-
-def rows_of(draw: Draw, model: int, rows: slice) -> Rows:
-    """Returns the draw of some rows of one model."""
-
-    def own(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part[model, rows]
-
-    return Rows(
-        draw.index[model, rows], draw.t[model, rows], draw.eps[model, rows],
-        own(draw.condition), own(draw.live),
-    )  # fmt: skip
+def rows_of(draw: Draw, models: slice, rows: slice) -> Draw:
+    """Returns the draw of some rows of some models."""
+    parts = {name: part for name, part in draw._asdict().items() if part is not None}
+    return draw._replace(**{name: part[models, rows] for name, part in parts.items()})
 
 
 def _same(before: tuple, now: tuple) -> bool:
@@ -156,13 +122,13 @@ def training_sums(
         def work(share: int, *_) -> None:
             own = sums[:, 0] if shares.by_model or share == 0 else shares.sums[share - 1].zero_()
             models, rows = cuts[share]
-            for model in range(models.start, models.stop):
-                for piece in pieces_of(shape, rows.stop - rows.start):
-                    some = slice(rows.start + piece.start, rows.start + piece.stop)
-                    run(
-                        parameters[model], source_of(data, model), rows_of(draw, model, some),
-                        shares.form, shares.memory[share].rooms(some.stop - some.start), own[model],
-                    )  # fmt: skip
+            for piece in pieces_of(shape, rows.stop - rows.start):
+                some = slice(rows.start + piece.start, rows.start + piece.stop)
+                run(
+                    parameters[models], models.start, data, data.classifies,
+                    rows_of(draw, models, some), shares.form,
+                    shares.memory[share].rooms(some.stop - some.start), own[models],
+                )  # fmt: skip
 
         side_by_side([partial(work, share) for share in range(len(cuts))])
         for own in shares.sums[: len(cuts) - 1]:
@@ -170,32 +136,55 @@ def training_sums(
 
 
 def _add_sums(
-    parameters: Tensor, source: Source, rows: Rows, form: Form, rooms: Rooms, sums: Tensor
+    parameters: Tensor,
+    first: int,
+    data: TrainingData,
+    classifies: bool,
+    draw: Draw,
+    form: Form,
+    rooms: Rooms,
+    sums: Tensor,
 ) -> None:
-    """Adds gradients, loss and number of terms of a piece to sums [P + 2] of its model."""
-    layers, grad = layers_of(parameters, form), layers_of(sums, form)
-    numbers = source.forward_table[rows.t].split(1, dim=1)  # five of [B, 1]
-    signal, noise, target_signal, target_noise, weight = numbers
-    x_0 = source.points[rows.index]  # [B, d]
-    inputs = [signal * x_0 + noise * rows.eps, source.time_features[rows.t]]
-    features, condition, live = source.class_features, rows.condition, rows.live
-    if features is not None and condition is not None:
-        inputs.append(features[condition])
-    passed = forward(torch.cat(inputs, dim=1), layers, form, rooms)
-    y, labels = passed.y, source.labels
-    if labels is not None:
-        label = labels[rows.index][:, None]
-        log_p = y.log_softmax(dim=1)
-        term = -log_p.gather(1, label)
-        grad_y = log_p.exp().scatter_add_(1, label, -torch.ones_like(term))
-        terms_of_row = 1
-    else:
-        error = y - (target_signal * x_0 + target_noise * rows.eps)
-        term, grad_y = weight * error * error, 2 * weight * error
-        terms_of_row = y.shape[1]
-    count = torch.tensor(len(y))
-    if live is not None:  # rows after the end of an epoch do not count
-        term, grad_y, count = term * live[:, None], grad_y * live[:, None], live.sum()
-    backward(grad_y, passed, layers, form, rooms, grad)
-    sums[-2].add_(term.sum())
-    sums[-1].add_(count * terms_of_row)
+    """Adds gradients, losses and numbers of terms of a piece to sums [M, P + 2].
+
+    Args:
+        parameters: [M, P], those of the models from number ``first`` of the data on.
+        classifies: True if labels are to be predicted.
+        draw: the rows of the piece, [M, B].
+    """
+    for number in range(len(parameters)):
+        model = first + number
+        layers = layers_of(parameters[number], form)
+        table = _of(data.forward_table, model)[draw.t[number]]  # [B, 5]
+        signal, noise, target_signal, target_noise, weight = table.split(1, dim=1)
+        x_0, eps = _of(data.points, model)[draw.index[number]], draw.eps[number]  # [B, d]
+        inputs = [signal * x_0 + noise * eps, _of(data.time_features, model)[draw.t[number]]]
+        features, condition, labels = data.class_features, draw.condition, data.labels
+        if features is not None and condition is not None:
+            inputs.append(_of(features, model)[condition[number]])
+        passed = forward(torch.cat(inputs, dim=1), layers, form, rooms)
+        if classifies and labels is not None:
+            label = _of(labels, model)[draw.index[number]]
+            terms, grad_y = _label_terms(passed.y, label)
+        else:
+            error = passed.y - (target_signal * x_0 + target_noise * eps)
+            terms, grad_y = weight * error * error, 2 * weight * error
+        live, count = draw.live, torch.tensor(len(terms))
+        if live is not None:  # rows after the end of an epoch do not count
+            counts = live[number][:, None]
+            terms, grad_y, count = terms * counts, grad_y * counts, counts.sum()
+        backward(grad_y, passed, layers, form, rooms, layers_of(sums[number], form))
+        sums[number, -2] += terms.sum()
+        sums[number, -1] += count * terms.shape[1]
+
+
+def _of(parts: Tensor, model: int) -> Tensor:
+    """Returns the part of a model; what all of them share is its own, too."""
+    return parts[model % len(parts)]
+
+
+def _label_terms(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the cross-entropy [B, 1] and its gradient [B, C]."""
+    log_p = logits.log_softmax(dim=1)
+    terms = -log_p.gather(1, label[:, None])
+    return terms, log_p.exp().scatter_add_(1, label[:, None], -torch.ones_like(terms))

@@ -1,5 +1,6 @@
 """Training steps and chains on a CPU in pieces, against the reference and float64."""
 
+import sys
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ from flashpoint.kernels import (
     adamw_,
     adamw_state,
     sample_chain,
+    scripts,
     train_step,
     training_sums,
     workspace_of,
@@ -42,6 +44,7 @@ def small_pieces(monkeypatch):
     """Makes pieces so small that a step has several, for models and rows."""
     monkeypatch.setattr(mlp_pieces, "_FLOATS", 2**13)
     monkeypatch.setattr(mlp_pieces, "_LEAST_ROWS", 100)
+    monkeypatch.setattr(training, "_LEAST_FLOATS", 0)
 
 
 def shape_of(kind, activation="prelu", hidden=(40, 24, 40), **options):
@@ -134,6 +137,29 @@ def test_the_number_of_threads_does_not_matter_but_for_rounding(number, models):
     actual = step_of(shape, data, models, 3 * MANY)
     assert all(relative_error(*pair) < SAME for pair in zip(actual, expected, strict=True))
     assert torch.get_num_threads() == number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_torchscript_compiles_python_computes_too(kind, monkeypatch):
+    """PyTorch has no TorchScript for Python 3.14."""
+    chain_kind = {"denoiser": "plain", "classifier": "guided", "conditional": "free"}[kind]
+    results = []
+    for too_new in (scripts._TOO_NEW, (3, 0)):
+        monkeypatch.setattr(scripts, "_TOO_NEW", too_new)
+        scripts.scripted.cache_clear()
+        is_script = isinstance(scripts.scripted(training._add_sums), torch.jit.ScriptFunction)
+        assert is_script == (sys.version_info < too_new)
+        step = step_of(shape_of(kind), make_data("cpu", kind, 2), 2, MANY, refresh=2)
+        results.append((*step, *run(chain_of(2, 100, chain_kind, columns=7))))
+    scripts.scripted.cache_clear()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_many_small_models_go_together_as_the_reference():
+    data, shape = make_data("cpu", "denoiser", 3), shape_of("denoiser")
+    together = step_of(shape, data, 3, 64)
+    for one, other in zip(together, step_of(shape, data, 3, 64, backend="torch"), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_workspace_of_another_network_is_refused():
