@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ _Function = TypeVar("_Function", bound=Callable)
 
 # PyTorch does not support TorchScript from this version of Python on.
 _TOO_NEW = (3, 14)
+_compiling = Lock()
 
 
 @lru_cache
@@ -26,7 +28,7 @@ def scripted(function: _Function) -> _Function:
     """
     if sys.version_info >= _TOO_NEW:
         return function
-    with warnings.catch_warnings():
+    with _compiling, warnings.catch_warnings():
         # PyTorch has nothing else yet that neither holds the lock nor needs a compiler.
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)

@@ -2,7 +2,7 @@
 
 PyTorch splits every single product and sum between its threads, which wait for each other some
 hundred times in a training step. Threads that are left to themselves meet once. Python's lock does
-not stand in the way as long as products are large: PyTorch releases it while it computes.
+not stand in the way of functions that :mod:`.scripts` compiles.
 """
 
 import os
@@ -14,7 +14,7 @@ from threading import Barrier, Event
 
 import torch
 
-# Rows that a thread must have for itself: with fewer, threads wait for Python's lock too often.
+# Rows that a thread must have for itself: with fewer, it takes too long to wake it.
 LEAST_ROWS = 1024
 
 Job = Callable[[Callable[[], bool]], object]

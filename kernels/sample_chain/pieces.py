@@ -73,42 +73,55 @@ def sample_chain(
     count = x.shape[1]
     x, guide, condition = filled_up(x, guide, condition, count)
     models, rows = x.shape[:2]
-    steps, dim = table.shape[1], x.shape[2]
-    noisy = bool((table[..., NOISE] != 0).any())
+    steps = table.shape[1]
     networks = [denoiser] if guide is None else [denoiser, guide.classifier]
     widest = max((network.shape for network in networks), key=_width)
     samples = torch.empty_like(x)
-    points = 1 + -(-steps // keep_every) if keep_every else 0
-    trajectory = x.new_empty((points, *x.shape))
-    walk = scripted(_walk)
+    trajectory = x.new_empty((1 + -(-steps // keep_every) if keep_every else 0, *x.shape))
 
     def work(share: slice, stops: Callable[[], bool]) -> None:
         memories = [Memory(network.shape, keep=network is not denoiser) for network in networks]
         for model, piece in product(range(models), pieces_of(widest, share.stop - share.start)):
             own = slice(share.start + piece.start, share.start + piece.stop)
-            sees = _denoiser(denoiser, condition, memories[0], model, own)
-            guides = _classifier(guide, memories[-1], model, own)
-            state = State(x[model, own], torch.zeros_like(x[model, own]), [])
-            numbers = torch.arange(first_row + own.start, first_row + own.stop)
-            for start in range(0, steps, NOISE_STEPS):
-                if stops():
-                    raise Halted
-                some = slice(start, min(start + NOISE_STEPS, steps))
-                noise = None
-                if noisy:
-                    which = torch.arange(some.start, some.stop)
-                    noise = noise_of_steps(seed[model : model + 1], which, numbers, dim)[:, 0]
-                state = walk(
-                    State(*state), table[model, some], time_features[model, some], noise,
-                    sees, guides, some.start, steps, keep_every,
-                )  # fmt: skip
-            samples[model, own] = state.x
-            if points:
-                trajectory[:, model, own] = torch.stack([x[model, own], *state.kept])
+            samples[model, own], kept = _run_chain(
+                x[model, own], table[model], time_features[model], seed[model],
+                _denoiser(denoiser, condition, memories[0], model, own),
+                _classifier(guide, memories[-1], model, own), first_row + own.start, keep_every,
+                stops,
+            )  # fmt: skip
+            if keep_every:
+                trajectory[:, model, own] = torch.stack(kept)
 
     shares = split(rows, -(-rows // workers_for(models * rows)))
     side_by_side([partial(work, share) for share in shares])
     return samples[:, :count], trajectory[:, :, :count]
+
+
+def _run_chain(
+    x: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    seed: Tensor,
+    denoiser: Denoiser,
+    classifier: Classifier | None,
+    first_row: int,
+    keep_every: int,
+    stops: Callable[[], bool],
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns samples and points of the trajectory of a piece of one model, as the reference."""
+    rows = torch.arange(first_row, first_row + len(x))
+    noisy = bool((table[:, NOISE] != 0).any())
+    state = State(x, torch.zeros_like(x), [x] if keep_every else [])
+    for first in range(0, len(table), NOISE_STEPS):
+        if stops():
+            raise Halted
+        steps = torch.arange(first, min(first + NOISE_STEPS, len(table)))
+        noise = noise_of_steps(seed[None], steps, rows, x.shape[1])[:, 0] if noisy else None
+        state = State(*scripted(_walk)(
+            state, table[steps], time_features[steps], noise, denoiser, classifier,
+            first, len(table), keep_every,
+        ))  # fmt: skip
+    return state.x, state.kept
 
 
 def _width(shape: MLPShape) -> int:
