@@ -15,7 +15,7 @@ from threading import Barrier, Event
 import torch
 
 # Rows that a thread must have for itself: with fewer, it takes too long to wake it.
-LEAST_ROWS = 1024
+LEAST_ROWS = 256
 
 Job = Callable[[Callable[[], bool]], object]
 
