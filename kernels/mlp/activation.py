@@ -1,9 +1,9 @@
 """The activations of a perceptron in one table, which everything else reads.
 
 To add an activation, give it an entry in :data:`TABLE`, and a branch in each of the two functions
-of :mod:`.activation_kernel` and of :mod:`.activation_on_cpu`, which TorchScript and Triton compile.
-The Triton code stands apart because this module is imported where there is no triton. Tests run
-over the table; a kernel without the branch does not compile.
+of :mod:`.activation_kernel`, for Triton, and of :mod:`.activation_on_cpu`, for TorchScript. The
+Triton code stands apart because this module is imported where there is no triton. Tests run over
+the table and fail where a branch is missing.
 """
 
 from collections.abc import Callable

@@ -20,6 +20,8 @@ from .shape import MLPShape
 
 _FLOATS = 2**18  # numbers in the activations of a layer of a piece for each thread, 1 MiB
 _LEAST_ROWS = 256  # so that products stay efficient where layers are very wide
+# Multiplications in one call of a script, about 0.1 s, after which an interrupt is answered.
+_CALL = 4e9
 
 
 def pieces_of(shape: MLPShape, rows: int) -> Iterator[slice]:
@@ -34,6 +36,11 @@ def split(count: int, most: int) -> list[slice]:
     return [slice(*pair) for pair in pairwise(count * part // parts for part in range(parts + 1))]
 
 
+def steps_of_call(shape: MLPShape, rows: int) -> int:
+    """Returns how many times rows may pass a network in one call, at least once."""
+    return max(1, int(_CALL / (max(1, rows) * shape.num_parameters)))
+
+
 class Form(NamedTuple):
     """The shape of a network, in types that TorchScript knows."""
 
@@ -43,7 +50,8 @@ class Form(NamedTuple):
     negative_slope: float
     bias: bool
     linear_input: bool
-    h_tells: bool  # the sign of z if the slope is positive, so that z need not be kept
+    # Then h tells the sign of z, if the slope is positive, and z need not be kept.
+    piecewise_linear: bool
 
 
 class Rooms(NamedTuple):
@@ -54,10 +62,10 @@ class Rooms(NamedTuple):
 
     keep: bool
     z: list[Tensor]  # of each hidden layer, [B, width]
-    h: list[Tensor]  # likewise, for activations that need z afterwards
+    h: list[Tensor]  # likewise, where z is needed afterwards
     y: Tensor  # [B, out]
     grad: list[Tensor]  # of the input of each layer, [B, width]; every other one shares memory
-    scratch: list[Tensor]  # like z, all in the same memory
+    scratch: list[Tensor]  # like z, all in the same memory, for the gradient of slopes
 
 
 class Layers(NamedTuple):
@@ -78,7 +86,7 @@ class Passed(NamedTuple):
 
 
 def form_of(shape: MLPShape) -> Form:
-    """Returns the form of a shape."""
+    """Returns the form of networks of a shape."""
     return Form(
         list(shape.widths), shape.activation, shape.slopes, shape.negative_slope, shape.bias,
         shape.linear_input, TABLE[shape.activation].piecewise_linear,
@@ -94,36 +102,39 @@ class Memory:
     """
 
     def __init__(self, shape: MLPShape, *, keep: bool):
-        self.shape, self.keep = shape, keep
-        self._rows, self._buffers = 0, dict[str, Tensor]()
+        *inputs, out = shape.widths
+        hidden = list(enumerate(inputs[1:]))
+        learned = shape.activation == "prelu"
+        needs_z = learned or shape.negative_slope <= 0 or not form_of(shape).piecewise_linear
+        self._keep = keep
+        # Each room has a place in memory and a width.
+        self._z = [(f"z {layer if keep else layer % 2}", width) for layer, width in hidden]
+        self._h = [(f"h {layer}", width) for layer, width in hidden if keep and needs_z]
+        self._y = [("y", out)]
+        self._grad = [(f"grad {layer % 2}", width) for layer, width in enumerate(inputs) if keep]
+        self._scratch = [("scratch", width) for _, width in hidden if keep and learned]
+        self._rows = -1
+        self._places: dict[str, Tensor] = {}
         self._rooms: dict[int, Rooms] = {}
 
     def rooms(self, rows: int) -> Rooms:
-        """Returns memory for a piece of so many rows."""
+        """Returns rooms for a piece of so many rows."""
         if rows > self._rows:
-            self._rows, self._rooms = rows, {}
-            self._buffers = {}
+            self._enlarge(rows)
         if rows not in self._rooms:
-            self._rooms[rows] = self._cut(rows)
+            z, h, y, grad, scratch = (
+                [self._places[place][: rows * width].view(rows, width) for place, width in each]
+                for each in (self._z, self._h, self._y, self._grad, self._scratch)
+            )
+            self._rooms[rows] = Rooms(self._keep, z, h, y[0], grad, scratch)
         return self._rooms[rows]
 
-    def _cut(self, rows: int) -> Rooms:
-        *inputs, out = self.shape.widths
-        hidden = list(enumerate(inputs[1:]))
-
-        def room(place: str, width: int) -> Tensor:
-            if place not in self._buffers:
-                self._buffers[place] = torch.empty(self._rows * max(self.shape.widths))
-            return self._buffers[place][: rows * width].view(rows, width)
-
-        return Rooms(
-            self.keep,
-            [room(f"z {layer if self.keep else layer % 2}", width) for layer, width in hidden],
-            [room(f"h {layer if self.keep else layer % 2}", width) for layer, width in hidden],
-            room("y", out),
-            [room(f"grad {layer % 2}", width) for layer, width in enumerate(inputs)],
-            [room("scratch", width) for _, width in hidden],
-        )
+    def _enlarge(self, rows: int) -> None:
+        widths: dict[str, int] = {}
+        for place, width in (*self._z, *self._h, *self._y, *self._grad, *self._scratch):
+            widths[place] = max(width, widths.get(place, 0))
+        self._rows, self._rooms = rows, {}
+        self._places = {place: torch.empty(rows * width) for place, width in widths.items()}
 
 
 def layers_of(flat: Tensor, form: Form) -> Layers:
@@ -145,15 +156,15 @@ def layers_of(flat: Tensor, form: Form) -> Layers:
 
 def forward(x: Tensor, layers: Layers, form: Form, rooms: Rooms) -> Passed:
     """Runs a piece x [B, in] through the network."""
-    slopes = _slope_of_each_layer(layers, form)
+    slopes = _slopes_of_layers(layers, form)
     inputs = [x]
     kept: list[Tensor] = []
     h = x
     for layer in range(len(form.widths) - 2):
         z = _linear(h, layers, form, layer, rooms.z[layer])
         h = z
-        if layer > 0 or not form.linear_input:
-            in_place = not rooms.keep or (form.h_tells and slopes[layer] > 0)
+        if _is_activated(form, layer):
+            in_place = not rooms.keep or (form.piecewise_linear and slopes[layer] > 0)
             out = z if in_place else rooms.h[layer]
             h = activate(z, slopes[layer], form.activation, out)
             z = h if in_place else z
@@ -174,7 +185,7 @@ def backward(
             grad.biases[layer].add_(grad_z.sum(0))
         if layer > 0:
             grad_h = torch.mm(grad_z, layers.weights[layer], out=rooms.grad[layer])
-            if form.activation == "prelu" and (layer > 1 or not form.linear_input):
+            if form.activation == "prelu" and _is_activated(form, layer - 1):
                 _add_slope_gradient(grad.slopes, grad_h, passed, form, layer - 1, rooms)
             grad_z = _before_activation_(grad_h, passed, form, layer - 1)
 
@@ -190,14 +201,23 @@ def input_gradient(
     return torch.mm(grad_z, layers.weights[0], out=rooms.grad[0])
 
 
-def _slope_of_each_layer(layers: Layers, form: Form) -> list[float]:
+def _is_activated(form: Form, layer: int) -> bool:
+    """Returns True if an activation follows a hidden layer."""
+    return layer > 0 or not form.linear_input
+
+
+def _slope_index(form: Form, layer: int, slopes: int) -> int:
+    """Returns which of the slopes is that of a hidden layer."""
+    return (layer - (1 if form.linear_input else 0)) % slopes
+
+
+def _slopes_of_layers(layers: Layers, form: Form) -> list[float]:
     """Returns the slope for z < 0 of each hidden layer."""
     slopes: list[float] = layers.slopes.tolist()
     if len(slopes) == 0:
         slopes = [form.negative_slope]
-    first = 1 if form.linear_input else 0
     hidden = len(form.widths) - 2
-    return [slopes[(layer - first) % len(slopes)] for layer in range(hidden)]
+    return [slopes[_slope_index(form, layer, len(slopes))] for layer in range(hidden)]
 
 
 def _linear(h: Tensor, layers: Layers, form: Form, layer: int, out: Tensor) -> Tensor:
@@ -210,7 +230,7 @@ def _linear(h: Tensor, layers: Layers, form: Form, layer: int, out: Tensor) -> T
 
 def _before_activation_(grad_h: Tensor, passed: Passed, form: Form, layer: int) -> Tensor:
     """Turns the gradient of a hidden layer's h into that of its z in place and returns it."""
-    if layer == 0 and form.linear_input:
+    if not _is_activated(form, layer):
         return grad_h
     z, h, slope = passed.z[layer], passed.inputs[layer + 1], passed.slopes[layer]
     return activate_backward_(grad_h, z, h, slope, form.activation)
@@ -222,11 +242,10 @@ def _add_slope_gradient(
     """Adds the sum of grad_h * min(z, 0) of a hidden layer to the gradient of its slope."""
     z = passed.z[layer]
     negative = torch.clamp_max(z, 0, out=rooms.scratch[layer])
-    sum_ = torch.dot(grad_h.view(-1), negative.view(-1))
+    gradient = torch.dot(grad_h.view(-1), negative.view(-1))
     if z is passed.inputs[layer + 1]:  # where z < 0, h is the slope times z
-        sum_ = sum_ / passed.slopes[layer]
-    first = 1 if form.linear_input else 0
-    total[(layer - first) % len(total)].add_(sum_)
+        gradient = gradient / passed.slopes[layer]
+    total[_slope_index(form, layer, len(total))].add_(gradient)
 
 
 def _add_product(total: Tensor, grad_z: Tensor, h: Tensor) -> None:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..mlp import MLPShape
 from ..mlp.pieces import (
     Form,
     Layers,
@@ -24,11 +23,12 @@ from ..mlp.pieces import (
     layers_of,
     pieces_of,
     split,
+    steps_of_call,
 )
 from ..reverse_step.reference import NOISE
 from ..scripts import scripted
 from ..workers import Halted, side_by_side, workers_for
-from .reference import NOISE_STEPS, Condition, Guide, Network, filled_up, noise_of_steps
+from .reference import LEAST_ROWS, NOISE_STEPS, Condition, Guide, Network, filled_up, noise_of_steps
 
 
 class Denoiser(NamedTuple):
@@ -72,60 +72,84 @@ def sample_chain(
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
     count = x.shape[1]
     x, guide, condition = filled_up(x, guide, condition, count)
-    models, rows = x.shape[:2]
     steps = table.shape[1]
-    networks = [denoiser] if guide is None else [denoiser, guide.classifier]
-    widest = max((network.shape for network in networks), key=_width)
+    widest = denoiser.shape if guide is None else max(
+        denoiser.shape, guide.classifier.shape, key=lambda shape: max(shape.widths)
+    )  # fmt: skip
+    walk = scripted(_walk)  # before there are threads
     samples = torch.empty_like(x)
     trajectory = x.new_empty((1 + -(-steps // keep_every) if keep_every else 0, *x.shape))
 
-    def work(share: slice, stops: Callable[[], bool]) -> None:
-        memories = [Memory(network.shape, keep=network is not denoiser) for network in networks]
-        for model, piece in product(range(models), pieces_of(widest, share.stop - share.start)):
-            own = slice(share.start + piece.start, share.start + piece.stop)
+    def work(models: slice, rows: slice, stops: Callable[[], bool]) -> None:
+        memory = Memory(denoiser.shape, keep=False)
+        memory_of_guide = None if guide is None else Memory(guide.classifier.shape, keep=True)
+        pieces = pieces_of(widest, rows.stop - rows.start)
+        for piece, model in product(pieces, range(models.start, models.stop)):
+            own = slice(rows.start + piece.start, rows.start + piece.stop)
+            run = partial(
+                walk,
+                denoiser=_denoiser(denoiser, condition, memory, model, own),
+                classifier=_classifier(guide, memory_of_guide, model, own),
+                total=steps, keep_every=keep_every,
+            )  # fmt: skip
+            calls = steps_of_call(widest, own.stop - own.start)
             samples[model, own], kept = _run_chain(
-                x[model, own], table[model], time_features[model], seed[model],
-                _denoiser(denoiser, condition, memories[0], model, own),
-                _classifier(guide, memories[-1], model, own), first_row + own.start, keep_every,
-                stops,
+                run, x[model, own], table[model], time_features[model], seed[model],
+                first_row + own.start, calls, stops,
             )  # fmt: skip
             if keep_every:
-                trajectory[:, model, own] = torch.stack(kept)
+                trajectory[:, model, own] = torch.stack([x[model, own], *kept])
 
-    shares = split(rows, -(-rows // workers_for(models * rows)))
-    side_by_side([partial(work, share) for share in shares])
+    side_by_side([partial(work, *share) for share in _shares(*x.shape[:2])])
     return samples[:, :count], trajectory[:, :, :count]
 
 
+def _shares(models: int, rows: int) -> list[tuple[slice, slice]]:
+    """Returns models and rows of the share of each thread.
+
+    None has fewer rows of a model than a product needs to round as it does with more of them.
+    """
+    workers = workers_for(models * rows)
+    if models % workers == 0 or rows < workers * LEAST_ROWS:
+        return [(some, slice(0, rows)) for some in split(models, -(-models // workers))]
+    return [(slice(0, models), some) for some in split(rows, -(-rows // workers))]
+
+
 def _run_chain(
+    walk: Callable[..., State],
     x: Tensor,
     table: Tensor,
     time_features: Tensor,
     seed: Tensor,
-    denoiser: Denoiser,
-    classifier: Classifier | None,
     first_row: int,
-    keep_every: int,
+    calls: int,
     stops: Callable[[], bool],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Returns samples and points of the trajectory of a piece of one model, as the reference."""
+    """Returns samples and kept points of a piece of one model.
+
+    Args:
+        walk: :func:`_walk` with the networks.
+        x, table, time_features, seed, first_row: those of this model and this piece.
+        calls: steps in one call of it.
+        stops: returns True if the chain is to end early.
+    """
     rows = torch.arange(first_row, first_row + len(x))
     noisy = bool((table[:, NOISE] != 0).any())
-    state = State(x, torch.zeros_like(x), [x] if keep_every else [])
-    for first in range(0, len(table), NOISE_STEPS):
-        if stops():
-            raise Halted
-        steps = torch.arange(first, min(first + NOISE_STEPS, len(table)))
-        noise = noise_of_steps(seed[None], steps, rows, x.shape[1])[:, 0] if noisy else None
-        state = State(*scripted(_walk)(
-            state, table[steps], time_features[steps], noise, denoiser, classifier,
-            first, len(table), keep_every,
-        ))  # fmt: skip
+    state, noise = State(x, torch.zeros_like(x), []), None
+    for start in range(0, len(table), NOISE_STEPS):
+        end = min(start + NOISE_STEPS, len(table))
+        if noisy:
+            steps = torch.arange(start, end)
+            noise = noise_of_steps(seed[None], steps, rows, x.shape[1])[:, 0]  # [S, B, d]
+        for first in range(start, end, calls):
+            if stops():
+                raise Halted
+            some = slice(first, min(first + calls, end))
+            state = State(*walk(
+                state, table[some], time_features[some],
+                None if noise is None else noise[first - start : some.stop - start], first=first,
+            ))  # fmt: skip
     return state.x, state.kept
-
-
-def _width(shape: MLPShape) -> int:
-    return max(shape.widths)
 
 
 def _denoiser(
@@ -142,9 +166,11 @@ def _denoiser(
     return Denoiser(layers_of(network.parameters[model], form), form, rooms, feature, no_class)
 
 
-def _classifier(guide: Guide | None, memory: Memory, model: int, rows: slice) -> Classifier | None:
+def _classifier(
+    guide: Guide | None, memory: Memory | None, model: int, rows: slice
+) -> Classifier | None:
     """Returns the classifier of some rows of a model, or None without a guide."""
-    if guide is None:
+    if guide is None or memory is None:
         return None
     parameters, shape = guide.classifier
     form = form_of(shape)

@@ -32,7 +32,7 @@ from ..reverse_step.reference import MEMORY, NOISE, memory_coefficients, reverse
 _CACHE_ROWS, _GPU_ROWS = 1000, 100_000
 # Rows that fewer are filled up to on a CPU: its matrix products take other paths for a few rows,
 # which round differently, and a sample must not depend on how many are drawn with it.
-_LEAST_ROWS = 32
+LEAST_ROWS = 32
 NOISE_STEPS = 50
 
 
@@ -100,7 +100,7 @@ def filled_up(
     x: Tensor, guide: Guide | None, condition: Condition | None, rows: int
 ) -> tuple[Tensor, Guide | None, Condition | None]:
     """Returns the arguments with more rows at the end, so that these last rows are not too few."""
-    missing = max(0, _LEAST_ROWS - rows)
+    missing = max(0, LEAST_ROWS - rows)
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
         guide = guide and guide._replace(labels=F.pad(guide.labels, (0, missing)))

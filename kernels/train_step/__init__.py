@@ -71,7 +71,7 @@ def workspace_of(
     _check(parameters, shape, data)
     models, size = parameters.shape
     gap = gap_of(shape, parameters.dtype, classifier=data.classifies)
-    if runs_in_pieces(backend, parameters) and pieces.are_faster(shape, models, rows):
+    if runs_in_pieces(backend, parameters):
         shares = pieces.Shares(shape, models, rows)
         return Workspace(empty_parts(parameters, models, 1, size + 2), None, shares)
     if not use_triton(backend, "parameters", parameters, gap, precision):
@@ -128,7 +128,8 @@ def training_sums(
         )  # fmt: skip
     elif workspace.shadow is None:
         draw = batch_draw(data, seed, step, batch_size, refresh, first_row, rows)
-        reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
+        with torch.no_grad():
+            reference.training_sums(parameters, shape, data, draw, workspace.sums, add)
     else:
         from . import launches
 

@@ -4,6 +4,7 @@ The step of :mod:`.reference` in float32, with the passes of :mod:`..mlp.pieces`
 a share of the rows, and the gradients of the shares are added up.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -21,19 +22,16 @@ from ..mlp.pieces import (
     layers_of,
     pieces_of,
     split,
+    steps_of_call,
 )
 from ..q_sample.ahead import DrawsAhead
 from ..q_sample.reference import Draw, TrainingData
 from ..scripts import scripted
-from ..workers import one_thread, side_by_side, workers_for
+from ..workers import Halted, one_thread, side_by_side, workers_for
+from . import reference
 
-# Numbers in the activations of a layer of one model from which it pays to run models one by one.
+# Numbers in the activations of a layer of one model from which models pay that go one by one.
 _LEAST_FLOATS = 2**13
-
-
-def are_faster(shape: MLPShape, models: int, rows: int) -> bool:
-    """Returns True unless there are many models so small that they had better go together."""
-    return models == 1 or rows * max(shape.widths) >= _LEAST_FLOATS
 
 
 class Shares:
@@ -41,6 +39,8 @@ class Shares:
 
     Attributes:
         shape: shape of the networks.
+        together: True if there are many models so small that they go through each operation
+            together, as in the reference, in no shares.
         by_model: True if each share is of some models, False if it is of some rows of all.
         form: the shape as TorchScript knows it.
         memory: for the activations of each share.
@@ -49,6 +49,7 @@ class Shares:
 
     def __init__(self, shape: MLPShape, models: int, rows: int):
         self.shape, workers = shape, workers_for(models * rows)
+        self.together = models > 1 and rows * max(shape.widths) < _LEAST_FLOATS
         self.by_model = models % workers == 0 or workers_for(rows) == 1
         parts = min(workers, models) if self.by_model else workers
         self.form, self.memory = form_of(shape), [Memory(shape, keep=True) for _ in range(parts)]
@@ -112,27 +113,44 @@ def training_sums(
         add: True adds to the sums.
         drawn: seed, step, batch size, refresh, first row and number of rows.
     """
+    if shares.together:
+        with torch.no_grad():
+            draw = shares.draw(data, *drawn)
+            reference.training_sums(parameters, shape, data, draw, sums, add)
+        return
     with one_thread() if len(shares.memory) > 1 else nullcontext():
         if not add:
             sums.zero_()
         draw = shares.draw(data, *drawn)
         cuts = shares.of(*draw.index.shape)
-        run = scripted(_add_sums)
+        run = scripted(_add_sums)  # before there are threads
 
-        def work(share: int, *_) -> None:
+        def work(share: int, stops: Callable[[], bool]) -> None:
             own = sums[:, 0] if shares.by_model or share == 0 else shares.sums[share - 1].zero_()
-            models, rows = cuts[share]
-            for piece in pieces_of(shape, rows.stop - rows.start):
-                some = slice(rows.start + piece.start, rows.start + piece.stop)
+            memory = shares.memory[share]
+            for models, rows in _calls(shape, *cuts[share]):
+                if stops():
+                    raise Halted
                 run(
                     parameters[models], models.start, data, data.classifies,
-                    rows_of(draw, models, some), shares.form,
-                    shares.memory[share].rooms(some.stop - some.start), own[models],
+                    rows_of(draw, models, rows), shares.form,
+                    memory.rooms(rows.stop - rows.start), own[models],
                 )  # fmt: skip
 
         side_by_side([partial(work, share) for share in range(len(cuts))])
         for own in shares.sums[: len(cuts) - 1]:
             sums[:, 0] += own
+
+
+def _calls(shape: MLPShape, models: slice, rows: slice) -> Iterator[tuple[slice, slice]]:
+    """Yields models and rows of each call in a share."""
+    for piece in pieces_of(shape, rows.stop - rows.start):
+        passes = steps_of_call(shape, 3 * (piece.stop - piece.start))  # a step is three passes
+        for some in split(models.stop - models.start, passes):
+            yield (
+                slice(models.start + some.start, models.start + some.stop),
+                slice(rows.start + piece.start, rows.start + piece.stop),
+            )
 
 
 def _add_sums(
@@ -159,22 +177,26 @@ def _add_sums(
         signal, noise, target_signal, target_noise, weight = table.split(1, dim=1)
         x_0, eps = _of(data.points, model)[draw.index[number]], draw.eps[number]  # [B, d]
         inputs = [signal * x_0 + noise * eps, _of(data.time_features, model)[draw.t[number]]]
+        # TorchScript knows of local names alone that they are not None.
         features, condition, labels = data.class_features, draw.condition, data.labels
+        live = draw.live
+        counts = None if live is None else live[number][:, None]  # [B, 1], of an epoch's last rows
         if features is not None and condition is not None:
             inputs.append(_of(features, model)[condition[number]])
         passed = forward(torch.cat(inputs, dim=1), layers, form, rooms)
         if classifies and labels is not None:
             label = _of(labels, model)[draw.index[number]]
             terms, grad_y = _label_terms(passed.y, label)
+            if counts is not None:
+                terms, grad_y = terms * counts, grad_y * counts
         else:
             error = passed.y - (target_signal * x_0 + target_noise * eps)
+            if counts is not None:
+                error = error * counts
             terms, grad_y = weight * error * error, 2 * weight * error
-        live, count = draw.live, torch.tensor(len(terms))
-        if live is not None:  # rows after the end of an epoch do not count
-            counts = live[number][:, None]
-            terms, grad_y, count = terms * counts, grad_y * counts, counts.sum()
         backward(grad_y, passed, layers, form, rooms, layers_of(sums[number], form))
         sums[number, -2] += terms.sum()
+        count = torch.tensor(len(terms)) if counts is None else counts.sum()
         sums[number, -1] += count * terms.shape[1]
 
 

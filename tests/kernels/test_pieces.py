@@ -1,6 +1,5 @@
 """Training steps and chains on a CPU in pieces, against the reference and float64."""
 
-import sys
 from itertools import product
 
 import pytest
@@ -15,7 +14,6 @@ from flashpoint.kernels import (
     adamw_,
     adamw_state,
     sample_chain,
-    scripts,
     train_step,
     training_sums,
     workspace_of,
@@ -139,22 +137,6 @@ def test_the_number_of_threads_does_not_matter_but_for_rounding(number, models):
     assert torch.get_num_threads() == number
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_torchscript_compiles_python_computes_too(kind, monkeypatch):
-    """PyTorch has no TorchScript for Python 3.14."""
-    chain_kind = {"denoiser": "plain", "classifier": "guided", "conditional": "free"}[kind]
-    results = []
-    for too_new in (scripts._TOO_NEW, (3, 0)):
-        monkeypatch.setattr(scripts, "_TOO_NEW", too_new)
-        scripts.scripted.cache_clear()
-        is_script = isinstance(scripts.scripted(training._add_sums), torch.jit.ScriptFunction)
-        assert is_script == (sys.version_info < too_new)
-        step = step_of(shape_of(kind), make_data("cpu", kind, 2), 2, MANY, refresh=2)
-        results.append((*step, *run(chain_of(2, 100, chain_kind, columns=7))))
-    scripts.scripted.cache_clear()
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-
-
 def test_many_small_models_go_together_as_the_reference():
     data, shape = make_data("cpu", "denoiser", 3), shape_of("denoiser")
     together = step_of(shape, data, 3, 64)
@@ -162,20 +144,25 @@ def test_many_small_models_go_together_as_the_reference():
         assert torch.equal(one, other)
 
 
-def test_a_workspace_of_another_network_is_refused():
-    data, hidden = make_data("cpu", "denoiser"), (6, 10)
+@pytest.mark.parametrize("models", [1, 3])
+def test_a_workspace_of_another_network_is_refused(models):
+    data, hidden = make_data("cpu", "denoiser", models), (6, 10)
     shape, other = (shape_of("denoiser", activation, hidden) for activation in ("relu", "tanh"))
-    parameters = make_network(shape)  # as many numbers as the other's
+    parameters = make_network(shape, models)  # as many numbers as the other's
     workspace = workspace_of(parameters, other, data, 8)
-    seed = torch.tensor([1])
+    seed = torch.arange(models)
     with pytest.raises(ValueError, match=r"workspace must be of .*relu.*, got that of .*tanh"):
         training_sums(parameters, shape, data, workspace, batch_size=8, seed=seed, step=0)
 
 
-def test_parameters_may_require_gradients():
-    shape, data = shape_of("denoiser"), make_data("cpu", "denoiser")
-    parameters = make_network(shape).requires_grad_()
-    loss, grad = train_step(parameters, shape, data, batch_size=64, seed=0, step=0)
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_parameters_may_require_gradients(models, backend):
+    shape, data = shape_of("denoiser"), make_data("cpu", "denoiser", models)
+    parameters = make_network(shape, models).requires_grad_()
+    loss, grad = train_step(
+        parameters, shape, data, batch_size=64, seed=torch.arange(models), step=0, backend=backend
+    )
     assert not loss.requires_grad
     assert not grad.requires_grad
 
@@ -207,15 +194,24 @@ def test_fused_updates_are_those_of_the_reference(decoupled, alike):
     assert all(relative_error(*pair) < SAME for pair in zip(*results, strict=True))
 
 
-def chain_of(models, rows, kind, columns=4, seed=0):
+def test_rows_after_the_end_of_an_epoch_do_not_count_even_if_their_error_is_infinite():
+    shape = shape_of("denoiser")
+    data = make_data("cpu", "denoiser")
+    data.points[:, 0] = 5e21  # its square is infinite in float32, and rows not alive are of it
+    results = [step_of(shape, data, 1, 100, backend, refresh=1) for backend in (None, "torch")]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite())
+
+
+def chain_of(models, rows, kind, columns=4, seed=0, steps=5, activation="prelu"):
     """Returns the arguments of a chain that is guided, or not, in one of the ways."""
     generator = torch.Generator().manual_seed(seed)
     data = {"device": "cpu"}
-    denoiser = shape_of("conditional" if kind in ("class", "free") else "denoiser", hidden=(40, 24))
-    classifier = shape_of("classifier", hidden=(24, 40))
+    first = "conditional" if kind in ("class", "free") else "denoiser"
+    denoiser = shape_of(first, activation, hidden=(40, 24))
+    classifier = shape_of("classifier", activation, hidden=(24, 40))
     labels = torch.randint(0, CLASSES, (models, rows), generator=generator)
     features = torch.randn(models, CLASSES + 1, CLASS_WIDTH, generator=generator)
-    steps = 5
     table = torch.rand(models, steps, columns, generator=generator) * 0.8
     return {
         "denoiser": Network(make_network(denoiser, models, **data), denoiser),
@@ -248,6 +244,47 @@ def test_a_chain_is_that_of_the_reference(models, rows, kind, columns):
         assert relative_error(actual, expected) < SAME
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("keep_every", [0, 7, 200])
+def test_a_long_chain_in_several_calls(activation, keep_every, monkeypatch):
+    monkeypatch.setattr(mlp_pieces, "_CALL", 1e6)  # so that a call has a few steps
+    arguments = chain_of(2, 70, "guided", 7, steps=103, activation=activation)
+    arguments["table"][0, :, 2] = 0  # the first model has no noise
+    arguments["keep_every"] = keep_every
+    for actual, expected in zip(run(arguments), run(arguments, "torch"), strict=True):
+        assert actual.shape == expected.shape
+        assert relative_error(actual, expected) < SAME
+
+
+def test_a_network_may_guide_itself():
+    arguments = chain_of(1, 50, "guided")
+    network = arguments["guide"].classifier
+    arguments |= {"denoiser": network, "x_T": torch.randn(1, 50, network.shape.widths[-1])}
+    one_kind = MLPShape((CLASSES + 1, 24, CLASSES), activation="prelu")
+    network = Network(make_network(one_kind), one_kind)
+    arguments |= {"denoiser": network, "guide": arguments["guide"]._replace(classifier=network)}
+    for actual, expected in zip(run(arguments), run(arguments, "torch"), strict=True):
+        assert relative_error(actual, expected) < SAME
+
+
+@pytest.mark.parametrize("rows", [1, 33, 100, 500])
+@pytest.mark.parametrize("threads", [3, 4])
+def test_a_sample_of_one_of_many_models_is_that_of_the_model_alone(rows, threads):
+    torch.set_num_threads(threads)
+    arguments = chain_of(40, 500, "plain")
+    arguments["x_T"] = arguments["x_T"][:, :rows]
+    together, _ = run(arguments)
+    for model in (0, 13, 39):
+        alone = {
+            **arguments,
+            "denoiser": Network(arguments["denoiser"].parameters[model, None],
+                                arguments["denoiser"].shape),
+            **{name: arguments[name][model, None]
+               for name in ("x_T", "table", "time_features", "seed")},
+        }  # fmt: skip
+        assert torch.equal(run(alone)[0][0], together[model])
+
+
 def test_a_sample_does_not_depend_on_the_others_with_it():
     arguments = chain_of(1, MANY, "guided")
     samples, _ = run(arguments)
@@ -261,6 +298,7 @@ def test_a_sample_does_not_depend_on_the_others_with_it():
         assert torch.equal(run(part)[0], samples[:, rows])
 
 
+@pytest.mark.usefixtures("small_pieces")
 def test_models_share_what_they_share():
     data, shape = make_data("cpu", "denoiser", 2), shape_of("denoiser")
     shared = data._replace(points=data.points[:1], forward_table=data.forward_table[:1])
