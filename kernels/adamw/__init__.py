@@ -176,7 +176,7 @@ def adamw_(
     gap = _gap(parameters, grad, state, squares)
     if gap is None and runs_in_pieces(backend, parameters):
         with one_thread() if parameters.numel() < _FEW else nullcontext():
-            reference.adamw_(*arguments, arithmetic=fused.update)
+            fused.adamw_(*arguments)
         return
     precision = None if shadow is None else shadow.precision
     if use_triton(backend, "parameters", parameters, gap, precision):

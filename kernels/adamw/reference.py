@@ -71,7 +71,7 @@ def update_shadow(parameters: Tensor, shadow: Shadow) -> None:
         shadow.packed[:, start : start + piece.size] = packed
 
 
-def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
+def look_up(course: Course, step: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the learning rate of update ``step``, from 1, and a mask of models that take it.
 
     Both are [M].
@@ -80,7 +80,7 @@ def look_up(course: Course, step: int | Tensor) -> tuple[Tensor, Tensor]:
     return course.rates.gather(1, entry[:, None])[:, 0], step <= course.total
 
 
-def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
+def write_down(course: Course, step: Tensor, loss: Tensor) -> None:
     """Records the losses [M] of update ``step`` of the models that still take it."""
     models = (step <= course.total).nonzero()[:, 0]
     every, total = course.every[models], course.total[models]
@@ -88,8 +88,9 @@ def write_down(course: Course, step: int | Tensor, loss: Tensor) -> None:
     place = (step - 1) * total.clamp(max=course.losses.shape[1]) // total
     # A loss that is not finite is kept, also if several updates share a place.
     course.losses[models, place] = loss + 0 * course.losses[models, place]
-    if course.means is not None:
-        course.means[models, (step - 1) // every] += loss / every
+    means = course.means
+    if means is not None:
+        means[models, (step - 1) // every] += loss / every
 
 
 def adamw_(
@@ -115,10 +116,9 @@ def adamw_(
     """
     arithmetic = arithmetic or update
     keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
+    number, course = torch.as_tensor(step, device=parameters.device), None
     if isinstance(lr, Course):
-        course, (lr, keep) = lr, look_up(lr, step)
-    else:
-        course = None
+        course, (lr, keep) = lr, look_up(lr, number)
     loss = None
     if grad.dim() == 3:
         grad, loss = mean_of(grad)
@@ -131,7 +131,7 @@ def adamw_(
         if loss is not None:
             loss = torch.where(norm.isfinite(), loss, torch.nan)
     if course is not None and loss is not None:
-        write_down(course, step, loss)
+        write_down(course, number, loss)
     options: Any = {"step": step, "betas": betas, "eps": eps, "decoupled": decoupled}
     buffers = (parameters, grad, *state)
     columns = (_column(lr), _column(weight_decay), _column(ema_decay))

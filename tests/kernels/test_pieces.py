@@ -8,6 +8,7 @@ import torch
 from flashpoint.kernels import (
     ACTIVATIONS,
     Condition,
+    Course,
     Guide,
     MLPShape,
     Network,
@@ -192,6 +193,34 @@ def test_fused_updates_are_those_of_the_reference(decoupled, alike):
         results.append((parameters, *state))
     assert not torch.equal(results[0][0], start)
     assert all(relative_error(*pair) < SAME for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("means", [True, False])
+@pytest.mark.parametrize("number", [int, torch.tensor])
+def test_updates_on_a_course_are_those_of_the_reference(means, number):
+    generator = torch.Generator().manual_seed(0)
+    models, size = 3, 301
+    start = torch.randn(models, size, generator=generator)
+    rates = torch.rand(models, 4, generator=generator) * 1e-2
+    results = []
+    for backend in ("torch", None):
+        parameters = start.clone()
+        state = adamw_state(parameters)
+        course = Course(
+            rates, torch.tensor([2, 2, 3]), torch.tensor([7, 5, 9]), torch.zeros(models, 4),
+            torch.zeros(models, 4) if means else None,
+        )  # fmt: skip
+        for step in range(1, 9):  # one model ends before the others
+            sums = torch.randn(models, 1, size + 2, generator=torch.Generator().manual_seed(step))
+            sums[..., -1] = 100
+            sums[1, 0, -2] = torch.nan if step == 3 else 1  # this model leaves the step out
+            adamw_(parameters, sums, state, lr=course, step=number(step), backend=backend)
+        parts = (parameters, *state, course.losses, *([course.means] if means else []))
+        results.append(parts)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        assert relative_error(one.nan_to_num(), other.nan_to_num()) < SAME
+    assert results[0][4].isnan().any()
 
 
 def test_rows_after_the_end_of_an_epoch_do_not_count_even_if_their_error_is_infinite():
