@@ -116,7 +116,7 @@ def adamw_(
     """
     arithmetic = arithmetic or update
     keep = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
-    number, course = torch.as_tensor(step, device=parameters.device), None
+    number, course = torch.as_tensor(step), None
     if isinstance(lr, Course):
         course, (lr, keep) = lr, look_up(lr, number)
     loss = None
