@@ -20,6 +20,8 @@ from flashpoint.kernels import (
     workspace_of,
 )
 from flashpoint.kernels.mlp import pieces as mlp_pieces
+from flashpoint.kernels.sample_chain import pieces as chains
+from flashpoint.kernels.sample_chain.reference import LEAST_ROWS
 from flashpoint.kernels.train_step import pieces as training
 
 from .networks import make_network, relative_error
@@ -296,10 +298,21 @@ def test_a_network_may_guide_itself():
         assert relative_error(actual, expected) < SAME
 
 
-@pytest.mark.parametrize("rows", [1, 33, 100, 500])
-@pytest.mark.parametrize("threads", [3, 4])
-def test_a_sample_of_one_of_many_models_is_that_of_the_model_alone(rows, threads):
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("rows", [32, 33, 100, 257, 5000])
+def test_a_share_has_enough_rows_for_products_that_round_as_others_do(rows, threads):
     torch.set_num_threads(threads)
+    for models in (1, 2, 3, 40, 100):
+        shares = chains._shares(models, rows)
+        assert len(shares) <= threads
+        cells = [cell for of, some in shares for cell in product(
+            range(of.start, of.stop), range(some.start, some.stop))]  # fmt: skip
+        assert sorted(cells) == list(product(range(models), range(rows)))
+        assert all(some.stop - some.start >= LEAST_ROWS for _, some in shares)
+
+
+@pytest.mark.parametrize("rows", [1, 33, 100, 500])
+def test_a_sample_of_one_of_many_models_is_that_of_the_model_alone(rows):
     arguments = chain_of(40, 500, "plain")
     arguments["x_T"] = arguments["x_T"][:, :rows]
     together, _ = run(arguments)
