@@ -23,6 +23,7 @@ from flashpoint.kernels.mlp import pieces as mlp_pieces
 from flashpoint.kernels.sample_chain import pieces as chains
 from flashpoint.kernels.sample_chain.reference import LEAST_ROWS
 from flashpoint.kernels.train_step import pieces as training
+from flashpoint.kernels.workers import Halted
 
 from .networks import make_network, relative_error
 from .training import CLASS_WIDTH, CLASSES, KINDS, make_data, one_model
@@ -225,13 +226,17 @@ def test_updates_on_a_course_are_those_of_the_reference(means, number):
     assert results[0][4].isnan().any()
 
 
-def test_rows_after_the_end_of_an_epoch_do_not_count_even_if_their_error_is_infinite():
-    shape = shape_of("denoiser")
-    data = make_data("cpu", "denoiser")
-    data.points[:, 0] = 5e21  # its square is infinite in float32, and rows not alive are of it
-    results = [step_of(shape, data, 1, 100, backend, refresh=1) for backend in (None, "torch")]
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one.isfinite(), other.isfinite())
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_rows_after_the_end_of_an_epoch_do_not_count_even_if_their_error_is_infinite(backend):
+    shape, data = shape_of("denoiser"), make_data("cpu", "denoiser")
+    finite = []
+    for point in range(30):
+        points = data.points.clone()
+        points[:, point] = 5e21  # its square is infinite in float32
+        # The last step of an epoch of 270 pairs: 4 rows count, and 34 are those of one point.
+        loss, grad = step_of(shape, data._replace(points=points), 1, 38, backend, refresh=1)
+        finite.append(bool(loss.isfinite()) and bool(grad.isfinite().all()))
+    assert 26 <= sum(finite) < 30
 
 
 def chain_of(models, rows, kind, columns=4, seed=0, steps=5, activation="prelu"):
@@ -287,13 +292,29 @@ def test_a_long_chain_in_several_calls(activation, keep_every, monkeypatch):
         assert relative_error(actual, expected) < SAME
 
 
+def test_a_chain_may_end_before_any_call():
+    """So that an interrupt is soon answered."""
+    called = []
+
+    def walk(state, table, *_, first):
+        called.append((first, len(table)))
+        return state
+
+    def stops():
+        return len(called) == 4
+
+    x, table, features = torch.zeros(40, 2), torch.zeros(103, 4), torch.zeros(103, 1)
+    with pytest.raises(Halted):
+        chains._run_chain(walk, x, table, features, torch.tensor(1), 0, 20, stops)
+    assert called == [(0, 20), (20, 20), (40, 10), (50, 20)]
+
+
 def test_a_network_may_guide_itself():
     arguments = chain_of(1, 50, "guided")
-    network = arguments["guide"].classifier
-    arguments |= {"denoiser": network, "x_T": torch.randn(1, 50, network.shape.widths[-1])}
-    one_kind = MLPShape((CLASSES + 1, 24, CLASSES), activation="prelu")
-    network = Network(make_network(one_kind), one_kind)
-    arguments |= {"denoiser": network, "guide": arguments["guide"]._replace(classifier=network)}
+    shape = MLPShape((CLASSES + 1, 24, CLASSES))
+    network = Network(make_network(shape), shape)
+    arguments |= {"denoiser": network, "x_T": torch.randn(1, 50, CLASSES)}
+    arguments["guide"] = arguments["guide"]._replace(classifier=network)
     for actual, expected in zip(run(arguments), run(arguments, "torch"), strict=True):
         assert relative_error(actual, expected) < SAME
 
