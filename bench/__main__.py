@@ -4,7 +4,7 @@ import signal
 
 import click
 
-from ..diffusion.commands import Commands
+from ..diffusion.cli.group import Commands
 from . import (
     bands,
     datasets,

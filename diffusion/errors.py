@@ -5,10 +5,7 @@ import sys
 from collections.abc import Collection
 from difflib import get_close_matches
 from numbers import Integral, Real
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
 
 class UserError(ValueError):
@@ -39,17 +36,24 @@ def did_you_mean(value: str, allowed: Collection[str]) -> str:
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """Returns a value as it appears in an error: short and on one line."""
-    if isinstance(value, Tensor | np.ndarray):
-        kind = "a tensor" if isinstance(value, Tensor) else "an array"
-        if isinstance(value, Tensor) and value.layout != torch.strided:
+    tensor, array = _is_a("torch", "Tensor", value), _is_a("numpy", "ndarray", value)
+    if tensor or array:
+        kind = "a tensor" if tensor else "an array"
+        if tensor and str(value.layout) != "torch.strided":
             kind = f"a {str(value.layout).removeprefix('torch.')} tensor"
         if value.ndim == 0:
             return f"{value.item()!r} in {kind}"
         return f"{kind} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_a(package: str, name: str, value: object) -> bool:
+    """Returns True for a value of a package's type; nobody has one before the package is there."""
+    kind = getattr(sys.modules.get(package), name, None)
+    return kind is not None and isinstance(value, kind)
 
 
 def check_integer(name: str, value: int, least: int | None = None, most: int | None = None) -> None:

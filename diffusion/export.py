@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from ..kernels.default_state import in_default_state
 from . import files
 from .checkpoints import Denoiser, from_safetensors, metadata_of, to_safetensors
+from .choices import EXPORTS
 from .data import Standardisation
 from .errors import UserError, check_choice
 from .models import ConditionalMLP, Perceptron, check_weights
 from .schedules import Schedule, check_schedule
-
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}
 
 _TOLERANCE = 1e-5  # relative to the largest output, in float32
 _CHECKED_ROWS = (1, 7, 256)
@@ -102,7 +101,7 @@ def export_model(
             installed, the exported function differs from the model by more than rounding, or the
             file cannot be written.
     """
-    check_choice("format", format, SUFFIXES)
+    check_choice("format", format, EXPORTS)
     if not isinstance(model, Perceptron):
         raise UserError(f"model must be a network of this package, got {type(model).__name__}")
     check_schedule(schedule)

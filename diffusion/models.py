@@ -11,10 +11,9 @@ from ..kernels import MLPParameters, MLPShape, Network, accelerate
 from ..kernels.default_state import in_default_state
 from ..kernels.modules import ACTIVATION_MODULES as ACTIVATIONS
 from ..kernels.modules import perceptron_layers
+from .choices import CLASS_EMBEDDINGS
 from .errors import UserError, check_choice, check_integer, shown
 from .schedules import EMBEDDING_DIM, Schedule, sinusoidal_embedding
-
-CLASS_EMBEDDINGS = ("learned", "sinusoidal")
 
 _Self = TypeVar("_Self", bound="Perceptron")
 

@@ -52,7 +52,6 @@ BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
     "sigmoid": _sigmoid,
     "sech": _sech,
 }
-SCHEDULES = (*BETAS, "flow", "edm")
 
 
 def variance_preserving(beta: Tensor, *, zero_terminal_snr: bool) -> Levels:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .choices import NATURAL
+
 _MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, section 3.4
 _P2_GAMMA, _P2_K = 1.0, 1.0  # Choi et al. 2022, section 3.2
 
@@ -65,7 +67,6 @@ PREDICTIONS = {
     "flow": Prediction("flow velocity", _flow),
     "edm": Prediction("EDM", _edm),
 }
-NATURAL = {"flow": "flow", "edm": "edm"}  # of these schedules; of all others it is eps
 
 
 def natural_schedule(prediction: str | None) -> str:

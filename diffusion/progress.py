@@ -14,6 +14,11 @@ def silence(line: str) -> None:
     """Prints nothing, in place of a function that prints a line of text."""
 
 
+def note(line: str) -> None:
+    """Prints a line beside the results of a command, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Shows on stderr how far some work is; a context, which ends the bar.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kernels.default_state import in_default_state
 from ..kernels.philox import child_seed
 from . import files, plots
+from .choices import MOST_DRAWS
 from .data import Points
 from .device import choose_device
 from .document import Heading, Paragraph, Part, Picture, Table, markdown, page
@@ -31,7 +32,6 @@ from .metrics import (
     real_draws,
     standard_metrics,
 )
-from .metrics.bands import MOST_DRAWS
 from .metrics.excess_loss import best_noise
 from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.default_state import in_default_state
+from .choices import VARIANCES
 from .errors import UserError, check_choice, check_number
 from .predictions import PREDICTIONS, estimates
 from .schedules import Schedule, check_schedule
 from .spacings import SPACINGS, check_timesteps
-
-VARIANCES = ("beta", "posterior", "none")
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
 Coefficients = tuple[Tensor, Tensor, Tensor]  # of x0_hat, eps_hat and z, float64 [S] each

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.default_state import in_default_state, methods_in_default_state
+from .choices import NATURAL, SCHEDULES, TIME_FEATURES
 from .errors import ScheduleWarning, UserError, check_choice, check_integer, shown
-from .noise_levels import BETAS, SCHEDULES, Levels, edm, flow, variance_preserving
-from .predictions import NATURAL, PREDICTIONS, WEIGHTINGS, estimates
+from .noise_levels import BETAS, Levels, edm, flow, variance_preserving
+from .predictions import PREDICTIONS, WEIGHTINGS, estimates
 from .time_embedding import TimeEmbedding
 
-TIME_FEATURES = ("linspace", "centered", "sinusoidal", "c_noise")
 EMBEDDING_DIM = 16  # width of the sinusoidal embedding of a timestep or a class
 # Fields that belong to some of the schedules, with the values that all others must leave.
 _BETAS = {"beta_start": 1e-4, "beta_end": 0.02}

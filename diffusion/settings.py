@@ -5,8 +5,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .chains import METHODS
+from .choices import MOST_DRAWS
 from .errors import UserError, check_choice, check_integer, check_number, check_seed
-from .metrics.bands import MOST_DRAWS
 from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 

@@ -22,8 +22,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from flashpoint.diffusion import DATASETS, Schedule, dataset, plots, states_points
+from flashpoint.diffusion.choices import SCHEDULES
 from flashpoint.diffusion.report import write_report
-from flashpoint.diffusion.schedules import SCHEDULES
 from flashpoint.diffusion.viewer import write_view
 
 GALLERY = Path(__file__).parent / "gallery"

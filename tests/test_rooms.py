@@ -14,7 +14,7 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # The same inside diffusion, by the first part of a module's name: each imports from levels before
 # its own, and within a package.
 LEVELS = (
-    ("errors",),
+    ("choices", "errors"),
     ("device", "files", "interrupts", "noise_levels", "predictions", "progress", "time_embedding"),
     ("schedules", "data", "locks"),
     ("models", "run_folder", "panel", "spacings"),

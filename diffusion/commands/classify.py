@@ -6,43 +6,16 @@ from ..checkpoints import load
 from ..classification import DiffusionClassifier
 from ..data import Points
 from ..errors import UserError
+from ..metrics.knn import fit_knn
 from ..models import ConditionalMLP
-from . import Count, PathName, device_option, options, seed_option
-from .of_run import parts_of_run, run_data_option, say_unfinished
+from ..progress import note
+from .of_run import parts_of_run, say_unfinished
 
 _NEIGHBOURS = 50_000  # points at most among which the nearest are searched
 
 
-@click.command(name="classify")
-@click.argument("run", type=PathName())
-@click.option(
-    "-n",
-    "--points",
-    "most",
-    type=Count(),
-    default=1000,
-    show_default=True,
-    help="Number of points at most.",
-)
-@click.option(
-    "--noises", type=Count(), default=4, show_default=True, help="Pairs of noise at each timestep."
-)
-@click.option(
-    "--test-fraction",
-    type=float,
-    default=None,
-    help="Part of the data to classify where the run has held none out, at random. Default: 0.2.",
-)
-@options(run_data_option, seed_option, device_option)
-def classify_command(run, most, noises, test_fraction, data, other_data, seed, device) -> None:
-    """Classify points by how well a conditional model removes their noise for each class.
-
-    The points are those that the run has held out of its training, otherwise new ones where the
-    data's distribution is known, otherwise a part of the data. The nearest neighbours are searched
-    in the rest.
-    """
-    from ..metrics.knn import fit_knn  # scikit-learn takes a second to import
-
+def classify_points(*, run, most, noises, test_fraction, data, other_data, seed, device) -> None:
+    """Classifies points with a run's conditional denoiser, and prints how many are right."""
     points, held_out = parts_of_run(run, data, other_data)
     model = load(run)
     if not isinstance(model.model, ConditionalMLP):
@@ -68,7 +41,7 @@ def classify_command(run, most, noises, test_fraction, data, other_data, seed, d
     )
     accuracy = classifier.score(x, labels)
     if len(train) > _NEIGHBOURS:
-        click.echo(f"the neighbours are {_NEIGHBOURS:,} of {len(train):,} points", err=True)
+        note(f"the neighbours are {_NEIGHBOURS:,} of {len(train):,} points")
         train = train.split(_NEIGHBOURS / len(train), seed)[1]
     neighbours = fit_knn(train).score(x, labels)
     click.echo(f"{len(x)} points of {points.name}, {which}")

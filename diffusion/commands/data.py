@@ -7,24 +7,13 @@ import click
 
 from .. import files, plots
 from ..data import Points
-from . import DataChoice, DataName, data_choice, options, out_option, read_points
+from .data_choice import DataChoice
 from .of_run import check_outputs, files_of_data
+from .points import read_points
 
 
-@click.command(name="data")
-@data_choice(click.argument("data", type=DataName(), metavar="NAME"))
-@click.option(
-    "--test-fraction",
-    type=float,
-    default=None,
-    help="Also write the points: this part of them to <name>_test.pt, the rest to <name>_train.pt.",
-)
-@options(out_option("File of the picture, .png. Default: <name>.png."))
-def data_command(data: DataChoice, test_fraction: float | None, out: Path | None) -> None:
-    """Draw a data set.
-
-    NAME is what the option --data of the other commands takes.
-    """
+def draw_data(*, data: DataChoice, test_fraction: float | None, out: Path | None) -> None:
+    """Draws a data set, and writes its points split in two if a fraction is given."""
     points = read_points(data)
     parts = (
         {}

@@ -8,41 +8,15 @@ import click
 from ..data import Points, load_points
 from ..errors import UserError
 from ..metrics import evaluate, summary
-from ..metrics.bands import FEWEST_POINTS, MOST_DRAWS
-from . import Count, PathName, note, options, seed_option
-from .of_run import points_of_samples, run_data_option
+from ..metrics.bands import FEWEST_POINTS
+from ..progress import note
+from .of_run import points_of_samples
 
 
-@click.command(name="evaluate")
-@click.argument("samples", type=PathName())
-@click.option(
-    "--label",
-    default=None,
-    metavar="CLASS",
-    help="Class that the samples should have, a name or a number.",
-)
-@click.option(
-    "--held-out",
-    type=PathName(),
-    default=None,
-    help="File of real points that were not trained on, for the check of memorisation.",
-)
-@click.option(
-    "--real-draws",
-    type=Count(2, MOST_DRAWS),
-    default=40,
-    show_default=True,
-    help="Real draws behind each metric's band. With fewer than 10, samples inside a band are not "
-    "called as good as real data.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON alone in place of tables.")
-@options(run_data_option, seed_option)
-def evaluate_command(samples, label, held_out, real_draws, as_json, data, other_data, seed) -> None:
-    """Measure a file of samples, each number beside the score of real data.
-
-    Exits with 0 whatever the numbers say: of ten metrics of a perfect sampler, one differs in one
-    of ten cases. Scripts find each verdict as "passed" in the output of --json.
-    """
+def evaluate_samples(
+    *, samples, label, held_out, real_draws, as_json, data, other_data, seed
+) -> None:
+    """Measures a file of samples, and prints tables or JSON."""
     points = points_of_samples(samples, data, other_data)
     label = None if label is None else points.label(label)
     others = None

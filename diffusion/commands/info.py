@@ -10,9 +10,8 @@ from ...kernels.forms import forms_on
 from ..device import choose_device
 
 
-@click.command(name="info")
-def info_command() -> None:
-    """Print versions, devices and forms of kernels, for a bug report."""
+def print_info() -> None:
+    """Prints versions, devices and the form in which each operation runs."""
     click.echo(f"python       {platform.python_version()} on {platform.platform()}")
     for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
         try:

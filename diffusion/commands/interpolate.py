@@ -10,55 +10,20 @@ from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
 from ..run_folder import RunFolder
-from . import Count, PathName, device_option, options, out_option, seed_option
 from .of_run import (
     check_outputs,
     data_files_of,
     files_of_run,
     place_of,
     points_of_run,
-    run_data_option,
     say_unfinished,
 )
 
 
-@click.command(name="interpolate")
-@click.argument("run", type=PathName())
-@click.option(
-    "--pairs",
-    type=Count(),
-    default=8,
-    show_default=True,
-    help="Number of random pairs of data points.",
-)
-@click.option(
-    "--between",
-    type=(int, int),
-    default=None,
-    help="Rows of the data of a single pair, in place of --pairs.",
-)
-@click.option(
-    "--count",
-    type=Count(2, 10**6),
-    default=9,
-    show_default=True,
-    help="Points on each way, both ends included.",
-)
-@click.option("--steps", type=Count(), default=None, help="Steps of DDIM. Default: all timesteps.")
-@options(
-    out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
-    run_data_option,
-    seed_option,
-    device_option,
-)
-def interpolate_command(
-    run, pairs, between, count, steps, out, data, other_data, seed, device
+def interpolate_data(
+    *, run, pairs, between, count, steps, out, data, other_data, seed, device
 ) -> None:
-    """Interpolate between data points through the noise that they come from.
-
-    Deterministic DDIM, run backwards, takes both points to their noise; the points on the arc
-    between the two lead to new points between the data points (figure 9 of Ho et al. 2020).
-    """
+    """Writes ways between data points, and their picture."""
     points = points_of_run(run, data, other_data)
     denoiser = load(run)
     if denoiser.model.shape.widths[-1] != points.dim:

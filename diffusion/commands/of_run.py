@@ -5,31 +5,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
 from .. import files
 from ..checkpoints import load, standardisation_in
 from ..data import DATASETS, Points, Standardisation
 from ..errors import UserError
-from ..progress import silence
+from ..progress import note, silence
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from . import DataChoice, DataName, data_choice, note, options, read_points
-
-run_data_option = options(
-    data_choice(
-        click.option(
-            "--data",
-            type=DataName(),
-            default=None,
-            help="The run's data, where it does not remember them or they have moved. Default: "
-            "what it was trained on.",
-        )
-    ),
-    click.option(
-        "--other-data", is_flag=True, help="Take --data even if the run was trained on others."
-    ),
-)
+from .data_choice import DataChoice
+from .points import read_points
 
 
 def folder_of(run: Path) -> RunFolder:
@@ -88,10 +72,9 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
     if "digest" in config:
         check_data(folder, points)
     elif config:
-        click.echo(
+        note(
             f"{run} is of an older version, which did not write down its data: whether these are "
-            "the same cannot be checked",
-            err=True,
+            "the same cannot be checked"
         )
     return points, held_out
 
@@ -198,10 +181,7 @@ def say_unfinished(run: Path) -> None:
     """Says on stderr which of a run's networks were not trained to the end."""
     for name, (step, total) in folder_of(run).progress().items():
         if step < total:
-            click.echo(
-                f"{run} is not finished: its {name} is trained to step {step:,} of {total:,}",
-                err=True,
-            )
+            note(f"{run} is not finished: its {name} is trained to step {step:,} of {total:,}")
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> str:

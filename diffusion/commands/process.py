@@ -1,105 +1,17 @@
-"""The options of the forward process and of what the denoiser predicts."""
+"""The forward process and the objective that a run's options describe."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import click
-
 from ..errors import UserError
-from ..noise_levels import SCHEDULES
-from ..predictions import NATURAL, PREDICTIONS, WEIGHTINGS, natural_schedule
-from ..schedules import TIME_FEATURES, Schedule
-from ..training.recipes import T_DENSITIES, ClassicRecipe, Recipe, with_own_mean
-from . import options
-from .group import Count
-
-process_options = options(
-    click.option(
-        "--timesteps",
-        type=Count(most=10**6),
-        default=500,
-        show_default=True,
-        help="T of the forward process.",
-    ),
-    click.option(
-        "--schedule",
-        default=None,
-        help=f"One of {', '.join(SCHEDULES)}. Default: that of the recipe; with --prediction "
-        f"{' or '.join(NATURAL.values())} that of the same name, with any other linear.",
-    ),
-    click.option(
-        "--beta-start", type=float, default=None,
-        help=f"Smallest variance beta. Default: {Schedule.beta_start}.",
-    ),
-    click.option(
-        "--beta-end", type=float, default=None,
-        help=f"Largest variance beta. Default: {Schedule.beta_end}.",
-    ),
-    click.option(
-        "--zero-terminal-snr",
-        is_flag=True,
-        help="Leave no data at the last timestep of a schedule of betas.",
-    ),
-    click.option(
-        "--sigma-min", type=float, default=None,
-        help="Smallest noise level of the edm schedule. Default: 0.002, of recipe states 0.005.",
-    ),
-    click.option(
-        "--sigma-max", type=float, default=None,
-        help="Largest noise level of the edm schedule. Default: 80, of recipe states 10.",
-    ),
-    click.option(
-        "--sigma-data", type=float, default=None,
-        help="Standard deviation of the data, for edm as schedule, prediction or weighting. "
-        "Default: 1, of recipe states 0.5.",
-    ),
-    click.option(
-        "--time-feature",
-        default=None,
-        help=f"Form in which the networks take t: {', '.join(TIME_FEATURES)}. Default: linspace, "
-        "or c_noise with the edm schedule.",
-    ),
-    click.option(
-        "--prediction",
-        default=None,
-        help=f"What the denoiser predicts: {', '.join(PREDICTIONS)}. Default: that of the recipe's "
-        f"schedule; with --schedule {' or '.join(NATURAL)} that of the same name, with any other "
-        "eps.",
-    ),
-    click.option(
-        "--weighting",
-        default=None,
-        help=f"How much an error counts at each timestep: {', '.join(WEIGHTINGS)}. Default: "
-        "uniform.",
-    ),
-    click.option(
-        "--t-density",
-        default=None,
-        help=f"Density of the timesteps of the training that are no --low-noise ones: "
-        f"{', '.join(T_DENSITIES)}. Default: that of the recipe.",
-    ),
-    click.option(
-        "--p-mean", type=float, default=None,
-        help="Mean of log(sigma) in a normal --t-density. Default: that of the recipe.",
-    ),
-    click.option(
-        "--p-std", type=float, default=None,
-        help="Standard deviation of log(sigma) in a normal --t-density. Default: that of the "
-        "recipe.",
-    ),
-    click.option(
-        "--low-noise",
-        type=float,
-        default=None,
-        help="Part of the timesteps of the training that is drawn uniformly in the logarithm of "
-        "the noise level. Default: that of the recipe.",
-    ),
-)  # fmt: skip
+from ..predictions import natural_schedule
+from ..schedules import Schedule
+from ..training.recipes import ClassicRecipe, Recipe, with_own_mean
 
 
 def chooses_schedule(process: Mapping[str, Any]) -> bool:
-    """Returns True if :data:`process_options` ask for another schedule than the recipe's."""
+    """Returns True if the options ask for another schedule than the recipe's."""
     names = ("schedule", "prediction", "beta_start", "beta_end")
     return any(process.get(name) is not None for name in names) or bool(
         process.get("zero_terminal_snr")
@@ -115,7 +27,7 @@ def schedule_of(
     weighting: str | None = None,
     **fields: Any,
 ) -> Schedule:
-    """Returns the schedule that :data:`process_options` describe.
+    """Returns the schedule that the options describe.
 
     Args:
         own: that of the recipe, which is taken unless the options choose another.
@@ -145,7 +57,7 @@ def schedule_of(
 def objective_of(
     recipe: Recipe | ClassicRecipe, *, weighting: str | None, **densities: str | float | None
 ) -> dict[str, Any]:
-    """Returns the fields of a denoiser's recipe that :data:`process_options` set.
+    """Returns the fields of a denoiser's recipe that the options set.
 
     Args:
         recipe: the recipe that they are to change.

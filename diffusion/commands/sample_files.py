@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..choices import SAMPLE_FILES
 from ..errors import UserError
-
-SAMPLE_FILES = (".pt", ".npy", ".csv")
 
 
 def sample_target(path: Path) -> Path:

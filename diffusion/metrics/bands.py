@@ -18,7 +18,6 @@ from .inputs import most_points, random_rows, subset
 # heavier than that, so that bands of half the chance hold the 99% that they are said to hold.
 CHANCE = 0.005
 FEWEST_DRAWS = 10  # from which on a value inside its band counts as that of real data
-MOST_DRAWS = 10_000
 FEWEST_POINTS = 8  # of unknown distribution: 4 to compare with, and draws of 2 of the other 4
 _PARTS = 4  # of the samples at most; more would hardly narrow a band, which the data limits
 

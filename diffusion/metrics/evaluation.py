@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ...kernels.default_state import in_default_state
 from ...kernels.philox import child_seed
+from ..choices import MOST_DRAWS
 from ..data import Points
 from ..errors import UserError, check_integer, check_seed
 from ..progress import Progress
-from .bands import FEWEST_POINTS, MOST_DRAWS, RealDraws, Score, data_of, real_draws
+from .bands import FEWEST_POINTS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
 from .inputs import (
     PointsLike,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..choices import MOST_DRAWS
 from ..data import Points, dataset
 from ..errors import UserError, check_choice, check_integer, shown
-from ..metrics.bands import MOST_DRAWS
 from ..metrics.yardstick import check_metrics, default_metrics
 from ..progress import Progress
 from .keys import KEYS, key_of, text_of, values_of

@@ -8,8 +8,8 @@ import torch
 
 import flashpoint.diffusion as fd
 from flashpoint.diffusion import MLP, Denoiser, Schedule, UserError, export, export_model
+from flashpoint.diffusion.choices import EXPORTS
 from flashpoint.diffusion.compat import BlockMLP
-from flashpoint.diffusion.export import SUFFIXES
 from flashpoint.diffusion.models import ConditionalMLP, class_table
 
 from .helpers import flashpoint
@@ -96,7 +96,7 @@ def test_the_command_exports_both_networks(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name, outputs in (("denoiser", 2), ("classifier", 5)):
         Denoiser(MLP(3, outputs, [4]), Schedule(40)).save(tmp_path / "checkpoints" / f"{name}.pt")
-    for format, suffix in SUFFIXES.items():
+    for format, suffix in EXPORTS.items():
         result = flashpoint("export", tmp_path, "--format", format)
         assert result.exit_code == 0, result.output
         assert "differs from the network by" in result.output

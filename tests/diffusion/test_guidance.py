@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from flashpoint.diffusion import MLP, GaussianMixture, SampleConfig, Schedule, reverse_table
 from flashpoint.diffusion.chains import METHODS, prepare
-from flashpoint.diffusion.noise_levels import SCHEDULES
+from flashpoint.diffusion.choices import SCHEDULES
 from flashpoint.diffusion.predictions import PREDICTIONS
 from flashpoint.diffusion.reverse_steps import levels_at
 from flashpoint.diffusion.solvers import chain_table

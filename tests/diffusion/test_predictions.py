@@ -7,8 +7,9 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from flashpoint.diffusion import Schedule, TimeEmbedding, UserError
+from flashpoint.diffusion.choices import SCHEDULES
 from flashpoint.diffusion.errors import ScheduleWarning
-from flashpoint.diffusion.noise_levels import BETAS, SCHEDULES
+from flashpoint.diffusion.noise_levels import BETAS
 from flashpoint.diffusion.predictions import PREDICTIONS, WEIGHTINGS
 
 T = 40

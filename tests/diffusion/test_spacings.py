@@ -6,7 +6,7 @@ import torch
 
 from flashpoint.diffusion import MLP, SampleConfig, Schedule, UserError, sample
 from flashpoint.diffusion.chains import METHODS, prepare
-from flashpoint.diffusion.noise_levels import SCHEDULES
+from flashpoint.diffusion.choices import SCHEDULES
 from flashpoint.diffusion.predictions import PREDICTIONS
 from flashpoint.diffusion.reverse_steps import levels_at, timestep_of, timesteps
 from flashpoint.diffusion.spacings import SPACINGS

@@ -1,10 +1,11 @@
-"""The group of commands, which ends each mistake with one line, and the types of its options."""
+"""The group of commands, which ends each mistake with one line."""
 
 import errno
-import os
 import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any, NoReturn
 
 import click
@@ -25,64 +26,17 @@ _OPTIONS = {
 }
 
 
-class Count(click.ParamType):
-    """A whole number of at least one thing, and at most so many that memory can hold.
-
-    Args:
-        least, most: the limits.
-    """
-
-    name = "integer"
-
-    def __init__(self, least: int = 1, most: int = 10**9):
-        self.least, self.most = least, most
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> int:
-        """Returns the number."""
-        try:
-            number = int(value)
-        except ValueError:
-            self.fail(f"must be a whole number, got {value!r}", param, context)
-        if number < self.least:
-            self.fail(f"must be at least {self.least}, got {number}", param, context)
-        if number > self.most:
-            self.fail(f"must be at most {self.most}, got {number}", param, context)
-        return number
-
-
-class PathName(click.Path):
-    """The path of a file or folder, a :class:`~pathlib.Path`; never an empty one.
-
-    An empty one, as of a variable of the shell that is not set, would be the working folder. Shells
-    leave the ~ of ``--out=~/runs`` to the program.
-    """
-
-    def __init__(self):
-        super().__init__(path_type=Path)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Any:
-        """Returns the path."""
-        if str(value) == "":
-            self.fail("must be a path, got ''", param, context)
-        return super().convert(os.path.expanduser(value), param, context)
-
-
-class DataName(click.ParamType):
-    """The name of a data set, or the path of a file or folder with one; never empty."""
-
-    name = "text"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> str:
-        """Returns the name or path."""
-        if value == "":
-            self.fail("must be the name of a data set or a path, got ''", param, context)
-        return os.path.expanduser(value)
+@contextmanager
+def loading() -> Iterator[None]:
+    """A context that imports PyTorch, and says so on a terminal once a second has passed."""
+    waiting = Timer(1.0, print, ("loading PyTorch ...",), {"file": sys.stderr, "flush": True})
+    waiting.daemon = True
+    if sys.stderr.isatty():
+        waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
 
 
 class Commands(click.Group):

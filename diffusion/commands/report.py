@@ -1,0 +1,21 @@
+"""``flashpoint report``: all figures and metrics of a run in two files."""
+
+import click
+
+from ..report import write_report
+from ..run_folder import RunFolder
+from .of_run import check_outputs, check_run, data_files_of, points_of_run, say_unfinished
+
+
+def report_run(*, run, real_draws, data, other_data, seed, device) -> None:
+    """Writes a run's report."""
+    check_run(run)
+    points = points_of_run(run, data, other_data)
+    folder = RunFolder(run)
+    replaced = check_outputs([folder.report_markdown, folder.report_page], data_files_of(run, data))
+    say_unfinished(run)
+    targets = write_report(
+        run, points, real_draws=real_draws, seed=seed, device=device, other_data=other_data,
+        say=click.echo,
+    )  # fmt: skip
+    click.echo(f"the report is {' and '.join(map(str, targets))}{replaced}")
