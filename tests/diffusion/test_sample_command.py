@@ -145,7 +145,10 @@ def test_the_noisiest_start_leaves_nothing_of_the_points_and_magnifies_nothing()
         ),
         (["--s-churn", 3], "--s-churn must be left out unless method is edm, got 3.0 with ddpm"),
         (["--method", "edm", "--s-noise", -1], "--s-noise must be at least 0 and finite, got -1.0"),
-        (["--spacing", "even"], "'even' is not one of 'linspace', 'karras', 'leading', 'trailing'"),
+        (
+            ["--spacing", "even"],
+            "--spacing must be one of linspace, karras, leading, trailing, got 'even'",
+        ),
         (["--timesteps", "9,x"], "--timesteps must be numbers like 499,300,0, got '9,x'"),
         (["--timesteps", "3,9"], "timesteps must fall, from 29 at most to 0 at least, got [3, 9]"),
         (["--timesteps", "9,3", "--steps", 2], "--steps must be left out with timesteps, got 2"),
