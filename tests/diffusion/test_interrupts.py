@@ -161,6 +161,7 @@ class Interrupts:  # in place of a user who presses Ctrl-C while torch is import
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupts())
+sys.argv = ["flashpoint", "info"]
 import runpy
 runpy.run_module("flashpoint.diffusion", run_name="__main__")
 """
