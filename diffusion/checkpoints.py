@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,15 +68,15 @@ class Denoiser:
         Args:
             n: number of samples.
             **options: options of :func:`~flashpoint.diffusion.sample`. A ``label`` may be the name
-                of a class. ``x_T`` is noise as the model sees it, ``init`` holds points in the
-                user's units.
+                of a class, or hold the name of each sample's. ``x_T`` is noise as the model sees
+                it, ``init`` holds points in the user's units.
 
         Returns:
             Samples and trajectory in the user's units: float64 with a standardisation, otherwise
             float32.
         """
-        if isinstance(options.get("label"), str):
-            options["label"] = self.label(options["label"])
+        if "label" in options:
+            options["label"] = self._numbers(options["label"])
         guided = options.get("label") is not None and not isinstance(self.model, ConditionalMLP)
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
@@ -102,6 +103,15 @@ class Denoiser:
             raise UserError(
                 f"label must be a number: classes have no names, got {given!r}"
             ) from None
+
+    def _numbers(self, label: Any) -> Any:
+        """Returns labels with numbers in place of names; those without any are as they were."""
+        if isinstance(label, str):
+            return self.label(label)
+        several = isinstance(label, (list, tuple, np.ndarray))
+        if several and any(isinstance(one, str) for one in label):
+            return [self.label(one) for one in label]
+        return label
 
     def save(self, path: str | Path) -> None:
         """Writes the model, as ``.safetensors`` with all but the classifier, or as ``.pt``.

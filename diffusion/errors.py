@@ -28,12 +28,18 @@ def check_choice(name: str, value: object, allowed: Collection[str], other: str 
     raise UserError(f"{name} must be one of {choices}, got {shown(value)}{hint}")
 
 
-def did_you_mean(value: str, allowed: Collection[str]) -> str:
-    """Returns a question for what a beginning or a misspelling may stand for; empty for nothing."""
+def did_you_mean(value: str, allowed: Collection[str], most: int = 1) -> str:
+    """Returns a question for what a beginning or a misspelling may stand for; empty for nothing.
+
+    Args:
+        value: the value given.
+        allowed: the allowed values.
+        most: number of values that the question names at most.
+    """
     by_lower, value = {choice.lower(): choice for choice in allowed}, value.lower()
     begun = [choice for choice in by_lower if len(value) > 1 and choice.startswith(value)]
-    near = begun or get_close_matches(value, by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    near = begun[:most] or get_close_matches(value, by_lower, n=most)
+    return f"; did you mean {' or '.join(repr(by_lower[one]) for one in near)}?" if near else ""
 
 
 def shown(value: Any) -> str:

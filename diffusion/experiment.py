@@ -36,6 +36,7 @@ __all__ = ["Run", "Settings", "check_measurable"]
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
 _VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
+_ALL_CLASSES = "unconditional"  # samples without guidance, among those by the name of their class
 
 
 class Run:
@@ -333,7 +334,7 @@ class Run:
         start = time.perf_counter()
         seed = child_seed(self.settings.seed, _REAL)
         results = {
-            "unconditional" if label is None else self.points.class_name(label): evaluate(
+            self._kind(label): evaluate(
                 x, self.points, label=label, repeats=self.settings.real_draws, seed=seed
             )
             for label, x in samples.items()
@@ -348,6 +349,13 @@ class Run:
             },
         )
         return results
+
+    def _kind(self, label: int | None) -> str:
+        """Returns the name of a class's samples in ``metrics.json``; None is of all classes."""
+        if label is None:
+            return _ALL_CLASSES
+        name = self.points.class_name(label)
+        return f"class {name}" if name == _ALL_CLASSES else name
 
     def draw(self, samples: dict[int | None, Tensor]) -> None:
         """Draws the figures of data, samples and classifier.

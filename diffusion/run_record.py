@@ -43,7 +43,7 @@ def record_of(points: Points, source: dict[str, Any] | None, settings: Settings)
         "dim": points.dim,
         "digest": points.digest,
         "standardisation": None if map_ is None else asdict(map_),
-        "class_names": list(points.class_names),
+        "class_names": list(_names_of(points)),
         "source": source,
         **settings.record(),
     }
@@ -80,6 +80,7 @@ def check_same_run(
             f"the data have changed since run {folder} was started ({_described(before)}; now "
             f"{_described(now)}); give the same ones, or another --out"
         )
+    _check_names(before, points, folder, "or another --out")
     changed = settings.changes(before)
     if "digest" not in before and before.get("data", points.name) != points.name:
         changed.insert(0, f"data {before['data']}, now {points.name}")
@@ -114,6 +115,7 @@ def check_data(folder: RunFolder, points: Points) -> None:
     config = folder.config() or {}
     same = config.get("digest", points.digest) == points.digest
     if same and ("digest" in config or config.get("data", points.name) == points.name):
+        _check_names(config, points, folder, "or add --other-data")
         return
     named = config.get("data")
     if named == points.name:
@@ -126,6 +128,22 @@ def check_data(folder: RunFolder, points: Points) -> None:
         f"run {folder} was trained on {named}, not on {points.name}; name its data with --data, or "
         "add --other-data"
     )
+
+
+def _names_of(points: Points) -> tuple[str, ...]:
+    """Returns the names of the classes that the data has points of."""
+    return tuple(points.class_names[: points.num_classes])
+
+
+def _check_names(record: dict[str, Any], points: Points, folder: RunFolder, other: str) -> None:
+    """Raises :class:`UserError` if a class of a run has another name in its data."""
+    names = zip(record.get("class_names") or (), _names_of(points), strict=False)
+    for label, (before, now) in enumerate(names):
+        if before != now:
+            raise UserError(
+                f"class {label} is {before!r} in run {folder} and {now!r} in the data; name the "
+                f"classes as they were, {other}"
+            )
 
 
 def _described(config: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.default_state import in_default_state
 from ..errors import UserError
 from .columns import listed
-from .labels import numbered
+from .labels import alike, numbered
 from .points import Points
 from .reading import read_content
 from .standardisation import Standardisation
@@ -33,7 +33,8 @@ def load_points(
     ``.csv``, ``.tsv`` and ``.txt`` hold one point per line, with or without a header, between
     commas, semicolons, tabs or spaces. A column of one of the names above holds labels, but y is a
     coordinate beside x. Labels are optional everywhere. They are whole numbers or words; those that
-    are not 0, 1, ... become the names of the classes.
+    are not 0, 1, ... become the names of the classes, in ascending order. ``.pt`` and ``.npz`` may
+    hold names for labels 0, 1, ... under the key class_names.
 
     Args:
         path: the file; its suffix says its format.
@@ -51,13 +52,14 @@ def load_points(
         raise UserError(f"standardise must be True, False or a Standardisation, got {given}")
     content = read_content(path, labels)
     path = Path(path)
-    data, chosen, names = torch.from_numpy(content.data), None, content.class_names
+    data, chosen, names = torch.from_numpy(content.data), None, ()
     lines = [content.taken] if content.taken else []
     if content.labels is not None:
-        chosen, found = numbered(content.labels, path.name, content.where)
-        names = found or names
-        if found:
-            lines.append(f"classes {listed(found)}")
+        known = content.class_names
+        chosen, names = numbered(content.labels, path.name, content.where, known)
+        if names and not known:
+            lines.append(f"classes {listed(names)}")
+        lines += [f"classes {' and '.join(group)} differ in case alone" for group in alike(names)]
     # Checked in full precision, before any rounding.
     points = Points(data, chosen, names, path.name, columns=content.columns)
     if standardise is False:

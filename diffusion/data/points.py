@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels.default_state import methods_in_default_state
 from ...kernels.philox import permute, seed_tensor
-from ..errors import UserError
+from ..errors import UserError, shown
 from .labels import check_class, class_number
 from .standardisation import Standardisation
 
@@ -22,7 +22,7 @@ class Points:
     Attributes:
         data: float32 [N, d].
         labels: int64 [N] with values 0 ... C - 1, or None.
-        class_names: C names, or empty.
+        class_names: C names, all different, or empty.
         name: name of the data set.
         redraw: ``redraw(n, seed, label=None) -> (data, labels)`` draws n new points from the
             distribution that the data came from, of one class if a label is given; None where
@@ -66,16 +66,18 @@ class Points:
             raise UserError(
                 f"{self.name}: columns must be {self.dim} names, got {len(self.columns)}"
             )
-        if self.labels is None:
-            return
-        if self.labels.shape != self.data.shape[:1]:
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.shape != self.data.shape[:1]:
             raise UserError(
                 f"{self.name}: labels must be [{len(self.data)}], one per point, "
-                f"got {list(self.labels.shape)}"
+                f"got {list(labels.shape)}"
             )
-        if self.labels.dtype != torch.int64:
-            raise UserError(f"{self.name}: labels must be int64, got {self.labels.dtype}")
-        present = self.labels.unique().tolist()
+        if labels.dtype != torch.int64:
+            raise UserError(f"{self.name}: labels must be int64, got {labels.dtype}")
+        present = labels.unique().tolist()
         if present != list(range(len(present))):
             raise UserError(
                 f"{self.name}: labels must be 0, 1, ... without gaps, got {present[:10]}"
@@ -85,6 +87,11 @@ class Points:
                 f"{self.name}: class_names must be at least {len(present)}, one per class, "
                 f"got {len(self.class_names)}"
             )
+        for name in self.class_names:
+            if not isinstance(name, str) or not name.strip() or self.class_names.count(name) > 1:
+                raise UserError(
+                    f"{self.name}: class_names must be words that differ, got {shown(name)}"
+                )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -197,7 +204,15 @@ class Points:
         Raises:
             ValueError: there is no such class.
         """
-        label = self.label(label)
+        return self.of_number(self.label(label))
+
+    def of_number(self, label: int) -> "Points":
+        """Returns the data set of the class of this number, alone and without labels.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        self.check_label(label)
         whole = self.redraw
         redraw = whole and (lambda n, seed, _=None: (whole(n, seed, label)[0], None))
         name = f"{self.name}_{label}"

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError, check_choice
+from ..errors import UserError, check_choice, shown
 from .columns import LABEL_NAMES, NO_LABELS, Column, Columns, Content, listed
+from .labels import cleaned
 from .tables import read_table
 
 FILE_TYPES = (".pt", ".pth", ".npy", ".npz", ".csv", ".tsv", ".txt")
@@ -214,8 +215,16 @@ def _from_keys(file: str, content: Mapping[str, Any], labels: str | None) -> Con
     if unused:
         words.append(f"not used: {listed(unused)}")
     usual = points == "data" and chosen in (None, "labels") and not unused
-    names = tuple(map(str, content[_CLASS_NAMES])) if _CLASS_NAMES in keys else ()
+    names = _names(file, content[_CLASS_NAMES]) if _CLASS_NAMES in keys else ()
     return Content(data, given, (), "" if usual else "; ".join(words), names)
+
+
+def _names(file: str, given: Any) -> tuple[str, ...]:
+    """Returns the names of the classes that a file holds beside its labels."""
+    names = given.tolist() if isinstance(given, np.ndarray) and given.ndim == 1 else given
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: class_names must be a list of words, got {shown(given)}")
+    return tuple(map(cleaned, names))
 
 
 def _from_coordinates(file: str, content: Mapping[str, Any], labels: str | None) -> Content:

@@ -93,7 +93,8 @@ def _lines(text: str) -> tuple[_Lines, str | None]:
 
 
 def _split(lines: Sequence[str], delimiter: str, strict: bool = False) -> list[list[str]]:
-    return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict))
+    ended = (f"{line}\n" for line in lines)  # a quoted cell may span several
+    return list(csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=strict))
 
 
 def _delimiter(lines: Sequence[str]) -> str:

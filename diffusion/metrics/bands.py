@@ -150,12 +150,10 @@ def data_of(points: Points, label: int | None) -> Points:
         ValueError: there is no such class, or there are fewer points than an evaluation needs:
             8, or 2 where the distribution is known.
     """
-    of = ""
+    data, of = points, ""
     if label is not None:
         check_integer("label", label)
-        points.check_label(label)
-        of = f" of {points.class_name(label)}"
-    data = points if label is None else points.only(label)
+        data, of = points.of_number(label), f" of {points.class_name(label)}"
     least = FEWEST_POINTS if points.redraw is None else 2
     if len(data) < least:
         raise UserError(f"evaluation needs at least {least} data points{of}, got {len(data)}")

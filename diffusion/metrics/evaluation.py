@@ -111,7 +111,7 @@ def summary(results: dict[str, Evaluation]) -> str:
         )
     rows = [
         [
-            name,
+            name.replace("|", "\\|"),
             number(result.nll, ".3f"),
             number(result.nll_data, ".3f"),
             "" if result.delta_nll is None else f"{result.delta_nll:+.3f}",
@@ -136,7 +136,7 @@ def evaluate(
     samples: PointsLike,
     points: PointsLike,
     *,
-    label: int | None = None,
+    label: int | str | None = None,
     repeats: int = 100,
     seed: int = 0,
     full: bool = False,
@@ -163,7 +163,7 @@ def evaluate(
     Args:
         samples: [n, d], a tensor on any device or an array.
         points: the data; a tensor or an array [N, d] is data without labels.
-        label: class that the samples should have; None for all classes.
+        label: class that the samples should have, its number or its name; None for all classes.
         repeats: number of real draws.
         seed: seed of the real draws and of every random choice in a metric.
         full: computes all metrics rather than three; a real draw of 5,000 points then takes about
@@ -180,6 +180,8 @@ def evaluate(
             10,000, or the seed none of at least 0.
     """
     points = as_data(points)
+    if isinstance(label, str) and points.class_names:
+        label = points.label(label)
     check_integer("repeats", repeats, 2, MOST_DRAWS)
     repeats, seed = int(repeats), check_seed(seed)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
