@@ -1,6 +1,8 @@
 """``flashpoint classify``: a conditional denoiser as a classifier, beside nearest neighbours."""
 
 import click
+import torch
+from torch import Tensor
 
 from ..checkpoints import load
 from ..classification import DiffusionClassifier
@@ -12,6 +14,7 @@ from ..progress import note
 from .of_run import parts_of_run, say_unfinished
 
 _NEIGHBOURS = 50_000  # points at most among which the nearest are searched
+_MOST_OTHERS = 5  # classes for which the points of one are taken
 
 
 def classify_points(*, run, most, noises, test_fraction, data, other_data, seed, device) -> None:
@@ -39,14 +42,38 @@ def classify_points(*, run, most, noises, test_fraction, data, other_data, seed,
     classifier = DiffusionClassifier(
         model.model, model.schedule, noises=noises, prior=prior, seed=seed, device=device
     )
-    accuracy = classifier.score(x, labels)
+    found = torch.from_numpy(classifier.predict(x))
     if len(train) > _NEIGHBOURS:
         note(f"the neighbours are {_NEIGHBOURS:,} of {len(train):,} points")
         train = train.split(_NEIGHBOURS / len(train), seed)[1]
     neighbours = fit_knn(train).score(x, labels)
     click.echo(f"{len(x)} points of {points.name}, {which}")
-    click.echo(f"  by denoising error    {accuracy:.4f}")
+    click.echo(f"  by denoising error    {(found == labels).double().mean():.4f}")
     click.echo(f"  by nearest neighbours {neighbours:.4f}")
+    click.echo("each class by denoising error, and the classes that its other points are taken for")
+    for line in _by_class(found, labels, points):
+        click.echo(f"  {line}")
+
+
+def _by_class(found: Tensor, labels: Tensor, points: Points) -> list[str]:
+    """Returns a line for each class: the share of its points that are found, and the others.
+
+    Args:
+        found: int64 [n], the classes that the points are taken for.
+        labels: int64 [n], their classes.
+        points: the data, which names them.
+    """
+    lines, width = [], max(len(points.class_name(label)) for label in range(points.num_classes))
+    for label in labels.unique().tolist():
+        of_class = found[labels == label]
+        counts = of_class.bincount(minlength=points.num_classes)
+        line = f"{points.class_name(label):{width}} {counts[label] / len(of_class):.4f}"
+        line += f" of {len(of_class)}"
+        counts[label] = 0
+        others = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
+        shown = [f"{points.class_name(other)} {counts[other]}" for other in others[:_MOST_OTHERS]]
+        lines.append(": ".join([line, ", ".join(shown)]) if shown else line)
+    return lines
 
 
 def _parts(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from .. import files
 from ..data import Points, load_points
 from ..errors import UserError
 from ..metrics import evaluate, summary
@@ -17,6 +18,7 @@ def evaluate_samples(
     *, samples, label, held_out, real_draws, as_json, data, other_data, seed
 ) -> None:
     """Measures a file of samples, and prints tables or JSON."""
+    files.check_is_file(samples)
     points = points_of_samples(samples, data, other_data)
     label = None if label is None else points.label(label)
     others = None

@@ -11,8 +11,9 @@ from .. import plots
 from ..checkpoints import Denoiser, load
 from ..data import read_content
 from ..errors import UserError
+from ..models import ConditionalMLP
 from ..run_folder import RunFolder
-from .of_run import check_outputs, data_files_of, files_of_run, say_unfinished
+from .of_run import check_outputs, data_files_of, files_of_run, place_of, say_unfinished
 from .sample_files import sample_target, write_samples
 
 
@@ -22,7 +23,9 @@ def draw_samples(
 ) -> None:  # fmt: skip
     """Draws samples from the networks of a run, and writes them with a picture beside them."""
     denoiser = load(run)
-    label = None if label is None else denoiser.label(label)
+    if label is not None:
+        _check_classifier(run, denoiser)
+        label = denoiser.label(label)
     chosen = {} if label is None else {"label": label}
     if scale is not None:
         if label is None:
@@ -61,6 +64,16 @@ def draw_samples(
     write_samples(out, x, _class_of(denoiser, label))
     plots.scatter(x, save_to=picture)
     click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
+
+
+def _check_classifier(run: Path, denoiser: Denoiser) -> None:
+    """Raises :class:`UserError` if RUN is the file of a network whose classifier lies beside it."""
+    guided = not isinstance(denoiser.model, ConditionalMLP)
+    if guided and not run.is_dir() and run.with_stem("classifier").is_file():
+        raise UserError(
+            f"--label needs the classifier, and {run} holds the denoiser alone: give "
+            f"{place_of(run)}"
+        )
 
 
 def _place_of(run: Path, label: int | None) -> Path:

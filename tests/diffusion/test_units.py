@@ -79,6 +79,7 @@ def test_the_viewer_and_the_report_say_the_units(run):
     page = viewer.page(make_payload(saved, 20, lambda _: None), saved)
     assert "standardised: mean 500000, 4649776; std 100, 30" in page
     assert "Distances are in standard deviations of the data." in page
+    assert '"classes": ["west", "east"]' in page
     assert ("standardised", "mean 500000, 4649776; std 100, 30") in report._about(saved)[0].rows
     plain = replace(points, standardisation=None)
     assert not plain.unit_of_distances
