@@ -52,7 +52,8 @@ def load_points(
         raise UserError(f"standardise must be True, False or a Standardisation, got {given}")
     content = read_content(path, labels)
     path = Path(path)
-    data, chosen, names = torch.from_numpy(content.data), None, ()
+    data, chosen = torch.from_numpy(content.data), None
+    names: tuple[str, ...] = ()
     lines = [content.taken] if content.taken else []
     if content.labels is not None:
         known = content.class_names

@@ -180,8 +180,7 @@ def evaluate(
             10,000, or the seed none of at least 0.
     """
     points = as_data(points)
-    if isinstance(label, str) and points.class_names:
-        label = points.label(label)
+    label = _number(label, points)
     check_integer("repeats", repeats, 2, MOST_DRAWS)
     repeats, seed = int(repeats), check_seed(seed)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
@@ -206,6 +205,15 @@ def evaluate(
     purity = None if label is None else _purity(samples, points, label, seed)
     quick = {name: scores.pop(name) for name in standard_metrics() if name in scores}
     return Evaluation(nll, nll_data, quick, purity, scores, left_out, _notes(samples, data, draws))
+
+
+def _number(label: int | str | None, points: Points) -> int | None:
+    """Returns the number of the class that is named, or a number as it was given."""
+    if not isinstance(label, str):
+        return label
+    if not points.class_names:
+        raise UserError(f"label must be an integer: classes have no names, got {label!r}")
+    return points.label(label)
 
 
 class _Trial(NamedTuple):
