@@ -10,6 +10,7 @@ import torch
 
 import flashpoint.diffusion as fd
 from flashpoint.diffusion import Points, UserError, report
+from flashpoint.diffusion.commands import classify
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.saved_run import SavedRun
 
@@ -98,6 +99,17 @@ def test_a_file_that_moved_is_classified_by_names(here):
     for name, line in zip(NAMES, (first, second, third), strict=True):
         assert line.startswith(f"  {name:10} ")
         assert " of 4" in line
+
+
+def test_each_class_with_those_that_its_points_are_taken_for():
+    points = Points(torch.zeros(8, 1), torch.arange(8) % 4, ("Ohio", "New York", "Utah", "Iowa"))
+    labels = torch.tensor([2, 0, 0, 0, 0, 1, 1])
+    found = torch.tensor([2, 0, 2, 1, 2, 1, 0])
+    assert classify._by_class(found, labels, points) == [
+        "Ohio     0.2500 of 4: Utah 2, New York 1",
+        "New York 0.5000 of 2: Ohio 1",
+        "Utah     1.0000 of 1",
+    ]
 
 
 def test_classes_with_other_names_are_refused(here):
