@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import Condition, Guide, Network, draw_prior
 from .errors import UserError, check_choice, check_number, check_seed
+from .given import labels_of, points
 from .models import Perceptron, check_prediction, check_weights
+from .own_chains import OwnNetworks, function_of
+from .own_networks import check_own_network, is_own, num_classes, point_dim
 from .reverse_steps import STEPS, GuidanceScale, timesteps
 from .schedules import Schedule, check_schedule
 from .solvers import SOLVERS, Churn, chain_table
@@ -27,7 +30,8 @@ class SampleConfig:
     Args:
         model: denoiser of (point, timestep feature). A conditional one has ``class_features``,
             float [C + 1, E]; the row of the label, or the last one for no class, follows its other
-            inputs.
+            inputs. Or a network of your own, see :mod:`.own_networks`, of which a copy in
+            ``eval()`` mode is taken.
         schedule: the forward process that it was trained with, and what it predicts.
         seed: seed of the noise.
         method: ``ddpm``; ``ddim``, which is deterministic unless ``eta`` says otherwise; or a
@@ -44,8 +48,8 @@ class SampleConfig:
             :func:`.reverse_steps.timesteps`.
         timesteps: the timesteps themselves, decreasing, int64 [S] or numbers, in place of
             ``num_steps``, ``spacing`` and ``start``.
-        classifier: classifier of noisy points, (point, timestep feature). It guides towards the
-            label; a conditional model then takes no class.
+        classifier: classifier of noisy points, (point, timestep feature), or a network of your own.
+            It guides towards the label; a conditional model then takes no class.
         label: class of the samples, a number or int64 [n]; for a conditional model both C and None
             stand for no class.
         scale: guidance scale, a number or a function of t. With a classifier, 1 samples
@@ -60,14 +64,14 @@ class SampleConfig:
             ``timesteps`` if those are given.
     """
 
-    model: Perceptron
+    model: nn.Module
     schedule: Schedule
     seed: int = 0
     method: str = "ddpm"
     variance: str | None = None
     eta: float | None = None
     num_steps: int | None = None
-    classifier: Perceptron | None = None
+    classifier: nn.Module | None = None
     label: int | Tensor | None = None
     scale: GuidanceScale | None = None
     x_T: Tensor | None = None
@@ -84,9 +88,9 @@ class SampleConfig:
 class Chain(NamedTuple):
     """The arguments of :func:`sample_chain` for one model, on the device and checked."""
 
-    denoiser: Network
+    denoiser: Network | OwnNetworks
     table: Tensor  # float32 [R, 4 or 7], with a row for each evaluation of the denoiser
-    features: Tensor  # float32 [R, F]
+    features: Tensor  # float32 [R, F]; [R, 1 + F] with t before them for own networks
     guide: Guide | None
     condition: Condition | None
     seed: int
@@ -97,7 +101,9 @@ class Chain(NamedTuple):
 
     @property
     def kind(self) -> tuple:
-        """Equal for chains that can run in the same launch."""
+        """Equal for chains that can run in the same launch; one of own networks runs alone."""
+        if isinstance(self.denoiser, OwnNetworks):
+            return ("own", id(self.denoiser))
         guide, condition = self.guide, self.condition
         return (
             self.rows_per_step,
@@ -107,6 +113,12 @@ class Chain(NamedTuple):
             guide and guide.classifier.shape,
             condition and (condition.class_features.shape, condition.free),
         )
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the points."""
+        own = isinstance(self.denoiser, OwnNetworks)
+        return self.denoiser.dim if own else self.denoiser.shape.widths[-1]
 
     def first_points(self, rows: slice, first_row: int, device: torch.device) -> Tensor:
         """Returns the points [1, B, d] that some rows start from.
@@ -120,7 +132,7 @@ class Chain(NamedTuple):
             return self.x_T[None, rows].to(device)
         noise = draw_prior(
             rows.stop - rows.start,
-            self.denoiser.shape.widths[-1],
+            self.dim,
             seed=self.seed,
             first_row=first_row + rows.start,
             device=device,
@@ -157,14 +169,22 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         scale=scale,
         classifier_free=config.classifier is None,
     )
-    condition = _condition(config, n, device, scale)
-    denoiser = _denoiser(config, condition, device)
-    dim = denoiser.shape.widths[-1]
+    features = _features(schedule, t)
+    denoiser: Network | OwnNetworks
+    guide = condition = None
+    if is_own(config.model) or is_own(config.classifier):
+        denoiser = _own_networks(config, n, t, device, scale)
+        dim, features = denoiser.dim, torch.cat((t[:, None], features), dim=1)
+    else:
+        condition = _condition(config, n, device, scale)
+        denoiser = _denoiser(config, device)
+        dim = denoiser.shape.widths[-1]
+        guide = _guide(config, n, dim, device)
     return Chain(
         denoiser,
         table.float().to(device),
-        _features(schedule, t).float().to(device),
-        _guide(config, n, dim, device),
+        features.float().to(device),
+        guide,
         condition,
         check_seed(config.seed),
         None if config.x_T is None else points("x_T", config.x_T, (n, dim)),
@@ -236,34 +256,52 @@ def _features(schedule: Schedule, t: Tensor) -> Tensor:
     return torch.where(whole, schedule.time_features[t.long()], schedule.features_of(t))
 
 
-def _denoiser(config: SampleConfig, condition: Condition | None, device: torch.device) -> Network:
+def _denoiser(config: SampleConfig, device: torch.device) -> Network:
     denoiser = _network("model", config.model, device)
+    _check_inputs(config, denoiser)
+    return denoiser
+
+
+def _check_inputs(config: SampleConfig, denoiser: Network) -> None:
+    """Raises :class:`UserError` unless a perceptron takes the points, t and class of a chain."""
+    class_features = _class_features(config.model)
     width = denoiser.shape.widths[-1] + config.schedule.time_features.shape[-1]
-    width += 0 if condition is None else condition.class_features.shape[-1]
+    width += 0 if class_features is None else class_features.shape[-1]
     if denoiser.shape.widths[0] != width:
         raise UserError(
             f"model must have {width} inputs, for the point, t and the class, "
             f"got {denoiser.shape.widths[0]}; is it a denoiser for this schedule?"
         )
-    return denoiser
 
 
 def _guide(config: SampleConfig, n: int, dim: int, device: torch.device) -> Guide | None:
-    if config.classifier is None:
-        if config.label is not None and _class_features(config.model) is None:
-            raise UserError("classifier and label must be given together, or a conditional model")
+    if not _is_guided(config):
         return None
+    classifier = _network("classifier", config.classifier, device)
+    labels = labels_of(config.label, n, _classes(config, classifier, dim), device)
+    return Guide(classifier, labels[None])
+
+
+def _is_guided(config: SampleConfig) -> bool:
+    """Returns True with a classifier; raises :class:`UserError` if its label is missing."""
+    if config.classifier is None:
+        if config.label is not None and _no_class(config.model) is None:
+            raise UserError("classifier and label must be given together, or a conditional model")
+        return False
     if config.label is None:
         raise UserError("classifier and label must be given together")
-    classifier = _network("classifier", config.classifier, device)
+    return True
+
+
+def _classes(config: SampleConfig, classifier: Network, dim: int) -> int:
+    """Returns the number of classes of a perceptron; checks that it takes the points and t."""
     width = dim + config.schedule.time_features.shape[-1]
     if classifier.shape.widths[0] != width:
         raise UserError(
             f"classifier must have {width} inputs, for the point and t, "
             f"got {classifier.shape.widths[0]}"
         )
-    labels = labels_of(config.label, n, classifier.shape.widths[-1], device)
-    return Guide(classifier, labels[None])
+    return classifier.shape.widths[-1]
 
 
 def _condition(
@@ -272,92 +310,71 @@ def _condition(
     class_features = _class_features(config.model)
     if class_features is None:
         return None
-    no_class = len(class_features) - 1  # the label that stands for it
+    labels, guided = _seen_labels(config, len(class_features) - 1, n, device, scale)
+    return Condition(class_features.detach().float().to(device)[None], labels[None], guided)
+
+
+def _seen_labels(
+    config: SampleConfig, no_class: int, n: int, device: torch.device, scale: GuidanceScale
+) -> tuple[Tensor, bool]:
+    """Returns the label [n] that a conditional model sees; True with classifier-free guidance."""
     label: int | Tensor = no_class
     guided = False
     if config.classifier is None and config.label is not None:
         label, guided = config.label, callable(scale) or bool(scale != 0)
-    labels = labels_of(label, n, no_class + 1, device)
-    return Condition(class_features.detach().float().to(device)[None], labels[None], guided)
+    return labels_of(label, n, no_class + 1, device), guided
 
 
-def _class_features(model: Perceptron) -> Tensor | None:
+def _class_features(model: nn.Module) -> Tensor | None:
     """Returns the class features of a conditional model, [C + 1, E]; None for any other model."""
     return getattr(model, "class_features", None)
 
 
-def labels_of(label: Any, n: int, classes: int, device: torch.device) -> Tensor:
-    """Returns the label of each of n points, int64 [n].
-
-    Args:
-        label: a number, or one for each point.
-        n: number of points.
-        classes: number of allowed labels.
-        device: device of the result.
-
-    Raises:
-        ValueError: a label is not a whole number, of no class, or there are not n.
-    """
-    allowed = f"label must be a whole number or int64 [{n}]"
-    try:
-        labels = torch.as_tensor(label, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{allowed}, got {label!r}") from error
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if not whole or labels.shape not in ((), (n,)):
-        raise UserError(f"{allowed}, got {labels.dtype} {list(labels.shape)}")
-    unknown = labels[(labels < 0) | (labels >= classes)]
-    if len(unknown):
-        raise UserError(f"label must be from 0 to {classes - 1}, got {unknown[0].item()}")
-    return labels.long().expand(n)
+def _no_class(model: nn.Module) -> int | None:
+    """Returns the label that stands for no class, which is C; None for a model without classes."""
+    if is_own(model):
+        return num_classes(model)
+    class_features = _class_features(model)
+    return None if class_features is None else len(class_features) - 1
 
 
-def points(
-    name: str,
-    given: Any,
-    shape: tuple[int | None, int | None],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Returns points [n, d] where they are.
-
-    Args:
-        name: name of the argument.
-        given: a tensor, an array or lists of numbers.
-        shape: n and d; None allows any.
-        dtype: dtype of the result.
-
-    Raises:
-        ValueError: they are no finite numbers, or of another shape.
-    """
-    wanted = f"[{', '.join(str(size or symbol) for size, symbol in zip(shape, 'nd', strict=True))}]"
-    try:
-        x = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} must be {wanted} numbers, got {type(given).__name__}") from error
-    if x.dim() != 2 or any(
-        size not in (None, had) for size, had in zip(shape, x.shape, strict=True)
-    ):
-        raise UserError(f"{name} must be {wanted}, got {list(x.shape)}")
-    if x.is_complex() or x.dtype == torch.bool:
-        raise UserError(f"{name} must be real numbers, got {x.dtype}")
-    x = x.detach().to_dense().to(dtype)
-    if not x.isfinite().all():
-        rows = (~x.isfinite()).any(dim=1).sum().item()
-        raise UserError(f"{name} must be finite, got NaN or infinity in {rows} of {len(x)} rows")
-    return x
-
-
-def check_finite(name: str, x: Tensor) -> None:
-    """Raises :class:`UserError` if one of many results [n, ...] is not finite."""
-    bad = (~x.isfinite()).flatten(1).any(dim=1).sum().item()  # waits for the device
-    if bad:
-        raise UserError(
-            f"{name} are not finite: {bad} of {len(x)} rows hold NaN or infinity; the network's "
-            "values are too large, as of one whose training diverged"
-        )
+def _own_networks(
+    config: SampleConfig, n: int, t: Tensor, device: torch.device, scale: GuidanceScale
+) -> OwnNetworks:
+    """Returns the networks of a chain of which one at least is a user's own, checked."""
+    model, whole, no_class = config.model, bool((t == t.floor()).all()), _no_class(config.model)
+    fractions = (False,) if whole else (False, True)
+    if is_own(model):
+        dim = point_dim("model", model)
+        for fraction in fractions:
+            check_own_network(
+                "model", model, config.schedule, dim, dim, no_class, fractions=fraction
+            )
+    else:
+        network = _network("model", model, device)
+        dim = network.shape.widths[-1]
+        _check_inputs(config, network)
+    labels, free = None, False
+    if no_class is not None:
+        labels, free = _seen_labels(config, no_class, n, device, scale)
+    classifier = guide_labels = None
+    if _is_guided(config):
+        given = config.classifier
+        assert given is not None
+        if is_own(given):
+            for fraction in fractions:
+                classes = check_own_network(
+                    "classifier", given, config.schedule, dim, None, fractions=fraction
+                )
+        else:
+            classes = _classes(config, _network("classifier", given, device), dim)
+        guide_labels = labels_of(config.label, n, classes, device)
+        classifier = function_of("classifier", given, device, whole=whole)
+    denoiser = function_of("model", model, device, whole=whole)
+    return OwnNetworks(dim, denoiser, labels, no_class or 0, free, classifier, guide_labels)
 
 
-def _network(name: str, model: Perceptron, device: torch.device) -> Network:
+def _network(name: str, model: nn.Module | None, device: torch.device) -> Network:
     if not isinstance(model, Perceptron):
         raise UserError(
             f"{name} must be an MLP, ConditionalMLP or BlockMLP of this package, "

@@ -19,11 +19,12 @@ from torch import Tensor
 from ..kernels import MLPShape
 from ..kernels.default_state import in_default_state, methods_in_default_state
 from . import files
-from .chains import points
 from .compat.classic import BlockMLP
 from .data import Standardisation, class_number
 from .errors import UserError
+from .given import points
 from .models import MLP, ConditionalMLP, Perceptron, check_prediction, new_mlp
+from .own_networks import is_own, num_classes
 from .run_folder import RunFolder
 from .sampling import Samples, sample
 from .schedules import Schedule, check_schedule, given_schedule
@@ -38,7 +39,8 @@ class Denoiser:
     """A trained model, ready to draw samples; :func:`load` returns one.
 
     Args:
-        model: the denoiser, which takes (point, timestep feature).
+        model: the denoiser, which takes (point, timestep feature); or a network of your own, see
+            :mod:`.own_networks`.
         schedule: the forward process that it was trained with, which says what it predicts.
         classifier: a classifier of noisy points, which guides the samples.
         standardisation: the map from a user's points to those it was trained on; None for points
@@ -49,9 +51,9 @@ class Denoiser:
         ValueError: the model was trained to predict something else than the schedule says.
     """
 
-    model: Perceptron
+    model: Any
     schedule: Schedule
-    classifier: Perceptron | None = None
+    classifier: Any = None
     standardisation: Standardisation | None = None
     class_names: tuple[str, ...] = ()
 
@@ -77,12 +79,11 @@ class Denoiser:
         """
         if "label" in options:
             options["label"] = self._numbers(options["label"])
-        guided = options.get("label") is not None and not isinstance(self.model, ConditionalMLP)
+        guided = options.get("label") is not None and not _is_conditional(self.model)
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
         if self.standardisation is not None and options.get("init") is not None:
-            shape = (n, self.model.shape.widths[-1])
-            init = points("init", options["init"], shape, torch.float64)
+            init = points("init", options["init"], (n, None), torch.float64)
             options["init"] = self.standardisation.apply(init)
         drawn = sample(self.model, self.schedule, n, **options)
         if self.standardisation is None:
@@ -127,11 +128,21 @@ class Denoiser:
         """
         path = Path(path)
         if path.suffix == ".safetensors":
+            if is_own(self.model):
+                raise UserError(
+                    f"file {path} must end in .pt: only its code says the architecture of a "
+                    f"network of your own, got {type(self.model).__name__}"
+                )
             files.write_atomically(path, to_safetensors(self, self.schedule.prediction))
         elif path.suffix == ".pt":
             files.save(path, self.model.state_dict())
         else:
             raise UserError(f"file {path} must end in .safetensors or .pt")
+
+
+def _is_conditional(model: Any) -> bool:
+    """Returns True for a denoiser that takes the class as an input."""
+    return num_classes(model) is not None if is_own(model) else isinstance(model, ConditionalMLP)
 
 
 @in_default_state

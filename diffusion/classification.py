@@ -8,16 +8,17 @@ from torch import Tensor
 
 from ..kernels.default_state import methods_in_default_state
 from ..kernels.philox import Stream, child_seed, normal_rows
-from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer, check_seed
-from .models import ConditionalMLP, Perceptron, check_prediction, fused_copy
+from .given import check_finite, labels_of, points
+from .models import ConditionalMLP, Perceptron, check_prediction
+from .own_networks import predictor
 from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
 
 # (point and timestep feature [n, d + F], label int64 [n]) -> output [n, d]
-ConditionalPredictor = Callable[[Tensor, Tensor], Tensor]
+ConditionalPredictor = Callable[..., Tensor]
 
 
 @methods_in_default_state
@@ -35,7 +36,8 @@ class DiffusionClassifier:
     meaning of scikit-learn's.
 
     Args:
-        model: a :class:`~flashpoint.diffusion.ConditionalMLP`, or any function of its inputs.
+        model: a :class:`~flashpoint.diffusion.ConditionalMLP`, any function of its inputs, or a
+            network of your own of (x_t, t, y), see :mod:`.own_networks`.
         schedule: the forward process that it was trained with, and what it predicts.
         num_classes: C; None asks the model.
         timesteps: int64 [S] in rising order, at which the error is measured; each stands for its
@@ -65,7 +67,8 @@ class DiffusionClassifier:
         check_schedule(schedule)
         check_prediction(model, schedule)
         self.device = choose_device(device)
-        self.model = fused_copy(model, self.device)
+        self.dim = _dim_of(model)
+        self.model = predictor(model, schedule, self.device, self.dim, labelled=True)
         self.schedule, self.noises, self.seed = schedule, noises, check_seed(seed)
         num_classes = getattr(model, "num_classes", None) if num_classes is None else num_classes
         if num_classes is None:
@@ -107,8 +110,7 @@ class DiffusionClassifier:
         Raises:
             ValueError: x are no such points, or a result is not finite.
         """
-        dim = self.model.shape.widths[-1] if isinstance(self.model, Perceptron) else None
-        x = points("x", x, (None, dim)).to(self.device)
+        x = points("x", x, (None, self.dim)).to(self.device)
         per_point = 2 * self.noises * len(self.classes_)
         parts, size = [], max(1, _ROWS // per_point)
         for start in range(0, len(x), size):
@@ -127,9 +129,8 @@ class DiffusionClassifier:
         for t, weight in zip(self.timesteps.tolist(), self.weights.tolist(), strict=True):
             x_0, eps = x.repeat(2 * self.noises, 1), self._noise(t, rows, dim)
             x_t = self.schedule.noised(x_0, eps, t)  # [2 * noises * n, d]
-            inputs = self.schedule.inputs(x_t, t).repeat_interleave(classes, dim=0)
-            # inputs [2 * noises * n * C, d + F]
-            error = self.model(inputs, labels.reshape(-1)).unflatten(0, (-1, classes))
+            of_classes = x_t.repeat_interleave(classes, dim=0)  # [2 * noises * n * C, d]
+            error = self.model(of_classes, t, labels.reshape(-1)).unflatten(0, (-1, classes))
             error = error - self.schedule.target_of(x_0, eps, t)[:, None]
             error = error.double().square().sum(dim=2)  # [2 * noises * n, C]
             weight *= self.gain[t].item() / 2
@@ -155,6 +156,13 @@ class DiffusionClassifier:
         found = self.predict(x)
         truth = labels_of(labels, len(found), len(self.classes_), torch.device("cpu"))
         return float((found == truth.numpy()).mean())
+
+
+def _dim_of(model: ConditionalPredictor) -> int | None:
+    """Returns the dimension of the points that a model takes; None if it does not say."""
+    if isinstance(model, Perceptron):
+        return model.shape.widths[-1]
+    return getattr(model, "point_dim", None)
 
 
 def bound_weights(schedule: Schedule) -> Tensor:

@@ -103,7 +103,10 @@ def export_model(
     """
     check_choice("format", format, EXPORTS)
     if not isinstance(model, Perceptron):
-        raise UserError(f"model must be a network of this package, got {type(model).__name__}")
+        raise UserError(
+            f"model must be a network of this package, got {type(model).__name__}; torch.export "
+            "exports a network of your own"
+        )
     check_schedule(schedule)
     check_weights("model", *model.parameters())
     model = copy.deepcopy(model).float()  # files hold float32

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.default_state import in_default_state
 from ..kernels.reverse_step.reference import EPS, X
-from .chains import check_finite, labels_of, points
 from .device import choose_device
 from .errors import UserError, check_integer
-from .models import ConditionalMLP, Perceptron, check_prediction, fused_copy
+from .given import check_finite, labels_of, points
+from .models import ConditionalMLP, Perceptron, check_prediction
+from .own_networks import predictor, takes_timesteps
 from .reverse_steps import levels_of, of_output, reverse_table, timesteps
 from .sampling import sample
 from .schedules import Schedule, check_schedule
@@ -44,7 +45,8 @@ def invert(
     the step leads closest to x_prev.
 
     Args:
-        model: denoiser of (point, timestep feature), and of the labels if there are any.
+        model: denoiser of (point, timestep feature), and of the labels if there are any; or a
+            network of your own, see :mod:`.own_networks`.
         schedule: the forward process that it was trained with.
         x: clean points [n, d].
         label: class for a conditional model, a number or int64 [n]; None for no class.
@@ -65,13 +67,14 @@ def invert(
     device = choose_device(device)
     x = points("x", x, (None, _dim(model))).to(device)
     steps = timesteps(schedule, num_steps, method="ddim")
-    predict = fused_copy(model, device)
+    dim = x.shape[1]
+    predict = predictor(model, schedule, device, dim, labelled=label is not None)
     labels = _labels(model, label, len(x), device)
     forms = [form.flip(0).tolist() for form in _inversion_tables(schedule, steps)]
     ddim = reverse_table(schedule, steps, method="ddim").flip(0).tolist()
 
     def output(x_t: Tensor, t: int) -> Tensor:
-        return predict(schedule.inputs(x_t, t), *labels)
+        return predict(x_t, t, *labels)
 
     def solved(x: Tensor, t: int, form: list[float]) -> Tensor:
         c_prev, c_x, c_output = form
@@ -113,7 +116,9 @@ def _inversion_tables(schedule: Schedule, steps: Tensor) -> tuple[Tensor, Tensor
 
 def _dim(model: Callable[..., Tensor]) -> int | None:
     """Returns the dimension of a network's points; None for any other function."""
-    return model.shape.widths[-1] if isinstance(model, Perceptron) else None
+    if isinstance(model, Perceptron):
+        return model.shape.widths[-1]
+    return getattr(model, "point_dim", None)
 
 
 def _labels(
@@ -124,7 +129,9 @@ def _labels(
         return ()
     if isinstance(model, Perceptron) and not isinstance(model, ConditionalMLP):
         raise UserError(f"label must be left out for a model without classes, got {label!r}")
-    classes = model.num_classes + 1 if isinstance(model, ConditionalMLP) else 2**62
+    knows = isinstance(model, ConditionalMLP) or takes_timesteps(model, labelled=True)
+    classes = getattr(model, "num_classes", None) if knows else None
+    classes = 2**62 if classes is None else classes + 1
     return (labels_of(label, n, classes, device),)
 
 
@@ -158,7 +165,7 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 @in_default_state
 def interpolate(
-    model: Perceptron,
+    model: nn.Module,
     schedule: Schedule,
     a: Tensor,
     b: Tensor,
@@ -174,7 +181,7 @@ def interpolate(
     that the first and last points are a and b themselves.
 
     Args:
-        model: denoiser.
+        model: denoiser, of this package or your own.
         schedule: the forward process that it was trained with.
         a, b: clean points [n, d].
         count: number K of points, with both ends.

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import draw_prior, reverse_step
 from ..kernels.default_state import in_default_state
 from ..kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
-from .chains import check_finite
 from .device import choose_device
 from .errors import UserError, check_integer, check_number, check_seed
-from .models import Perceptron, check_prediction, fused_copy
+from .given import check_finite
+from .models import Perceptron, check_prediction
+from .own_networks import point_dim, predictor, takes_timesteps
 from .reverse_steps import reverse_table, timesteps
 from .sampling import Samples
 from .schedules import Schedule, check_schedule
@@ -22,7 +23,8 @@ from .schedules import Schedule, check_schedule
 _PRIOR, _NOISE, _CHOICE, _POSTERIOR = range(4)
 
 Reward = Callable[[Tensor], Tensor]  # points [n, d] -> rewards [n]
-Predictor = Callable[[Tensor], Tensor]  # point and timestep feature [n, d + F] -> output [n, d]
+Predictor = Callable[..., Tensor]  # point and timestep feature [n, d + F] -> output [n, d]
+Denoise = Callable[[Tensor, int], Tensor]  # x_t [n, d] and timestep -> output [n, d]
 
 
 @in_default_state
@@ -61,7 +63,8 @@ def sample_with_reward(
     Candidates follow a step, so they hold some of the data even if x_T holds none.
 
     Args:
-        model: denoiser; a conditional one takes no class.
+        model: denoiser, of (point, timestep feature) or a network of your own, see
+            :mod:`.own_networks`; a conditional one takes no class.
         schedule: the forward process that it was trained with, and what it predicts.
         n: number of samples.
         reward: takes points float32 [m, d] on the device, returns [m].
@@ -96,9 +99,7 @@ def sample_with_reward(
         raise UserError(f"reward must be a function of points, got {type(reward).__name__}")
     device = choose_device(device)
     if dim is None:
-        if not isinstance(model, Perceptron):
-            raise UserError("dim must be given: the model does not know it")
-        dim = model.shape.widths[-1]
+        dim = _dim_of(model)
     check_integer("dim", dim, 1)
     if isinstance(model, Perceptron) and dim != model.shape.widths[-1]:
         raise UserError(f"dim must be that of the model, {model.shape.widths[-1]}, got {dim}")
@@ -110,7 +111,7 @@ def sample_with_reward(
             f"got {candidates}"
         )
     chain = _RewardChain(
-        fused_copy(model, device), schedule, reward, timesteps(schedule, num_steps),
+        predictor(model, schedule, device, dim), schedule, reward, timesteps(schedule, num_steps),
         candidates, temperature, posterior_draws, check_seed(seed),
     )  # fmt: skip
     parts, size = [], max(1, batch_size // candidates)
@@ -125,11 +126,20 @@ def sample_with_reward(
     return Samples(x, x.new_empty((0, *x.shape)))
 
 
+def _dim_of(model: Predictor) -> int:
+    """Returns the dimension of the points that a model takes, if it knows it."""
+    if isinstance(model, Perceptron):
+        return model.shape.widths[-1]
+    if isinstance(model, nn.Module) and takes_timesteps(model):
+        return point_dim("model", model)
+    raise UserError("dim must be given: the model does not know it")
+
+
 @dataclass
 class _RewardChain:
     """The reverse process of :func:`sample_with_reward`, with its arguments."""
 
-    model: Predictor
+    model: Denoise
     schedule: Schedule
     reward: Reward
     steps: Tensor
@@ -163,7 +173,7 @@ class _RewardChain:
 
     def output(self, x: Tensor, step: int) -> Tensor:
         """Returns the denoiser's output [n, d] at a step of the chain."""
-        return self.model(self.schedule.inputs(x, int(self.steps[step])))
+        return self.model(x, int(self.steps[step]))
 
     def value(self, x: Tensor, output: Tensor, rows: Tensor, step: int) -> Tensor:
         """Returns the values [n, M] of candidates [n, M, d] for the next step."""

@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import Condition, Guide, Network, sample_chain
 from ..kernels.default_state import in_default_state
 from ..kernels.reverse_step.reference import X
-from .chains import METHODS, Chain, SampleConfig, check_finite, prepare
+from .chains import METHODS, Chain, SampleConfig, prepare
 from .device import choose_device
 from .errors import UserError, check_integer
-from .models import Perceptron
+from .given import check_finite
+from .own_chains import OwnNetworks
 from .schedules import Schedule
 
 __all__ = ["METHODS", "SampleConfig", "Samples", "sample", "sample_many"]
@@ -27,7 +28,7 @@ class Samples(NamedTuple):
 
 
 def sample(
-    model: Perceptron,
+    model: nn.Module,
     schedule: Schedule,
     n: int,
     *,
@@ -139,6 +140,8 @@ def _run(
     chains: Sequence[Chain], rows: slice, first_row: int, keep_every: int
 ) -> tuple[Tensor, Tensor]:
     """Runs some rows of chains of one kind; returns samples [M, B, d] and path [K, M, B, d]."""
+    if isinstance(chains[0].denoiser, OwnNetworks):
+        return _run_own(chains[0], chains[0].denoiser, rows, first_row, keep_every)
     denoiser = _stack_networks([chain.denoiser for chain in chains])
     guide = condition = None  # of one kind: all have them or none
     guides = [chain.guide for chain in chains if chain.guide is not None]
@@ -166,6 +169,22 @@ def _run(
         condition=condition,
         first_row=first_row + rows.start,
         keep_every=keep_every * chains[0].rows_per_step,
+    )
+
+
+def _run_own(
+    chain: Chain, networks: OwnNetworks, rows: slice, first_row: int, keep_every: int
+) -> tuple[Tensor, Tensor]:
+    """Runs some rows of a chain in which a network is a user's own, see :func:`_run`."""
+    device = chain.table.device
+    return networks.run(
+        chain.first_points(rows, first_row, device),
+        chain.table[None],
+        chain.features[None],
+        rows,
+        seed=torch.tensor([chain.seed], device=device),
+        first_row=first_row + rows.start,
+        keep_every=keep_every * chain.rows_per_step,
     )
 
 

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from ._dispatch import log_once
+
 _NOTHING = nullcontext()
 
 
@@ -60,3 +62,24 @@ def capture(
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         function()
     return graph
+
+
+def capture_if_possible(
+    function: Callable[[], object], stream: torch.cuda.Stream | None = None
+) -> torch.cuda.CUDAGraph | None:
+    """Returns the :func:`capture` of a function, or None for one that no graph can hold.
+
+    What is not of this package, such as a user's own network, may wait for the device. The log then
+    says so once, and whoever calls runs the function itself.
+
+    Args:
+        function, stream: see :func:`capture`.
+    """
+    # A capture that fails may leave its own stream as the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        try:
+            return capture(function, stream)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            log_once(f"each step is launched by Python, as no CUDA graph holds it: {reason}")
+    return None

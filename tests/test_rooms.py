@@ -15,11 +15,13 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # its own, and within a package.
 LEVELS = (
     ("choices", "errors"),
+    ("given",),
     ("device", "files", "interrupts", "noise_levels", "predictions", "progress", "time_embedding"),
     ("schedules", "data", "locks"),
     ("models", "run_folder", "panel", "spacings"),
+    ("own_networks",),
     ("reverse_steps", "training", "metrics", "plots"),
-    ("solvers",),
+    ("solvers", "own_chains"),
     ("chains",),
     ("sampling", "document", "settings"),
     ("latents", "rewards", "classification", "compat", "run_record"),

@@ -17,6 +17,7 @@ from ...kernels.default_state import in_default_state, methods_in_default_state
 from ...kernels.philox import Stream, child_seed, normal_rows, random_words, seed_tensor
 from ..errors import UserError, check_integer
 from ..models import Perceptron, check_prediction
+from ..own_networks import predictor, takes_timesteps
 from ..schedules import Schedule
 from .inputs import as_finite, as_points, two_sets
 from .pairwise import distances
@@ -166,7 +167,7 @@ def best_noise(target: Target, schedule: Schedule, x_t: Tensor, t: int) -> Tenso
 @in_default_state
 @torch.no_grad()
 def excess_loss(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[..., Tensor],
     schedule: Schedule,
     target: Target,
     *,
@@ -183,7 +184,8 @@ def excess_loss(
 
     Args:
         model: takes (point, timestep feature) float32 [n, d + f], returns what the schedule's
-            ``prediction`` says, [n, d].
+            ``prediction`` says, [n, d]; or a network of your own of (x_t, t), see
+            :mod:`~flashpoint.diffusion.own_networks`.
         schedule: the forward process, and what the model predicts.
         target: the distribution of x_0.
         steps: timesteps; None takes 50 spread evenly over all T, or all if there are fewer.
@@ -203,22 +205,30 @@ def excess_loss(
     last = schedule.num_steps - 1
     if steps is None:
         steps = torch.linspace(0, last, min(50, last + 1), device="cpu").round().long().tolist()
-    excess = torch.zeros(len(steps), dtype=torch.float64, device="cpu")
+    excess, own = torch.zeros(len(steps), dtype=torch.float64, device="cpu"), None
+    if takes_timesteps(model):
+        own = predictor(model, schedule, torch.device("cpu"), None)
     for row, t in enumerate(steps):
         check_integer(f"steps[{row}]", t, 0, last)
         x_0 = target.draw(n, child_seed(seed, 2 * t))
         eps = _noise(n, x_0.shape[1], child_seed(seed, 2 * t + 1))
         x_t = schedule.noised(x_0, eps, t).float()
-        inputs = schedule.inputs(x_t, t)
-        if isinstance(model, Perceptron) and model.shape.widths[0] != inputs.shape[1]:
-            raise UserError(
-                f"model must take {inputs.shape[1]} coordinates, those of a point and of the "
-                f"schedule's time feature, got {model.shape.widths[0]}"
-            )
-        predicted = schedule.eps_hat(x_t.double(), model(inputs).double(), t)
+        output = _of_inputs(model, schedule, x_t, t) if own is None else own(x_t, t)
+        predicted = schedule.eps_hat(x_t.double(), output.double(), t)
         error = predicted - best_noise(target, schedule, x_t, t)
         excess[row] = error.square().sum(dim=1).mean()
     return excess
+
+
+def _of_inputs(model: Callable[..., Tensor], schedule: Schedule, x_t: Tensor, t: int) -> Tensor:
+    """Returns the output of a model of (point, timestep feature), [n, d]."""
+    inputs = schedule.inputs(x_t, t)
+    if isinstance(model, Perceptron) and model.shape.widths[0] != inputs.shape[1]:
+        raise UserError(
+            f"model must take {inputs.shape[1]} coordinates, those of a point and of the "
+            f"schedule's time feature, got {model.shape.widths[0]}"
+        )
+    return model(inputs)
 
 
 def _uniform(n: int, seed: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Training of M networks of one shape in the same launches, without waiting for the host.
 
+:mod:`.module_engine` trains a user's own network in the same loop.
+
 The step counter, the learning rates and the losses live on the device. On CUDA some fifty steps are
 captured in one graph and replayed, and the host stays two replays ahead; elsewhere the same steps
 run one by one.
@@ -17,6 +19,7 @@ from torch import Tensor
 from ...kernels import (
     MLPShape,
     ReducedGradient,
+    Workspace,
     adamw_,
     adamw_state,
     reduce_grad,
@@ -35,7 +38,7 @@ from .on_device import course_of, training_data
 from .task import Task
 from .written import written
 
-_GRAPH_STEPS = 50  # steps of a CUDA graph
+GRAPH_STEPS = 50  # steps of a CUDA graph
 # Rows that go through the networks at once: one program of 128 rows for each multiprocessor of a
 # large GPU. Half of them would fit into its cache, but as programs of 64 rows read more weights.
 _CHUNK_ROWS = 128 * 132
@@ -80,9 +83,7 @@ class Engine:
         self.tasks, self.recipe = tuple(tasks), tasks[0].recipe
         self.device, self.ranks = choose_device(device), ranks or Ranks()
         self.precision = precision
-        self.shape: MLPShape = tasks[0].shape()
-        initial = [task.initial().network().parameters for task in tasks]
-        self.parameters = torch.cat(initial).to(self.device)
+        self.parameters = self._initial_parameters()
         self.state = adamw_state(self.parameters)
         self.data = training_data(tasks, self.device)
         self.course = course_of(tasks, self.device)
@@ -92,14 +93,24 @@ class Engine:
         self.step = 0
         self._options = self._optimizer_options()
         self._chunks = _chunks(*self.ranks.share(self.recipe.batch_size), self.recipe.chunk_rows)
-        self.workspace = workspace_of(
-            self.parameters, self.shape, self.data, self._chunks[0][1], precision=precision
-        )
+        self.workspace = self._new_workspace()
         self._gradient = self._reduced_gradient()
         # The numbers of the steps to come: a captured step reads its own on the device.
-        self._step_numbers = torch.arange(_GRAPH_STEPS + 1, device=self.device)
+        self._step_numbers = torch.arange(GRAPH_STEPS + 1, device=self.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rates_until = 0  # the step before which the rates must be set anew from the losses
+
+    def _initial_parameters(self) -> Tensor:
+        """Returns the networks before training, float32 [M, P] on the device."""
+        self.shape: MLPShape = self.tasks[0].shape()
+        initial = [task.initial().network().parameters for task in self.tasks]
+        return torch.cat(initial).to(self.device)
+
+    def _new_workspace(self) -> Workspace:
+        """Returns the memory of the steps."""
+        return workspace_of(
+            self.parameters, self.shape, self.data, self._chunks[0][1], precision=self.precision
+        )
 
     def _optimizer_options(self) -> dict[str, Any]:
         """Returns the options of :func:`adamw_`: a number where all tasks agree, else [M]."""
@@ -144,16 +155,24 @@ class Engine:
 
     def _advance(self, most: int) -> int:
         """Does a graph of steps, or one step; returns how many were done."""
-        captures = self.device.type == "cuda" and self.workspace.shadow is not None
-        if not captures or self.ranks.size > 1 or most < _GRAPH_STEPS:
+        if not self._captures or self.ranks.size > 1 or most < GRAPH_STEPS:
             self._do_steps(1)
             return 1
         if self._graph is None:
-            self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
-            self._graph = capture(lambda: self._do_steps(_GRAPH_STEPS))
+            self._capture()
             return 1
         self._graph.replay()
-        return _GRAPH_STEPS
+        return GRAPH_STEPS
+
+    @property
+    def _captures(self) -> bool:
+        """True if steps are captured in a graph: on CUDA, where kernels do all of a step."""
+        return self.device.type == "cuda" and self.workspace.shadow is not None
+
+    def _capture(self) -> None:
+        """Does one step, and captures a graph of those to come."""
+        self._do_steps(1)  # loads the kernels, which must not happen while a graph is captured
+        self._graph = capture(lambda: self._do_steps(GRAPH_STEPS))
 
     def _do_steps(self, count: int) -> None:
         for step, next_step in pairwise(self._step_numbers[: count + 1]):
@@ -162,13 +181,7 @@ class Engine:
 
     def _do_step(self, step: Tensor, next_step: Tensor) -> None:
         """Does one step. Its number, counted from 0, and the next one are on the device."""
-        recipe, squares = self.recipe, None
-        for first, rows in self._chunks:
-            sums = training_sums(
-                self.parameters, self.shape, self.data, self.workspace,
-                batch_size=recipe.batch_size, seed=self.seeds, step=step, refresh=recipe.refresh,
-                first_row=first, rows=rows, add=first > self._chunks[0][0],
-            )  # fmt: skip
+        sums, squares = self._sums(step), None
         if self._gradient is not None:
             sums, squares = reduce_grad(sums, out=self._gradient)
             if self.ranks.size > 1:
@@ -178,6 +191,17 @@ class Engine:
             self.parameters, sums, self.state, lr=self.course, step=next_step, squares=squares,
             shadow=self.workspace.shadow, **self._options,
         )  # fmt: skip
+
+    def _sums(self, step: Tensor) -> Tensor:
+        """Returns gradients, losses and numbers of terms of a step, [M, S, P + 2]."""
+        recipe = self.recipe
+        for first, rows in self._chunks:
+            sums = training_sums(
+                self.parameters, self.shape, self.data, self.workspace,
+                batch_size=recipe.batch_size, seed=self.seeds, step=step, refresh=recipe.refresh,
+                first_row=first, rows=rows, add=first > self._chunks[0][0],
+            )  # fmt: skip
+        return sums
 
     def _set_rates_from_losses(self) -> None:
         """Sets the learning rate of an epoch where it depends on the losses of those before."""
@@ -274,7 +298,7 @@ class Engine:
             here.copy_(loaded[name])
         self.step = self._rates_until = int(state["step"])
         self.losses.restart(self.step)
-        self._step_numbers.copy_(torch.arange(self.step, self.step + _GRAPH_STEPS + 1))
+        self._step_numbers.copy_(torch.arange(self.step, self.step + GRAPH_STEPS + 1))
 
 
 def _chunks(first: int, rows: int, most: int | None) -> list[tuple[int, int]]:

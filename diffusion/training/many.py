@@ -1,16 +1,16 @@
 """Training of many networks, those of one kind in the same launches."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ..device import choose_device
 from ..errors import UserError
-from ..models import MLP
 from .distributed import Ranks
 from .engine import Engine
+from .module_engine import ModuleEngine
 from .task import Task
 
 
@@ -50,6 +50,11 @@ class ManyTrainer:
             raise UserError(f"tasks must be a list of Tasks, got {tasks!r}")
         self.tasks, self.ranks = tuple(tasks), ranks or Ranks()
         self.device = choose_device(device)
+        if self.ranks.size > 1 and any(task.model is not None for task in self.tasks):
+            raise UserError(
+                "ranks must be left out for tasks with a model of your own: give each process "
+                f"its own tasks, got {self.ranks.size} ranks"
+            )
         kinds: dict[tuple, list[int]] = {}
         for place, task in enumerate(self.tasks):
             kinds.setdefault(task.kind(), []).append(place)
@@ -59,7 +64,11 @@ class ManyTrainer:
         first, count = self.ranks.share(len(places))
         own = places[first : first + count]
         tasks = [self.tasks[place] for place in own]
-        engine = Engine(tasks, device=self.device, precision=precision) if own else None
+        engine: Engine | None = None
+        if own and tasks[0].model is not None:
+            engine = ModuleEngine(tasks[0], tasks[0].initial(), device=self.device)
+        elif own:
+            engine = Engine(tasks, device=self.device, precision=precision)
         return _Group(places, own, engine)
 
     @property
@@ -100,10 +109,13 @@ class ManyTrainer:
                 return group.engine.bad_step(group.own.index(task))
         return None
 
-    def models(self) -> list[MLP]:
+    def models(self) -> list[Any]:
         """Returns the networks with averaged weights, on the CPU, in the order of the tasks."""
-        models: dict[int, MLP] = {}
+        models: dict[int, Any] = {}
         for places, own, engine in self._groups:
+            if isinstance(engine, ModuleEngine):
+                models[places[0]] = engine.averaged(0)
+                continue
             shape = self.tasks[places[0]].shape()
             flat = torch.zeros(len(places), shape.num_parameters, device=self.device)
             if engine is not None:
@@ -140,7 +152,7 @@ def train_many(
     precision: str = "fp16",
     ranks: Ranks | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[MLP]:
+) -> list[Any]:
     """Trains many networks to the end of their recipes, those of one kind in the same launches.
 
     Args:

@@ -1,8 +1,12 @@
 """The network to train: its data, its schedule, its recipe and its seed."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ...kernels import MLPShape
 from ...kernels.default_state import methods_in_default_state
@@ -26,9 +30,12 @@ class Task:
         recipe: the settings of the training.
         classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
         seed: seed of the initial weights and of everything drawn.
+        model: function of the task that makes a network of your own, with weights that it draws
+            from PyTorch's generator, which the seed sets; None for the recipe's perceptron. See
+            :mod:`~flashpoint.diffusion.own_networks`.
 
     Raises:
-        ValueError: labels are needed and the points have none.
+        ValueError: labels are needed and the points have none, or the model is no function.
     """
 
     points: Points
@@ -36,8 +43,16 @@ class Task:
     recipe: Recipe | ClassicRecipe
     classify: bool = False
     seed: int = 0
+    model: "Callable[[Task], nn.Module] | None" = None
 
     def __post_init__(self):
+        if self.model is not None and (
+            isinstance(self.model, nn.Module) or not callable(self.model)
+        ):
+            raise UserError(
+                "model must be a function of the task that makes a network, got "
+                f"{type(self.model).__name__}"
+            )
         if (self.classify or self.conditional) and self.points.labels is None:
             network = "classifier" if self.classify else "conditional denoiser"
             raise UserError(f"{self.points.name}: a {network} needs labels, got none")
@@ -77,7 +92,7 @@ class Task:
         return class_table(self.points.num_classes, self.recipe.class_embedding)
 
     def shape(self) -> MLPShape:
-        """Returns the shape of the network."""
+        """Returns the shape of the recipe's perceptron."""
         recipe, class_features = self.recipe, self.class_features()
         width = self.points.dim + self.schedule.time_features.shape[1]
         width += 0 if class_features is None else class_features.shape[1]
@@ -85,18 +100,24 @@ class Task:
         widths = (width, *recipe.hidden_layers, outputs)
         return MLPShape(widths, recipe.activation, linear_input=recipe.linear_input)
 
-    def initial(self) -> MLP:
-        """Returns the network before training, which says what it is to predict."""
+    def initial(self) -> Any:
+        """Returns the network before training: an MLP that says what it predicts, or your own."""
+        if self.model is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.initial_seed)
+                return copy.deepcopy(self.model(self))  # of a function that makes one for all
         network = seeded_mlp(self.shape(), self.initial_seed, self.class_features())
         network.prediction = None if self.classify else self.schedule.prediction
         return network
 
     def trained(self, parameters: Tensor) -> MLP:
-        """Returns the network with these weights, float32 [P]."""
+        """Returns the recipe's perceptron with these weights, float32 [P]."""
         return self.initial().load_flat(parameters)
 
     def kind(self) -> tuple:
         """Returns the properties that tasks must share to be trained in the same launches."""
+        if self.model is not None:  # no other network has its layers
+            return ("own", id(self))
         recipe, class_features = self.recipe, self.class_features()
         return (
             self.shape(), self.points.dim, self.classify,

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ...kernels.default_state import methods_in_default_state
 from ..data import Points
-from ..models import MLP
+from ..errors import UserError
 from ..schedules import Schedule
 from .distributed import Ranks
 from .engine import Engine
+from .module_engine import ModuleEngine
 from .recipes import ClassicRecipe, Recipe
 from .task import Task
 
@@ -28,21 +29,27 @@ class Trainer:
         schedule: the forward process.
         recipe: the settings of the training.
         classify: False trains a denoiser, True a classifier of noisy points, which needs labels.
+        model: a network of your own in place of the recipe's perceptron: a module of (x_t, t), or
+            of (x_t, t, y) if the recipe has ``p_uncond``, that returns what the schedule's
+            ``prediction`` says, or the logits of a classifier. It is trained in place, from its
+            own weights, and moved to the device. See :mod:`flashpoint.diffusion.own_networks`.
+        compile: True runs the model through ``torch.compile``.
         seed: seed of the initial weights and of everything drawn.
         device: None takes CUDA where there is one.
         precision: precision of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32``,
-            ``tf32x3`` or ``fp32``.
+            ``tf32x3`` or ``fp32``; None is ``fp16``. Those of a model of your own are PyTorch's.
         ranks: the processes that share each batch.
 
     Attributes:
         engine: the loop that trains, with all tensors on the device.
-        module: the network being trained. Its Parameters are views of one flat buffer, and changes
-            made to them count from the next :meth:`run` on; one that is no longer a view, say after
-            ``module.double()``, is made one again, with its values.
+        module: the network being trained, the ``model`` if it was given. Its Parameters are views
+            of one flat buffer, and changes made to them count from the next :meth:`run` on; one
+            that is no longer a view, say after ``module.double()``, is made one again, with its
+            values.
 
     Raises:
         ValueError: a classifier or a conditional denoiser is asked for and the points have no
-            labels.
+            labels; or the model is no such network; or an argument has no effect.
     """
 
     def __init__(
@@ -52,14 +59,30 @@ class Trainer:
         recipe: Recipe | ClassicRecipe,
         *,
         classify: bool = False,
+        model: nn.Module | None = None,
+        compile: bool = False,
         seed: int = 0,
         device: str | torch.device | None = None,
-        precision: str = "fp16",
+        precision: str | None = None,
         ranks: Ranks | None = None,
     ):
         task = Task(points, schedule, recipe, classify, seed)
-        self.engine = Engine([task], device=device, precision=precision, ranks=ranks)
-        self.module = task.initial().to(self.engine.device)
+        if model is not None and precision is not None:
+            raise UserError(
+                f"precision must be left out with a model of your own, got {precision!r}: use "
+                "torch.autocast in its forward"
+            )
+        if compile and model is None:
+            raise UserError("compile must be left out without a model of your own")
+        self.engine: Engine
+        self.module: Any
+        if model is None:
+            precision = "fp16" if precision is None else precision
+            self.engine = Engine([task], device=device, precision=precision, ranks=ranks)
+            self.module = task.initial().to(self.engine.device)
+        else:
+            self.engine = ModuleEngine(task, model, device=device, ranks=ranks, compile=compile)
+            self.module = model
         for owner, name, view in self._views():
             getattr(owner, name).data = view
         self.module.register_state_dict_post_hook(_detach_saved)
@@ -122,8 +145,11 @@ class Trainer:
         self._take_back_parameters()
         self.engine.run(steps, on_step)
 
-    def model(self) -> MLP:
-        """Returns the network with the averaged weights, on the CPU."""
+    def model(self) -> Any:
+        """Returns the network with the averaged weights, on the CPU: an MLP, or a copy of yours.
+
+        A copy of your own is in ``eval()`` mode, with the buffers of the last step.
+        """
         return self.engine.averaged(0)
 
     def bad_step(self, *, wait: bool = True) -> int | None:
@@ -149,6 +175,9 @@ class Trainer:
 
     def _views(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """Yields owner and name of each Parameter of the module, and its view of the buffer."""
+        if isinstance(self.engine, ModuleEngine):
+            yield from self.engine.views()
+            return
         weights, biases, slope = self.engine.shape.unpack(self.engine.parameters)
         assert biases is not None  # every layer here has one
         for linear, weight, bias in zip(self.module.linears(), weights, biases, strict=True):
@@ -160,6 +189,8 @@ class Trainer:
     @torch.no_grad()
     def _take_back_parameters(self) -> None:
         """Copies Parameters that are no longer views into the buffer, and makes them views."""
+        if isinstance(self.engine, ModuleEngine):
+            self.engine.check_module(self.module)
         strayed = [
             (getattr(owner, name), view)
             for owner, name, view in self._views()

@@ -80,20 +80,48 @@ def sample_chain(
     keep_every: int,
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
-    count, size = x.shape[1], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
+    count = x.shape[1]
     if not x.is_cuda:
-        x, guide, condition = filled_up(x, guide, condition, 1 + (count - 1) % size)
+        x, guide, condition = filled_up(x, guide, condition, rows_in_last_chunk(count))
+
+    def evaluation_of(rows: slice) -> Evaluation:
+        return partial(_evaluate, denoiser, rows_of(guide, rows), rows_of(condition, rows))
+
+    x, trajectory = run_in_chunks(
+        evaluation_of, x, table, time_features, seed, first_row, keep_every
+    )
+    return x[:, :count], trajectory[:, :, :count]
+
+
+def run_in_chunks(
+    evaluation_of: Callable[[slice], Evaluation],
+    x: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    seed: Tensor,
+    first_row: int,
+    keep_every: int,
+) -> tuple[Tensor, Tensor]:
+    """Runs the chain of any number of rows, some of them at a time.
+
+    Args:
+        evaluation_of: returns what evaluates the networks for some of the rows.
+
+    Returns:
+        samples and trajectory, as :func:`sample_chain`, which has the other arguments.
+    """
+    count, size = x.shape[1], _GPU_ROWS if x.is_cuda else _CACHE_ROWS
     chunks = []
     for start in range(0, max(1, count), size):
         rows = slice(start, start + size)
-        evaluate = partial(_evaluate, denoiser, rows_of(guide, rows), rows_of(condition, rows))
         chunks.append(
             run_chain(
-                evaluate, x[:, rows], table, time_features, seed, first_row + start, keep_every
+                evaluation_of(rows), x[:, rows], table, time_features, seed, first_row + start,
+                keep_every,
             )
-        )
+        )  # fmt: skip
     samples, trajectories = zip(*chunks, strict=True)
-    return torch.cat(samples, dim=1)[:, :count], torch.cat(trajectories, dim=2)[:, :, :count]
+    return torch.cat(samples, dim=1), torch.cat(trajectories, dim=2)
 
 
 def filled_up(
@@ -106,6 +134,11 @@ def filled_up(
         guide = guide and guide._replace(labels=F.pad(guide.labels, (0, missing)))
         condition = condition and condition._replace(labels=F.pad(condition.labels, (0, missing)))
     return x, guide, condition
+
+
+def rows_in_last_chunk(count: int) -> int:
+    """Returns the number of rows in the last of the chunks that a CPU runs."""
+    return 1 + (count - 1) % _CACHE_ROWS
 
 
 def rows_of(part: _Part, rows: slice) -> _Part:

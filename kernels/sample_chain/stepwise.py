@@ -1,4 +1,4 @@
-"""The reverse process step by step, for networks too large to run a whole chain in one launch.
+"""The reverse process step by step, for networks that do not run a whole chain in one launch.
 
 Same contract as :mod:`.reference`; it calls the operations mlp and reverse_step. Everything that
 changes from step to step lies on the device, even the number of the step. On CUDA one step is
@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cuda import capture, device_of, side_stream
+from ..cuda import capture_if_possible, device_of, side_stream
 from ..mlp import MLPShape, operator
 from ..mlp.layout import gap_of
 from ..reverse_step import reverse_step
 from ..reverse_step.reference import MEMORY, memory_coefficients
-from .reference import Condition, Guide, Network, conditional_inputs
+from .reference import Condition, Evaluation, Guide, Network, conditional_inputs
 
 
 def sample_chain(
@@ -32,6 +32,25 @@ def sample_chain(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Returns samples [M, B, d] and the trajectory [K, M, B, d] of chains from x_T [M, B, d]."""
+
+    def evaluate(inputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        eps, uncond = _predictions(denoiser, inputs, condition, precision)
+        grad = None if guide is None else _grad_log_p(guide, inputs, precision)
+        return eps, uncond, grad
+
+    return run_chain(evaluate, x, table, time_features, seed, first_row, keep_every)
+
+
+def run_chain(
+    evaluate: Evaluation,
+    x: Tensor,
+    table: Tensor,
+    time_features: Tensor,
+    seed: Tensor,
+    first_row: int,
+    keep_every: int,
+) -> tuple[Tensor, Tensor]:
+    """Runs the chain of all rows; the arguments are those of :func:`.reference.run_chain`."""
     x = x.clone()
     number = torch.zeros(1, dtype=torch.int64, device=x.device)  # counts the steps
     memory = torch.zeros_like(x) if table.shape[2] > MEMORY else None
@@ -40,10 +59,8 @@ def sample_chain(
     def step() -> None:
         features = time_features.index_select(1, number).expand(*x.shape[:2], -1)
         inputs = torch.cat((x, features), dim=-1)  # [M, B, d + F]
-        eps, uncond = _predictions(denoiser, inputs, condition, precision)
-        grad = None
-        if guide is not None:
-            grad = _grad_log_p(guide, inputs, precision)[..., : x.shape[2]].contiguous()
+        eps, uncond, grad = evaluate(inputs)
+        grad = None if grad is None else grad[..., : x.shape[2]].contiguous()
         coefficients = table.index_select(1, number)[:, 0]
         combine = partial(
             reverse_step, x, eps, grad_log_p=grad, eps_uncond=uncond, backend="triton"
@@ -67,13 +84,17 @@ def sample_chain(
 
 
 def _captured(step: Callable[[], None], changed: tuple[Tensor, ...]) -> Callable[[], None]:
-    """Returns the step as a CUDA graph; restores the tensors that its run before changes."""
+    """Returns the step as a CUDA graph; restores the tensors that its run before changes.
+
+    A step that no graph can hold, as one of a network that waits for the device, stays as it is.
+    """
     before = [tensor.clone() for tensor in changed]
     with side_stream() as stream:
         step()
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
-    return capture(step, stream).replay
+    graph = capture_if_possible(step, stream)
+    return step if graph is None else graph.replay
 
 
 def _predictions(
