@@ -34,6 +34,15 @@ def is_own(model: object) -> bool:
     return isinstance(model, nn.Module) and not isinstance(model, Perceptron)
 
 
+def check_is_own(name: str, model: object) -> None:
+    """Raises :class:`UserError` unless it is a module that is none of this package's."""
+    if not is_own(model):
+        raise UserError(
+            f"{name} must be an nn.Module of (x_t, t) of your own, got {type(model).__name__}; the "
+            "recipe's hidden_layers make the perceptrons of this package"
+        )
+
+
 def takes_timesteps(model: object, *, labelled: bool = False) -> bool:
     """Returns True for a module of (x_t, t), False for a function of (point and time feature).
 

@@ -2,12 +2,14 @@
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from .. import files
 from ..choices import MOST_DRAWS
@@ -15,6 +17,7 @@ from ..data import Points, dataset
 from ..errors import UserError, check_choice, check_integer, shown
 from ..metrics.yardstick import check_metrics, default_metrics
 from ..progress import Progress
+from ..training.task import Task, check_maker
 from .keys import KEYS, key_of, text_of, values_of
 from .models import SweepModel, model_of
 
@@ -39,6 +42,8 @@ class Sweep:
         real_draws: number of draws of real data behind the band of each metric.
         source: where the points come from, for those who read them again.
         progress: shows how many of many combinations are checked.
+        model: function of a :class:`.Task` that makes a network of your own, see there; None for
+            the recipe's perceptron.
 
     Attributes:
         factors: the values of each key as a tuple, in the order given.
@@ -55,6 +60,7 @@ class Sweep:
     real_draws: int = 40
     source: dict[str, Any] | None = None
     progress: bool = False
+    model: Callable[[Task], nn.Module] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "points", points_of(self.points))
@@ -65,6 +71,8 @@ class Sweep:
         object.__setattr__(self, "metrics", tuple(self.metrics or ()))
         check_metrics(self.metrics or (), self.points)
         object.__setattr__(self, "factors", _factors(self.factors))
+        if self.model is not None:
+            check_maker(self.model)
         count = math.prod(map(len, self.factors.values()))
         if count > _MOST_MODELS:
             raise UserError(f"a sweep must be of at most {_MOST_MODELS:,} models, got {count:,}")
@@ -90,7 +98,7 @@ class Sweep:
 
     def _model(self, number: int, given: dict[str, Any]) -> SweepModel:
         try:
-            return model_of(number, given, self.points)
+            return model_of(number, given, self.points, self.model)
         except UserError as error:
             varied = [f"{key}={text_of(given[key])}" for key in self.varied]
             among = f" (in the model {' '.join(varied)})" if varied else ""

@@ -33,19 +33,22 @@ class Training:
     def cost(self) -> float:
         """Multiplications of the training."""
         task = self.task  # forwards, and backwards by inputs and by weights
-        return 3.0 * task.total_steps * task.recipe.batch_size * task.shape().num_parameters
+        return 3.0 * task.total_steps * task.recipe.batch_size * task.num_parameters
 
     def drawing_cost(self, model: SweepModel, n: int) -> float:
         """Returns the multiplications of n samples of one of its models."""
-        return float(n * model.evaluations * self.task.shape().num_parameters)
+        return float(n * model.evaluations * self.task.num_parameters)
 
     def memory(self) -> int:
         """Bytes that the training needs on the device beside the data."""
-        shape, recipe = self.task.shape(), self.task.recipe
-        return 4 * (_COPIES * shape.num_parameters) + self._rows_memory(recipe.batch_size)
+        parameters, recipe = self.task.num_parameters, self.task.recipe
+        return 4 * (_COPIES * parameters) + self._rows_memory(recipe.batch_size)
 
     def _rows_memory(self, rows: int) -> int:
-        """Bytes of the activations and their gradients in a step of so many rows."""
+        """Bytes of the activations and their gradients in a step of so many rows.
+
+        Those of a user's own network are not known, and taken for those of the recipe's widths.
+        """
         rows = min(rows, self.task.recipe.chunk_rows or rows)
         return 2 * 4 * rows * sum(self.task.shape().widths)
 

@@ -3,23 +3,23 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.philox import child_seed
 from ..chains import SampleConfig, prepare
 from ..data import Points
 from ..errors import UserError, check_choice, check_seed
-from ..models import Perceptron
 from ..predictions import natural_schedule
 from ..schedules import Schedule
 from ..solvers import SOLVERS
 from ..training import RECIPES, ClassicRecipe, Recipe, Task
+from ..training.module_engine import check_trainable
 from ..training.recipes import with_own_mean
 from .keys import KEYS, text_of
 
@@ -38,6 +38,8 @@ class SweepModel:
         recipe: recipe of the training.
         seed: seed of everything random.
         sampling: options of the sampling by name of their field in :class:`.SampleConfig`.
+        maker: what makes a network of the user's own, or None.
+        network: what tells that network from others, see :func:`_described`; empty without.
     """
 
     number: int
@@ -46,13 +48,15 @@ class SweepModel:
     recipe: Recipe | ClassicRecipe
     seed: int
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    maker: Callable[[Task], nn.Module] | None = None
+    network: str = ""
 
     def task(self, points: Points) -> Task:
         """Returns the training."""
         seed = _child_seed(self.seed, _TRAINING)
-        return Task(points, self.schedule, self.recipe, seed=seed)
+        return Task(points, self.schedule, self.recipe, seed=seed, model=self.maker)
 
-    def config(self, network: Perceptron, points: Points, n: int) -> SampleConfig:
+    def config(self, network: nn.Module, points: Points, n: int) -> SampleConfig:
         """Returns how n samples are drawn.
 
         A conditional model with a guidance scale draws each class as often as the data hold it;
@@ -96,6 +100,7 @@ class SweepModel:
             "schedule": asdict(self.schedule),
             "recipe": recipe,
             "sampling": dict(self.sampling),
+            **({"network": self.network} if self.maker is not None else {}),
         }
 
     def training_id(self, data: str) -> str:
@@ -119,16 +124,23 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def model_of(number: int, values: Mapping[str, Any], points: Points) -> SweepModel:
+def model_of(
+    number: int,
+    values: Mapping[str, Any],
+    points: Points,
+    maker: Callable[[Task], nn.Module] | None = None,
+) -> SweepModel:
     """Returns the model that some values describe, checked as far as can be without training.
 
     Args:
         number: its place among all.
         values: value by key.
         points: the data.
+        maker: what makes a network of the user's own, or None.
 
     Raises:
-        ValueError: a value is out of range, or goes not with another.
+        ValueError: a value is out of range, or goes not with another; or the network is none that
+            can be trained.
     """
     by_part: dict[str, dict[str, Any]] = {"model": {}, "recipe": {}, "schedule": {}, "sampling": {}}
     for key, value in values.items():
@@ -145,6 +157,8 @@ def model_of(number: int, values: Mapping[str, Any], points: Points) -> SweepMod
         part = "sampling"
         model = SweepModel(number, dict(values), schedule, recipe, seed, by_part["sampling"])
         _check(model, points)
+        if maker is not None:
+            model = _with_network(replace(model, maker=maker), points)
     except UserError as error:
         raise UserError(_in_keys(str(error), part, values)) from error
     return model
@@ -190,6 +204,25 @@ def _check(model: SweepModel, points: Points) -> None:
         model.schedule, small.p_uncond, small.class_embedding,
         tuple(sorted(model.sampling.items())), points,
     )  # fmt: skip
+
+
+def _with_network(model: SweepModel, points: Points) -> SweepModel:
+    """Returns a model of a user's own network, which is made once, checked and described."""
+    task = model.task(points)
+    network = task.initial()
+    check_trainable(task, network)
+    prepare(model.config(network, points, 2), 2, torch.device("cpu"))
+    return replace(model, network=_described(network))
+
+
+def _described(network: nn.Module) -> str:
+    """Returns the name of a network's class, and a digest of its layers and their shapes.
+
+    A change of what its ``forward`` does with them is not seen.
+    """
+    shapes = {name: list(x.shape) for name, x in network.state_dict().items()}
+    kind = type(network)
+    return f"{kind.__module__}.{kind.__qualname__} {_digest(repr(network), shapes)}"
 
 
 @lru_cache(maxsize=10_000)

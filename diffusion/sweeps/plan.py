@@ -24,7 +24,7 @@ _TIMED_REVERSE_STEPS = 3
 class Group(NamedTuple):
     """Networks of one kind that train in the same launches, so many at once."""
 
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]  # none of a user's own network
     batch_size: int
     steps: int  # of the longest training
     networks: int
@@ -68,8 +68,8 @@ class Plan:
         """Returns a table of the groups, and what all take together."""
         rows = [
             [
-                "-".join(map(str, group.widths)), f"{group.batch_size:,}", f"{group.steps:,}",
-                f"{group.networks:,}", f"{group.together:,}", _bytes(group.memory),
+                "-".join(map(str, group.widths)) or "own", f"{group.batch_size:,}",
+                f"{group.steps:,}", f"{group.networks:,}", f"{group.together:,}", _bytes(group.memory),
                 duration(group.training), duration(group.drawing),
             ]
             for group in self.groups
@@ -135,7 +135,7 @@ def _group(sweep: Sweep, chunks: Sequence[Sequence[Training]], device: torch.dev
     # On a GPU a chunk takes as long as its first networks, until it is full.
     units = len(chunks) if device.type == "cuda" else len(trainings) / len(timed)
     return Group(
-        task.shape().widths,
+        task.shape().widths if task.model is None else (),
         task.recipe.batch_size,
         steps,
         len(trainings),

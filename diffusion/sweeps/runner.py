@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
@@ -19,7 +19,7 @@ from ..errors import UserError, check_integer
 from ..metrics.yardstick import Yardstick
 from ..progress import Progress, silence
 from ..sampling import sample_many
-from ..training import ManyTrainer
+from ..training import ManyTrainer, Task
 from .best import check_best, leave_best
 from .figure import FIGURE, draw_factors
 from .grid import Sweep, points_of
@@ -233,6 +233,7 @@ def sweep(
     best: str | None = None,
     shard: str | None = None,
     quiet: bool = False,
+    model: Callable[[Task], nn.Module] | None = None,
 ) -> SweepTable:
     """Trains all combinations of some values, and measures the samples of each beside real data.
 
@@ -257,6 +258,10 @@ def sweep(
         shard: the part of the sweep to do, as in ``3/16``; under ``torchrun`` each process does its
             share of that. Parts of a sweep share the folder ``out``.
         quiet: shows no progress.
+        model: function of a :class:`.Task` that makes a network of your own, of its points, recipe
+            and schedule; None for the recipe's perceptron. Each is trained alone. Kept results are
+            told apart by the name of its class, and by how it prints, so give another ``out`` after
+            a change of its ``forward``.
 
     Returns:
         A list of results, one for each model, which is a table too. Of a sweep in parts it holds
@@ -269,7 +274,14 @@ def sweep(
     part = this_part(shard)
     if out is None and not (part.is_all and best is None):
         raise UserError("out must be given for a part of a sweep and for the best model, got none")
-    planned = Sweep(points_of(data), factors, samples, metrics, real_draws, progress=not quiet)
+    if best is not None and model is not None:
+        raise UserError(
+            "best must be left out with a model of your own, which no run's folder holds; "
+            "the table's best(metric) says which it is"
+        )
+    planned = Sweep(
+        points_of(data), factors, samples, metrics, real_draws, progress=not quiet, model=model
+    )
     with tempfile.TemporaryDirectory() as nowhere:
         return SweepRun(
             planned, nowhere if out is None else out, device=own_device(device), together=together,

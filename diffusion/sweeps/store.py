@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from .. import files
 from ..checkpoints import load_mlp
 from ..errors import UserError
 from ..metrics import Score
-from ..models import Perceptron
 from ..run_folder import RunFolder
 from .figure import FIGURE
 from .grid import Sweep
@@ -146,16 +147,31 @@ class SweepFolder:
         training = Trained(float(content.get("seconds", 0)), str(content.get("failed", "")))
         return training if training.failed or file.exists() else None
 
-    def save_network(self, model: SweepModel, training: Trained, network: Perceptron) -> None:
+    def save_network(self, model: SweepModel, training: Trained, network: nn.Module) -> None:
         """Keeps what came of a training, and the network unless the training failed."""
         file = self._network_file(model)
         files.save_json(file.with_suffix(".json"), training._asdict())
         if not training.failed:
             files.save(file, network.state_dict())
 
-    def load_network(self, model: SweepModel) -> Perceptron:
+    def load_network(self, model: SweepModel) -> nn.Module:
         """Returns a trained network."""
+        if model.maker is not None:
+            return self._load_own(model)
         return load_mlp(self._network_file(model), model.recipe.activation)
+
+    def _load_own(self, model: SweepModel) -> nn.Module:
+        """Returns a trained network of the user's own, made anew and given its weights."""
+        task, file = model.task(self.sweep.points), self._network_file(model)
+        network = task.initial()
+        try:
+            network.load_state_dict(files.load(file))
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"file {file} does not hold the weights of the model {model}: delete it, and the "
+                "sweep trains it again"
+            ) from error
+        return network
 
     def save_result(
         self, model: SweepModel, scores: dict[str, Score | str], seconds: float, failed: str

@@ -22,7 +22,7 @@ from ...kernels.q_sample.reference import Draw, target_and_weight
 from ...kernels.reduce_grad.reference import empty_parts
 from ...kernels.train_step.reference import label_loss, target_loss
 from ..errors import UserError
-from ..own_networks import check_own_network, describe, is_own
+from ..own_networks import check_is_own, check_own_network
 from .distributed import Ranks
 from .engine import GRAPH_STEPS, Engine
 from .task import Task
@@ -61,17 +61,12 @@ class ModuleEngine(Engine):
         ranks: Ranks | None = None,
         compile: bool = False,
     ):
-        _check(task, module)
+        check_trainable(task, module)
+        task.describe(module)
         self.module = module
         super().__init__([task], device=device, ranks=ranks)
         for owner, name, view in self.views():
             getattr(owner, name).data = view
-        describe(
-            module,
-            None if task.classify else task.schedule.prediction,
-            task.points.dim,
-            task.points.num_classes if task.conditional else None,
-        )
         self._forward: Callable[..., Tensor] = torch.compile(module) if compile else module
         recipe = task.recipe
         self._batches = [
@@ -260,13 +255,9 @@ class ModuleEngine(Engine):
         self._random |= {kind: x for kind, x in state["random"].items() if kind in self._random}
 
 
-def _check(task: Task, module: nn.Module) -> None:
+def check_trainable(task: Task, module: nn.Module) -> None:
     """Raises :class:`UserError` unless a module can be trained for a task."""
-    if not is_own(module):
-        raise UserError(
-            "model must be an nn.Module of (x_t, t) of your own, got "
-            f"{type(module).__name__}; without one, the recipe's hidden_layers make the network"
-        )
+    check_is_own("model", module)
     if not any(p.requires_grad for p in module.parameters()):
         raise UserError("model must have parameters to train, got none that requires a gradient")
     if not (task.conditional or task.classify) and getattr(module, "num_classes", None):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,8 +15,17 @@ from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError
 from ..models import MLP, class_table, seeded_mlp
+from ..own_networks import check_is_own, describe
 from ..schedules import Schedule
 from .recipes import ClassicRecipe, Recipe
+
+
+def check_maker(model: object) -> None:
+    """Raises :class:`UserError` unless it is a function that makes a network, and no network."""
+    if isinstance(model, nn.Module) or not callable(model):
+        raise UserError(
+            f"model must be a function of the task that makes a network, got {type(model).__name__}"
+        )
 
 
 @methods_in_default_state
@@ -75,6 +85,13 @@ class Task:
         """Number of steps of the recipe."""
         return self.recipe.total_steps(self.pairs)
 
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network."""
+        if self.model is None:
+            return self.shape().num_parameters
+        return sum(p.numel() for p in self.initial().parameters())
+
     @property
     def initial_seed(self) -> int:
         """Seed of the initial weights."""
@@ -105,10 +122,23 @@ class Task:
         if self.model is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.initial_seed)
-                return copy.deepcopy(self.model(self))  # of a function that makes one for all
+                network = copy.deepcopy(self.model(self))  # it may be the same for all tasks
+            self.describe(network)
+            return network
         network = seeded_mlp(self.shape(), self.initial_seed, self.class_features())
         network.prediction = None if self.classify else self.schedule.prediction
         return network
+
+    def describe(self, network: nn.Module) -> None:
+        """Makes a network of your own say what it predicts, and its points' dimension and classes.
+
+        Raises:
+            ValueError: it is no such network, or says something else.
+        """
+        check_is_own("model", network)
+        prediction = None if self.classify else self.schedule.prediction
+        classes = self.points.num_classes if self.conditional else None
+        describe(network, prediction, self.points.dim, classes)
 
     def trained(self, parameters: Tensor) -> MLP:
         """Returns the recipe's perceptron with these weights, float32 [P]."""
