@@ -76,6 +76,16 @@ def test_own_data_from_a_file(tmp_path):
     assert abs(np.load(tmp_path / "runs/own_data/samples.npy").mean() - 40) < 3
 
 
+def test_own_network(tmp_path):
+    said = run("own_network.py", folder=tmp_path)
+    assert "Residual: loss" in said
+    assert "FiLM: loss" in said
+    assert len(re.findall(r"[\d.]+% of its samples are of its class", said)) == 2
+    out = tmp_path / "runs/own_network"
+    assert torch.load(out / "residual.pt", weights_only=True)["last.weight"].shape == (2, 128)
+    assert Image.open(out / "samples.png").width > 500
+
+
 def test_torchrun(tmp_path):
     """Two ranks do what one does."""
     losses, weights = [], []

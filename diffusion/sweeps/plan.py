@@ -69,7 +69,8 @@ class Plan:
         rows = [
             [
                 "-".join(map(str, group.widths)) or "own", f"{group.batch_size:,}",
-                f"{group.steps:,}", f"{group.networks:,}", f"{group.together:,}", _bytes(group.memory),
+                f"{group.steps:,}", f"{group.networks:,}", f"{group.together:,}",
+                _bytes(group.memory),
                 duration(group.training), duration(group.drawing),
             ]
             for group in self.groups
