@@ -16,7 +16,7 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
     assert len(blocks) == 4
     names = {}
     for block in blocks:
-        exec(compile(block, PAGE.name, "exec"), names)  # noqa: S102
+        exec(compile(block, PAGE.name, "exec"), names)
     said = capsys.readouterr().out
     assert "sliced Wasserstein distance" in said
     assert "| hidden | models |" in said
@@ -24,6 +24,6 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
     assert names["x"].shape == (100, 2)
     # "one with a table of embeddings is refused in one line, unless s_churn=0"
     options = {"method": "edm", "num_steps": 5, "device": "cpu"}
-    with pytest.raises(UserError, match="model must be a network of .x_t float32.*t float32"):
+    with pytest.raises(UserError, match=r"model must be a network of .x_t float32.*t float32"):
         sample(names["loaded"], names["schedule"], 3, **options)
     assert sample(names["loaded"], names["schedule"], 3, s_churn=0, **options).x.shape == (3, 2)
