@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..models import MLP
 from .distributed import Ranks
 from .losses import LossRecord
-from .on_device import course_of, training_data
+from .on_device import MOST_LOSSES, course_of, training_data
 from .task import Task
 from .written import written
 
@@ -240,6 +240,11 @@ class Engine:
         overflowed = wait and not self.parameters[model].isfinite().all()
         return self.step if overflowed else None
 
+    def start_from(self, model: int, flat: Tensor) -> None:
+        """Replaces the initial weights of a network by others, float32 [P]."""
+        for tensor in (self.parameters, self.state.ema):
+            tensor[model].copy_(flat)
+
     def averaged(self, model: int) -> MLP:
         """Returns a network with its averaged weights, on the CPU."""
         return self.tasks[model].trained(self.state.ema[model].cpu())
@@ -256,49 +261,86 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that :meth:`load_state_dict` needs to go on as if never stopped."""
         tensors = {name: _saved(tensor) for name, tensor in self._changing().items()}
-        state = {"step": self.step, "seed": _saved(self.seeds)}
-        return {**state, **self._settings(), **tensors}
+        state = {"step": self.step, "seed": _saved(self.seeds), "total": _saved(self.course.total)}
+        return {**state, **self._settings(self.course.total.tolist()), **tensors}
 
-    def _settings(self) -> dict[str, Tensor]:
-        """Returns digests of the recipes and schedules, uint8 [M, 32] each.
+    def _settings(self, totals: Sequence[int]) -> dict[str, Tensor]:
+        """Returns digests of the recipes, were they so many steps long, and schedules, [M, 32].
 
         What a recipe asks the network to predict is in the task's schedule.
         """
-        recipes = [replace(task.recipe, prediction=None) for task in self.tasks]
+        recipes = [
+            replace(task.recipe.lasting(total, task.pairs), prediction=None)
+            for task, total in zip(self.tasks, totals, strict=True)
+        ]
         schedules = [task.schedule for task in self.tasks]
         return {"recipe": _digests(recipes), "schedule": _digests(schedules)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state.
+        """Goes back to a saved state, perhaps of recipes that were longer or shorter.
+
+        From here on the learning rates are those of the recipes of now.
 
         Raises:
-            ValueError: it is no such state, or that of other networks, seeds, recipes, schedules or
-                numbers of steps.
+            ValueError: it is no such state, or that of other networks, seeds, recipes or schedules,
+                or more steps are done than the recipes have.
         """
         missing = {"step", "seed", *self._changing()} - set(state)
         if missing:
             raise UserError(f"the saved state is none of a training: it lacks {min(missing)}")
         tensors = self._changing()
         loaded = {name: _with_model_axis(state[name], here) for name, here in tensors.items()}
+        step, totals = int(state["step"]), self._saved_totals(state, loaded["losses"])
+        self._check_length(step, totals)
         for name, here in tensors.items():
-            if loaded[name].shape != here.shape:
+            # Of records only the number of models is given: their length is that of the recipe.
+            axes = 1 if name in ("losses", "epoch_losses") else here.dim()
+            if loaded[name].shape[:axes] != here.shape[:axes]:
                 raise UserError(
                     f"saved {name} have shape {list(loaded[name].shape)}, "
                     f"this run needs {list(here.shape)}"
                 )
         if not torch.equal(_with_model_axis(state["seed"], self.seeds), self.seeds.cpu()):
             raise UserError("the saved state belongs to a run with another seed")
-        for name, digests in self._settings().items():
+        for name, digests in self._settings(totals).items():
             if not torch.equal(state.get(name, digests), digests):  # older states lack them
                 settings = ", ".join(sorted({str(getattr(task, name)) for task in self.tasks}))
                 raise UserError(
                     f"the saved state belongs to a run with another {name}, not {settings}"
                 )
-        for name, here in tensors.items():
-            here.copy_(loaded[name])
-        self.step = self._rates_until = int(state["step"])
-        self.losses.restart(self.step)
+        for name in tensors.keys() - {"losses", "epoch_losses"}:
+            tensors[name].copy_(loaded[name])
+        epochs = min(each["epoch_losses"].shape[1] for each in (tensors, loaded))
+        tensors["epoch_losses"][:, :epochs] = loaded["epoch_losses"][:, :epochs]
+        self.step = self._rates_until = step
+        self.losses.take_over(loaded["losses"], totals, step)
         self._step_numbers.copy_(torch.arange(self.step, self.step + GRAPH_STEPS + 1))
+
+    def _saved_totals(self, state: dict[str, Any], losses: Tensor) -> list[int]:
+        """Returns the number of steps of each recipe of a saved state.
+
+        Older states do not say it. There are as many losses [1, K] as steps in a state of one
+        network, unless they were too many to keep; of several the recipes were those of now.
+        """
+        if "total" in state:
+            return state["total"].tolist()
+        if len(self.tasks) == 1 and losses.shape[1] < MOST_LOSSES:
+            return [losses.shape[1]]
+        return self.course.total.tolist()
+
+    def _check_length(self, step: int, totals: Sequence[int]) -> None:
+        """Checks that every recipe can go on after so many steps of those that were saved."""
+        for before, now in zip(totals, self.course.total.tolist(), strict=True):
+            if now < min(step, before):
+                raise UserError(
+                    f"the recipe must have at least the {min(step, before):,} steps that are done "
+                    f"in the saved state, got {now:,}"
+                )
+            if now > before and step > before:
+                raise UserError(
+                    f"a network that ended at step {before:,}, before the others, cannot go on to "
+                    f"{now:,}"
+                )
 
 
 def _chunks(first: int, rows: int, most: int | None) -> list[tuple[int, int]]:

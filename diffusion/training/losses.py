@@ -77,8 +77,21 @@ class LossRecord:
             done.synchronize()
             self._on_host[:, wanted] = copy
 
-    def restart(self, step: int) -> None:
-        """Takes up the record after ``step`` steps whose losses were loaded into it."""
+    def take_over(self, losses: Tensor, totals: Sequence[int], step: int) -> None:
+        """Goes on after ``step`` steps whose losses are in another record.
+
+        Args:
+            losses: [M, K], the other record.
+            totals: number of steps of each of its M networks.
+            step: number of steps done.
+        """
+        self._losses.zero_()
+        for model, before in enumerate(totals):
+            columns = torch.arange(self._columns(model, step), device=losses.device)
+            total, kept = self._total_steps[model], self._kept(model)
+            first = (columns * total + kept - 1) // kept  # step of each column, counted from 0
+            there = first * min(before, losses.shape[1]) // before
+            self._losses[model, : len(there)] = losses[model, there].to(self._losses)
         self._copies.clear()
         self._host_step = step
         if self._on_host is not self._losses:

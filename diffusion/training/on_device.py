@@ -14,7 +14,7 @@ from ..schedules import Schedule
 from .task import Task
 
 _TABLE_SIZE = 2**14  # entries of a table of timesteps
-_MOST_LOSSES = 100_000  # recorded of one network; of a longer run, evenly spread ones
+MOST_LOSSES = 100_000  # recorded of one network; of a longer run, evenly spread ones
 _MOST_LOG_SIGMA = 50.0  # of a schedule's only timestep, where no data is left
 # Mean and standard deviation of log(sigma); that of flow matching is logit(t).
 _NORMAL_LOG_SIGMA = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
@@ -67,7 +67,7 @@ def course_of(tasks: Sequence[Task], device: torch.device) -> Course:
         rates=table,
         every=torch.tensor(steps_per_rate, device=device),
         total=torch.tensor(total_steps, device=device),
-        losses=torch.zeros((len(tasks), min(max(total_steps), _MOST_LOSSES)), device=device),
+        losses=torch.zeros((len(tasks), min(max(total_steps), MOST_LOSSES)), device=device),
         means=torch.zeros_like(table) if tasks[0].recipe.refresh is not None else None,
     )
 

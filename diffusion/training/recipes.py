@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -129,6 +129,10 @@ class Recipe(_Common):
     def total_steps(self, pairs: int) -> int:  # noqa: ARG002
         """Returns the number of optimiser steps, whatever the number of (point, timestep) pairs."""
         return self.steps
+
+    def lasting(self, steps: int, pairs: int) -> "Recipe":  # noqa: ARG002
+        """Returns the recipe with another number of optimiser steps."""
+        return replace(self, steps=steps)
 
     def steps_per_rate(self, pairs: int) -> int:  # noqa: ARG002
         """Returns 1: every step has its own learning rate."""
@@ -268,6 +272,10 @@ class ClassicRecipe(_Common):
     def total_steps(self, pairs: int) -> int:
         """Returns the number of optimiser steps over ``pairs`` (point, timestep) pairs."""
         return self.epochs * self.steps_per_rate(pairs)
+
+    def lasting(self, steps: int, pairs: int) -> "ClassicRecipe":
+        """Returns the recipe with as many epochs as so many optimiser steps make, at least one."""
+        return replace(self, epochs=max(1, steps // self.steps_per_rate(pairs)))
 
     def rates(self, pairs: int) -> Tensor:
         """Returns the learning rates, float64 [epochs], as far as they do not depend on losses."""

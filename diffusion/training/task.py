@@ -14,7 +14,14 @@ from ...kernels.default_state import methods_in_default_state
 from ...kernels.philox import child_seed
 from ..data import Points
 from ..errors import UserError
-from ..models import MLP, class_table, seeded_mlp
+from ..models import (
+    MLP,
+    Perceptron,
+    check_prediction,
+    check_weights,
+    class_table,
+    seeded_mlp,
+)
 from ..own_networks import check_is_own, describe
 from ..schedules import Schedule
 from .recipes import ClassicRecipe, Recipe
@@ -154,3 +161,35 @@ class Task:
             None if class_features is None else class_features.shape, recipe.batch_size,
             recipe.refresh, recipe.optimizer, recipe.chunk_rows, recipe.clip_norm is None,
         )  # fmt: skip
+
+
+def check_initial(initial: Perceptron, task: Task) -> None:
+    """Raises :class:`UserError` unless a training can start from the weights of a network.
+
+    Args:
+        initial: the network.
+        task: what is to be trained.
+    """
+    if not isinstance(initial, Perceptron):
+        raise UserError(f"initial must be a network, got {type(initial).__name__}")
+    if initial.shape != task.shape():
+        raise UserError(
+            f"initial must be of the shape of the recipe, {_described(task.shape())}, got "
+            f"{_described(initial.shape)}"
+        )
+    own, given = task.class_features(), getattr(initial, "class_features", None)
+    same = given is None if own is None else given is not None and torch.equal(own, given.to(own))
+    if not same:
+        raise UserError(
+            "initial must take the class as the recipe says: class_embedding "
+            f"{task.recipe.class_embedding!r} of {task.points.num_classes} classes, p_uncond "
+            f"{task.recipe.p_uncond}"
+        )
+    if not task.classify:
+        check_prediction(initial, task.schedule)
+    check_weights("initial", *initial.parameters())
+
+
+def _described(shape: MLPShape) -> str:
+    first = ", no activation after the first layer" if shape.linear_input else ""
+    return f"{'-'.join(map(str, shape.widths))} with {shape.activation}{first}"

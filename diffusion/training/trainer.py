@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from ...kernels.default_state import methods_in_default_state
 from ..data import Points
 from ..errors import UserError
+from ..models import Perceptron
 from ..schedules import Schedule
 from .distributed import Ranks
 from .engine import Engine
 from .module_engine import ModuleEngine
 from .recipes import ClassicRecipe, Recipe
-from .task import Task
+from .task import Task, check_initial
+from .validation import validation_loss
 
 _logger = logging.getLogger("flashpoint")
 
@@ -39,6 +41,8 @@ class Trainer:
         precision: precision of the matrix products on CUDA: ``fp16``, ``bf16``, ``tf32``,
             ``tf32x3`` or ``fp32``; None is ``fp16``. Those of a model of your own are PyTorch's.
         ranks: the processes that share each batch.
+        initial: a trained network whose weights the training starts from, in place of random ones:
+            of the same shape, for the same prediction and the same classes. It is copied.
 
     Attributes:
         engine: the loop that trains, with all tensors on the device.
@@ -49,7 +53,8 @@ class Trainer:
 
     Raises:
         ValueError: a classifier or a conditional denoiser is asked for and the points have no
-            labels; or the model is no such network; or an argument has no effect.
+            labels; or the model is no such network, or ``initial`` does not fit; or an argument has
+            no effect.
     """
 
     def __init__(
@@ -65,20 +70,22 @@ class Trainer:
         device: str | torch.device | None = None,
         precision: str | None = None,
         ranks: Ranks | None = None,
+        initial: Perceptron | None = None,
     ):
         task = Task(points, schedule, recipe, classify, seed)
-        if model is not None and precision is not None:
-            raise UserError(
-                f"precision must be left out with a model of your own, got {precision!r}: use "
-                "torch.autocast in its forward"
-            )
-        if compile and model is None:
+        if model is None and compile:
             raise UserError("compile must be left out without a model of your own")
+        if model is not None:
+            _check_left_out(precision=precision, initial=initial)
+        if initial is not None:
+            check_initial(initial, task)
         self.engine: Engine
         self.module: Any
         if model is None:
             precision = "fp16" if precision is None else precision
             self.engine = Engine([task], device=device, precision=precision, ranks=ranks)
+            if initial is not None:
+                self.engine.start_from(0, initial.network().parameters[0])
             self.module = task.initial().to(self.engine.device)
         else:
             self.engine = ModuleEngine(task, model, device=device, ranks=ranks, compile=compile)
@@ -152,6 +159,20 @@ class Trainer:
         """
         return self.engine.averaged(0)
 
+    def validation_loss(self, points: Points) -> float:
+        """Returns the mean loss of the averaged network on held-out points.
+
+        It is the loss of the training, with noise that is the same in every call. Where it rises
+        while the training loss falls, the network learns the training points by heart.
+
+        Args:
+            points: points that are not trained on, like those of the training.
+
+        Raises:
+            ValueError: the points are of another dimension or other classes.
+        """
+        return validation_loss(self.model(), self.task, points, self.device)
+
     def bad_step(self, *, wait: bool = True) -> int | None:
         """Returns the first step, counted from 1, whose loss or gradient was not finite, if any.
 
@@ -166,10 +187,16 @@ class Trainer:
         return self.engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state.
+        """Goes back to a saved state, perhaps that of a longer or shorter recipe.
+
+        The learning rates of the steps to come are those of this trainer's recipe. After the last
+        step of a :class:`Recipe` of 1000 steps, whose rate has fallen to zero, one of 2000 steps
+        goes on at the rate of its step 1000. Where a rate does not depend on the number of steps,
+        as that of :class:`.PlainRecipe`, a training that was made longer is the same as a long one.
 
         Raises:
-            ValueError: it is the state of another network, seed or number of steps.
+            ValueError: it is the state of another network, seed, recipe or schedule, or more steps
+                are done than the recipe has.
         """
         self.engine.load_state_dict(state)
 
@@ -204,6 +231,19 @@ class Trainer:
                 "%d parameters had left the trainer's buffer; their values were copied back",
                 len(strayed),
             )
+
+
+def _check_left_out(precision: str | None, initial: Perceptron | None) -> None:
+    """Raises :class:`UserError` for an argument that does nothing with a model of the user's."""
+    if precision is not None:
+        raise UserError(
+            f"precision must be left out with a model of your own, got {precision!r}: use "
+            "torch.autocast in its forward"
+        )
+    if initial is not None:
+        raise UserError(
+            "initial must be left out with a model of your own, which starts from its own weights"
+        )
 
 
 def _is_same(parameter: Tensor, view: Tensor) -> bool:
