@@ -17,17 +17,24 @@ from ..kernels.workers import rows_for_all
 from . import files, plots
 from .data import Points
 from .errors import UserError, check_integer
+from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .metrics import Evaluation, evaluate, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
 from .progress import Progress
-from .run_folder import RunFolder
-from .run_record import check_same_run, density_data, record_of
+from .run_folder import RunFolder, records_of
+from .run_record import (
+    changed_length,
+    check_length,
+    check_same_run,
+    density_data,
+    record_of,
+)
 from .sampling import sample
 from .settings import Settings
-from .training import ClassicRecipe, Recipe, Trainer
+from .training import ClassicRecipe, Recipe, Task, Trainer
 from .training.distributed import Ranks
 
 __all__ = ["Run", "Settings", "check_measurable"]
@@ -47,6 +54,8 @@ class Run:
         settings: settings of the experiment.
         folder: folder of the results.
         device: device of training and sampling.
+        validation: held-out points, whose loss is recorded during the training.
+        initial: the networks that the training starts from; None for random ones.
         resume: goes on with the training state in the folder, if there is one.
         overwrite: deletes the files of a run that the folder holds.
         source: where the points come from, as the folder is to remember it.
@@ -59,6 +68,7 @@ class Run:
         folder: the folder, as a :class:`.RunFolder`.
         by_class: True if samples of each class are drawn too.
         validation: pairs (step, NLL of a few samples) so far.
+        validation_losses: pairs (step, loss on the held-out points) so far, by network.
         seconds: duration of each part of the experiment.
         stage: what the run is doing, for messages.
 
@@ -74,6 +84,8 @@ class Run:
         folder: str | Path,
         *,
         device: torch.device,
+        validation: Points | None = None,
+        initial: Initial | None = None,
         resume: bool = False,
         overwrite: bool = False,
         source: dict[str, Any] | None = None,
@@ -89,11 +101,12 @@ class Run:
         self.points, self.settings, self.device, self.say = points, settings, device, say
         self.checkpoint_every, self.quiet = checkpoint_every, quiet
         self.folder, self.stage = RunFolder(Path(folder)), "before the training"
-        self._record = record_of(points, source, settings)
+        self._held_out, self._initial = validation, initial
+        self._record = record_of(points, source, settings, initial and initial.record())
         self.ranks.first(self._occupy)
         resumes = resume and self.folder.training_file.exists()
         if resumes:
-            check_same_run(self.folder, points, settings, say)
+            check_same_run(self.folder, points, settings, say, self._record["init"])
         elif resume:
             say(f"nothing to resume in {self.folder}, starting anew")
         if not resumes:
@@ -106,6 +119,7 @@ class Run:
         if self.by_class and settings.denoiser.p_uncond is None:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
         self.validation: list[tuple[int, float]] = []
+        self.validation_losses: dict[str, list[tuple[int, float]]] = {}
         self.seconds: dict[str, float] = {}
         if resumes:
             self._resume()
@@ -141,6 +155,7 @@ class Run:
 
     def _trainer(self, stream: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
         seed = child_seed(self.settings.seed, stream)
+        task = Task(self.points, self.settings.schedule, recipe, classify, seed)
         return Trainer(
             self.points,
             self.settings.schedule,
@@ -149,6 +164,7 @@ class Run:
             seed=seed,
             device=self.device,
             ranks=self.ranks,
+            initial=self._initial and self._initial.network(task, self.say),
         )
 
     @property
@@ -162,7 +178,9 @@ class Run:
         state = files.load(path)
         try:
             for name, trainer in self.trainers.items():
+                check_length(name, trainer, int(state[name]["step"]))
                 trainer.load_state_dict(state[name])
+            self.validation_losses = records_of(state.get("validation_losses", {}))
             self.validation = [(int(step), float(nll)) for step, nll in state["validation"]]
             self.seconds = dict(state.get("seconds", {}))
         except UserError as error:
@@ -170,13 +188,21 @@ class Run:
         except Exception as error:  # of any kind, from a file of any content
             raise UserError(f"file {path} does not hold the state of this training") from error
         self.say(f"resumed {self.folder} at denoiser step {self.denoiser.step}")
+        for name, trainer in self.trainers.items():
+            line = changed_length(name, trainer, self.folder.config() or {})
+            if line:
+                self.say(line)
 
     def save_training(self) -> None:
         """Writes the state of the training and the networks so far."""
         if not self.ranks.writes:
             return
         state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
-        more = {"validation": self.validation, "seconds": self.seconds}
+        more = {
+            "validation": self.validation,
+            "validation_losses": self.validation_losses,
+            "seconds": self.seconds,
+        }
         files.save(self.folder.training_file, {**state, **more})
         for name, trainer in self.trainers.items():
             files.save(self.folder.network_file(name), trainer.model().state_dict())
@@ -201,8 +227,9 @@ class Run:
         if not self.ranks.writes:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
+        figure = self.folder.figures / "training_curves.png"
         plots.training_curves(
-            losses, self.validation, self.nll_data, self.folder.figures / "training_curves.png"
+            losses, self.validation, self.nll_data, figure, held_out=self.validation_losses
         )
 
     def _train(self, name: str, trainer: Trainer, request: Request) -> None:
@@ -224,7 +251,9 @@ class Run:
                 self._check_finite(name, trainer, wait=saves or validates)
                 if validates and self.ranks.writes:
                     self._validate()
-                progress.note(**self._notes(trainer))
+                if until % self.settings.validate_every == 0 or until == total:
+                    self._record_validation_loss(name, trainer)
+                progress.note(**self._notes(name, trainer))
                 self.seconds[title] = time.perf_counter() - began
                 if saves:
                     self.save_training()
@@ -243,8 +272,16 @@ class Run:
             f"the last good checkpoint is in {self.folder.checkpoints}; {advice}"
         )
 
-    def _notes(self, trainer: Trainer) -> dict[str, str]:
+    def _record_validation_loss(self, name: str, trainer: Trainer) -> None:
+        """Writes down the loss on the held-out points, if there are any."""
+        if self._held_out is not None and self.ranks.writes:
+            loss = trainer.validation_loss(self._held_out)
+            self.validation_losses.setdefault(name, []).append((trainer.step, loss))
+
+    def _notes(self, name: str, trainer: Trainer) -> dict[str, str]:
         shown = {"loss": f"{trainer.losses_on_host[-50:].mean().item():.4f}"}
+        if self.validation_losses.get(name):
+            shown["held out"] = f"{self.validation_losses[name][-1][1]:.4f}"
         if trainer is self.denoiser and self.validation:
             shown["NLL"] = f"{self.validation[-1][1]:.3f}"
         return shown
@@ -345,6 +382,10 @@ class Run:
             {
                 "metrics": {name: result.to_dict() for name, result in results.items()},
                 "validation": [{"step": step, "nll": nll} for step, nll in self.validation],
+                "validation_losses": {
+                    name: [{"step": step, "loss": loss} for step, loss in record]
+                    for name, record in self.validation_losses.items()
+                },
                 "seconds": self.seconds,
             },
         )

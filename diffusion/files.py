@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import tempfile
+import tomllib
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -102,6 +103,25 @@ def load_json(path: Path, what: str = "file") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{what} {path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def load_toml(path: Path, what: str = "file") -> dict[str, Any]:
+    """Loads a file of TOML.
+
+    Args:
+        path: the file.
+        what: what the file is, for messages.
+
+    Raises:
+        ValueError: the file is missing, or no TOML.
+    """
+    check_is_file(path, what)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{what} {path} is no TOML: {error}") from error
 
 
 def check_is_file(path: Path, what: str = "file") -> None:

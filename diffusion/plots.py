@@ -123,6 +123,7 @@ def training_curves(
     validation: Sequence[tuple[int, float]],
     nll_data: float | None,
     save_to: SaveTo = None,
+    held_out: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> Figure:
     """Draws the loss of each network and the validation NLL against the training step.
 
@@ -131,6 +132,7 @@ def training_curves(
         validation: pairs (step, NLL).
         nll_data: NLL of the data itself; None leaves the NLL out.
         save_to: file.
+        held_out: pairs (step, loss on held-out points) by name of the network.
     """
     panels = len(losses) + (nll_data is not None)
     figure = Figure(figsize=(5 * panels, 4), layout="constrained")
@@ -141,6 +143,8 @@ def training_curves(
         smooth = np.convolve(each, np.ones(width) / width, mode="valid")
         axis.plot(each, color=COLORS[5], linewidth=0.4, alpha=0.6, label="each step")
         axis.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[0], label=f"mean of {width}")
+        if held_out and held_out.get(name):
+            axis.plot(*zip(*held_out[name], strict=True), "o-", color=COLORS[1], label="held out")
         axis.set(title=f"{name} loss", xlabel="step", yscale="log")
         axis.legend(frameon=False)
     if nll_data is None:

@@ -7,6 +7,7 @@ other files nor a network.
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,8 +112,20 @@ def _about(run: SavedRun) -> list[Part]:
         ("sampler", METHODS.get(str(run.config.get("method", "ddpm")), "unknown")),
         ("reverse steps", f"{run.config['sampling_steps'] or schedule.num_steps}"),
         ("seed", f"{run.config['seed']}"),
+        *_told(run.config),
     ]
     return [Table(("", ""), rows)]
+
+
+def _told(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns what only some runs have: points held out, and weights to start from."""
+    source, init = config.get("source") or {}, config.get("init")
+    rows = [
+        (f"{part} fraction", f"{source[key]:g} of the points held out")
+        for part in ("validation", "test")
+        if source.get(key := f"{part}_fraction") is not None
+    ]
+    return [*rows, ("initial weights", str(init["path"]))] if init else rows
 
 
 def _schedule(schedule: Schedule) -> str:
@@ -155,8 +168,11 @@ def _training(run: SavedRun) -> list[Part]:
     data = density_data(run.points, run.config["seed"])
     figure = run.folder.figures / "training_curves.png"
     nll_data = kde_nll(data, data) if history.validation else None
-    plots.training_curves(history.losses, history.validation, nll_data, figure)
+    held_out = history.validation_losses
+    plots.training_curves(history.losses, history.validation, nll_data, figure, held_out=held_out)
     caption = "Training loss"
+    if held_out:
+        caption += ", the loss of points that were held out of the training"
     if history.validation:
         caption += ", and the NLL of a few samples during training beside the data's own"
     return [Heading("Training"), Picture(figure, f"{caption}.")]

@@ -51,6 +51,8 @@ class History(NamedTuple):
 
     losses: dict[str, Tensor]  # of every step done, float32 [K], by network
     validation: list[tuple[int, float]]  # (step, NLL of a few samples)
+    # (step, loss on held-out points), by network; empty where none were held out
+    validation_losses: dict[str, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -262,11 +264,12 @@ class RunFolder:
         try:
             losses = {name: _recorded(state[name]["losses"]) for name in NETWORKS if name in state}
             validation = [(int(step), float(nll)) for step, nll in state["validation"]]
+            held_out = records_of(state.get("validation_losses", {}))
         except Exception as error:  # of any kind, from a file of any content
             raise UserError(
                 f"file {self.training_file} does not hold the state of a training"
             ) from error
-        return History(losses, validation)
+        return History(losses, validation, held_out)
 
 
 # Types of the entries of config.json.
@@ -294,6 +297,13 @@ def _is_evaluation(entry: Any) -> bool:
     return all(isinstance(one, int | float | None) for one in plain) and all(
         one.keys() >= {"low", "high", "passed"} for one in scores
     )
+
+
+def records_of(saved: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """Returns pairs (step, loss) by network, as a run has saved them."""
+    return {
+        name: [(int(step), float(loss)) for step, loss in record] for name, record in saved.items()
+    }
 
 
 def _recorded(losses: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .errors import UserError
 from .metrics.inputs import subset
 from .run_folder import RunFolder
 from .settings import Settings
-from .training import RECIPES
+from .training import RECIPES, ClassicRecipe, Trainer
 
 _DENSITY_POINTS, _DENSITY = 10_000, 6  # points at most, and stream of random numbers
 
@@ -28,13 +28,19 @@ def density_data(points: Points, seed: int) -> Tensor:
     return subset(points.data, _DENSITY_POINTS, seed, _DENSITY)
 
 
-def record_of(points: Points, source: dict[str, Any] | None, settings: Settings) -> dict[str, Any]:
+def record_of(
+    points: Points,
+    source: dict[str, Any] | None,
+    settings: Settings,
+    init: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Returns the content of a run's ``config.json``.
 
     Args:
         points: the data.
         source: where they come from, for those who read them again; None where nothing says it.
         settings: the settings.
+        init: path and digest of the weights that the training starts from; None for random ones.
     """
     map_ = points.standardisation
     return {
@@ -45,12 +51,17 @@ def record_of(points: Points, source: dict[str, Any] | None, settings: Settings)
         "standardisation": None if map_ is None else asdict(map_),
         "class_names": list(_names_of(points)),
         "source": source,
+        "init": init,
         **settings.record(),
     }
 
 
 def check_same_run(
-    folder: RunFolder, points: Points, settings: Settings, say: Callable[[str], None]
+    folder: RunFolder,
+    points: Points,
+    settings: Settings,
+    say: Callable[[str], None],
+    init: dict[str, str] | None = None,
 ) -> None:
     """Raises :class:`UserError` if the folder's run, which is to go on, was another one.
 
@@ -59,6 +70,7 @@ def check_same_run(
         points: the data.
         settings: the settings.
         say: called with a line where an old run does not say enough to be checked.
+        init: the record of the weights that the training started from.
     """
     before = folder.config()
     map_ = points.standardisation
@@ -84,6 +96,10 @@ def check_same_run(
     changed = settings.changes(before)
     if "digest" not in before and before.get("data", points.name) != points.name:
         changed.insert(0, f"data {before['data']}, now {points.name}")
+    weights = [each and each.get("digest") for each in (before.get("init"), init)]
+    if weights[0] != weights[1]:
+        paths = [each["path"] if each else "none" for each in (before.get("init"), init)]
+        changed.insert(0, f"init {paths[0]}, now {paths[1]}")
     if changed:
         raise UserError(
             f"run {folder} was made with other settings ({'; '.join(changed[:5])}); give the same "
@@ -151,3 +167,41 @@ def _described(config: dict[str, Any]) -> str:
         return str(config.get("data"))
     size = f"{config['points']:,} points of dimension {config['dim']}"
     return f"{config['data']}: {size}{', standardised' * bool(config.get('standardisation'))}"
+
+
+def check_length(name: str, trainer: Trainer, done: int) -> None:
+    """Raises :class:`UserError` if a training is to be shorter than it is already.
+
+    Args:
+        name: ``denoiser`` or ``classifier``.
+        trainer: what is to go on.
+        done: number of steps that are done.
+    """
+    recipe, pairs = trainer.task.recipe, trainer.task.pairs
+    if done <= trainer.total_steps:
+        return
+    classic = isinstance(recipe, ClassicRecipe)
+    unit = "epochs" if classic else "steps"
+    least = -(-done // recipe.steps_per_rate(pairs)) if classic else done
+    given = recipe.epochs if isinstance(recipe, ClassicRecipe) else recipe.steps
+    option = unit if name == "denoiser" else f"{name}_{unit}"
+    raise UserError(f"{option} must be at least the {least:,} that are done, got {given:,}")
+
+
+def changed_length(name: str, trainer: Trainer, config: dict[str, Any]) -> str:
+    """Says how a training goes on that is longer or shorter than it was to be; empty if it is not.
+
+    Args:
+        name: ``denoiser`` or ``classifier``.
+        trainer: what goes on.
+        config: the record of the run before.
+    """
+    recipe, before = trainer.task.recipe, config.get(name, {})
+    unit = "epochs" if isinstance(recipe, ClassicRecipe) else "steps"
+    now, then = getattr(recipe, unit), before.get(unit)
+    if then in (None, now):
+        return ""
+    return (
+        f"the {name} goes on to {now:,} {unit} in place of {then:,}: from step {trainer.step:,} on "
+        f"its learning rate is that of a recipe of {now:,} {unit}"
+    )

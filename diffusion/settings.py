@@ -1,12 +1,23 @@
 """The settings of an experiment, and how they differ from those of an earlier one."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import product
 from typing import Any
 
 from .chains import METHODS
 from .choices import MOST_DRAWS
 from .errors import UserError, check_choice, check_integer, check_number, check_seed
+from .kinds import checked, kinds_by_name
+from .recorded import (
+    checked_recipe,
+    checked_schedule,
+    chooses_schedule,
+    recipe_from,
+    record_of_recipe,
+    schedule_from,
+)
 from .schedules import Schedule
 from .training import RECIPES, ClassicRecipe, Recipe
 
@@ -19,6 +30,15 @@ _STATES_SCHEDULE = Schedule(500, "edm", sigma_min=0.005, sigma_max=10.0, sigma_d
 _STATES_SAMPLER: dict[str, Any] = {
     "method": "edm", "sampling_steps": 50, "s_churn": 20.0, "s_noise": 1.015,
 }  # fmt: skip
+_RECIPES = ("denoiser", "classifier")
+_PARTS = ("schedule", *_RECIPES)
+# What a run writes down beside its settings, see :func:`.run_record.record_of`.
+OF_RUN = (
+    "data", "points", "dim", "digest", "standardisation", "class_names", "source", "init",
+)  # fmt: skip
+_ELSEWHERE = {name: f"schedule.{name}" for name in kinds_by_name(Schedule)} | {
+    name: f"denoiser.{name}" for name in kinds_by_name(Recipe, ClassicRecipe)
+}
 # Training steps of denoiser and classifier, and reverse steps, of a quick run by recipe.
 _QUICK = {"fast": (1500, 700, 50), "states": (2500, 450, 20)}
 
@@ -130,13 +150,82 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """Returns the settings as they are written into a run's ``config.json``."""
-        return _as_json(asdict(self))
+        recipes = {name: record_of_recipe(getattr(self, name)) for name in _RECIPES}
+        return _as_json(asdict(self) | recipes)
+
+    @classmethod
+    def from_record(
+        cls, record: Mapping[str, Any], base: "Settings | None" = None, *, quick: bool = False
+    ) -> "Settings":
+        """Returns the settings of a :meth:`record`, or of a part of one.
+
+        With another schedule than that of the base, or another ``method``, the rest of the sampler
+        is that of DDPM rather than that of the base, unless the record says it.
+
+        Args:
+            record: values by name, as in ``config.json``; what a run writes there of its data is
+                passed over. ``recipe``, the name of a recipe, brings all that the record lacks.
+            base: settings that bring it in its place; None takes the defaults.
+            quick: whether the base is that of a quick run.
+
+        Raises:
+            ValueError: a name is unknown, or a value of a wrong kind or out of range.
+        """
+        given = cls._checked(record)
+        chosen = base is not None or "recipe" in given
+        if base is None:
+            base = cls.of_recipe(given["recipe"]) if "recipe" in given else cls()
+        part = given.get("schedule", {})
+        schedule = schedule_from("schedule", part, base.schedule)
+        own = not chooses_schedule(part) and given.get("method") in (None, base.method)
+        return replace(
+            base,
+            **{
+                "schedule": schedule,
+                **base._sampler_under(schedule, own=own, quick=quick),
+                **{
+                    name: recipe_from(name, given.get(name, {}), getattr(base, name), chosen=chosen)
+                    for name in _RECIPES
+                },
+                **{name: given[name] for name in given.keys() - {"recipe", *_PARTS, *OF_RUN}},
+            },
+        )
+
+    @classmethod
+    def check_record(cls, record: Mapping[str, Any]) -> None:
+        """Checks the names and the kinds of values of a record, or of a part of one.
+
+        Raises:
+            ValueError: a name is unknown, or a value of a wrong kind.
+        """
+        given = cls._checked(record)
+        checked_schedule("schedule", given.get("schedule", {}))
+        for name in _RECIPES:
+            checked_recipe(name, given.get(name, {}))
+
+    @classmethod
+    def _checked(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        kinds = {name: each for name, each in kinds_by_name(cls).items() if name not in _PARTS}
+        return checked("", record, kinds, ("recipe", *_PARTS, *OF_RUN), _ELSEWHERE)
+
+    def _sampler_under(self, schedule: Schedule, *, own: bool, quick: bool) -> dict[str, Any]:
+        """Returns the fields that say how samples are drawn under a schedule.
+
+        Args:
+            schedule: the schedule.
+            own: whether schedule and method are those that the sampler is made for.
+            quick: whether the run is a quick one.
+        """
+        steps = self.sampling_steps if own else 50 if quick else None
+        sampler = {"sampling_steps": steps and min(steps, schedule.num_steps)}
+        return sampler if own else sampler | {"method": "ddpm", "s_churn": None, "s_noise": None}
 
     def changes(self, record: dict[str, Any]) -> list[str]:
         """Returns each setting that differs from those of a :meth:`record`, with both values.
 
         A setting that the record lacks had its default then: an older version wrote it. What a
-        recipe asks the network to predict is in the schedule.
+        recipe asks the network to predict is in the schedule. How long the trainings are is left
+        out: a run may go on for longer.
         """
         parts, defaults = self.record(), self._defaults()
         now = _flat(parts)
@@ -144,8 +233,8 @@ class Settings:
             name: _over(defaults[name], record.get(name, defaults[name])) for name in parts
         })  # fmt: skip
         for each in (now, before):
-            for recipe in ("denoiser", "classifier"):
-                each.pop(f"{recipe}.prediction", None)
+            for recipe, name in product(_RECIPES, ("prediction", "steps", "epochs")):
+                each.pop(f"{recipe}.{name}", None)
         return [
             f"{name} {before[name]}, now {now.get(name, 'unknown')}"
             for name in before
@@ -160,7 +249,7 @@ class Settings:
                 for one in fields(getattr(self, name))
                 if one.default is not MISSING
             }
-            for name in ("denoiser", "classifier")
+            for name in _RECIPES
         }
         own = {one.name: one.default for one in fields(self) if one.name not in recipes}
         return {**own, "schedule": _as_json(asdict(Schedule())), **recipes}

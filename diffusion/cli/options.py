@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..choices import ACTIVATIONS, CLASS_EMBEDDINGS, DATASETS
+from ..choices import DATASETS
 from ..commands.data_choice import DataChoice
 from ..errors import check_seed
-from .params import DataName, OneOf, PathName
+from .params import DataName, PathName
 
 Decorator = Callable[[Callable], Callable]
 
@@ -23,6 +23,34 @@ def options(*decorators: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def under(heading: str, *decorators: Decorator) -> Decorator:
+    """Returns :func:`options` that stand under a heading in the help of :class:`.Sections`."""
+
+    def decorate(command: Callable) -> Callable:
+        known = len(getattr(command, "__click_params__", ()))
+        command = options(*decorators)(command)
+        for option in vars(command)["__click_params__"][known:]:
+            option.heading = heading
+        return command
+
+    return decorate
+
+
+class Sections(click.Command):
+    """A command whose help shows its options under headings, in the order of the options."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options into the help."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(context):
+            record = param.get_help_record(context)
+            if record is not None:
+                sections.setdefault(getattr(param, "heading", "Other"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 device_option = click.option(
@@ -76,40 +104,21 @@ _reading_options = options(
         "deviation 1, and samples back.",
     ),
 )
+_DATA = (
+    f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz, .csv, .tsv "
+    "or .txt; or the folder of FashionMNIST's IDX files."
+)
 data_option = data_choice(
+    click.option("--data", type=DataName(), default="states", show_default=True, help=_DATA)
+)
+# Of a command that takes a file of settings, which may name the data.
+data_or_config_option = data_choice(
     click.option(
         "--data",
         type=DataName(),
-        default="states",
-        show_default=True,
-        help=f"{', '.join(DATASETS)}; or a file of points: .pt ({{data, labels}}), .npy, .npz, "
-        ".csv, .tsv or .txt; or the folder of FashionMNIST's IDX files.",
+        default=None,
+        help=f"{_DATA} Default: those of --config, or states.",
     )
-)
-network_options = options(
-    click.option(
-        "--hidden-layers", default=None, help="Widths of the denoiser's layers: 64,128,128."
-    ),
-    click.option(
-        "--activation",
-        type=OneOf(ACTIVATIONS),
-        default=None,
-        help=f"One of {', '.join(ACTIVATIONS)}.",
-    ),
-    click.option("--linear-input", is_flag=True, help="No activation after the first layer."),
-    click.option(
-        "--p-uncond",
-        type=float,
-        default=None,
-        help="Train a conditional denoiser in place of a classifier; the class is withheld from it "
-        "with this probability.",
-    ),
-    click.option(
-        "--class-embedding",
-        type=OneOf(CLASS_EMBEDDINGS),
-        default=None,
-        help=f"Form in which it takes the class: {' or '.join(CLASS_EMBEDDINGS)}.",
-    ),
 )
 run_data_option = options(
     data_choice(

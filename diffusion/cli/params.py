@@ -91,3 +91,27 @@ class DataName(click.ParamType):
         if value == "":
             self.fail("must be the name of a data set or a path, got ''", param, context)
         return os.path.expanduser(value)
+
+
+class NumberOrNone(click.ParamType):
+    """A number, or ``none``."""
+
+    name = "float"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float | str:
+        """Returns the number, or ``none``."""
+        if str(value).lower() == "none":
+            return "none"
+        return click.FLOAT.convert(value, param, context)
+
+
+class CountOrNone(Count):
+    """A :class:`Count`, or ``none``."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int | str:
+        """Returns the number, or ``none``."""
+        return "none" if str(value).lower() == "none" else super().convert(value, param, context)

@@ -1,18 +1,17 @@
-"""The options of the forward process and of what the denoiser predicts."""
+"""The options of the forward process, of what the denoiser predicts, and of its objective."""
 
 import click
 
 from ..choices import NATURAL, PREDICTIONS, SCHEDULES, T_DENSITIES, TIME_FEATURES, WEIGHTINGS
 from .options import options
-from .params import Count, OneOf
+from .params import Count, NumberOrNone, OneOf
 
 process_options = options(
     click.option(
         "--timesteps",
         type=Count(most=10**6),
-        default=500,
-        show_default=True,
-        help="T of the forward process.",
+        default=None,
+        help="T of the forward process. Default: 500.",
     ),
     click.option(
         "--schedule",
@@ -30,8 +29,8 @@ process_options = options(
         help="Largest variance beta. Default: 0.02.",
     ),
     click.option(
-        "--zero-terminal-snr",
-        is_flag=True,
+        "--zero-terminal-snr/--no-zero-terminal-snr",
+        default=None,
         help="Leave no data at the last timestep of a schedule of betas.",
     ),
     click.option(
@@ -62,6 +61,8 @@ process_options = options(
         f"schedule; with --schedule {' or '.join(NATURAL)} that of the same name, with any other "
         "eps.",
     ),
+)  # fmt: skip
+objective_options = options(
     click.option(
         "--weighting",
         type=OneOf(WEIGHTINGS),
@@ -77,11 +78,11 @@ process_options = options(
         f"{', '.join(T_DENSITIES)}. Default: that of the recipe.",
     ),
     click.option(
-        "--p-mean", type=float, default=None,
+        "--p-mean", type=NumberOrNone(), default=None,
         help="Mean of log(sigma) in a normal --t-density. Default: that of the recipe.",
     ),
     click.option(
-        "--p-std", type=float, default=None,
+        "--p-std", type=NumberOrNone(), default=None,
         help="Standard deviation of log(sigma) in a normal --t-density. Default: that of the "
         "recipe.",
     ),

@@ -1,6 +1,10 @@
 """The choice of a command's data, as the options say it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,3 +22,35 @@ class DataChoice:
     only_class: str | None = None
     labels: str | None = None
     standardise: bool = True
+
+
+class Remembered(NamedTuple):
+    """What a run remembers of its data."""
+
+    choice: DataChoice
+    test_fraction: float | None = None  # of the data, held out with the run's seed
+    validation_fraction: float | None = None  # of the rest, likewise
+
+
+def remembered_in(record: Mapping[str, Any], where: str) -> Remembered | None:
+    """Returns what the record of a run says of its data; None where it says nothing.
+
+    Args:
+        record: content of the run's ``config.json``.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: it says what this version does not know.
+    """
+    if not record.get("source"):
+        return None
+    try:
+        source = dict(record["source"])
+        test, validation = (source.pop(f"{part}_fraction", None) for part in ("test", "validation"))
+        choice = DataChoice(**source)
+        return Remembered(choice, test and float(test), validation and float(validation))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"file {where} says of its data what this version does not know; name "
+            "them with --data in the version that wrote it"
+        ) from error

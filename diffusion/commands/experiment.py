@@ -1,23 +1,30 @@
 """``flashpoint states`` and ``flashpoint train``: an experiment in a folder, or its training."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from .. import files
+from ..choices import DATASETS
+from ..data import Points
 from ..device import choose_device
 from ..errors import UserError
 from ..experiment import Run, check_measurable
+from ..initial import Initial, load_initial
 from ..interrupts import exit_code, word_for
 from ..metrics import summary
 from ..progress import note, silence
 from ..run_folder import RunFolder
+from ..settings import Settings
 from ..training import Recipe
 from ..training.distributed import join
-from .of_run import choice_to_go_on, files_of_data, source_of
+from .config_file import ConfigFile, read_config
+from .data_choice import DataChoice, Remembered
+from .of_run import choice_to_go_on, files_of_data, parts_of_data, source_of
 from .points import read_points
 from .settings import settings_of
 
@@ -49,8 +56,8 @@ def run_train(**options) -> None:
 
 
 def _start(
-    *, measures, data, test_fraction, out, resume, overwrite, quiet, checkpoint_every, device,
-    quick, **options,
+    *, measures, config, data, test_fraction, validation_fraction, init, out, resume, overwrite,
+    quiet, checkpoint_every, device, quick, **options,
 ) -> Run:  # fmt: skip
     """Makes the run that the options of the command line describe.
 
@@ -60,27 +67,33 @@ def _start(
         raise UserError("--resume and --overwrite exclude each other")
     ranks, device = join(device)
     say = click.echo if ranks.writes and not quiet else silence
-    chosen = choose_device(device)
-    settings = settings_of(quick=quick, data=data.name, **options)
+    chosen, file = choose_device(device), read_config(config)
+    known = _data_of(file, data, test_fraction, validation_fraction)
+    settings = settings_of(file, quick=quick, data=known.choice.name, **options)
+    init = init or file.initial
     if out is not None:  # before a large file is read
-        _check_folder(RunFolder(out), data.name, keeps=not (resume or overwrite))
+        _check_folder(RunFolder(out), known.choice.name, keeps=not (resume or overwrite))
     if resume:
-        data = choice_to_go_on(data, out or Path("runs") / Path(data.name).stem.lower())
-    points = read_points(data, note if ranks.writes and not quiet else silence)
-    if test_fraction is not None:
-        points = points.split(test_fraction, settings.seed)[0]
+        choice = choice_to_go_on(known.choice, out or _default_folder(known.choice.name))
+        known = known._replace(choice=choice)
+    known, points, initial = _points(known, init, note if say is click.echo else silence)
+    points, validation, _ = parts_of_data(points, known, settings.seed)
+    if known == file.data():
+        _check_same(file, points)
     if measures:
         check_measurable(points)
     folder = out or Path("runs") / points.name.lower()
-    _check_folder(RunFolder(folder), data.name, keeps=not (resume or overwrite))
+    _check_folder(RunFolder(folder), known.choice.name, keeps=not (resume or overwrite))
     run = Run(
         points,
         settings,
         folder,
         device=chosen,
+        validation=validation,
+        initial=initial,
         resume=resume,
         overwrite=overwrite,
-        source=source_of(data, test_fraction),
+        source=source_of(*known),
         checkpoint_every=checkpoint_every,
         say=say,
         quiet=quiet,
@@ -89,16 +102,80 @@ def _start(
     if ranks.size > 1:
         say(f"{ranks.size} ranks share each batch and the samples")
     if quick:
-        steps, classifier_steps = (
-            recipe.steps
-            for recipe in (settings.denoiser, settings.classifier)
-            if isinstance(recipe, Recipe)
-        )
-        say(
-            f"quick: {steps} training steps, {classifier_steps} of the classifier, "
-            f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
-        )
+        say(_quick(settings))
     return run
+
+
+def _default_folder(data: str) -> Path:
+    return Path("runs") / Path(data).stem.lower()
+
+
+def _data_of(
+    file: ConfigFile,
+    choice: DataChoice,
+    test_fraction: float | None,
+    validation_fraction: float | None,
+) -> Remembered:
+    """Returns the data that the options choose, and what a file says where they leave it open."""
+    known = None if choice.name else file.data()
+    if known is None and not choice.name:
+        if file.whole:
+            raise UserError(f"file {file.path} does not say where its data are: give --data")
+        choice = replace(choice, name="states")
+    own = known or Remembered(choice)
+    if known is not None:
+        choice = DataChoice(
+            own.choice.name,
+            own.choice.only_class if choice.only_class is None else choice.only_class,
+            choice.labels or own.choice.labels,
+            choice.standardise and own.choice.standardise,
+        )
+    test = own.test_fraction if test_fraction is None else test_fraction
+    validation = own.validation_fraction if validation_fraction is None else validation_fraction
+    return Remembered(choice, test, validation)
+
+
+def _points(
+    known: Remembered, init: Path | None, say: Callable[[str], None]
+) -> tuple[Remembered, Points, Initial | None]:
+    """Returns the data, read in the units of the run whose weights are the initial ones, if any."""
+    if init is None:
+        return known, read_points(known.choice, say), None
+    initial, choice = load_initial(init), known.choice
+    map_ = initial.standardisation
+    if map_ is None and choice.name not in DATASETS and choice.standardise:
+        say(f"the numbers of {choice.name} are taken as they are, as those of {init} were")
+        choice = replace(choice, standardise=False)
+    elif map_ is not None and not choice.standardise:
+        raise UserError(
+            f"--no-standardise must be left out with --init {init}, whose networks know points "
+            "standardised"
+        )
+    elif map_ is not None:
+        say(f"the data are mapped as those of {init} were: {map_}")
+    return known._replace(choice=choice), read_points(choice, say, map_), initial
+
+
+def _check_same(file: ConfigFile, points: Points) -> None:
+    """Raises :class:`UserError` if the data that a run's settings name have changed since then."""
+    if file.of_run.get("digest", points.digest) != points.digest:
+        raise UserError(
+            f"the data of {file.path} have changed since it was written; name them with --data to "
+            "take them as they are now"
+        )
+
+
+def _quick(settings: Settings) -> str:
+    """Says what a quick run does."""
+    steps, classifier_steps = (
+        recipe.steps
+        for recipe in (settings.denoiser, settings.classifier)
+        if isinstance(recipe, Recipe)
+    )
+    return (
+        f"quick: {steps} training steps, {classifier_steps} of the classifier, "
+        f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
+    )
 
 
 def _check_folder(folder: RunFolder, data: str, *, keeps: bool) -> None:

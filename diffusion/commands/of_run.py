@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import files
 from ..checkpoints import load, standardisation_in
@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..progress import note, silence
 from ..run_folder import NETWORKS, RunFolder
 from ..run_record import check_data
-from .data_choice import DataChoice
+from .data_choice import DataChoice, Remembered, remembered_in
 from .points import read_points
 
 
@@ -67,8 +67,8 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
     if other_data:
         return points, None
     held_out = None
-    if known is not None and known.test_fraction is not None:
-        points, held_out = points.split(known.test_fraction, config["seed"])
+    if known is not None:
+        points, _, held_out = parts_of_data(points, known, config["seed"])
     if "digest" in config:
         check_data(folder, points)
     elif config:
@@ -77,6 +77,34 @@ def parts_of_run(run: Path, choice: DataChoice, other_data: bool) -> tuple[Point
             "the same cannot be checked"
         )
     return points, held_out
+
+
+def parts_of_data(
+    points: Points, known: Remembered, seed: int
+) -> tuple[Points, Points | None, Points | None]:
+    """Returns the points to train on, those to validate with and those to test with, if any.
+
+    The points to test with are the same whatever the fraction of the others.
+
+    Args:
+        points: all points.
+        known: the fractions.
+        seed: seed of the run.
+    """
+    validation = test = None
+    if known.test_fraction is not None:
+        points, test = points.split(known.test_fraction, seed)
+    if known.validation_fraction is not None:
+        points, validation = _split_again(points, known.validation_fraction, seed)
+    return points, validation, test
+
+
+def _split_again(points: Points, fraction: float, seed: int) -> tuple[Points, Points]:
+    try:
+        return points.split(fraction, seed)
+    except UserError as error:
+        text = str(error).replace("test_fraction", "validation_fraction", 1)
+        raise UserError(text) from error
 
 
 def points_of_samples(samples: Path, choice: DataChoice, other_data: bool) -> Points:
@@ -96,11 +124,16 @@ def points_of_samples(samples: Path, choice: DataChoice, other_data: bool) -> Po
     return read_points(choice if choice.name else replace(choice, name="states"))
 
 
-def source_of(choice: DataChoice, test_fraction: float | None) -> dict[str, Any]:
+def source_of(
+    choice: DataChoice,
+    test_fraction: float | None = None,
+    validation_fraction: float | None = None,
+) -> dict[str, Any]:
     """Returns what a run remembers of the choice of its data, for :func:`remembered`."""
     named = choice.name in DATASETS
     name = choice.name if named else str(Path(choice.name).absolute())
-    return {**asdict(replace(choice, name=name)), "test_fraction": test_fraction}
+    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+    return {**asdict(replace(choice, name=name)), **fractions}
 
 
 def choice_to_go_on(choice: DataChoice, folder: Path) -> DataChoice:
@@ -114,28 +147,10 @@ def choice_to_go_on(choice: DataChoice, folder: Path) -> DataChoice:
     return replace(choice, standardise=False)
 
 
-class Remembered(NamedTuple):
-    """What a run remembers of its data."""
-
-    choice: DataChoice
-    test_fraction: float | None  # of the data, held out with the run's seed
-
-
 def remembered(run: Path) -> Remembered | None:
     """Returns what the run of RUN remembers of its data; None where it remembers nothing."""
     folder = folder_of(run)
-    config = folder.config() or {}
-    if not config.get("source"):
-        return None
-    source = dict(config["source"])
-    try:
-        fraction = source.pop("test_fraction", None)
-        return Remembered(DataChoice(**source), fraction and float(fraction))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"file {folder.config_file} says of its data what this version does not know; name "
-            "them with --data in the version that wrote it"
-        ) from error
+    return remembered_in(folder.config() or {}, str(folder.config_file))
 
 
 def map_of(run: Path) -> Standardisation | None:

@@ -1,111 +1,172 @@
-"""The settings of an experiment that the options describe."""
+"""The settings of an experiment that a file and the options describe; the options win."""
 
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from ..errors import UserError, check_integer
+from ..errors import UserError
+from ..kinds import NOTHING, of_text
+from ..recorded import chooses_schedule
+from ..schedules import Schedule
 from ..settings import Settings
 from ..training import ClassicRecipe, Recipe
-from .process import chooses_schedule, objective_of, schedule_of
+from .config_file import ConfigFile, merged
+
+# Options that are not named like the field that they set, by part of the settings.
+_NAMES = {
+    "schedule": ("schedule", "name"),
+    "timesteps": ("schedule", "num_steps"),
+    "samples": ("", "n_samples"),
+    "reverse_steps": ("", "sampling_steps"),
+}
+_OF_SETTINGS = {one.name for one in fields(Settings)}
+_OF_SCHEDULE = {one.name for one in fields(Schedule)}
+_OF_RECIPES = {one.name for recipe in (Recipe, ClassicRecipe) for one in fields(recipe)}
+# What --quick sets, in place of what a file says.
+_QUICK = (
+    "n_samples", "sampling_steps", "validate_every", "real_draws", "denoiser.steps",
+    "denoiser.ema_decay", "classifier.steps", "classifier.ema_decay",
+)  # fmt: skip
+
+
+def field_of(option: str) -> tuple[str, str] | None:
+    """Returns the part of the settings, empty for the whole, and the field that an option sets.
+
+    Options that set none of them give None.
+    """
+    if option in _NAMES:
+        return _NAMES[option]
+    if option in _OF_SETTINGS:
+        return "", option
+    if option in _OF_SCHEDULE:
+        return "schedule", option
+    if option in _OF_RECIPES:
+        return "denoiser", option
+    rest = option.removeprefix("classifier_")
+    return ("classifier", rest) if rest != option and rest in _OF_RECIPES else None
+
+
+def record_of_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record of options by name; those that are None were not given."""
+    record: dict[str, Any] = {}
+    for option, value in given.items():
+        place = field_of(option)
+        if value is None or place is None:
+            continue
+        part, name = place
+        if name == "hidden_layers":
+            value = _widths(option, value)
+        (record.setdefault(part, {}) if part else record)[name] = value
+    for name in ("batch_size", "epochs"):  # of both recipes
+        if name in record.get("denoiser", {}):
+            record.setdefault("classifier", {}).setdefault(name, record["denoiser"][name])
+    return record
 
 
 def settings_of(
-    *, quick, data, recipe, epochs, steps, classifier_steps, batch_size, samples, method,
-    reverse_steps, scale, seed, hidden_layers, activation, linear_input, p_uncond, class_embedding,
-    weighting, t_density, p_mean, p_std, low_noise, **process,
-) -> Settings:  # fmt: skip
-    """Returns the settings that the options of a command describe."""
-    own_schedule = not chooses_schedule(process)
-    if recipe is None:
+    file: ConfigFile, *, quick: bool, data: str, recipe: str | None, **given: Any
+) -> Settings:
+    """Returns the settings that a file and options describe.
+
+    Args:
+        file: the file of settings.
+        quick: reduces the run.
+        data: name of the data.
+        recipe: name of a recipe; None is that of the file, or that of the data.
+        **given: the other options that set a field; None where one is not given.
+
+    Raises:
+        ValueError: a value is unknown, of a wrong kind, out of range or of no effect.
+    """
+    _check_config(file)
+    if file.whole and recipe is not None:
+        raise UserError(
+            "--recipe must be left out with the config.json of a run, which has all settings of "
+            f"one, got {recipe!r}"
+        )
+    options = record_of_options(given)
+    record = merged(_without_quick(file.settings) if quick else file.settings, options)
+    own_schedule = not chooses_schedule(record.get("schedule", {}))
+    recipe = recipe or record.pop("recipe", None)
+    if recipe is None and (quick or not file.whole):
         recipe = "states" if data == "states" and own_schedule else "fast"
-    if quick and recipe not in ("fast", "states"):
+    epochs = "epochs" in record.get("denoiser", {})
+    if quick and (recipe not in ("fast", "states") or (file.whole and epochs)):
         raise UserError(
             "--quick is for the recipes fast and states; cut a classic one with --epochs, others "
             "with --steps"
         )
-    settings = Settings.of_recipe(recipe, seed, quick=quick)
-    schedule = schedule_of(settings.schedule, weighting=weighting, **process)
-    if reverse_steps is not None:
-        check_integer("reverse_steps", reverse_steps, 1, schedule.num_steps)
-    own = own_schedule and method in (None, settings.method)
-    sampler = _sampler(settings, schedule.num_steps, method, own=own, quick=quick)
-    settings = replace(settings, schedule=schedule, **sampler)
-    length, classifier_length = _lengths(settings.denoiser, epochs, steps, classifier_steps)
-    network = network_of(hidden_layers, activation, linear_input, p_uncond, class_embedding)
-    objective = objective_of(
-        settings.denoiser, weighting=weighting, t_density=t_density, p_mean=p_mean, p_std=p_std,
-        low_noise=low_noise,
-    )  # fmt: skip
-    settings = replace(
-        settings,
-        denoiser=replace(
-            _with(settings.denoiser, batch_size=batch_size, **length, **network), **objective
-        ),
-        classifier=_with(settings.classifier, batch_size=batch_size, **classifier_length),
-    )
-    return _with(settings, n_samples=samples, scale=scale, sampling_steps=reverse_steps)
-
-
-def _sampler(
-    settings: Settings, timesteps: int, method: str | None, *, own: bool, quick: bool
-) -> dict[str, Any]:
-    """Returns the fields of a recipe's settings that say how samples are drawn.
-
-    Args:
-        settings: those of the recipe.
-        timesteps: number T of timesteps.
-        method: what the user chose; None is nothing.
-        own: whether schedule and method are those of the recipe, which its sampler is made for.
-        quick: whether the run is a quick one.
-    """
-    steps = settings.sampling_steps if own else 50 if quick else None
-    sampler = {"sampling_steps": steps and min(steps, timesteps)}
-    if own:
-        return sampler
-    return sampler | {"method": method or "ddpm", "s_churn": None, "s_noise": None}
-
-
-def _lengths(
-    recipe: Recipe | ClassicRecipe,
-    epochs: int | None,
-    steps: int | None,
-    classifier_steps: int | None,
-) -> tuple[dict[str, int | None], dict[str, int | None]]:
-    """Returns the fields of both recipes that say how long the training is."""
-    if isinstance(recipe, Recipe):
-        if epochs is not None:
-            raise UserError("--epochs is for the classic recipes; the others take --steps")
-        return {"steps": steps}, {"steps": classifier_steps}
-    if steps is not None or classifier_steps is not None:
-        raise UserError("--steps is not for a classic recipe, which takes --epochs")
-    return {"epochs": epochs}, {"epochs": epochs}
-
-
-def _with(settings, **changes):
-    """Returns a copy with the changes that are not None."""
-    return replace(settings, **{name: to for name, to in changes.items() if to is not None})
-
-
-def network_of(
-    hidden_layers: str | None,
-    activation: str | None,
-    linear_input: bool,
-    p_uncond: float | None,
-    class_embedding: str | None,
-) -> dict[str, Any]:
-    """Returns the fields of a recipe that the options set."""
-    asked = {
-        "hidden_layers": None if hidden_layers is None else _widths(hidden_layers),
-        "activation": activation,
-        "linear_input": linear_input or None,
-        "p_uncond": p_uncond,
-        "class_embedding": class_embedding,
-    }
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _widths(text: str) -> tuple[int, ...]:
+    base = None if recipe is None else Settings.of_recipe(recipe, quick=quick)
+    if base is not None:
+        _check_length(base, options)
     try:
-        return tuple(int(width) for width in text.split(","))
-    except ValueError as error:
-        raise UserError(f"hidden_layers must be widths like 64,128,128, got {text!r}") from error
+        settings = Settings.from_record(record, base, quick=quick)
+    except UserError as error:
+        raise UserError(_in_words(str(error), options, file)) from error
+    _check_sigma_data(settings, options)
+    return settings
+
+
+def _check_config(file: ConfigFile) -> None:
+    """Checks names and kinds of values of a file alone, so that an error names the file."""
+    try:
+        Settings.check_record(file.settings)
+    except UserError as error:
+        raise UserError(f"file {file.path}: {error}") from error
+
+
+def _without_quick(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a file's record without what a quick run sets itself."""
+    kept: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            kept[name] = {key: x for key, x in value.items() if f"{name}.{key}" not in _QUICK}
+        elif name not in _QUICK:
+            kept[name] = value
+    return kept
+
+
+def _check_length(base: Settings, options: Mapping[str, Any]) -> None:
+    """Checks that the length of the training is given in the unit of the recipe."""
+    given = {name for part in ("denoiser", "classifier") for name in options.get(part, {})}
+    if isinstance(base.denoiser, Recipe) and "epochs" in given:
+        raise UserError("--epochs is for the classic recipes; the others take --steps")
+    if not isinstance(base.denoiser, Recipe) and "steps" in given:
+        raise UserError("--steps is not for a classic recipe, which takes --epochs")
+
+
+def _check_sigma_data(settings: Settings, options: Mapping[str, Any]) -> None:
+    given = options.get("schedule", {})
+    schedule, weighting = settings.schedule, settings.denoiser.weighting
+    if "sigma_data" in given and "edm" not in (schedule.name, schedule.prediction, weighting):
+        raise UserError(
+            "sigma_data must be left out unless schedule, prediction or weighting is edm, got "
+            f"{given['sigma_data']}"
+        )
+
+
+def _in_words(message: str, options: Mapping[str, Any], file: ConfigFile) -> str:
+    """Returns an error about a field with the name of its option, or that of the file."""
+    found = re.match(r"(?:(schedule|denoiser|classifier)\.)?(\w+) ", message)
+    if found is None:
+        return message
+    part, name = found[1] or "", found[2]
+    if name in _of(part, file.settings) and name not in _of(part, options):
+        return f"file {file.path}: {message}"
+    if part == "schedule" and name == "name":
+        name = "schedule"
+    elif part == "classifier":
+        name = f"classifier_{name}"
+    return f"{name} {message[found.end() :]}"
+
+
+def _of(part: str, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record.get(part, {}) if part else record
+
+
+def _widths(option: str, text: str) -> tuple[int, ...]:
+    widths = of_text(tuple, text.replace(",", "-"))
+    if widths is NOTHING:
+        raise UserError(f"{option} must be widths like 64,128,128, got {text!r}")
+    return widths

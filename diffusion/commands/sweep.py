@@ -39,9 +39,7 @@ def run_sweep(
     say = silence if quiet else click.echo
     points = read_points(data, silence if quiet else note)
     names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    sweep = Sweep(
-        points, factors, samples, names, real_draws, source_of(data, None), progress=not quiet
-    )
+    sweep = Sweep(points, factors, samples, names, real_draws, source_of(data), progress=not quiet)
     check_best(best, sweep.metrics or ())
     out = out or Path("runs") / f"sweep-{points.name.lower()}"
     folder = SweepFolder(out, sweep)

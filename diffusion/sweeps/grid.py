@@ -1,7 +1,6 @@
 """The grid of a sweep: the data, the values of each key, and the product of them all."""
 
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -152,13 +151,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, or holds something else.
     """
-    files.check_is_file(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"file {path} cannot be read: {files.reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"file {path} is no TOML: {error}") from error
+    content = files.load_toml(path)
     for name in content:
         check_choice(f"table of file {path}", name, ("set",))
     if not isinstance(content.get("set"), dict):

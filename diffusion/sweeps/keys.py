@@ -1,27 +1,19 @@
 """The keys of a sweep: each field of recipe, schedule and sampling, and how its values are read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from numbers import Integral, Real
 from types import NoneType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..chains import SampleConfig
 from ..errors import UserError, did_you_mean, shown
+from ..kinds import NOTHING, as_kind, in_words, kinds_of, of_text
 from ..schedules import Schedule
 from ..training import ClassicRecipe, Recipe
 
 _MOST_VALUES = 100_000  # of a key
-_KINDS = {  # of values, with what is allowed in words
-    tuple: "widths like 64x3 or 64-128-64",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a name",
-    NoneType: "none",
-}
 
 
 class Key(NamedTuple):
@@ -30,15 +22,6 @@ class Key(NamedTuple):
     part: str  # schedule, recipe, sampling, or model for the seed and the recipe to start from
     field: str  # of the part
     kinds: tuple[type, ...]  # of its values
-
-
-def _kinds_of(annotation: Any) -> tuple[type, ...]:
-    """Returns the kinds of values that a field takes and a sweep can read."""
-    choices = get_args(annotation)
-    if not choices or annotation == tuple[int, ...]:
-        choices = (annotation,)
-    found = {getattr(choice, "__origin__", None) or choice for choice in choices}
-    return tuple(kind for kind in _KINDS if kind in found)
 
 
 def _keys() -> dict[str, Key]:
@@ -56,7 +39,7 @@ def _keys() -> dict[str, Key]:
     )  # fmt: skip
     for part, owners, without, names in parts:
         for one in (one for owner in owners for one in fields(owner)):
-            kinds = _kinds_of(one.type)
+            kinds = kinds_of(one.type)
             if one.name not in without and set(kinds) - {NoneType}:
                 keys.setdefault(names.get(one.name, one.name), Key(part, one.name, kinds))
     return {**keys, "hidden": keys["hidden_layers"]}
@@ -137,67 +120,21 @@ def _converted(key: str, given: Any) -> Any:
     if isinstance(given, np.ndarray | np.generic):
         given = given.tolist()
     for kind in KEYS[key].kinds:
-        value = _as_kind(kind, given)
-        if value is not _NOTHING:
+        value = of_text(kind, given) if isinstance(given, str) else as_kind(kind, given)
+        if value is not NOTHING:
             return value
     raise _wrong(key, given)
 
 
 def _read(key: str, kind: type, text: str, whole: str) -> Any:
-    value = _as_kind(kind, text.strip())
-    if value is _NOTHING:
+    value = of_text(kind, text.strip())
+    if value is NOTHING:
         raise _wrong(key, whole)
     return value
 
 
 def _wrong(key: str, given: Any) -> UserError:
-    allowed = " or ".join(_KINDS[kind] for kind in KEYS[key].kinds)
-    return UserError(f"{key} must be {allowed}, got {shown(given)}")
-
-
-_NOTHING = object()
-
-
-def _as_kind(kind: type, given: Any) -> Any:
-    """Returns what is given as a value of a kind, or ``_NOTHING`` if it is none."""
-    if isinstance(given, str):
-        return _of_text(kind, given)
-    if isinstance(given, bool) or given is None:
-        return given if isinstance(given, kind) and kind is not int else _NOTHING
-    if kind is tuple:
-        widths = given if isinstance(given, Sequence) else [given]
-        whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in widths)
-        return tuple(map(int, widths)) if whole else _NOTHING
-    if kind is int and isinstance(given, Integral):
-        return int(given)
-    if kind is float and isinstance(given, Real):
-        return float(given)
-    return _NOTHING
-
-
-def _of_text(kind: type, text: str) -> Any:
-    if kind is NoneType:
-        return None if text.lower() == "none" else _NOTHING
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), _NOTHING)
-    if kind is str:
-        return text if text and text.lower() != "none" else _NOTHING
-    try:
-        return _widths(text) if kind is tuple else kind(text)
-    except ValueError:
-        return _NOTHING
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    """Returns the widths in a text like 64x3, 64-128-64 or 256-64x2."""
-    widths: list[int] = []
-    for part in text.split("-"):
-        width, x, times = part.partition("x")
-        count = int(times) if x else 1
-        if not 1 <= count <= 1000:
-            raise ValueError
-        widths += [int(width)] * count
-    return tuple(widths)
+    return UserError(f"{key} must be {in_words(KEYS[key].kinds)}, got {shown(given)}")
 
 
 def text_of(value: Any) -> str:

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from ...kernels import MLPShape
 from ...kernels.default_state import methods_in_default_state
-from ..choices import CLASS_EMBEDDINGS, T_DENSITIES
+from ..choices import CLASS_EMBEDDINGS, OPTIMIZERS, T_DENSITIES
 from ..errors import UserError, check_choice, check_integer, check_number, shown
 from ..models import ACTIVATIONS, layer_widths
 from ..predictions import PREDICTIONS, WEIGHTINGS
-
-OPTIMIZERS = ("adamw", "adam")
 
 
 @dataclass(frozen=True)
