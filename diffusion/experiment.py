@@ -27,7 +27,7 @@ from .progress import Progress
 from .run_folder import RunFolder, records_of
 from .run_record import (
     changed_length,
-    check_length,
+    check_lengths,
     check_same_run,
     density_data,
     record_of,
@@ -176,9 +176,9 @@ class Run:
     def _resume(self) -> None:
         path = self.folder.training_file
         state = files.load(path)
+        check_lengths(self.trainers, state, path)
         try:
             for name, trainer in self.trainers.items():
-                check_length(name, trainer, int(state[name]["step"]))
                 trainer.load_state_dict(state[name])
             self.validation_losses = records_of(state.get("validation_losses", {}))
             self.validation = [(int(step), float(nll)) for step, nll in state["validation"]]

@@ -1,7 +1,8 @@
 """What a run writes down of its data and settings, and whether others are the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -109,16 +110,18 @@ def check_same_run(
 
 def _recipe_hint(record: dict[str, Any], settings: Settings) -> str:
     """Returns the option for the recipe of a run's record, if the settings are of another one."""
-    fixed = ("lr", "warmup", "weight_decay")  # no option of the command line changes these
+    fixed = ("lr", "warmup", "weight_decay")
 
-    def of(recipe: Any) -> list:
-        return [recipe.get(name) for name in fixed]
+    def named(recipe: dict[str, Any]) -> list[str]:
+        own = [recipe.get(name) for name in fixed]
+        denoisers = {name: asdict(denoiser) for name, (denoiser, _) in RECIPES.items()}
+        return [name for name, one in denoisers.items() if [one.get(x) for x in fixed] == own]
 
-    own, made = record.get("denoiser") or {}, asdict(settings.denoiser)
-    if of(own) == of(made):
-        return ""
-    found = [name for name, (denoiser, _) in RECIPES.items() if of(asdict(denoiser)) == of(own)]
-    return f" (--recipe {' or '.join(found)})" if found else ""
+    own, made = (
+        named(recipe) for recipe in (record.get("denoiser") or {}, asdict(settings.denoiser))
+    )
+    # Options may have changed these fields: a recipe of both is none that was not named.
+    return f" (--recipe {' or '.join(own)})" if own and made and own != made else ""
 
 
 def check_data(folder: RunFolder, points: Points) -> None:
@@ -169,23 +172,27 @@ def _described(config: dict[str, Any]) -> str:
     return f"{config['data']}: {size}{', standardised' * bool(config.get('standardisation'))}"
 
 
-def check_length(name: str, trainer: Trainer, done: int) -> None:
+def check_lengths(trainers: Mapping[str, Trainer], state: Any, path: Path) -> None:
     """Raises :class:`UserError` if a training is to be shorter than it is already.
 
     Args:
-        name: ``denoiser`` or ``classifier``.
-        trainer: what is to go on.
-        done: number of steps that are done.
+        trainers: what is to go on, by name of the network.
+        state: content of the file with the state of the training.
+        path: the file, for messages.
     """
-    recipe, pairs = trainer.task.recipe, trainer.task.pairs
-    if done <= trainer.total_steps:
-        return
-    classic = isinstance(recipe, ClassicRecipe)
-    unit = "epochs" if classic else "steps"
-    least = -(-done // recipe.steps_per_rate(pairs)) if classic else done
-    given = recipe.epochs if isinstance(recipe, ClassicRecipe) else recipe.steps
-    option = unit if name == "denoiser" else f"{name}_{unit}"
-    raise UserError(f"{option} must be at least the {least:,} that are done, got {given:,}")
+    try:
+        done = {name: int(state[name]["step"]) for name in trainers}
+    except Exception as error:  # of any kind, from a file of any content
+        raise UserError(f"file {path} does not hold the state of this training") from error
+    for name, trainer in trainers.items():
+        recipe, pairs = trainer.task.recipe, trainer.task.pairs
+        if done[name] <= trainer.total_steps:
+            continue
+        least, given, unit = done[name], trainer.total_steps, "steps"
+        if isinstance(recipe, ClassicRecipe):
+            least, given, unit = -(-least // recipe.steps_per_rate(pairs)), recipe.epochs, "epochs"
+        option = unit if name == "denoiser" else f"{name}_{unit}"
+        raise UserError(f"{option} must be at least the {least:,} that are done, got {given:,}")
 
 
 def changed_length(name: str, trainer: Trainer, config: dict[str, Any]) -> str:

@@ -117,13 +117,13 @@ def _data_of(
     validation_fraction: float | None,
 ) -> Remembered:
     """Returns the data that the options choose, and what a file says where they leave it open."""
-    known = None if choice.name else file.data()
-    if known is None and not choice.name:
+    known = file.data()
+    own = known or Remembered(choice)
+    if not choice.name and known is None:
         if file.whole:
             raise UserError(f"file {file.path} does not say where its data are: give --data")
         choice = replace(choice, name="states")
-    own = known or Remembered(choice)
-    if known is not None:
+    elif not choice.name:
         choice = DataChoice(
             own.choice.name,
             own.choice.only_class if choice.only_class is None else choice.only_class,
