@@ -144,7 +144,7 @@ def _hint(
     elsewhere: Mapping[str, str] | None,
 ) -> str:
     """Returns the known name that an unknown one may stand for, or all of them."""
-    known = [*kinds, *others]
+    known = list(dict.fromkeys((*kinds, *others)))
     near = did_you_mean(name, known)
     found = get_close_matches(name, elsewhere or {}, n=1)
     if elsewhere and found and (not near or name in elsewhere):

@@ -141,10 +141,10 @@ def _points(
     """Returns the data, read in the units of the run whose weights are the initial ones, if any."""
     if init is None:
         return known, read_points(known.choice, say), None
-    initial, choice = load_initial(init), known.choice
+    initial, choice, line = load_initial(init), known.choice, ""
     map_ = initial.standardisation
     if map_ is None and choice.name not in DATASETS and choice.standardise:
-        say(f"the numbers of {choice.name} are taken as they are, as those of {init} were")
+        line = f"the numbers of {choice.name} are taken as they are, as those of {init} were"
         choice = replace(choice, standardise=False)
     elif map_ is not None and not choice.standardise:
         raise UserError(
@@ -152,8 +152,11 @@ def _points(
             "standardised"
         )
     elif map_ is not None:
-        say(f"the data are mapped as those of {init} were: {map_}")
-    return known._replace(choice=choice), read_points(choice, say, map_), initial
+        line = f"the data are mapped as those of {init} were: {map_}"
+    points = read_points(choice, say, map_)
+    if line:
+        say(line)
+    return known._replace(choice=choice), points, initial
 
 
 def _check_same(file: ConfigFile, points: Points) -> None:

@@ -202,8 +202,8 @@ def test_a_wrong_fraction_is_named(folder):
         (0.001, "validation_fraction 0.001 leaves one side without points of"),
     ):
         result = run(folder, "run.toml", "none", "--validation-fraction", fraction, command="train")
-        assert (result.exit_code, result.output.count("\n")) == (2, 1)
-        assert message in result.output
+        assert result.exit_code == 2
+        assert message in result.output.splitlines()[-1]
 
 
 def test_a_run_goes_on_for_longer(folder):
@@ -227,8 +227,8 @@ def test_a_run_goes_on_for_longer(folder):
         ("--lr", 0.5, "was made with other settings (denoiser.lr 0.005, now 0.5)"),
     ):
         result = run(folder, config, "longer", option, value, *resume, command="train")
-        assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
-        assert message in result.output
+        assert result.exit_code == 2
+        assert message in result.output.splitlines()[-1] + "\n"
         assert config.read_bytes() == before
     more = run(folder, config, "longer", "--classifier-steps", 3, *resume, command="train")
     assert "the classifier goes on to 3 steps in place of 2" in more.output
@@ -272,7 +272,7 @@ def test_a_run_starts_from_the_weights_of_another(folder, monkeypatch):
         (("--hidden-layers", "9"), "must be of the shape of the recipe, 3-9-2 with prelu, got 3-8"),
         (("--prediction", "v"), "a model that predicts eps, got one for v"),
         (("--no-standardise",), "--no-standardise must be left out with --init first"),
-        (("--data", "digits"), "must have dimension 64"),
+        (("--data", "digits"), "digits must have dimension 2, got 64"),
         (("--init", "none"), "none does not exist"),
     ):
         result = run(Path(), "first/config.json", "wrong", *options, *wrong, command="train")

@@ -92,7 +92,7 @@ def test_a_recipe_that_is_not_named_is_known_by_its_length():
         ({"lrr": 1}, "lrr is no setting; did you mean 'denoiser.lr'?"),
         ({"beta_end": 0.1}, "beta_end is no setting; did you mean 'schedule.beta_end'?"),
         ({"n_sampels": 9}, "n_sampels is no setting; did you mean 'n_samples'?"),
-        ({"denoiser": {"lrate": 1}}, "denoiser.lrate is no setting; did you mean 'lr'?"),
+        ({"denoiser": {"lrr": 1}}, "denoiser.lrr is no setting; did you mean 'lr'?"),
         ({"denoiser": {"zzz": 1}}, "denoiser.zzz is no setting; known are activation, "),
         ({"schedule": {"nam": "flow"}}, "schedule.nam is no setting; did you mean 'name'?"),
         ({"schedule": {"time_feature": {"dym": 3}}}, "time_feature.dym is no setting; did you"),
