@@ -5,7 +5,7 @@
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .errors import UserError, check_integer
 from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
+from .logs import Callback, CallbackError, check_callbacks, check_kinds, logs_in
 from .metrics import Evaluation, evaluate, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
@@ -36,6 +37,7 @@ from .sampling import sample
 from .settings import Settings
 from .training import ClassicRecipe, Recipe, Task, Trainer
 from .training.distributed import Ranks
+from .training.reports import Reports
 
 __all__ = ["Run", "Settings", "check_measurable"]
 
@@ -60,6 +62,8 @@ class Run:
         overwrite: deletes the files of a run that the folder holds.
         source: where the points come from, as the folder is to remember it.
         checkpoint_every: number of training steps between two checkpoints.
+        logs: kinds of logs, see :data:`.KINDS`, beside the file of CSV in the folder.
+        callbacks: objects that are told how each training goes.
         say: called with a line of text about the progress.
         quiet: shows no progress of training and sampling.
         ranks: the processes that share the work; the first one writes all files.
@@ -90,6 +94,8 @@ class Run:
         overwrite: bool = False,
         source: dict[str, Any] | None = None,
         checkpoint_every: int = 500,
+        logs: Collection[str] = (),
+        callbacks: Sequence[Callback] = (),
         say: Callable[[str], None] = print,
         quiet: bool = False,
         ranks: Ranks | None = None,
@@ -97,6 +103,8 @@ class Run:
         check_integer("checkpoint_every", checkpoint_every, 1)
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other")
+        check_kinds(logs)
+        check_callbacks(callbacks)
         self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say
         self.checkpoint_every, self.quiet = checkpoint_every, quiet
@@ -112,7 +120,7 @@ class Run:
         if not resumes:
             self.folder.check_settings_file()
         if not resumes and not overwrite:
-            self.folder.check_unused()
+            self.folder.check_unused(resume=resume)
         self.denoiser = self._trainer(_DENOISER, settings.denoiser, classify=False)
         self.classifier = None
         self.by_class = points.labels is not None and points.num_classes > 1
@@ -127,6 +135,8 @@ class Run:
         self._density_data = density_data(points, settings.seed)
         self.nll_data = self._nll_data()
         self.ranks.first(lambda: self._begin(anew=not resumes))
+        own_logs = logs_in(self.folder.path, logs) if self.ranks.writes else []
+        self.callbacks = [*own_logs, *callbacks]
 
     def _occupy(self) -> None:
         """Makes the folder and locks it for as long as this object lives."""
@@ -218,11 +228,16 @@ class Run:
         Raises:
             KeyboardInterrupt: after Ctrl-C or another signal to stop, once the steps under way are
                 done and saved.
-            ValueError: a loss is not finite; the last good checkpoint stays.
+            ValueError: a loss is not finite, and the last good checkpoint stays; or a callback has
+                failed, and the training is saved.
         """
         with deferred() as request:
             for name, trainer in self.trainers.items():
-                self._train(name, trainer, request)
+                try:
+                    self._train(name, trainer, request)
+                except CallbackError as error:
+                    self.save_training()
+                    raise UserError(f"{error}; the training is saved, --resume goes on") from error
                 self.save_training()
         if not self.ranks.writes:
             return
@@ -234,8 +249,13 @@ class Run:
 
     def _train(self, name: str, trainer: Trainer, request: Request) -> None:
         title, total = f"train {name}", trainer.total_steps
-        began = time.perf_counter() - self.seconds.get(title, 0)
-        with self._progress(title, total, "steps", trainer.step) as progress:
+        before = self.seconds.get(title, 0)
+        began = time.perf_counter() - before
+        callbacks = self.callbacks if trainer.step < total else ()
+        with (
+            self._progress(title, total, "steps", trainer.step) as progress,
+            Reports(trainer, callbacks, seconds=before) as reports,
+        ):
             while trainer.step < total:
                 until = min(
                     _next_multiple(trainer.step, every, total)
@@ -249,12 +269,12 @@ class Run:
                 stops = self.ranks.any(request.is_set())
                 saves = until % self.checkpoint_every == 0 or until == total or stops
                 self._check_finite(name, trainer, wait=saves or validates)
-                if validates and self.ranks.writes:
-                    self._validate()
+                measured = self._validate() if validates and self.ranks.writes else {}
                 if until % self.settings.validate_every == 0 or until == total:
-                    self._record_validation_loss(name, trainer)
+                    measured |= self._record_validation_loss(name, trainer)
                 progress.note(**self._notes(name, trainer))
                 self.seconds[title] = time.perf_counter() - began
+                reports.to(trainer.step, measured, wait=saves)
                 if saves:
                     self.save_training()
                 if stops:
@@ -272,11 +292,13 @@ class Run:
             f"the last good checkpoint is in {self.folder.checkpoints}; {advice}"
         )
 
-    def _record_validation_loss(self, name: str, trainer: Trainer) -> None:
-        """Writes down the loss on the held-out points, if there are any."""
-        if self._held_out is not None and self.ranks.writes:
-            loss = trainer.validation_loss(self._held_out)
-            self.validation_losses.setdefault(name, []).append((trainer.step, loss))
+    def _record_validation_loss(self, name: str, trainer: Trainer) -> dict[str, float]:
+        """Measures the loss on the held-out points, if there are any; returns it by name."""
+        if self._held_out is None or not self.ranks.writes:
+            return {}
+        loss = trainer.validation_loss(self._held_out)
+        self.validation_losses.setdefault(name, []).append((trainer.step, loss))
+        return {"validation_loss": loss}
 
     def _notes(self, name: str, trainer: Trainer) -> dict[str, str]:
         shown = {"loss": f"{trainer.losses_on_host[-50:].mean().item():.4f}"}
@@ -290,9 +312,10 @@ class Run:
         shown = self.ranks.writes and not self.quiet
         return Progress(title, total, unit, start=start, shown=shown)
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
+        """Measures the likelihood of a few samples, if there is one; returns it by name."""
         if self.nll_data is None:
-            return
+            return {}
         schedule = self.settings.schedule
         x = sample(
             self.denoiser.model(),
@@ -303,7 +326,9 @@ class Run:
             seed=child_seed(self.settings.seed, _VALIDATION),
             device=self.device,
         ).x
-        self.validation.append((self.denoiser.step, kde_nll(x, self._density_data)))
+        nll = kde_nll(x, self._density_data)
+        self.validation.append((self.denoiser.step, nll))
+        return {"nll": nll}
 
     def generate(self) -> dict[int | None, Tensor]:
         """Draws samples [n, d] like the points' data, and writes them to files in their units.

@@ -25,6 +25,7 @@ from .data import (
 from .errors import UserError
 from .export import export_model
 from .latents import interpolate, invert, slerp
+from .logs import Callback, CSVLog, JSONLog, TensorBoardLog
 from .metrics import (
     GaussianMixture,
     PointMasses,
@@ -56,6 +57,8 @@ __all__ = [
     "RECIPES",
     "STATE_NAMES",
     "BlockMLP",
+    "CSVLog",
+    "Callback",
     "ClassicRecipe",
     "ConditionalMLP",
     "DDIMScheduler",
@@ -67,6 +70,7 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "GaussianMixture",
     "HeunDiscreteScheduler",
+    "JSONLog",
     "ManyTrainer",
     "PointMasses",
     "Points",
@@ -78,6 +82,7 @@ __all__ = [
     "States",
     "SweepTable",
     "Task",
+    "TensorBoardLog",
     "TimeEmbedding",
     "Trainer",
     "UserError",

@@ -15,6 +15,7 @@ from .errors import UserError, check_integer, check_number, check_seed
 from .given import check_finite
 from .models import Perceptron, check_prediction
 from .own_networks import point_dim, predictor, takes_timesteps
+from .progress import check_progress, reported
 from .reverse_steps import reverse_table, timesteps
 from .sampling import Samples
 from .schedules import Schedule, check_schedule
@@ -43,7 +44,7 @@ def sample_with_reward(
     num_steps: int | None = None,
     batch_size: int = 10_000,
     device: str | torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: bool | Callable[[int], None] = False,
 ) -> Samples:
     """Draws n points of high reward: SVDD-PM (Li et al. 2024, algorithm 1 with equation 8).
 
@@ -77,7 +78,8 @@ def sample_with_reward(
         num_steps: number of the T timesteps that are visited; None for all.
         batch_size: number of candidates evaluated at once, which bounds the memory.
         device: None takes CUDA where there is one.
-        progress: called with the number of samples done so far after each batch.
+        progress: True shows a bar on stderr; a function is called after each batch with the number
+            of samples done so far.
 
     Returns:
         The samples [n, d], without a trajectory.
@@ -93,6 +95,7 @@ def sample_with_reward(
     ):  # fmt: skip
         check_integer(name, count, least)
     check_number("temperature", temperature, 0)
+    check_progress(progress)
     check_schedule(schedule)
     check_prediction(model, schedule)
     if not callable(reward):
@@ -115,12 +118,13 @@ def sample_with_reward(
         candidates, temperature, posterior_draws, check_seed(seed),
     )  # fmt: skip
     parts, size = [], max(1, batch_size // candidates)
-    for start in range(0, n, size):
-        rows = min(size, n - start)
-        x = draw_prior(rows, dim, seed=child_seed(seed, _PRIOR), first_row=start, device=device)[0]
-        parts.append(chain.run(x, start))
-        if progress is not None:
-            progress(start + rows)
+    prior = child_seed(seed, _PRIOR)
+    with reported(progress, "sample", n, "samples") as report:
+        for start in range(0, n, size):
+            rows = min(size, n - start)
+            x = draw_prior(rows, dim, seed=prior, first_row=start, device=device)[0]
+            parts.append(chain.run(x, start))
+            report(start + rows)
     x = torch.cat(parts)
     check_finite("samples", x)
     return Samples(x, x.new_empty((0, *x.shape)))

@@ -7,6 +7,8 @@
     checkpoints/classifier.pt           the same of the classifier, if the data has labels
     checkpoints/training.pt             the state of the training, for ``--resume``
     checkpoints/progress.json           steps done and steps in all, by network
+    losses.csv                          losses and learning rates, written while training
+    losses.jsonl, tensorboard/          the same, with ``--log``
     outputs/uncond_gen_samples.pt       [n, d] in the units of the data
     outputs/cond_gen_samples_<c>.pt     [n, d] in the units of the data, guided to class c
     metrics.json                        every number, beside the score of real data
@@ -25,13 +27,14 @@ from torch import Tensor
 
 from . import files
 from .errors import UserError
+from .logs import OWN_LOGS
 from .schedules import Schedule, given_schedule
 
 NETWORKS = ("denoiser", "classifier")
 
 # Every file that the commands leave in a run's folder, as patterns; # is the number of a class.
 _OWN_FILES = (
-    "metrics.json", "report.md", "report.html", "view.html",
+    "metrics.json", "report.md", "report.html", "view.html", *OWN_LOGS,
     *(f"checkpoints/{name}" for name in
       ("denoiser.pt", "classifier.pt", "training.pt", "progress.json")),
     *(f"outputs/{name}" for name in
@@ -162,9 +165,15 @@ class RunFolder:
                 "lost; take another --out"
             ) from error
 
-    def check_unused(self) -> None:
-        """Raises :class:`UserError` if the folder holds a run."""
-        found = next(self.own_files(), None)
+    def check_unused(self, *, resume: bool = False) -> None:
+        """Raises :class:`UserError` if the folder holds a run.
+
+        Args:
+            resume: allows the logs of a run that has not come to its first checkpoint.
+        """
+        begun = resume and self.config_file.exists()
+        logs = {one for pattern in OWN_LOGS for one in self.path.glob(pattern)} if begun else set()
+        found = next((one for one in self.own_files() if one not in logs), None)
         if found is not None:
             raise UserError(
                 f"folder {self} holds a run already ({found.relative_to(self.path)}); --resume "

@@ -15,6 +15,7 @@ from .device import choose_device
 from .errors import UserError, check_integer
 from .given import check_finite
 from .own_chains import OwnNetworks
+from .progress import check_progress, reported
 from .schedules import Schedule
 
 __all__ = ["METHODS", "SampleConfig", "Samples", "sample", "sample_many"]
@@ -36,7 +37,7 @@ def sample(
     first_row: int = 0,
     keep_every: int = 0,
     device: str | torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: bool | Callable[[int], None] = False,
     **options: Any,
 ) -> Samples:
     """Draws n points from a trained denoiser, of one class each where a label is given.
@@ -50,7 +51,8 @@ def sample(
         first_row: number of the first row; ranks that share the work each take a range of rows.
         keep_every: number of steps between two points of the trajectory; 0 keeps none.
         device: None takes CUDA where there is one.
-        progress: called with the number of samples done so far after each batch.
+        progress: True shows a bar on stderr; a function is called after each batch with the number
+            of samples done so far.
         options: the other fields of :class:`SampleConfig`: seed, method, variance, eta, num_steps,
             classifier, label, scale, x_T, init, start, spacing, timesteps, s_churn, s_tmin, s_tmax
             and s_noise.
@@ -80,7 +82,7 @@ def sample_many(
     first_row: int = 0,
     keep_every: int = 0,
     device: str | torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: bool | Callable[[int], None] = False,
 ) -> list[Samples]:
     """Draws n points from each of many models, those of one shape in the same launches.
 
@@ -93,7 +95,7 @@ def sample_many(
         configs: models, schedules, seeds and options, which may all differ.
         n, first_row, keep_every, device: see :func:`sample`.
         batch_size: number of rows of all models together that are sampled at once.
-        progress: called with the number of samples of all models done so far.
+        progress: see :func:`sample`; the samples are those of all models.
 
     Raises:
         ValueError: see :func:`sample`.
@@ -104,8 +106,7 @@ def sample_many(
     ):  # fmt: skip
         check_integer(name, count, least)
     n, batch_size, first_row, keep_every = map(int, (n, batch_size, first_row, keep_every))
-    if progress is not None and not callable(progress):
-        raise UserError(f"progress must be a function, got {type(progress).__name__}")
+    check_progress(progress)
     if not isinstance(configs, Sequence):
         raise UserError(f"configs must be SampleConfigs, got {type(configs).__name__}")
     device = choose_device(device)
@@ -118,16 +119,16 @@ def sample_many(
         groups[chain.kind, length].append((number, chain))
     found: dict[int, Samples] = {}
     done = 0
-    for group in groups.values():
-        numbers, chains = zip(*group, strict=True)
-        parts, rows = [], max(1, batch_size // len(chains))
-        for start in range(0, n, rows):
-            stop = min(start + rows, n)
-            parts.append(_run(chains, slice(start, stop), first_row, keep_every))
-            done += (stop - start) * len(chains)
-            if progress is not None:
-                progress(done)
-        found |= zip(numbers, _samples_of(parts, chains, keep_every), strict=True)
+    with reported(progress, "sample", n * len(configs), "samples") as report:
+        for group in groups.values():
+            numbers, chains = zip(*group, strict=True)
+            parts, rows = [], max(1, batch_size // len(chains))
+            for start in range(0, n, rows):
+                stop = min(start + rows, n)
+                parts.append(_run(chains, slice(start, stop), first_row, keep_every))
+                done += (stop - start) * len(chains)
+                report(done)
+            found |= zip(numbers, _samples_of(parts, chains, keep_every), strict=True)
     return [found[number] for number in range(len(found))]
 
 

@@ -26,7 +26,7 @@ LEVELS = (
         "progress",
         "time_embedding",
     ),
-    ("schedules", "data", "locks"),
+    ("schedules", "data", "locks", "logs"),
     ("models", "run_folder", "panel", "spacings"),
     ("own_networks",),
     ("reverse_steps", "training", "metrics", "plots"),
@@ -51,10 +51,11 @@ PUBLIC = {
         decelerate detect_overflow draw_prior eps_table layers mlp q_sample q_sample_batch
         reduce_grad reverse_step sample_chain shadow_of train_step training_sums workspace_of""",
     "flashpoint.diffusion": """
-        BlockMLP ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
+        BlockMLP CSVLog Callback
+        ClassicRecipe ConditionalMLP DATASETS DDIMScheduler DDPMScheduler Denoiser
         DPMSolverMultistepScheduler EulerDiscreteScheduler FlowMatchEulerDiscreteScheduler
         HeunDiscreteScheduler DiffusionClassifier GaussianMixture MLP ManyTrainer PointMasses
-        Points RECIPES Recipe
+        JSONLog Points RECIPES Recipe TensorBoardLog
         STATE_NAMES SampleConfig Samples Schedule States SweepTable Task TimeEmbedding Trainer
         UserError class_reward
         class_table dataset emd emd_by_class evaluate excess_loss export_model fashion_mnist

@@ -1,5 +1,6 @@
 """The evaluation of one set of samples: every metric beside the scores of fresh real data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from ...kernels.philox import child_seed
 from ..choices import MOST_DRAWS
 from ..data import Points
 from ..errors import UserError, check_integer, check_seed
-from ..progress import Progress
+from ..progress import check_progress, reported
 from .bands import FEWEST_POINTS, RealDraws, Score, data_of, real_draws
 from .distances import nearest
 from .inputs import (
@@ -141,7 +142,7 @@ def evaluate(
     seed: int = 0,
     full: bool = False,
     held_out: PointsLike | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> Evaluation:
     """Scores samples, each metric beside the 99% band of real draws.
 
@@ -171,7 +172,8 @@ def evaluate(
         held_out: [M, d] real points that were not trained on, for the check of memorisation. They
             are drawn where the distribution is known; without either the check is left out. They
             are split as data of unknown distribution is.
-        progress: shows on stderr how many of the samples and real draws are scored.
+        progress: True shows on stderr how many of the sets of points, those of samples and of real
+            draws, are scored; a function is called with their number.
 
     Raises:
         ValueError: the samples' dimension is not the data's, they are not finite or fewer than 2,
@@ -183,6 +185,7 @@ def evaluate(
     label = _number(label, points)
     check_integer("repeats", repeats, 2, MOST_DRAWS)
     repeats, seed = int(repeats), check_seed(seed)
+    check_progress(progress)
     samples = two_sets(as_points("samples", samples, 2), points)[0]
     data = data_of(points, label)
     if held_out is not None:
@@ -266,14 +269,14 @@ def _memory(
 
 
 def _scores(
-    metrics: dict[str, Metric], trials: list[_Trial], progress: bool
+    metrics: dict[str, Metric], trials: list[_Trial], progress: bool | Callable[[int], None]
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Returns the score of each metric that applies, and why others are left out, by name."""
     scores: dict[str, Score] = {}
     left_out: dict[str, str] = {}
     total = sum(len(trial.parts) + len(trial.real) for trial in trials)
     done = 0
-    with Progress("measure", total, "sets of points", shown=progress) as bar:
+    with reported(progress, "measure", total, "sets of points") as report:
         for trial in trials:
             asked = {
                 name: metric
@@ -284,7 +287,7 @@ def _scores(
             for comparison in trial.parts + trial.real:
                 rows.append([metric.function(comparison) for metric in asked.values()])
                 done += 1
-                bar.to(done)
+                report(done)
             for (name, metric), column in zip(asked.items(), zip(*rows, strict=True), strict=True):
                 count = len(trial.parts)
                 score = metric.score(column[:count], column[count:], trial.draws)

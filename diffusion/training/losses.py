@@ -46,6 +46,19 @@ class LossRecord:
         """Returns the losses that have reached the host, which may lack the latest, [K'] there."""
         return self._on_host[model, : self._columns(model, self._host_step)]
 
+    @property
+    def step_on_host(self) -> int:
+        """Number of steps whose losses have reached the host."""
+        return self._host_step
+
+    def mean_on_host(self, model: int, first: int, step: int) -> float:
+        """Returns the mean loss of steps ``first`` to ``step - 1``, counted from 0, on the host.
+
+        Of a very long run, in which no loss of these steps may be kept, it is the last one before.
+        """
+        end = self._columns(model, step)
+        return self._on_host[model, min(self._columns(model, first), end - 1) : end].mean().item()
+
     def step_of(self, model: int, column: int) -> int:
         """Returns the step, counted from 1, whose loss is in a column."""
         total = self._total_steps[model]
@@ -73,9 +86,18 @@ class LossRecord:
         done.record()
         self._copies.append(_Copy(done, wanted, copy, step))
         while len(self._copies) > _COPIES_AHEAD or (self._copies and self._copies[0].done.query()):
-            done, wanted, copy, self._host_step = self._copies.popleft()
-            done.synchronize()
-            self._on_host[:, wanted] = copy
+            self._receive()
+
+    def wait(self) -> None:
+        """Waits until all losses have reached the host."""
+        while self._copies:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Waits for the oldest copy that is under way."""
+        done, wanted, copy, self._host_step = self._copies.popleft()
+        done.synchronize()
+        self._on_host[:, wanted] = copy
 
     def take_over(self, losses: Tensor, totals: Sequence[int], step: int) -> None:
         """Goes on after ``step`` steps whose losses are in another record.

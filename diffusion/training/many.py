@@ -8,6 +8,7 @@ import torch
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from ..device import choose_device
 from ..errors import UserError
+from ..progress import reported
 from .distributed import Ranks
 from .engine import Engine
 from .module_engine import ModuleEngine
@@ -85,19 +86,21 @@ class ManyTrainer:
         """Number of these steps that are done."""
         return sum(engine.step for engine in self._engines)
 
-    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
+    def run(self, steps: int, progress: bool | Callable[[int], None] = False) -> None:
         """Trains for so many steps, one group after the other.
 
         Args:
             steps: number of steps.
-            on_step: called with the number of steps done.
+            progress: True shows a bar on stderr; a function is called with the number of steps done
+                after each step, or each graph of them.
         """
-        until = self.step + steps
+        until = min(self.step + steps, self.total_steps)
         before = 0
-        for engine in self._engines:
-            report = None if on_step is None else lambda done, b=before: on_step(b + done)
-            engine.run(max(0, until - before - engine.step), report)
-            before += engine.total_steps
+        with reported(progress, "train", until, "steps", start=self.step) as report:
+            for engine in self._engines:
+                rest = max(0, until - before - engine.step)
+                engine.run(rest, lambda done, b=before: report(b + done))
+                before += engine.total_steps
 
     def bad_step(self, task: int) -> int | None:
         """Returns the first step of a task, counted from 1, that was not finite, if any.
@@ -151,13 +154,13 @@ def train_many(
     device: str | torch.device | None = None,
     precision: str = "fp16",
     ranks: Ranks | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: bool | Callable[[int], None] = False,
 ) -> list[Any]:
     """Trains many networks to the end of their recipes, those of one kind in the same launches.
 
     Args:
         tasks, device, precision, ranks: see :class:`ManyTrainer`.
-        progress: called with the number of steps done.
+        progress: see :meth:`ManyTrainer.run`.
 
     Returns:
         The networks with their averaged weights, on the CPU, in the order of the tasks.

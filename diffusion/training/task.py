@@ -78,6 +78,11 @@ class Task:
             object.__setattr__(self, "schedule", self.schedule.predicting(str(prediction)))
 
     @property
+    def network(self) -> str:
+        """What is trained: ``denoiser`` or ``classifier``."""
+        return "classifier" if self.classify else "denoiser"
+
+    @property
     def conditional(self) -> bool:
         """True for a denoiser that takes the class as an input."""
         return self.recipe.p_uncond is not None and not self.classify

@@ -1,7 +1,7 @@
 """Training of one denoiser or noisy-point classifier, the data set on the device."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from ...kernels.default_state import methods_in_default_state
 from ..data import Points
 from ..errors import UserError
+from ..logs import Callback
 from ..models import Perceptron
+from ..progress import reported
 from ..schedules import Schedule
 from .distributed import Ranks
 from .engine import Engine
 from .module_engine import ModuleEngine
 from .recipes import ClassicRecipe, Recipe
+from .reports import Reports
 from .task import Task, check_initial
 from .validation import validation_loss
 
@@ -142,15 +145,37 @@ class Trainer:
         """The mean loss of each epoch of a classic recipe, float32 [epochs] on the device."""
         return self.engine.epoch_losses[0]
 
-    def run(self, steps: int, on_step: Callable[[int], None] | None = None) -> None:
+    def run(
+        self,
+        steps: int,
+        progress: bool | Callable[[int], None] = False,
+        *,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         """Trains for so many steps, at most to the end of the recipe.
 
         Args:
             steps: number of steps.
-            on_step: called with the number of steps done after each step, or each graph of them.
+            progress: True shows a bar on stderr; a function is called with the number of steps done
+                after each step, or each graph of them.
+            callbacks: objects that are told how the training goes, see :class:`.Callback`.
+
+        Raises:
+            ValueError: a callback has failed. What was trained by then stays, and the next call
+                goes on.
         """
         self._take_back_parameters()
-        self.engine.run(steps, on_step)
+        title, last = f"train {self.task.network}", min(self.step + steps, self.total_steps)
+        with (
+            reported(progress, title, last, "steps", start=self.step) as show,
+            Reports(self, callbacks) as reports,
+        ):
+
+            def on_step(done: int) -> None:
+                show(done)
+                reports.to(done)
+
+            self.engine.run(steps, on_step)
 
     def model(self) -> Any:
         """Returns the network with the averaged weights, on the CPU: an MLP, or a copy of yours.

@@ -85,7 +85,7 @@ def test_overwriting_leaves_nothing_of_the_old_run_and_all_of_the_users_files(us
     assert result.exit_code == 0, result.output
     names = {str(path.relative_to(used)) for path in content(used)}
     assert names == {
-        "config.json", "checkpoints/denoiser.pt", "checkpoints/training.pt",
+        "config.json", "losses.csv", "checkpoints/denoiser.pt", "checkpoints/training.pt",
         "checkpoints/progress.json", "figures/training_curves.png", "notes.txt",
         "outputs/mine.pt", "figures/mine.png", "checkpoints/mine.pt",
     }  # fmt: skip

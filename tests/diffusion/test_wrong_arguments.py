@@ -159,7 +159,7 @@ WRONG = [
     (classifier, {"prior": [1, math.inf, 1]}, "prior must be 3 positive numbers"),
     (export_model, {"model": 3, "schedule": SCHEDULE, "format": "onnx", "path": "x"}, "model must"),
     (draw, {"device": [1]}, "device must be cpu"),
-    (draw, {"progress": 3}, "progress must be a function, got int"),
+    (draw, {"progress": 3}, "progress must be True, False or a function, got 3"),
     (sample_many, {"configs": None, "n": 2}, "configs must be SampleConfigs, got NoneType"),
     (train_many, {"tasks": None}, "tasks must be a list of Tasks, got None"),
     (train_many, {"tasks": [3]}, r"tasks must be a list of Tasks, got \[3\]"),
