@@ -16,10 +16,10 @@ import click
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
-from tqdm import tqdm
 
 from ..diffusion import GaussianMixture, Points, evaluate
 from ..diffusion.metrics.table import markdown_table
+from ..diffusion.progress import counted
 from ..kernels.philox import child_seed
 from .battery import five_gaussians
 from .record import Record, record_option
@@ -82,7 +82,7 @@ def rates(size: int, trials: int) -> Iterator[Rate]:
     for name, target in distributions().items():
         for ratio in RATIOS:
             alarms: Counter[str] = Counter()
-            for seed in tqdm(range(trials), desc=f"{name}, {ratio:g} N", ncols=80, disable=None):
+            for seed in counted(trials, f"{name}, {ratio:g} N", "trials"):
                 alarms.update(trial(target, size, round(ratio * size), seed))
             for metric, count in alarms.items():
                 yield Rate(name, ratio, metric, count, trials)

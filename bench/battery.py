@@ -16,7 +16,6 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 from scipy.stats import gaussian_kde
 from torch import Tensor
-from tqdm import tqdm
 
 from ..diffusion import (
     GaussianMixture,
@@ -27,6 +26,7 @@ from ..diffusion import (
     sliced_wasserstein,
 )
 from ..diffusion.metrics import prediction_factor
+from ..diffusion.progress import counted
 
 FAMILY = 0.002  # probability that a real draw fails a battery
 _FIRST_CHECK_SEED = 10**6  # a calibration is checked on other real draws than it was made of
@@ -93,7 +93,7 @@ class Battery(ABC):
 
     def calibrate(self, draws: int, repeats: int) -> Calibration:
         """Makes bands from ``draws`` real draws and checks them on ``repeats`` other ones."""
-        real = [self.measure(self.draw(seed)) for seed in _progress(draws, "bands")]
+        real = [self.measure(self.draw(seed)) for seed in counted(draws, "bands", "draws")]
         fixed = self.fixed()
         level = FAMILY / (len(real[0]) - len(fixed))
         bands = fixed | {
@@ -103,7 +103,7 @@ class Battery(ABC):
         }
         passed = sum(
             not self.failed(self.draw(_FIRST_CHECK_SEED + seed), bands)
-            for seed in _progress(repeats, "check")
+            for seed in counted(repeats, "check", "draws")
         )
         return Calibration(self.definition, bands, repeats, passed)
 
@@ -120,10 +120,6 @@ def band_of(values: Sequence[float], level: float, one_sided: bool) -> Band:
     spread = prediction_factor(len(values), tail) * drawn.std(ddof=1)
     low, high = drawn.mean() - spread, drawn.mean() + spread
     return Band(0.0, float(high**3)) if one_sided else Band(float(low), float(high))
-
-
-def _progress(count: int, title: str) -> tqdm:
-    return tqdm(range(count), desc=title, ncols=80)
 
 
 # The mixture of Gaussians.

@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from ..diffusion.metrics.table import markdown_table
+from ..diffusion.progress import counted
 from .nights import History, Night
 from .options import Number, count_option
 from .record import Record, record_option
@@ -209,7 +209,7 @@ def main(months, noise, folder) -> None:
     record, found = Record(folder), []
     for planted, month in MONTHS.items():
         simulate = partial(simulated_month, month, noise)
-        seeds = tqdm(range(months), desc=planted, ncols=80, disable=None)
+        seeds = counted(months, planted, "months")
         found.append(found_in(planted, {seed: simulate(seed) for seed in seeds}))
         record.put("gate-months", noise=noise, results=[asdict(one) for one in found])
     click.echo(months_table(found))

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
+from ..diffusion.progress import counted
 from .machine import free_device
 from .options import count_option, rounds_option
 from .record import Record, record_option
@@ -84,7 +84,7 @@ def main(device, repeats, planted_repeats, rounds, folder) -> None:
         for extra_rows, count in ((0.0, repeats), (0.05, planted_repeats), (0.2, planted_repeats)):
             statuses = [
                 gate("--extra-rows", str(extra_rows), *options)
-                for _ in tqdm(range(count), desc=f"{extra_rows:.0%} planted", ncols=80)
+                for _ in counted(count, f"{extra_rows:.0%} planted", "gates")
             ]
             found = summarise(extra_rows, statuses)
             results.append(asdict(found))

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 from torch import Tensor
-from tqdm import tqdm
 
 from ..diffusion import (
     MLP,
@@ -44,6 +43,7 @@ from ..diffusion import (
 )
 from ..diffusion.errors import check_choice
 from ..diffusion.files import load_json, make_folder, save_json
+from ..diffusion.progress import counted
 from ..diffusion.training.written import known_fields, written
 from .battery import (
     Battery,
@@ -285,7 +285,7 @@ def calibrate_tau(track: Track, runs: int, device: torch.device) -> dict:
     if track.long is None or runs == 0:
         return {"tau": None}
     reached = []
-    for seed in tqdm(range(runs), desc="long runs", ncols=80):
+    for seed in counted(runs, "long runs", "runs"):
         trainer = Trainer(track.points, track.schedule, track.long, seed=seed, device=device)
         trainer.run(trainer.total_steps)
         reached.append(mean_excess(track, trainer.model()))

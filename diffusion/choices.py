@@ -25,6 +25,7 @@ STUDIES = (
     "timesteps", "betas", "schedules", "epochs", "complexity", "guidance", "reward", "digits",
     "predictions",
 )  # fmt: skip
+LOGS = ("jsonl", "tensorboard")  # beside losses.csv, which every run writes
 SAMPLE_FILES = (".pt", ".npy", ".csv")
 EXPORTS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}  # suffixes
 MOST_DRAWS = 10_000  # of real data, behind a metric's band

@@ -20,7 +20,7 @@ from .errors import UserError, check_integer
 from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
-from .logs import Callback, CallbackError, check_callbacks, check_kinds, logs_in
+from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
 from .metrics import Evaluation, evaluate, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
@@ -62,7 +62,7 @@ class Run:
         overwrite: deletes the files of a run that the folder holds.
         source: where the points come from, as the folder is to remember it.
         checkpoint_every: number of training steps between two checkpoints.
-        logs: kinds of logs, see :data:`.KINDS`, beside the file of CSV in the folder.
+        logs: kinds of logs beside ``losses.csv``, see :func:`.logs_in`.
         callbacks: objects that are told how each training goes.
         say: called with a line of text about the progress.
         quiet: shows no progress of training and sampling.
@@ -103,7 +103,7 @@ class Run:
         check_integer("checkpoint_every", checkpoint_every, 1)
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other")
-        check_kinds(logs)
+        check_logs(logs)
         check_callbacks(callbacks)
         self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say

@@ -72,8 +72,9 @@ class Progress:
             self._bar.set_postfix(notes)
 
     def _print(self) -> None:
-        self._last, self._printed = time.monotonic(), self._done
-        seconds = "" if self._last == self._began else f", {self._last - self._began:.0f} s"
+        first, self._last = self._printed < 0, time.monotonic()
+        self._printed = self._done
+        seconds = "" if first else f", {self._last - self._began:.0f} s"
         print(
             f"{self.title}: {self._done:,} of {self.total:,} {self.unit}{self._notes}{seconds}",
             file=sys.stderr, flush=True,
@@ -92,6 +93,18 @@ class Progress:
             self._bar.close()
         elif self._has_lines and self._done != self._printed:
             self._print()
+
+
+def counted(total: int, title: str, unit: str) -> Iterator[int]:
+    """Yields 0 to ``total - 1``, and shows how far this is.
+
+    Args:
+        total, title, unit: see :class:`Progress`.
+    """
+    with Progress(title, total, unit) as bar:
+        for number in range(total):
+            yield number
+            bar.to(number + 1)
 
 
 @contextmanager

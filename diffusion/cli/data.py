@@ -4,7 +4,7 @@ import click
 
 from ..choices import MOST_DRAWS
 from .group import loading
-from .options import data_choice, options, out_option, run_data_option, seed_option
+from .options import data_choice, options, out_option, quiet_option, run_data_option, seed_option
 from .params import Count, DataName, PathName
 
 
@@ -50,7 +50,7 @@ def data(**chosen) -> None:
     "called as good as real data.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone in place of tables.")
-@options(run_data_option, seed_option)
+@options(run_data_option, quiet_option, seed_option)
 def evaluate(**chosen) -> None:
     """Measure a file of samples, each number beside the score of real data.
 

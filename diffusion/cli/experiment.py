@@ -2,10 +2,17 @@
 
 import click
 
-from ..choices import METHODS, MOST_DRAWS, RECIPES
+from ..choices import LOGS, METHODS, MOST_DRAWS, RECIPES
 from ..errors import check_seed
 from .group import loading
-from .options import Sections, data_or_config_option, device_option, options, under
+from .options import (
+    Sections,
+    data_or_config_option,
+    device_option,
+    options,
+    quiet_option,
+    under,
+)
 from .params import Count, CountOrNone, NumberOrNone, OneOf, PathName
 from .process import objective_options, process_options
 from .training import classifier_options, network_options, training_options
@@ -72,7 +79,14 @@ _run = under(
         help="Seed of everything random. Default: 0.",
     ),
     device_option,
-    click.option("--quiet", is_flag=True, help="Show no progress, only what comes of it."),
+    click.option(
+        "--log",
+        type=OneOf(LOGS),
+        multiple=True,
+        help="Log the losses as JSON lines or for TensorBoard, too, beside losses.csv in the run's "
+        "folder: jsonl or tensorboard. May be given twice.",
+    ),
+    quiet_option,
 )
 _data = under(
     "Data",

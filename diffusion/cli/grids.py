@@ -4,7 +4,7 @@ import click
 
 from ..choices import MOST_DRAWS, STUDIES
 from .group import loading
-from .options import data_option, device_option, options, out_option, seed_option
+from .options import data_option, device_option, options, out_option, quiet_option, seed_option
 from .params import Count, DataName, OneOf, PathName
 
 
@@ -66,8 +66,11 @@ from .params import Count, DataName, OneOf, PathName
 @click.option(
     "--overwrite", is_flag=True, help="Delete the sweep that the folder holds, and start anew."
 )
-@click.option("--quiet", is_flag=True, help="Show no progress, only what comes of it.")
-@options(out_option("Folder of the sweep. Default: runs/sweep-<name of the data>."), device_option)
+@options(
+    quiet_option,
+    out_option("Folder of the sweep. Default: runs/sweep-<name of the data>."),
+    device_option,
+)
 def sweep(**chosen) -> None:
     """Train and measure all combinations of some values.
 
@@ -108,6 +111,7 @@ def sweep(**chosen) -> None:
         "Folder of all studies; work that it holds is not done again. Default: runs/studies, with "
         "--quick runs/studies-quick."
     ),
+    quiet_option,
     seed_option,
     device_option,
 )

@@ -4,7 +4,7 @@ import click
 
 from ..choices import EXPORTS, MOST_DRAWS
 from .group import loading
-from .options import device_option, options, out_option, run_data_option, seed_option
+from .options import device_option, options, out_option, quiet_option, run_data_option, seed_option
 from .params import Count, OneOf, PathName
 
 
@@ -17,7 +17,7 @@ from .params import Count, OneOf, PathName
     show_default=True,
     help="Real draws behind each metric's band.",
 )
-@options(run_data_option, seed_option, device_option)
+@options(run_data_option, quiet_option, seed_option, device_option)
 def report(**chosen) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
     with loading():
@@ -41,7 +41,7 @@ def report(**chosen) -> None:
     default=None,
     help="File of the page. Default: view.html in the run's folder.",
 )
-@options(run_data_option, seed_option, device_option)
+@options(run_data_option, quiet_option, seed_option, device_option)
 def view(**chosen) -> None:
     """Write a page that shows the reverse process of a run, one file for any browser."""
     with loading():

@@ -63,6 +63,9 @@ seed_option = click.option(
     callback=lambda _context, _option, seed: check_seed(seed),
     help="Seed of everything random.",
 )
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="Show no progress, only what comes of it."
+)
 
 
 def data_choice(source: Decorator) -> Decorator:

@@ -15,7 +15,7 @@ from .of_run import points_of_samples
 
 
 def evaluate_samples(
-    *, samples, label, held_out, real_draws, as_json, data, other_data, seed
+    *, samples, label, held_out, real_draws, as_json, data, other_data, quiet, seed
 ) -> None:
     """Measures a file of samples, and prints tables or JSON."""
     files.check_is_file(samples)
@@ -31,7 +31,8 @@ def evaluate_samples(
                 f"--held-out must be at least {FEWEST_POINTS} points, got {len(others)}"
             )
     x = _read_like(samples, points, "samples").data
-    note(f"measuring {len(x):,} samples against {real_draws} real draws ...")
+    if not quiet:
+        note(f"measuring {len(x):,} samples against {real_draws} real draws ...")
     result = evaluate(
         x,
         points,
@@ -40,7 +41,7 @@ def evaluate_samples(
         seed=seed,
         full=True,
         held_out=others,
-        progress=True,
+        progress=not quiet,
     )
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..experiment import Run, check_measurable
 from ..initial import Initial, load_initial
 from ..interrupts import exit_code, word_for
+from ..logs import check_logs
 from ..metrics import summary
 from ..progress import note, silence
 from ..run_folder import RunFolder
@@ -57,7 +58,7 @@ def run_train(**options) -> None:
 
 def _start(
     *, measures, config, data, test_fraction, validation_fraction, init, out, resume, overwrite,
-    quiet, checkpoint_every, device, quick, **options,
+    quiet, checkpoint_every, log, device, quick, **options,
 ) -> Run:  # fmt: skip
     """Makes the run that the options of the command line describe.
 
@@ -65,6 +66,7 @@ def _start(
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    check_logs(log)
     ranks, device = join(device)
     say = click.echo if ranks.writes and not quiet else silence
     chosen, file = choose_device(device), read_config(config)
@@ -95,6 +97,7 @@ def _start(
         overwrite=overwrite,
         source=source_of(*known),
         checkpoint_every=checkpoint_every,
+        logs=log,
         say=say,
         quiet=quiet,
         ranks=ranks,

@@ -2,12 +2,13 @@
 
 import click
 
+from ..progress import silence
 from ..report import write_report
 from ..run_folder import RunFolder
 from .of_run import check_outputs, check_run, data_files_of, points_of_run, say_unfinished
 
 
-def report_run(*, run, real_draws, data, other_data, seed, device) -> None:
+def report_run(*, run, real_draws, data, other_data, quiet, seed, device) -> None:
     """Writes a run's report."""
     check_run(run)
     points = points_of_run(run, data, other_data)
@@ -16,6 +17,6 @@ def report_run(*, run, real_draws, data, other_data, seed, device) -> None:
     say_unfinished(run)
     targets = write_report(
         run, points, real_draws=real_draws, seed=seed, device=device, other_data=other_data,
-        say=click.echo,
+        say=silence if quiet else click.echo,
     )  # fmt: skip
     click.echo(f"the report is {' and '.join(map(str, targets))}{replaced}")

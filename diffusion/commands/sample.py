@@ -7,9 +7,11 @@ import click
 import torch
 from torch import Tensor
 
+from ...kernels.workers import rows_for_all
 from .. import plots
 from ..checkpoints import Denoiser, load
 from ..data import read_content
+from ..device import choose_device
 from ..errors import UserError
 from ..models import ConditionalMLP
 from ..run_folder import RunFolder
@@ -19,7 +21,7 @@ from .sample_files import sample_target, write_samples
 
 def draw_samples(
     *, run, samples, label, scale, method, eta, variance, num_steps, spacing, timesteps, init,
-    start, prior, compare, out, seed, device, **noise,
+    start, prior, compare, out, quiet, seed, device, **noise,
 ) -> None:  # fmt: skip
     """Draws samples from the networks of a run, and writes them with a picture beside them."""
     denoiser = load(run)
@@ -52,7 +54,9 @@ def draw_samples(
         variance=variance,
         num_steps=num_steps,
         spacing=spacing,
+        batch_size=_batch_size(device),
         device=device,
+        progress=not quiet,
         **noise,
         **chosen,
     ).x.cpu()
@@ -74,6 +78,11 @@ def _check_classifier(run: Path, denoiser: Denoiser) -> None:
             f"--label needs the classifier, and {run} holds the denoiser alone: give "
             f"{place_of(run)}"
         )
+
+
+def _batch_size(device: str | None) -> int:
+    """Returns the rows to sample at once; on a CPU so few that the bar moves every few seconds."""
+    return rows_for_all() if choose_device(device).type == "cpu" else 100_000
 
 
 def _place_of(run: Path, label: int | None) -> Path:

@@ -6,11 +6,12 @@ import click
 
 from .. import files
 from ..errors import UserError
+from ..progress import silence
 from ..studies import STUDIES, StudyRun, write_page, write_report
 from .of_run import check_outputs, files_of_data
 
 
-def run_study(*, name, quick, data, together, page, out, seed, device) -> None:
+def run_study(*, name, quick, data, together, page, out, quiet, seed, device) -> None:
     """Trains, draws and measures a grid of models, and writes its report."""
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
@@ -21,7 +22,10 @@ def run_study(*, name, quick, data, together, page, out, seed, device) -> None:
     if name is not None:
         study = STUDIES[name] if data is None else STUDIES[name].on(data)
         study = study.quick() if quick else study
-        run = StudyRun(study, out, seed=seed, device=device, together=together, say=click.echo)
+        run = StudyRun(
+            study, out, seed=seed, device=device, together=together,
+            say=silence if quiet else click.echo, quiet=quiet,
+        )  # fmt: skip
         write_report(run, run.run())
         click.echo((run.folder / "table.md").read_text(encoding="utf-8"))
         click.echo(f"everything is in {run.folder}")

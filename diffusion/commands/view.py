@@ -2,6 +2,7 @@
 
 import click
 
+from ..progress import silence
 from ..run_folder import RunFolder
 from ..viewer import write_view
 from .of_run import (
@@ -14,7 +15,7 @@ from .of_run import (
 )
 
 
-def view_run(*, run, samples, out, data, other_data, seed, device) -> None:
+def view_run(*, run, samples, out, data, other_data, quiet, seed, device) -> None:
     """Writes the page that shows a run's reverse process."""
     check_run(run)
     points = points_of_run(run, data, other_data)
@@ -23,6 +24,6 @@ def view_run(*, run, samples, out, data, other_data, seed, device) -> None:
     say_unfinished(run)
     path = write_view(
         run, points, samples=samples, seed=seed, device=device, save_to=page,
-        other_data=other_data, say=click.echo,
+        other_data=other_data, say=silence if quiet else click.echo,
     )  # fmt: skip
     click.echo(f"the page is {path}{replaced}: open it in a browser")

@@ -7,12 +7,11 @@
 """
 
 from .callbacks import Callback, CallbackError, check_callbacks
-from .in_folder import KINDS, OWN_LOGS, check_kinds, logs_in
+from .in_folder import OWN_LOGS, check_logs, logs_in
 from .tables import CSVLog, JSONLog
 from .tensorboard import TensorBoardLog
 
 __all__ = [
-    "KINDS",
     "OWN_LOGS",
     "CSVLog",
     "Callback",
@@ -20,6 +19,6 @@ __all__ = [
     "JSONLog",
     "TensorBoardLog",
     "check_callbacks",
-    "check_kinds",
+    "check_logs",
     "logs_in",
 ]

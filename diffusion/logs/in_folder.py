@@ -1,27 +1,14 @@
 """The logs in the folder of a run: ``losses.csv``, and those that are asked for."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
 
+from ..choices import LOGS
 from ..errors import check_choice
 from .callbacks import Callback
 from .tables import CSVLog, JSONLog
 from .tensorboard import EVENTS, TensorBoardLog, check_tensorboard
 
-
-class _Kind(NamedTuple):
-    """A kind of log."""
-
-    name: str  # in the folder
-    make: Callable[..., Callback]
-
-
-KINDS = {
-    "csv": _Kind("losses.csv", CSVLog),
-    "jsonl": _Kind("losses.jsonl", JSONLog),
-    "tensorboard": _Kind("tensorboard", TensorBoardLog),
-}
 # The files that they write, as patterns.
 OWN_LOGS = (
     "losses.csv", "losses.jsonl",
@@ -29,10 +16,10 @@ OWN_LOGS = (
 )  # fmt: skip
 
 
-def check_kinds(kinds: Collection[str]) -> None:
+def check_logs(kinds: Collection[str]) -> None:
     """Raises :class:`UserError` unless these are kinds of logs that can be written here."""
     for kind in kinds:
-        check_choice("log", kind, KINDS)
+        check_choice("log", kind, LOGS)
     if "tensorboard" in kinds:
         check_tensorboard()
 
@@ -42,10 +29,11 @@ def logs_in(folder: Path, kinds: Collection[str]) -> list[Callback]:
 
     Args:
         folder: the folder.
-        kinds: kinds of logs beside ``csv``.
+        kinds: kinds of logs beside ``losses.csv``: ``jsonl`` and ``tensorboard``.
     """
-    return [
-        kind.make(folder / kind.name, overwrite=True)
-        for name, kind in KINDS.items()
-        if name in ("csv", *kinds)
-    ]
+    logs: list[Callback] = [CSVLog(folder / "losses.csv", overwrite=True)]
+    if "jsonl" in kinds:
+        logs.append(JSONLog(folder / "losses.jsonl", overwrite=True))
+    if "tensorboard" in kinds:
+        logs.append(TensorBoardLog(folder / "tensorboard", overwrite=True))
+    return logs

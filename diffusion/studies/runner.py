@@ -17,7 +17,6 @@ from ..data import Points, dataset
 from ..device import choose_device
 from ..errors import UserError, check_integer, check_seed
 from ..models import MLP
-from ..progress import Progress
 from ..rewards import class_reward, sample_with_reward
 from ..sampling import SampleConfig, sample_many
 from ..training import ManyTrainer, Task
@@ -43,6 +42,7 @@ class StudyRun:
         together: number of models of one kind that train at once. None is all of them on a GPU and
             one on a CPU, where training together saves little and an interrupt would lose more.
         say: called with a line of text about the progress.
+        quiet: shows no progress of the training.
 
     Raises:
         ValueError: the seed is negative, the folder cannot be written to, or a data set does not
@@ -58,10 +58,11 @@ class StudyRun:
         device: str | torch.device | None = None,
         together: int | None = None,
         say: Callable[[str], None] = print,
+        quiet: bool = False,
     ):
         check_seed(seed)
         check_integer("together", 1 if together is None else together, 1)
-        self.study, self.seed, self.say = study, seed, say
+        self.study, self.seed, self.say, self.quiet = study, seed, say, quiet
         for cell in study.cells():
             _check_data(cell)
         self.device = choose_device(device)
@@ -141,7 +142,7 @@ class StudyRun:
         if not models:
             return
         began = time.perf_counter()
-        networks = train(models, self.seed, self.device)
+        networks = train(models, self.seed, self.device, progress=not self.quiet)
         seconds = (time.perf_counter() - began) / len(models)
         for model, network in zip(models, networks, strict=True):
             self.store.save_model(model, network, seconds)
@@ -205,13 +206,16 @@ def models_of(cells: Iterable[Cell]) -> list[Model]:
     return list(dict.fromkeys(cell.model for cell in cells))
 
 
-def train(models: Sequence[Model], seed: int, device: str | torch.device) -> list[MLP]:
+def train(
+    models: Sequence[Model], seed: int, device: str | torch.device, *, progress: bool = True
+) -> list[MLP]:
     """Trains models, those of one network shape and batch size in the same launches.
 
     Args:
         models: the models.
         seed: seed of everything random.
         device: device of the training.
+        progress: shows a bar on stderr.
     """
     tasks = []
     for model in models:
@@ -219,8 +223,7 @@ def train(models: Sequence[Model], seed: int, device: str | torch.device) -> lis
         recipe = model.variant.recipe_for(len(points))
         tasks.append(Task(points, model.variant.schedule, recipe, seed=child_seed(seed, _TRAINING)))
     trainer = ManyTrainer(tasks, device=device)
-    with Progress("train", trainer.total_steps, "steps") as progress:
-        trainer.run(trainer.total_steps, progress.to)
+    trainer.run(trainer.total_steps, progress)
     return trainer.models()
 
 

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from flashpoint.diffusion import experiment
-from flashpoint.diffusion import progress as module
 from flashpoint.diffusion.interrupts import Stopped, deferred, exit_code, stoppable, word_for
-from flashpoint.diffusion.progress import Progress
 from flashpoint.diffusion.training import engine
 
 from .helpers import flashpoint
@@ -124,31 +122,10 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(own):
         assert 1000 < seconds["train denoiser"] < 1100
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with Progress("train", 1000, "steps") as progress:
-        assert capsys.readouterr().err == "train: 0 of 1,000 steps\n"
-        for done in range(1, 1001):
-            now[0] += 0.5
-            progress.note(loss="0.5")
-            progress.to(done)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train: 100 of 1,000 steps, loss 0.5, 50 s"
-    assert lines[-1] == "train: 1,000 of 1,000 steps, loss 0.5, 500 s"
-    assert len(lines) == 10
-
-
-def test_slow_progress_is_told_each_minute_and_quiet_runs_show_none(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with Progress("train", 10**6, "steps") as progress:
-        for done in range(1, 20):
-            now[0] += 31
-            progress.to(done)
-    assert len(capsys.readouterr().err.splitlines()) == 11
-    result = flashpoint("train", *SMALL, "--steps", 20, "--quiet")
-    assert result.output == "checkpoints are in run/checkpoints\n"
+def test_quiet_runs_show_no_progress():
+    for flag in ("--quiet", "-q"):
+        result = flashpoint("train", *SMALL, "--steps", 20, flag, "--overwrite")
+        assert result.output == "checkpoints are in run/checkpoints\n"
     assert flashpoint("train", *SMALL, "--steps", 20, "--overwrite").output.count("20 steps") == 2
 
 
