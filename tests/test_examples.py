@@ -86,6 +86,22 @@ def test_own_network(tmp_path):
     assert Image.open(out / "samples.png").width > 500
 
 
+# Runs an example without the packages that it can do without.
+WITHOUT = """
+import runpy, sys
+sys.modules["wandb"] = sys.modules["mlflow"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_callbacks(tmp_path):
+    said = run("callbacks.py", folder=tmp_path, launcher=("-c", WITHOUT))
+    assert "wandb: not installed; pip install wandb\nmlflow: not installed" in said
+    table = (tmp_path / "runs/callbacks/losses.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table] == ["step", "50", "100", "120"]
+
+
 def test_torchrun(tmp_path):
     """Two ranks do what one does."""
     losses, weights = [], []
