@@ -88,7 +88,7 @@ def test_rows_do_not_depend_on_where_a_training_was_cut():
 
 def test_the_learning_rate_of_a_classic_recipe_is_that_of_the_step():
     # Halves the rate where the loss does not fall, which no table can know before.
-    recipe = fd.ClassicRecipe(8, (8,), 60, lr=3.0, optimizer="adam", decay=PlateauDecay(0.5, 0))
+    recipe = fd.ClassicRecipe(8, (8,), 60, lr=1e-7, optimizer="adam", decay=PlateauDecay(0.5, 0))
     listener, training = Listener(), trainer(recipe)
     training.run(10**6, callbacks=[listener])
     every = recipe.steps_per_rate(training.task.pairs)
