@@ -206,6 +206,13 @@ def training(recipe, classify=False):
     return state, other.losses, [dict(network.named_parameters()) for network in networks]
 
 
+def logged_training():
+    path = FOLDER / "losses.csv"
+    logs = [fd.CSVLog(path, overwrite=True), fd.TensorBoardLog(FOLDER / "curves", overwrite=True)]
+    fd.Trainer(POINTS, SCHEDULE, RECIPE, device="cpu").run(100, callbacks=logs)
+    return [line.rpartition(",")[0] for line in path.read_text().splitlines()]  # all but the time
+
+
 def train_many():
     tasks = [task(RECIPE, seed=seed) for seed in (0, 1)] + [task(CONDITIONAL_RECIPE)]
     return [dict(model.named_parameters()) for model in fd.train_many(tasks, device="cpu")]
@@ -351,6 +358,7 @@ DIFFUSION: dict[str, Callable] = {
     "Trainer, classic": lambda: training(CLASSIC_RECIPE),
     "Trainer, classifier": lambda: training(RECIPE, classify=True),
     "Trainer, conditional": lambda: training(CONDITIONAL_RECIPE),
+    "Trainer, logged": logged_training,
     "train_many": train_many,
     "sweep": sweep,
     "sample": sample,

@@ -98,8 +98,11 @@ class ManyTrainer:
         before = 0
         with reported(progress, "train", until, "steps", start=self.step) as report:
             for engine in self._engines:
-                rest = max(0, until - before - engine.step)
-                engine.run(rest, lambda done, b=before: report(b + done))
+
+                def on_step(done: int, before: int = before) -> None:
+                    report(before + done)
+
+                engine.run(max(0, until - before - engine.step), on_step)
                 before += engine.total_steps
 
     def bad_step(self, task: int) -> int | None:

@@ -116,7 +116,7 @@ def settings_of(trainer: "Trainer") -> dict[str, Any]:
     """Returns what callbacks are told of a training before its first step."""
     task, points = trainer.task, trainer.task.points
     settings: dict[str, Any] = {
-        "network": task.network,
+        "network": task.role,
         "first_step": trainer.step,
         "total_steps": trainer.total_steps,
         "data": points.name,

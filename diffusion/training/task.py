@@ -78,7 +78,7 @@ class Task:
             object.__setattr__(self, "schedule", self.schedule.predicting(str(prediction)))
 
     @property
-    def network(self) -> str:
+    def role(self) -> str:
         """What is trained: ``denoiser`` or ``classifier``."""
         return "classifier" if self.classify else "denoiser"
 

@@ -165,7 +165,7 @@ class Trainer:
                 goes on.
         """
         self._take_back_parameters()
-        title, last = f"train {self.task.network}", min(self.step + steps, self.total_steps)
+        title, last = f"train {self.task.role}", min(self.step + steps, self.total_steps)
         with (
             reported(progress, title, last, "steps", start=self.step) as show,
             Reports(self, callbacks) as reports,

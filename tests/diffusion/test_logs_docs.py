@@ -95,7 +95,7 @@ def test_each_block_of_python_runs(number, trackers, capsys):
             check(told, [50, 100, 150, 200])
     assert ("progress=True" in code) == ("train denoiser: 200 of 200 steps" in said.err)
     if "Printed" in code:
-        assert said.out.startswith("denoiser of moons, lr 0.008\nstep 50: loss ")
+        assert said.out.startswith("denoiser of moons, lr 0.006\nstep 50: loss ")
         assert said.out.endswith(" s\ndone\n")
 
 
