@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ._kinds import checked
-from ._perceptrons import has_hooks, read_layers, run_layers
+from ._perceptrons import run_layers
+from ._reading import has_hooks, read_layers
 from ._validate import check_device, check_floating_dtype, check_positive, check_precision
 from .mlp import MLPShape
 from .mlp.activation import TABLE
@@ -114,8 +115,8 @@ class FusedMLP(nn.Module):
 
         Args:
             module: an ``nn.Sequential`` of Linear layers with one kind of activation between
-                them, or a module that does nothing but pass its input through such a
-                ``module.model``.
+                them, or of residual blocks x + act(linear(x)) in place of some, or a module that
+                does nothing but pass its input through such a ``module.model``.
             precision: as for the class.
 
         Raises:
@@ -129,7 +130,8 @@ class FusedMLP(nn.Module):
         fused = cls.__new__(cls)
         nn.Module.__init__(fused)
         activations = [layer for layer in layers if not isinstance(layer, nn.Linear)]
-        if activations and all(each is activations[0] for each in activations):
+        shared = activations and type(activations[0]) in ACTIVATION_MODULES.values()
+        if shared and all(each is activations[0] for each in activations):
             fused.act = activations[0]
         fused.model = layers
         fused._set_precision(precision)

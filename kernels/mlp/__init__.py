@@ -38,6 +38,7 @@ def mlp(
     activation: str = "prelu",
     negative_slope: float = 0.01,
     linear_input: bool = False,
+    residual: bool = False,
     precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -53,6 +54,8 @@ def mlp(
         negative_slope: the fixed slope of ``leaky_relu``.
         linear_input: True for no activation after the first layer either, which then only embeds
             the input; for ``prelu``, ``leaky_relu``, ``relu`` and ``none``.
+        residual: True if every hidden layer after the first adds its input, h + act(W h + b); all
+            hidden layers must have one width. The kernels keep h in the precision of the products.
         precision: precision of the kernels' matrix products, one of :data:`PRECISIONS`. None takes
             the precision that PyTorch would use: the autocast dtype, or the dtype of a
             half-precision x, or else, by ``torch.get_float32_matmul_precision()``, ``tf32`` or
@@ -79,7 +82,9 @@ def mlp(
     if precision is not None:
         check_precision(precision)
     slopes = () if slope is None else (slope,)
-    arguments = read_arguments(x, weights, biases, slopes, activation, negative_slope, linear_input)
+    arguments = read_arguments(
+        x, weights, biases, slopes, activation, negative_slope, linear_input, residual
+    )
     gap = onlooker() or _subclass_gap(arguments) or gap_of_arguments(arguments)
     if backend is None and precision is None:
         gap = gap or faster_in_pytorch(arguments.y_dtype)
@@ -116,6 +121,7 @@ def read_arguments(
     activation: str,
     negative_slope: float,
     linear_input: bool,
+    residual: bool = False,
 ) -> Arguments:
     """Checks the arguments of :func:`mlp`; raises TypeError or ValueError as it does."""
     check_float("x", x)
@@ -123,7 +129,7 @@ def read_arguments(
         raise ValueError("weights must hold at least one layer, got none")
     weights, biases = tuple(weights), None if biases is None else tuple(biases)
     slopes = tuple(slopes) if activation == "prelu" and len(weights) > 1 else ()
-    shape = _shape_of(weights, biases, slopes, activation, negative_slope, linear_input)
+    shape = _shape_of(weights, biases, slopes, activation, negative_slope, linear_input, residual)
     autocast_dtype = autocast_dtype_of(x)
     dtype = x.dtype if autocast_dtype is None else weights[0].dtype  # autocast casts x
     _check_x(x, weights[0], shape)
@@ -234,6 +240,7 @@ def _shape_of(
     activation: str,
     negative_slope: float,
     linear_input: bool,
+    residual: bool,
 ) -> MLPShape:
     if activation == "prelu" and not slopes and len(weights) > 1:
         raise ValueError("slope must be given for activation 'prelu', got None")
@@ -272,5 +279,6 @@ def _shape_of(
         negative_slope=negative_slope,
         bias=biases is not None,
         linear_input=linear_input,
+        residual=residual,
     )
     return shape if shape.hidden_layers else replace(shape, activation="none")

@@ -321,6 +321,8 @@ def _gap(net: Layout, dim: int, hidden: tuple[int, ...], widest: int, limit: int
     """Returns why a network is not covered, of whose layers the ``widest`` has a limit."""
     if net.precision not in ("fp16", "bf16"):
         return f"precision {net.precision}"
+    if net.shape.residual:
+        return "residual layers"
     if len(hidden) < 2:
         return f"fewer than 2 hidden layers, {len(hidden)}"
     if widest > limit:

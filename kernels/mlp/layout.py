@@ -5,7 +5,8 @@ There are four buffers, besides the flat fp32 parameters of :class:`~.shape.MLPS
 * activations [M, rows, columns]: a row holds the input h_0 and then every h_l = act(z_{l-1}), as
   the matrix products read them;
 * pre-activations [M, rows, columns]: a row holds every hidden z_l, if the backward pass needs it;
-* gradients [M, rows, columns]: a row holds the gradient of every z_l and then that of y;
+* gradients [M, rows, columns]: a row holds the gradient of every z_l and then that of y; with
+  residual layers also those of the last two h_l, the one of an even l first;
 * operand weights [M, size]: each layer [out, in] in the precision of the matrix products.
 
 All widths are rounded up to multiples that tensor cores take. The padding is zero in the weights,
@@ -127,15 +128,21 @@ class Layout:
     @property
     def gradient_columns(self) -> int:
         """Width of a row of the gradients: all but the input."""
+        return self.stream + (2 * self.padded[1] if self.shape.residual else 0)
+
+    @property
+    def stream(self) -> int:
+        """First column of the gradients where residual layers keep those of two h, in turn."""
         return self.columns[-1] - self.columns[1]
 
     @property
     def keeps_z(self) -> bool:
         """True if a backward pass needs z as well; otherwise h tells the derivative.
 
-        With a negative slope h does not tell the sign of z.
+        With a negative slope h does not tell the sign of z, nor does it in a residual layer.
         """
-        return TABLE[self.shape.activation].reads_z or self.shape.negative_slope < 0
+        shape = self.shape
+        return TABLE[shape.activation].reads_z or shape.negative_slope < 0 or shape.residual
 
     @property
     def exponential(self) -> bool:

@@ -14,8 +14,8 @@ watches do not come here, see :mod:`.eager`.
 
 In this module x is [..., in] with weights [out, in], or [M, B, in] with weights [M, out, in]; all
 tensors have one dtype and lie on one device. ``network`` stands for the arguments x, weights,
-biases, slope, activation, negative_slope, linear_input and precision. With a precision of None the
-reference runs.
+biases, slope, activation, negative_slope, linear_input, precision and residual. With a precision of
+None the reference runs.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from .shape import MLPParameters, MLPShape
 
 _NETWORK = (
     "Tensor x, Tensor[] weights, Tensor[] biases, Tensor? slope, "
-    "str activation, float negative_slope, bool linear_input, str? precision"
+    "str activation, float negative_slope, bool linear_input, str? precision, bool residual=False"
 )
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
@@ -66,7 +66,7 @@ def network_of(
     weights, biases, slope = parameters
     return (
         x, weights, biases or (), slope,
-        shape.activation, shape.negative_slope, shape.linear_input, precision,
+        shape.activation, shape.negative_slope, shape.linear_input, precision, shape.residual,
     )  # fmt: skip
 
 
@@ -111,7 +111,9 @@ class _Call(NamedTuple):
         return grad_y.reshape(*self.x.shape[:-1], self.shape.widths[-1])
 
 
-def _call(x, weights, biases, slope, activation, negative_slope, linear_input, precision) -> _Call:
+def _call(
+    x, weights, biases, slope, activation, negative_slope, linear_input, precision, residual=False
+) -> _Call:
     shape = MLPShape(
         widths=(x.shape[-1], *(weight.shape[-2] for weight in weights)),
         activation=activation,
@@ -119,6 +121,7 @@ def _call(x, weights, biases, slope, activation, negative_slope, linear_input, p
         negative_slope=negative_slope,
         bias=bool(biases),
         linear_input=linear_input,
+        residual=residual,
     )
     parameters = MLPParameters(tuple(weights), tuple(biases) or None, slope)
     return _Call(*with_model_axis(x, parameters), shape, precision)
@@ -188,11 +191,11 @@ def _no_autocast(x: Tensor):
 
 
 def _fake_forward(*network, save=False):
-    x, weights, *_, precision = network
+    call, x, weights = _call(*network), *network[:2]
     y = x.new_empty((*x.shape[:-1], weights[-1].shape[-2]))
+    precision = call.precision
     if not save or precision is None:
         return y, []
-    call = _call(*network)
     net, weights = launches.saved_layout(_concrete(call.shape), precision, x.device)
     models, rows, _ = call.x.shape
     rows = saved_rows(rows)
@@ -231,7 +234,7 @@ class _Flat(NamedTuple):
 
     weights: int
     biases: int
-    options: tuple[str, float, bool, str | None]
+    options: tuple[str, float, bool, str | None, bool]
 
     def network(self, x: Tensor, *layers: Tensor) -> tuple:
         stop = self.weights + self.biases

@@ -2,7 +2,7 @@
 
     h_0 = x,   z_l = h_l W_l^T + b_l,   h_{l+1} = act(z_l),   y = the last z
 
-(with a linear input h_1 = z_0).
+(with a linear input h_1 = z_0; residual layers add their input, h_{l+1} = h_l + act(z_l)).
 
 :func:`mlp` is differentiated by autograd. :func:`forward` and :func:`backward` are the same
 function with its derivative written out, which spares a training step autograd's bookkeeping.
@@ -29,7 +29,8 @@ def mlp(x: Tensor, parameters: MLPParameters, shape: MLPShape) -> Tensor:
     """
     h = x  # only the last layer is kept, so that a chain's activations stay in cache
     for layer in range(shape.hidden_layers):
-        h = _activate(_linear(h, parameters, layer), parameters, shape, layer)  # [M, B, width]
+        z = _linear(h, parameters, layer)  # [M, B, width]
+        h = _next(h, z, parameters, shape, layer)
     return _linear(h, parameters, shape.hidden_layers)
 
 
@@ -41,7 +42,7 @@ def forward(
     for layer in range(shape.hidden_layers):
         z = _linear(inputs[-1], parameters, layer)  # [M, B, width]
         preactivations.append(z)
-        inputs.append(_activate(z, parameters, shape, layer))
+        inputs.append(_next(inputs[-1], z, parameters, shape, layer))
     return _linear(inputs[-1], parameters, shape.hidden_layers), inputs, preactivations
 
 
@@ -63,13 +64,13 @@ def backward(
     """
     if grad.slope is not None:
         grad.slope.zero_()
-    grad_z = grad_y
+    grad_z, grad_h = grad_y, None
     for layer in range(shape.hidden_layers, -1, -1):
         torch.bmm(grad_z.mT, inputs[layer], out=grad.weights[layer])
         if grad.biases is not None:
             torch.sum(grad_z, dim=1, out=grad.biases[layer])
         if layer > 0:
-            grad_h = torch.bmm(grad_z, parameters.weights[layer])  # [M, B, width]
+            grad_h = _grad_h(grad_z, grad_h, parameters, shape, layer)  # [M, B, width]
             grad_z, grad_slope = _activate_backward(
                 grad_h, preactivations[layer - 1], parameters, shape, layer - 1
             )
@@ -81,9 +82,9 @@ def input_gradient(
     grad_y: Tensor, preactivations: list[Tensor], parameters: MLPParameters, shape: MLPShape
 ) -> Tensor:
     """Returns the gradient of sum(grad_y * y) with respect to x alone, [M, B, in]."""
-    grad_z = grad_y
+    grad_z, grad_h = grad_y, None
     for layer in range(shape.hidden_layers, 0, -1):
-        grad_h = torch.bmm(grad_z, parameters.weights[layer])
+        grad_h = _grad_h(grad_z, grad_h, parameters, shape, layer)
         grad_z, _ = _activate_backward(
             grad_h, preactivations[layer - 1], parameters, shape, layer - 1
         )
@@ -108,6 +109,22 @@ def _slope_index(shape: MLPShape, layer: int) -> int:
     return (layer - shape.linear_input) % shape.slopes
 
 
+def _next(h: Tensor, z: Tensor, parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor:
+    """Returns the output of hidden layer ``layer``, given its input h and its z."""
+    output = _activate(z, parameters, shape, layer)
+    return h + output if shape.adds_input(layer) else output
+
+
+def _grad_h(
+    grad_z: Tensor, grad_next: Tensor | None, parameters: MLPParameters, shape: MLPShape, layer: int
+) -> Tensor:
+    """Returns the gradient of the input of ``layer``, given those of its z and of its output."""
+    weight = parameters.weights[layer]
+    if grad_next is None or not shape.adds_input(layer):
+        return torch.bmm(grad_z, weight)
+    return torch.baddbmm(grad_next, grad_z, weight)
+
+
 def _activate(z: Tensor, parameters: MLPParameters, shape: MLPShape, layer: int) -> Tensor:
     """Returns act(z) of hidden layer ``layer``, z itself after a linear input."""
     if shape.linear_input and layer == 0:
@@ -120,8 +137,10 @@ def _activate_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the gradient with respect to z, and for PReLU that with respect to the slope, [M].
 
-    May overwrite ``grad_h``.
+    May overwrite ``grad_h``, unless layers are residual, where it is needed once more.
     """
     if shape.linear_input and layer == 0:
         return grad_h, None
+    if shape.adds_input(layer):
+        grad_h = grad_h.clone()
     return TABLE[shape.activation].backward(grad_h, z, _slope(parameters, shape, layer))

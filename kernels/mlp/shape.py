@@ -35,6 +35,8 @@ class MLPShape:
         bias: True if the layers have biases.
         linear_input: True for no activation after the first layer either, which then only embeds
             the input. It needs a hidden layer, and ``prelu``, ``leaky_relu``, ``relu`` or ``none``.
+        residual: True if every hidden layer after the first adds its input, h + act(W h + b). All
+            hidden layers then have one width.
 
     Raises:
         TypeError: a field is of another kind.
@@ -47,6 +49,7 @@ class MLPShape:
     negative_slope: float = 0.01
     bias: bool = True
     linear_input: bool = False
+    residual: bool = False
 
     def __post_init__(self):
         check_fields(self)
@@ -69,6 +72,11 @@ class MLPShape:
             )
         if self.linear_input and not self.hidden_layers:
             raise ValueError("linear_input must be False without hidden layers, got True")
+        if self.residual and len(set(self.widths[1:-1])) > 1:
+            raise ValueError(
+                "residual must be False unless all hidden layers have one width, "
+                f"got {self.widths[1:-1]}"
+            )
         if self.slopes not in (1, max(1, self.activated_layers)):
             raise ValueError(
                 f"slopes must be 1 or the number of activations ({self.activated_layers}), "
@@ -84,6 +92,10 @@ class MLPShape:
     def activated_layers(self) -> int:
         """Number of hidden layers that an activation follows: the last ones."""
         return self.hidden_layers - self.linear_input
+
+    def adds_input(self, layer: int) -> bool:
+        """Returns True if a layer is a residual one, which adds its input to its activation."""
+        return self.residual and 0 < layer < self.hidden_layers
 
     @cached_property
     def num_parameters(self) -> int:
@@ -126,3 +138,9 @@ class MLPShape:
         if slope is not None:
             parts.append(slope)
         return torch.cat(parts, dim=1)
+
+
+def check_not_residual(name: str, shape: MLPShape) -> None:
+    """Raises ValueError if a shape has residual layers, for operations that have none."""
+    if shape.residual:
+        raise ValueError(f"{name} must have no residual layers, which only mlp computes")

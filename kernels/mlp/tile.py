@@ -80,8 +80,11 @@ def _hidden_layer(
         if z is not None:
             pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
             tl.store(pointers, value.to(z.dtype.element_ty))
-        h = operand(activate(value, slope, NET), acts.dtype.element_ty, NET)
-        tl.store(acts + place + row * NET.activation_columns + column[None, :], h)
+        h = activate(value, slope, NET)
+        pointers = acts + place + row * NET.activation_columns + column[None, :]
+        if NET.shape.residual and FIRST > 0:
+            h += tl.load(pointers - PADDED).to(tl.float32)  # the input, which is as wide
+        tl.store(pointers, operand(h, acts.dtype.element_ty, NET))
 
 
 @triton.jit
@@ -208,6 +211,12 @@ def _layer_backward(
         value = tl.load(source + row * NET.z_columns + column[None, :])
         slope = slope_of(flat + NET.flat[NET.layers], FIRST + i - 1, NET)
         grad_h = layer_columns_backward(grads, weights, i, column, FIRST, NET, CONFIG, ROWS)
+        if NET.shape.residual:
+            stream = grads + NET.stream + row * NET.gradient_columns + column[None, :]
+            if NET.layers - 1 > FIRST:
+                grad_h += tl.load(stream + (FIRST + i + 1) % 2 * PADDED).to(tl.float32)
+            rounded = operand(grad_h, grads.dtype.element_ty, NET)
+            tl.store(stream + (FIRST + i) % 2 * PADDED, rounded)
         # The zero puts z into the layout of grad_h before anything else is done with it. Triton 3.6
         # would compare z in the layout of its load, and move the results through shared memory.
         value = value.to(tl.float32) + grad_h * 0.0

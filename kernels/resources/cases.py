@@ -31,6 +31,7 @@ _DENOISER = MLPShape((3, 256, 256, 256, 256, 2))
 _WIDE = MLPShape((3, 512, 512, 512, 2))
 _WIDE_AND_UNEVEN = MLPShape((3, 512, 256, 384, 2))
 _CLASSIFIER = MLPShape((3, 100, 200, 500, 5))
+_RESIDUAL = MLPShape((384, 128, 128, 128, 128, 2), "gelu", residual=True)
 _CLASS_WIDTH = 16  # of the class feature of a conditional denoiser
 _MANY_ROWS = 10_000  # so many that tiles are larger
 _MOST_ROWS = 16_897  # so many that programs do not measure the gradient of y
@@ -221,6 +222,8 @@ CASES: dict[str, Callable[[], None]] = {
     "drop-in tf32x3": partial(_perceptron, _DENOISER, "tf32x3"),
     "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
+    "residual fp16": partial(_perceptron, _RESIDUAL, "fp16"),
+    "residual tf32": partial(_perceptron, _RESIDUAL, "tf32"),
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
     "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16, torch.float16),
     "most rows fp16": partial(_perceptron, _DENOISER, "fp16", rows=_MOST_ROWS),

@@ -17,6 +17,7 @@ from .._validate import (
 )
 from ..default_state import in_default_state
 from ..mlp.layout import gap_of
+from ..mlp.shape import check_not_residual
 from ..overflow import observe
 from ..philox import Stream, normal_rows, seed_of_each, seed_tensor
 from . import pieces, reference, stepwise
@@ -185,6 +186,7 @@ def _check(
 def _check_network(name: str, network: Network, x_T: Tensor, width: int) -> None:
     """Raises ValueError if a network does not fit x_T or an input of this width."""
     parameters, shape = network
+    check_not_residual(f"{name}.shape", shape)
     if shape.widths[0] != width:
         raise ValueError(
             f"{name} must have input width {width} (point and features), got {shape.widths[0]}"

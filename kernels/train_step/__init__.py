@@ -22,6 +22,7 @@ from ..adamw import Shadow
 from ..default_state import in_default_state
 from ..mlp import MLPShape
 from ..mlp.layout import gap_of
+from ..mlp.shape import check_not_residual
 from ..overflow import observe
 from ..philox import seed_of_each
 from ..q_sample.reference import TrainingData, batch_draw
@@ -227,6 +228,7 @@ def _check_rows(batch_size: int, refresh: int | None, first_row: int, rows: int 
 
 def _check(parameters: Tensor, shape: MLPShape, data: TrainingData) -> None:
     """Raises ValueError if the network, its parameters and the data do not fit together."""
+    check_not_residual("shape", shape)
     check_same_device(parameters=parameters, **data._asdict())
     check_shape("parameters", parameters, ("M", shape.num_parameters))
     if parameters.dtype != torch.float64:  # the reference also takes float64

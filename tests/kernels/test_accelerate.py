@@ -32,9 +32,10 @@ def test_model_is_unchanged_but_for_what_runs(fused_calls):
         "under autocast and, without gradients, in tf32; else float32 is faster layer by layer",
     ))  # fmt: skip
     way = "fused" if on_gpu else "layer by layer on cpu, fused"
-    assert str(report) == f"first: {way} {single}\nrest.0: {way} {single}"
+    relu, prelu = "first [3-16-8-2, relu]", "rest.0 [3-16-8-2, prelu]"
+    assert str(report) == f"{relu}: {way} {single}\n{prelu}: {way} {single}"
     assert report.elsewhere == ({} if on_gpu else {"first": "cpu", "rest.0": "cpu"})
-    assert str(accelerate(copy.deepcopy(model).half())) == f"first: {half}\nrest.0: {half}"
+    assert str(accelerate(copy.deepcopy(model).half())) == f"{relu}: {half}\n{prelu}: {half}"
     assert [id(parameter) for parameter in model.parameters()] == identities
     assert list(model.state_dict()) == list(before.state_dict())
     assert not model.first.training
@@ -78,7 +79,11 @@ def test_a_first_layer_without_activation_is_fused_too(fused_calls):
     assert len(fused_calls) == 1
     for activation in (nn.Tanh, nn.SiLU):
         model = nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 8), activation(), nn.Linear(8, 2))
-        assert list(accelerate(model).skipped) == [""]
+        name = activation.__name__.lower()
+        assert accelerate(model).partly == {
+            "": f"layers 1 to 3 only, because no activation follows the first layer, as it must "
+            f"with {name}"
+        }
 
 
 def test_the_slope_of_a_leaky_relu_is_the_layers_own(fused_calls):
@@ -144,8 +149,9 @@ def test_other_dtypes_are_left_to_the_layers_bit_for_bit(dtype, fused_calls):
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
     name = str(dtype).removeprefix("torch.")
-    assert accelerate(model) == Acceleration(waiting={"": name})
-    assert str(accelerate(model)) == f"(model): not yet fused, {name}"
+    network = "3-16-8-2, tanh"
+    assert accelerate(model) == Acceleration(waiting={"": name}, networks={"": network})
+    assert str(accelerate(model)) == f"(model) [{network}]: not yet fused, {name}"
     with pytest.raises(ValueError, match=f"not yet fused, {name}"):
         accelerate(model, strict=True)
     assert not fused_calls

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from flashpoint.kernels import _dispatch, _perceptrons, accelerate
+from flashpoint.kernels import _dispatch, _reading, accelerate
 
 from .perceptrons import Model, perceptron
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def test_a_gpu_without_kernels_is_reported(monkeypatch):
-    network = _perceptrons.read_layers(perceptron())
+    network = _reading.read_layers(perceptron())
     weight = SimpleNamespace(
         dtype=torch.float32, is_cuda=True, device=torch.device("cuda:0"), shape=(16, 3)
     )
     network = network._replace(weights=[weight, *network.weights[1:]])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     _dispatch._find_problem.cache_clear()
-    assert _perceptrons.not_yet_fused(network) == "needs compute capability 8.0 or more, got 7.5"
+    assert _reading.not_yet_fused(network) == "needs compute capability 8.0 or more, got 7.5"
     _dispatch._find_problem.cache_clear()
 
 
@@ -73,8 +73,6 @@ def with_mixed_bias():
         (hooked_inside, "layer 2 (Linear) has hooks"),
         (hooked_itself, "it has hooks"),
         (parametrized, "layer 2 (ParametrizedLinear) has parametrizations"),
-        (with_own_forward, "layer 0 (Linear) has a forward of its own"),
-        (with_weight_elsewhere, "layer 0 (Linear) has its weight elsewhere"),
         (with_mixed_bias, "some layers have a bias and some have none"),
         (lambda: Special(*perceptron()), "Special is a class of its own"),
         (lambda: nn.Sequential(nn.Linear(3, 2)), "there is no hidden layer"),
@@ -86,16 +84,7 @@ def with_mixed_bias():
             lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
             "layer 1 (LayerNorm) stands where an activation is needed",
         ),
-        (
-            lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Tanh()),
-            "the last layer is no Linear layer",
-        ),
-        (
-            lambda: nn.Sequential(
-                nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
-            ),
-            "the activations differ",
-        ),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()), "the last layer is no Linear layer"),
         (
             lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)),
             "layer 1 (PReLU) has a slope for each column",
@@ -121,6 +110,36 @@ def test_left_alone_with_the_reason(build, reason):
     assert type(model) is kind
     with pytest.raises(ValueError, match="model must have only perceptrons"):
         accelerate(model, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "reason"),
+    [
+        (with_own_forward, "2 to 4", "layer 0 (Linear) has a forward of its own"),
+        (with_weight_elsewhere, "2 to 4", "layer 0 (Linear) has its weight elsewhere"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Tanh()),
+            "0 to 2",
+            "the last layer is no Linear layer",
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
+            ),
+            "0 to 2",
+            "the activations differ",
+        ),
+    ],
+)
+def test_fused_in_part_with_the_reason(build, layers, reason):
+    model = build()
+    with pytest.raises(ValueError, match="model must have only perceptrons"):
+        accelerate(model, strict=True)
+    assert type(model) is nn.Sequential
+    report = accelerate(model)
+    assert report.accelerated == [""]
+    assert report.partly == {"": f"layers {layers} only, because {reason}"}
+    assert report.skipped == {}
 
 
 def test_filter_chooses_by_name_and_module():
