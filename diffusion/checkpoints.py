@@ -330,6 +330,7 @@ def metadata_of(denoiser: Denoiser, prediction: str | None) -> dict[str, str]:
     """
     model, map_ = denoiser.model, denoiser.standardisation
     network = {"layout": type(model).__name__, **asdict(model.shape)}
+    del network["residual"]  # no layer is: versions that do not know it read the file
     content = {
         "network": network,
         "schedule": asdict(denoiser.schedule),

@@ -81,10 +81,11 @@ def _hidden_layer(
             pointers = z + NET.z_start + place + row * NET.z_columns + column[None, :]
             tl.store(pointers, value.to(z.dtype.element_ty))
         h = activate(value, slope, NET)
-        pointers = acts + place + row * NET.activation_columns + column[None, :]
-        if NET.shape.residual and FIRST > 0:
-            h += tl.load(pointers - PADDED).to(tl.float32)  # the input, which is as wide
-        tl.store(pointers, operand(h, acts.dtype.element_ty, NET))
+        if NET.shape.residual and FIRST > 0:  # the layer is as wide as the one before it
+            pointers = acts + (place - PADDED) + row * NET.activation_columns + column[None, :]
+            h += tl.load(pointers).to(tl.float32)
+        h = operand(h, acts.dtype.element_ty, NET)
+        tl.store(acts + place + row * NET.activation_columns + column[None, :], h)
 
 
 @triton.jit

@@ -223,7 +223,6 @@ CASES: dict[str, Callable[[], None]] = {
     "784 wide": partial(_perceptron, MLPShape((784, 512, 512, 10), "relu"), "fp16"),
     "uneven": partial(_perceptron, MLPShape((2, 100, 200, 500, 2), "gelu"), "fp16"),
     "residual fp16": partial(_perceptron, _RESIDUAL, "fp16"),
-    "residual tf32": partial(_perceptron, _RESIDUAL, "tf32"),
     "no hidden layer": partial(_perceptron, MLPShape((64, 10), "none"), "fp16"),
     "half data": partial(_perceptron, _DENOISER, "fp16", torch.float16, torch.float16),
     "most rows fp16": partial(_perceptron, _DENOISER, "fp16", rows=_MOST_ROWS),

@@ -1,6 +1,9 @@
 """accelerate() on networks of small diffusion models: residual blocks, embeddings, FiLM, norms."""
 
 import copy
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -385,3 +388,14 @@ def test_linear_layers_outside_are_named_with_the_reason():
     assert str(report).splitlines()[0] == "no perceptron found"
     assert len(str(report).splitlines()) == 4
     assert accelerate(model, filter=lambda *_: True).outside == {}
+
+
+def test_the_page_shows_what_the_report_says(tmp_path, capsys):
+    page = Path(__file__).parents[2] / "docs/interoperability.md"
+    section = page.read_text(encoding="utf-8").partition("## What accelerate fuses")[2]
+    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", section, re.DOTALL).groups()
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    with torch.device("cpu"):
+        runpy.run_path(str(script))
+    assert capsys.readouterr().out == shown

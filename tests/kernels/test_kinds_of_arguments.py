@@ -81,11 +81,11 @@ def arguments_of():
         mlp: {
             "x": torch.randn(5, 3), "weights": layers[0], "biases": layers[1],
             "slope": torch.ones(1), "activation": "prelu", "negative_slope": 0.01,
-            "linear_input": False, "precision": None, "backend": None,
+            "linear_input": False, "residual": False, "precision": None, "backend": None,
         },
         MLPShape: {
             "widths": (3, 8, 2), "activation": "prelu", "slopes": 1, "negative_slope": 0.01,
-            "bias": True, "linear_input": False,
+            "bias": True, "linear_input": False, "residual": False,
         },
         FusedMLP: {
             "input_dim": 3, "output_dim": 2, "hidden_layers": (8,), "activation": "prelu",
