@@ -138,16 +138,17 @@ def accelerate(
         model: any module.
         filter: function of the qualified name and the module of each candidate, an
             ``nn.Sequential`` with a Linear layer. Candidates for which it returns False are left
-            alone and not reported.
-        strict: True to raise unless every candidate can run fused, and there is at least one.
+            alone and not reported; nor are Linear layers outside candidates.
+        strict: True to raise unless every candidate can run fused as a whole, and there is at least
+            one.
 
     Returns:
         The modules that run fused and those that do not, with the reason.
 
     Raises:
         TypeError: the model is no module, or the filter no function.
-        ValueError: ``strict`` is True and a candidate cannot run fused, or there is none; the model
-            is unchanged.
+        ValueError: ``strict`` is True and a candidate cannot run fused as a whole, or there is
+            none; the model is unchanged.
     """
     report, chosen = Acceleration(), []
     for name, module in model.named_modules():

@@ -131,6 +131,15 @@ def test_compiles_into_one_graph(activation, fused_calls):
     assert fused_calls
 
 
+def test_parts_compile_into_one_graph(fused_calls):
+    model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2), nn.Tanh())
+    plain = copy.deepcopy(model)
+    accelerate(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_like_float64(compiled, plain, torch.randn(6, 3))
+    assert fused_calls
+
+
 def test_autocast_keeps_the_residual_stream_in_half_precision(device, fused_calls):
     model = residual()
     plain = copy.deepcopy(model)
