@@ -4,6 +4,7 @@ Each call is a function without arguments that returns tensors, arrays, numbers 
 them. What the calls take is made when this module is imported.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +34,18 @@ def trained(recipe, schedule=SCHEDULE, **options):
     return fd.train_many([task(recipe, schedule, **options)], device="cpu")[0]
 
 
+class OwnNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x, t):
+        h = self.first(torch.cat((x, t[:, None] / 20), dim=1))
+        return self.last(torch.dropout(h, 0.2, self.training).tanh())
+
+
+OWN = OwnNetwork()
+OWN_WEIGHTS = copy.deepcopy(OWN.state_dict())
 DENOISER = trained(RECIPE)
 CONDITIONAL = trained(CONDITIONAL_RECIPE)
 RELU = trained(replace(RECIPE, activation="relu", linear_input=True))
@@ -213,6 +226,14 @@ def logged_training():
     return [line.rpartition(",")[0] for line in path.read_text().splitlines()]  # all but the time
 
 
+def own_network():
+    OWN.load_state_dict(OWN_WEIGHTS)  # it trains in place
+    trainer = fd.Trainer(POINTS, SCHEDULE, RECIPE, model=OWN, device="cpu")
+    trainer.run(3)
+    state, model = trainer.state_dict(), trainer.model()
+    return state, trainer.losses, dict(model.named_parameters()), sample(model, num_steps=4)
+
+
 def train_many():
     tasks = [task(RECIPE, seed=seed) for seed in (0, 1)] + [task(CONDITIONAL_RECIPE)]
     return [dict(model.named_parameters()) for model in fd.train_many(tasks, device="cpu")]
@@ -359,6 +380,7 @@ DIFFUSION: dict[str, Callable] = {
     "Trainer, classifier": lambda: training(RECIPE, classify=True),
     "Trainer, conditional": lambda: training(CONDITIONAL_RECIPE),
     "Trainer, logged": logged_training,
+    "own network": own_network,
     "train_many": train_many,
     "sweep": sweep,
     "sample": sample,
