@@ -117,8 +117,9 @@ class Chain(NamedTuple):
     @property
     def dim(self) -> int:
         """Dimension of the points."""
-        own = isinstance(self.denoiser, OwnNetworks)
-        return self.denoiser.dim if own else self.denoiser.shape.widths[-1]
+        if isinstance(self.denoiser, OwnNetworks):
+            return self.denoiser.dim
+        return self.denoiser.shape.widths[-1]
 
     def first_points(self, rows: slice, first_row: int, device: torch.device) -> Tensor:
         """Returns the points [1, B, d] that some rows start from.

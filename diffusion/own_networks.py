@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ..kernels import accelerate
 from .errors import UserError, check_integer
@@ -171,7 +171,7 @@ def check_parameters(name: str, model: nn.Module) -> None:
     if hasattr(model, "_orig_mod"):
         raise UserError(f"{name} must be the network itself, got what torch.compile made of it")
     for key, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise UserError(f"{name} must have parameters of known shape: call it once; got {key}")
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise UserError(

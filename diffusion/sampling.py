@@ -143,7 +143,8 @@ def _run(
     """Runs some rows of chains of one kind; returns samples [M, B, d] and path [K, M, B, d]."""
     if isinstance(chains[0].denoiser, OwnNetworks):
         return _run_own(chains[0], chains[0].denoiser, rows, first_row, keep_every)
-    denoiser = _stack_networks([chain.denoiser for chain in chains])
+    networks = [chain.denoiser for chain in chains if isinstance(chain.denoiser, Network)]
+    denoiser = _stack_networks(networks)
     guide = condition = None  # of one kind: all have them or none
     guides = [chain.guide for chain in chains if chain.guide is not None]
     if guides:

@@ -31,7 +31,6 @@ from ...kernels.cuda import capture, device_of
 from ...kernels.default_state import methods_in_default_state
 from ..device import choose_device
 from ..errors import UserError
-from ..models import MLP
 from .distributed import Ranks
 from .losses import LossRecord
 from .on_device import MOST_LOSSES, course_of, training_data
@@ -245,7 +244,7 @@ class Engine:
         for tensor in (self.parameters, self.state.ema):
             tensor[model].copy_(flat)
 
-    def averaged(self, model: int) -> MLP:
+    def averaged(self, model: int) -> Any:
         """Returns a network with its averaged weights, on the CPU."""
         return self.tasks[model].trained(self.state.ema[model].cpu())
 

@@ -35,8 +35,11 @@ class Batches:
         self.fused = use_triton(backend, "points", data.points, elementwise_gap(data.points))
         no_features = data.points.new_empty((1, data.forward_table.shape[1], 0))
         self._data = data._replace(time_features=no_features)
-        self._call = (self._data, seed, batch_size, refresh, first_row, self.rows)
-        self._ahead = None if self.fused else DrawsAhead(*self._call)
+        self._seed, self._of_all, self._refresh = seed, batch_size, refresh
+        self._first_row = first_row
+        self._ahead = None
+        if not self.fused:
+            self._ahead = DrawsAhead(self._data, seed, batch_size, refresh, first_row, self.rows)
 
     def draw(self, step: int | Tensor) -> tuple[Tensor, Draw]:
         """Returns x_t, float32 [M, B, d], and the draw behind it, which is not to be changed.
@@ -48,8 +51,10 @@ class Batches:
         if self._ahead is None:
             from . import kernel
 
-            data, seed, batch_size, *rest = self._call
-            inputs, draw = kernel.draw(data, seed, step, batch_size, *rest)
+            inputs, draw = kernel.draw(
+                self._data, self._seed, step, self._of_all, self._refresh, self._first_row,
+                self.rows,
+            )  # fmt: skip
             return inputs[..., : points.shape[-1]].contiguous(), draw
         draw = self._ahead.draw(int(step))
         x_0 = gather_points(points, draw.index)
