@@ -128,7 +128,8 @@ def test_an_older_run_has_numbers(here):
     del config["class_names"]
     (here / "run/config.json").write_text(json.dumps(config))
     draw = ("sample", "run", "--samples", 3, "--device", "cpu", "--out", "a.csv")
-    assert flashpoint(*draw, "--label", 2).exit_code == 0
+    result = flashpoint(*draw, "--label", 2)
+    assert result.exit_code == 0, result.output
     assert labels_in(here / "a.csv") == {"2"}
     assert "label must be a number: classes have no names, got 'Setosa'" in ends(
         *draw, "--label", "Setosa"
