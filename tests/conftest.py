@@ -1,8 +1,12 @@
 """One set of tests for both machines: with CUDA on the GPU, without in Triton's interpreter."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+# Read when OpenMP is loaded: threads that spin while they wait take the cores of other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 CUDA = torch.cuda.is_available()
@@ -14,6 +18,30 @@ from flashpoint.bench.pytest_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )
+
+if not CUDA:
+    from . import quick_interpreter
+
+    quick_interpreter.install()
+MOST_PROCESSES = 8  # each takes a gigabyte
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the number
+def pytest_cmdline_main(config):
+    """Shares whole folders of tests among processes, one for each core of a machine without GPU.
+
+    ``-n`` has the last word. Single files run in this process, which starts sooner.
+    """
+    given = vars(config.option).get("numprocesses", 0)  # 0 without pytest-xdist
+    alone = CUDA or config.option.usepdb or config.option.collectonly
+    if given is not None or alone or hasattr(config, "workerinput"):
+        return
+    if all(Path(argument).is_dir() for argument in config.args):
+        config.option.numprocesses = "auto"
+        config.option.maxprocesses = MOST_PROCESSES
+        config.option.dist = "worksteal"  # neighbours, which share fixtures, stay together
+        # Works are too small to gain from more threads than cores.
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
