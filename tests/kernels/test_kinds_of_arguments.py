@@ -103,7 +103,10 @@ ARGUMENTS = [
     for name in arguments
 ]
 # Of no kind that an argument may have.
-STRANGE = [1 + 2j, b"x", np.ones(3), {"a": 1}, object(), type, range]
+STRANGE = {
+    "complex": 1 + 2j, "bytes": b"x", "array": np.ones(3), "dict": {"a": 1}, "object": object(),
+    "type": type, "range": range,
+}  # fmt: skip
 # Right for some arguments, wrong for others: if at all, they are refused in one line.
 ODD = [
     None, "x", 2.5, float("nan"), True, -1, 0, 2**70, (), [1, 2], [torch.ones(3)], torch.ones(3),
@@ -130,7 +133,7 @@ def test_every_argument_is_tried():
 
 
 @pytest.mark.parametrize(("number", "name"), ARGUMENTS)
-@pytest.mark.parametrize("value", STRANGE, ids=str)
+@pytest.mark.parametrize("value", STRANGE.values(), ids=STRANGE)
 def test_what_has_no_business_here_is_named(number, name, value):
     if name == "filter" and callable(value):
         return
