@@ -107,11 +107,13 @@ class NumberOrNone(click.ParamType):
         return click.FLOAT.convert(value, param, context)
 
 
-class CountOrNone(Count):
+class CountOrNone(click.ParamType):
     """A :class:`Count`, or ``none``."""
+
+    name = "integer"
 
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> int | str:
         """Returns the number, or ``none``."""
-        return "none" if str(value).lower() == "none" else super().convert(value, param, context)
+        return "none" if str(value).lower() == "none" else Count().convert(value, param, context)
