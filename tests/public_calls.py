@@ -215,8 +215,12 @@ def training(recipe, classify=False):
     other = fd.Trainer(POINTS, SCHEDULE, recipe, classify=classify, device="cpu")
     other.load_state_dict(state)
     other.run(100)
-    networks = (other.model(), other.module)
-    return state, other.losses, [dict(network.named_parameters()) for network in networks]
+    tuned = fd.Trainer(
+        POINTS, SCHEDULE, recipe, classify=classify, device="cpu", initial=other.model()
+    )
+    networks = (other.model(), other.module, tuned.model())
+    parameters = [dict(network.named_parameters()) for network in networks]
+    return state, other.losses, other.validation_loss(POINTS), parameters
 
 
 def logged_training():

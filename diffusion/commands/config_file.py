@@ -7,7 +7,9 @@ from typing import Any
 
 from .. import files
 from ..choices import DATASETS
+from ..data import Points
 from ..errors import UserError, shown
+from ..initial import Initial
 from ..settings import OF_RUN
 from .data_choice import DataChoice, Remembered, remembered_in
 
@@ -60,6 +62,24 @@ class ConfigFile:
                 f"file {self.path}: init must be the path of a run, got {shown(record)}"
             )
         return Path(record["path"])
+
+    def check_points(self, points: Points) -> None:
+        """Raises :class:`UserError` if the data that a run's settings name have changed since."""
+        if self.of_run.get("digest", points.digest) != points.digest:
+            raise UserError(
+                f"the data of {self.path} have changed since it was written; name them with --data "
+                "to take them as they are now"
+            )
+
+    def check_initial(self, initial: Initial) -> None:
+        """Raises :class:`UserError` if the weights that a run's settings name have changed."""
+        record = self.of_run.get("init")
+        digest = record.get("digest") if isinstance(record, Mapping) else None
+        if digest not in (None, initial.record()["digest"]):
+            raise UserError(
+                f"the weights of {initial.path} have changed since {self.path} was written; name "
+                "them with --init to take them as they are now"
+            )
 
 
 def read_config(path: Path | None) -> ConfigFile:

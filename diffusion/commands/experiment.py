@@ -72,19 +72,21 @@ def _start(
     chosen, file = choose_device(device), read_config(config)
     known = _data_of(file, data, test_fraction, validation_fraction)
     settings = settings_of(file, quick=quick, data=known.choice.name, **options)
-    init = init or file.initial
     if out is not None:  # before a large file is read
         _check_folder(RunFolder(out), known.choice.name, keeps=not (resume or overwrite))
     if resume:
         choice = choice_to_go_on(known.choice, out or _default_folder(known.choice.name))
         known = known._replace(choice=choice)
-    known, points, initial = _points(known, init, note if say is click.echo else silence)
+    initial = _initial(init, file)
+    known, points = _points(known, initial, note if say is click.echo else silence)
     points, validation, _ = parts_of_data(points, known, settings.seed)
     if known == file.data():
-        _check_same(file, points)
+        file.check_points(points)
     if measures:
         check_measurable(points)
     folder = out or Path("runs") / points.name.lower()
+    if initial is not None and files.same_file(folder, initial.path):
+        raise UserError(f"--init must be another run than that of --out, got {initial.path}")
     _check_folder(RunFolder(folder), known.choice.name, keeps=not (resume or overwrite))
     run = Run(
         points,
@@ -138,37 +140,40 @@ def _data_of(
     return Remembered(choice, test, validation)
 
 
+def _initial(init: Path | None, file: ConfigFile) -> Initial | None:
+    """Returns the weights that an option names, or else a file; None where there are none."""
+    if init is not None:
+        return load_initial(init)
+    if file.initial is None:
+        return None
+    initial = load_initial(file.initial)
+    file.check_initial(initial)
+    return initial
+
+
 def _points(
-    known: Remembered, init: Path | None, say: Callable[[str], None]
-) -> tuple[Remembered, Points, Initial | None]:
+    known: Remembered, initial: Initial | None, say: Callable[[str], None]
+) -> tuple[Remembered, Points]:
     """Returns the data, read in the units of the run whose weights are the initial ones, if any."""
-    if init is None:
-        return known, read_points(known.choice, say), None
-    initial, choice, line = load_initial(init), known.choice, ""
-    map_ = initial.standardisation
+    if initial is None:
+        return known, read_points(known.choice, say)
+    choice, map_, line = known.choice, initial.standardisation, ""
     if map_ is None and choice.name not in DATASETS and choice.standardise:
-        line = f"the numbers of {choice.name} are taken as they are, as those of {init} were"
+        line = (
+            f"the numbers of {choice.name} are taken as they are, as those of {initial.path} were"
+        )
         choice = replace(choice, standardise=False)
     elif map_ is not None and not choice.standardise:
         raise UserError(
-            f"--no-standardise must be left out with --init {init}, whose networks know points "
-            "standardised"
+            f"--no-standardise must be left out with --init {initial.path}, whose networks know "
+            "points standardised"
         )
     elif map_ is not None:
-        line = f"the data are mapped as those of {init} were: {map_}"
+        line = f"the data are mapped as those of {initial.path} were: {map_}"
     points = read_points(choice, say, map_)
     if line:
         say(line)
-    return known._replace(choice=choice), points, initial
-
-
-def _check_same(file: ConfigFile, points: Points) -> None:
-    """Raises :class:`UserError` if the data that a run's settings name have changed since then."""
-    if file.of_run.get("digest", points.digest) != points.digest:
-        raise UserError(
-            f"the data of {file.path} have changed since it was written; name them with --data to "
-            "take them as they are now"
-        )
+    return known._replace(choice=choice), points
 
 
 def _quick(settings: Settings) -> str:

@@ -11,6 +11,8 @@ import torch
 from flashpoint.diffusion import RECIPES, Schedule, UserError
 from flashpoint.diffusion.commands.config_file import merged, read_config
 from flashpoint.diffusion.commands.settings import settings_of
+from flashpoint.diffusion.report import _told
+from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.settings import Settings
 
 from .helpers import flashpoint
@@ -184,6 +186,17 @@ def test_what_is_held_out_is_remembered_and_its_loss_written_down(folder):
     assert flashpoint("interpolate", folder / "first", "--pairs", 2).exit_code == 0
 
 
+def test_reports_tell_what_was_held_out_and_where_weights_came_from(folder):
+    config = json.loads((folder / "first/config.json").read_text())
+    part = "0.25 of the points held out"
+    rows = [("validation fraction", part), ("test fraction", part)]
+    assert _told(config) == rows
+    assert _told(config | {"init": {"path": "/a"}}) == [*rows, ("initial weights", "/a")]
+    assert _told({"source": None}) == []
+    history = RunFolder(folder / "first").history()
+    assert [step for step, _ in history.validation_losses["denoiser"]] == [3, 4]
+
+
 def test_data_that_have_changed_since_are_refused(folder, tmp_path):
     content = json.loads((folder / "first/config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"digest": "0"}))
@@ -276,6 +289,12 @@ def test_a_run_starts_from_the_weights_of_another(folder, monkeypatch):
         (("--init", "none"), "none does not exist"),
     ):
         result = run(Path(), "first/config.json", "wrong", *options, *wrong, command="train")
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    same = run(Path(), "first/config.json", "first", *options, "--overwrite", command="train")
+    assert "--init must be another run than that of --out, got first" in same.output
+    for record, message in (({"digest": "0"}, "have changed since"), ({"path": 3}, "init must be")):
+        Path("config.json").write_text(json.dumps(config | {"init": config["init"] | record}))
+        result = run(Path(), "config.json", "wrong", command="train")
         assert (result.exit_code, message in result.output) == (2, True), result.output
     kept = run(Path(), "first/config.json", "other classes", *options, "--labels", "none",
                command="train")  # fmt: skip

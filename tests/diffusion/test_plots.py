@@ -134,3 +134,12 @@ def test_long_numbers_of_an_axis_do_not_touch(draw):
         boxes = [one.get_window_extent() for one in ticks]
         assert len(boxes) >= 2
         assert all(a.x1 + 2 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_the_loss_on_held_out_points_is_drawn_beside_that_of_the_training():
+    losses = {name: torch.rand(30) + 1 for name in ("denoiser", "classifier")}
+    record = {"denoiser": [(10, 1.5), (30, 1.25)]}
+    figure = plots.training_curves(losses, [], None, held_out=record)
+    lines = [{line.get_label(): line for line in axis.lines} for axis in figure.axes]
+    assert lines[0]["held out"].get_xydata().tolist() == [[10, 1.5], [30, 1.25]]
+    assert "held out" not in lines[1]
