@@ -85,8 +85,7 @@ def _start(
     if measures:
         check_measurable(points)
     folder = out or Path("runs") / points.name.lower()
-    if initial is not None and files.same_file(folder, initial.path):
-        raise UserError(f"--init must be another run than that of --out, got {initial.path}")
+    _check_apart(folder, initial)
     _check_folder(RunFolder(folder), known.choice.name, keeps=not (resume or overwrite))
     run = Run(
         points,
@@ -109,6 +108,12 @@ def _start(
     if quick:
         say(_quick(settings))
     return run
+
+
+def _check_apart(folder: Path, initial: Initial | None) -> None:
+    """Raises :class:`UserError` if a run is to start from the weights in its own folder."""
+    if initial is not None and files.same_file(folder, initial.path):
+        raise UserError(f"--init must be another run than that of --out, got {initial.path}")
 
 
 def _default_folder(data: str) -> Path:
