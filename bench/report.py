@@ -149,13 +149,13 @@ class Page:
         self.parts += [f"## Race: {device}", provenance(record), summary_table(entries)]
         if left_out:
             self.parts.append("Left out:\n\n" + "\n".join(f"* {line}" for line in left_out))
-        titles = list(dict.fromkeys(title(entry) for entry in entries))
-        speedups = defaultdict(lambda: [float("nan")] * len(titles))
+        speedups = defaultdict(dict)
         for entry in entries:
-            if entry["timing"]:
-                name = f"{entry['peer']}, {entry['precision']}"
-                speedups[name][titles.index(title(entry))] = entry["timing"]["speedup"]
-        figures.speedup_figure(titles, speedups, self.plot("speedups", record))
+            if timing := entry["timing"]:
+                known = speedups[f"{entry['peer']}, {entry['precision']}"]
+                ends = (timing[name] for name in ("speedup", "low", "high"))
+                known[title(entry)] = figures.Speedup(*ends)
+        figures.speedup_figure(speedups, self.plot("speedups", record))
         self.parts.append(race_table(entries))
 
     def roofline(self, device: str, record: Measured) -> None:

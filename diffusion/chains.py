@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
     check_prediction(config.model, config.schedule)
     schedule, steps = config.schedule, _steps(config)
     first = int(steps[0])
-    scale = (0.0 if config.classifier is None else 1.0) if config.scale is None else config.scale
+    scale = scale_in_force(config.scale, guided=config.classifier is not None)
     table, t = chain_table(
         schedule,
         steps,
@@ -193,6 +193,11 @@ def prepare(config: SampleConfig, n: int, device: torch.device) -> Chain:
         (schedule.signal[first].item(), schedule.noise[first].item()),
         SOLVERS[config.method].rows_per_step if config.method in SOLVERS else 1,
     )
+
+
+def scale_in_force(scale: Any, *, guided: bool) -> Any:
+    """Returns the guidance scale, or its default: 1 with a classifier, 0 without one."""
+    return float(guided) if scale is None else scale
 
 
 def _check_options(config: SampleConfig) -> None:

@@ -27,5 +27,6 @@ STUDIES = (
 )  # fmt: skip
 LOGS = ("jsonl", "tensorboard")  # beside losses.csv, which every run writes
 SAMPLE_FILES = (".pt", ".npy", ".csv")
+FIGURES = ("png", "svg", "pdf")  # formats
 EXPORTS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch.export": ".pt2"}  # suffixes
 MOST_DRAWS = 10_000  # of real data, behind a metric's band

@@ -89,7 +89,8 @@ def _element(part: Part) -> str:
     if isinstance(part, Paragraph):
         return f"<p>{html.escape(part.text)}</p>"
     if isinstance(part, Picture):
-        kind, content = part.path.suffix[1:], base64.b64encode(part.path.read_bytes()).decode()
+        kind = {"svg": "svg+xml"}.get(part.path.suffix[1:], part.path.suffix[1:])
+        content = base64.b64encode(part.path.read_bytes()).decode()
         caption = html.escape(part.caption)
         image = f'<img alt="{caption}" src="data:image/{kind};base64,{content}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -15,18 +15,21 @@ from torch import Tensor
 from ..kernels.philox import child_seed
 from ..kernels.workers import rows_for_all
 from . import files, plots
+from .choices import FIGURES
 from .data import Points
-from .errors import UserError, check_integer
+from .errors import UserError, check_choice, check_integer
 from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
-from .metrics import Evaluation, evaluate, kde_nll
+from .metrics import Evaluation, evaluate, kde_band, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
 from .progress import Progress
+from .run_figures import draw_samples
 from .run_folder import RunFolder, records_of
 from .run_record import (
+    VALIDATION_SAMPLES,
     changed_length,
     check_lengths,
     check_same_run,
@@ -44,7 +47,7 @@ __all__ = ["Run", "Settings", "check_measurable"]
 # Streams of random numbers, one for each part of an experiment.
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
-_VALIDATION_SAMPLES, _VALIDATION_STEPS = 2000, 50
+_VALIDATION_STEPS = 50
 _ALL_CLASSES = "unconditional"  # samples without guidance, among those by the name of their class
 
 
@@ -67,6 +70,7 @@ class Run:
         say: called with a line of text about the progress.
         quiet: shows no progress of training and sampling.
         ranks: the processes that share the work; the first one writes all files.
+        figure_format: format of the figures: png, svg or pdf.
 
     Attributes:
         folder: the folder, as a :class:`.RunFolder`.
@@ -99,7 +103,9 @@ class Run:
         say: Callable[[str], None] = print,
         quiet: bool = False,
         ranks: Ranks | None = None,
+        figure_format: str = "png",
     ):
+        check_choice("figure_format", figure_format, FIGURES)
         check_integer("checkpoint_every", checkpoint_every, 1)
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other")
@@ -108,6 +114,7 @@ class Run:
         self.ranks = ranks or Ranks()
         self.points, self.settings, self.device, self.say = points, settings, device, say
         self.checkpoint_every, self.quiet = checkpoint_every, quiet
+        self.figure_format = figure_format
         self.folder, self.stage = RunFolder(Path(folder)), "before the training"
         self._held_out, self._initial = validation, initial
         self._record = record_of(points, source, settings, initial and initial.record())
@@ -133,7 +140,7 @@ class Run:
             self._resume()
         say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
         self._density_data = density_data(points, settings.seed)
-        self.nll_data = self._nll_data()
+        self.nll_band = self._nll_band()
         self.ranks.first(lambda: self._begin(anew=not resumes))
         own_logs = logs_in(self.folder.path, logs) if self.ranks.writes else []
         self.callbacks = [*own_logs, *callbacks]
@@ -150,15 +157,15 @@ class Run:
             self.folder.clear()
         files.save_json(self.folder.config_file, self._record)
 
-    def _nll_data(self) -> float | None:
-        """Returns the NLL of the data itself; None where it has no density estimate."""
+    def _nll_band(self) -> tuple[float, float] | None:
+        """Returns the band of real draws' NLL; None where the data has no density estimate."""
         if len(self._density_data) < len(self.points):
             self.say(
                 f"the likelihood of samples during the training is that under "
                 f"{len(self._density_data):,} of the {len(self.points):,} points"
             )
         try:
-            return kde_nll(self._density_data, self._density_data)
+            return kde_band(self._density_data, VALIDATION_SAMPLES)
         except UserError as error:
             self.say(f"the likelihood under a density estimate is left out: {error}")
             return None
@@ -242,9 +249,9 @@ class Run:
         if not self.ranks.writes:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
-        figure = self.folder.figures / "training_curves.png"
+        figure = self._figure("training_curves")
         plots.training_curves(
-            losses, self.validation, self.nll_data, figure, held_out=self.validation_losses
+            losses, self.validation, self.nll_band, figure, held_out=self.validation_losses
         )
 
     def _train(self, name: str, trainer: Trainer, request: Request) -> None:
@@ -314,13 +321,13 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         """Measures the likelihood of a few samples, if there is one; returns it by name."""
-        if self.nll_data is None:
+        if self.nll_band is None:
             return {}
         schedule = self.settings.schedule
         x = sample(
             self.denoiser.model(),
             schedule,
-            _VALIDATION_SAMPLES,
+            VALIDATION_SAMPLES,
             method="ddim",
             num_steps=min(_VALIDATION_STEPS, schedule.num_steps),
             seed=child_seed(self.settings.seed, _VALIDATION),
@@ -430,20 +437,12 @@ class Run:
             samples: result of :meth:`generate`.
         """
         self.stage = "after the training, while figures were drawn"
-        points, figures = self.points, self.folder.figures
-        plots.scatter(points.data, points.labels, points, points.name, figures / "data.png")
-        parts = [(f"{points.name}: data", points.data, None), ("samples", samples[None], None)]
-        plots.panels(parts, points, figures / "unconditional.png")
-        if not self.by_class:
-            return
-        guided = [samples[label] for label in range(points.num_classes)]
-        plots.conditional(guided, points, figures / "conditional.png")
-        for label, x in enumerate(guided):
-            plots.conditional([x], points, figures / f"conditional_{label}.png", [label])
-        if points.dim == 2 and self.classifier is not None:
-            plots.classifier_map(
-                self.classifier.model(), self.settings.schedule, points, figures / "classifier.png"
-            )
+        classifier = None if self.classifier is None else self.classifier.model()
+        draw_samples(samples, self.points, self.settings, classifier, self._figure)
+
+    def _figure(self, name: str) -> Path:
+        """Returns the file of a figure."""
+        return self.folder.figures / f"{name}.{self.figure_format}"
 
 
 def check_measurable(points: Points) -> None:

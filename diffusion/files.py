@@ -151,8 +151,12 @@ def same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def make_target(path: Path, suffix: str) -> Path:
+def make_target(path: Path, *suffixes: str) -> Path:
     """Returns the path of a file to be written later, its folder made and proved to be writable.
+
+    Args:
+        path: the path.
+        *suffixes: those that it may have.
 
     Raises:
         ValueError: the folder cannot be made or written to, the path is a folder itself or has
@@ -160,8 +164,8 @@ def make_target(path: Path, suffix: str) -> Path:
     """
     if path.is_dir():
         raise UserError(f"file {path} cannot be written: it is a folder")
-    if path.suffix.lower() != suffix:
-        raise UserError(f"file {path} must end in {suffix}")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"file {path} must end in {', '.join(suffixes)}")
     make_folder(Path(os.path.realpath(path)).parent)
     return path
 

@@ -7,19 +7,21 @@ other files nor a network.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..kernels.default_state import in_default_state
 from ..kernels.philox import child_seed
 from . import files, plots
-from .choices import MOST_DRAWS
+from .chains import scale_in_force
+from .choices import FIGURES, MOST_DRAWS
 from .data import Points
 from .device import choose_device
 from .document import Heading, Paragraph, Part, Picture, Table, markdown, page
-from .errors import check_integer
+from .errors import check_choice, check_integer
 from .metrics import (
     METRICS,
     Comparison,
@@ -29,7 +31,7 @@ from .metrics import (
     emd_by_class,
     evaluate,
     excess_loss,
-    kde_nll,
+    kde_band,
     real_draws,
     standard_metrics,
 )
@@ -38,10 +40,11 @@ from .metrics.table import band_cells, beside_band, number
 from .models import Perceptron
 from .predictions import PREDICTIONS
 from .reverse_steps import timesteps
-from .run_record import density_data
+from .run_record import VALIDATION_SAMPLES, density_data
 from .sampling import METHODS
 from .saved_run import SavedRun
 from .schedules import Schedule
+from .solvers import SOLVERS, evaluations_of
 
 # Streams of random numbers, one for each part of a report that draws some.
 _BATTERY, _PATHS, _FRAMES, _STEPS, _REAL, _EXCESS = range(6)
@@ -62,6 +65,7 @@ def write_report(
     seed: int = 0,
     device: str | torch.device | None = None,
     other_data: bool = False,
+    figure_format: str = "png",
     say: Callable[[str], None] = print,
 ) -> tuple[Path, Path]:
     """Writes ``report.md`` and ``report.html`` into a run's folder, and figures into ``figures/``.
@@ -73,6 +77,7 @@ def write_report(
         seed: seed of everything that is drawn for the report.
         device: device on which samples are drawn; None takes CUDA where there is one.
         other_data: takes other data than those that it was trained on, of the same dimension.
+        figure_format: format of the figures: png, svg or pdf. Both files show PNG in place of PDF.
         say: called with a line of text about the progress.
 
     Returns:
@@ -82,7 +87,11 @@ def write_report(
         ValueError: the folder holds no run, or a run of other data, or ``real_draws`` is below 2.
     """
     check_integer("real_draws", real_draws, 2, MOST_DRAWS)
-    run = SavedRun(Path(folder), points, choose_device(device), seed, other_data=other_data)
+    check_choice("figure_format", figure_format, FIGURES)
+    run = SavedRun(
+        Path(folder), points, choose_device(device), seed, other_data=other_data,
+        figure_format=figure_format,
+    )  # fmt: skip
     run.check_files()
     files.make_folder(run.folder.figures)
     parts: list[Part] = []
@@ -140,23 +149,34 @@ def _network(model: Perceptron) -> str:
     return f"{widths}, {model.shape.num_parameters:,} parameters"
 
 
+def _picture(run: SavedRun, name: str, figure: Figure, caption: str) -> Picture:
+    """Writes a figure into the run's folder, and as PNG too where documents cannot show it."""
+    path = run.folder.figures / f"{name}.{run.figure_format}"
+    plots.save(figure, path)
+    if run.figure_format == "pdf":
+        path = path.with_suffix(".png")
+        plots.save(figure, path)
+    return Picture(path, caption)
+
+
 def _samples(run: SavedRun) -> list[Part]:
     """Shows data and samples."""
-    flat, figures = run.flat, run.folder.figures
-    x = run.projection(run.samples)
+    points, x = run.points, run.samples
     parts: list[Part] = [Heading("Data and samples")]
-    if run.points.dim > 2:
-        parts.append(Paragraph("Figures show the data's two principal axes."))
-    plots.scatter(flat.data, flat.labels, flat, flat.name, figures / "data.png")
-    plots.panels([("data", flat.data, None), ("samples", x, None)], flat, figures / "samples.png")
-    plots.density(flat, x, figures / "density.png")
-    outlines = " The lines are the true outlines." if flat.outlines else ""
-    colours = ", a colour for each class" if flat.labels is not None else ""
+    if points.dim > 3:
+        beside = "" if points.image_shape is None else ", unless they show images"
+        parts.append(Paragraph(f"Figures show the data's two principal axes{beside}."))
+    outlines = " The lines are the true outlines." if points.outlines else ""
+    colours = ", a colour for each class" if points.labels is not None else ""
+    data = plots.scatter(points.data, points.labels, points, points.name)
+    beside = plots.panels([("data", points.data, None), ("samples", x, None)], points)
+    both = f"Data, and {len(x)} samples without guidance.{outlines}"
+    on_one_scale = "Density of data and samples on one scale."
     return [
         *parts,
-        Picture(figures / "data.png", f"The data{colours}.{outlines}"),
-        Picture(figures / "samples.png", f"Data, and {len(x)} samples without guidance.{outlines}"),
-        Picture(figures / "density.png", "Density of data and samples on one scale."),
+        _picture(run, "data", data, f"The data{colours}.{outlines}"),
+        _picture(run, "samples", beside, both),
+        _picture(run, "density", plots.density(points, x), on_one_scale),
     ]
 
 
@@ -166,31 +186,36 @@ def _training(run: SavedRun) -> list[Part]:
     if history is None:
         return []
     data = density_data(run.points, run.config["seed"])
-    figure = run.folder.figures / "training_curves.png"
-    nll_data = kde_nll(data, data) if history.validation else None
+    band = kde_band(data, VALIDATION_SAMPLES) if history.validation else None
     held_out = history.validation_losses
-    plots.training_curves(history.losses, history.validation, nll_data, figure, held_out=held_out)
+    figure = plots.training_curves(history.losses, history.validation, band, held_out=held_out)
     caption = "Training loss"
     if held_out:
         caption += ", the loss of points that were held out of the training"
     if history.validation:
-        caption += ", and the NLL of a few samples during training beside the data's own"
-    return [Heading("Training"), Picture(figure, f"{caption}.")]
+        caption += (
+            ", and the NLL of a few samples during training; inside the band of real draws a lower "
+            "one is not better"
+        )
+    return [Heading("Training"), _picture(run, "training_curves", figure, f"{caption}.")]
 
 
 def _guided(run: SavedRun) -> list[Part]:
     """Shows the samples guided to each class."""
-    points, flat, figures = run.points, run.flat, run.folder.figures
+    points = run.points
     parts: list[Part] = []
     if len(run.guided) == points.num_classes > 0:
-        plots.conditional(list(map(run.projection, run.guided)), flat, figures / "conditional.png")
-        parts.append(Picture(figures / "conditional.png", "Samples guided to each class."))
+        scale = scale_in_force(run.config.get("scale"), guided=run.classifier is not None)
+        figure = plots.conditional(run.guided, points, scale=scale)
+        parts.append(_picture(run, "conditional", figure, "Samples guided to each class."))
         parts += _class_scores(run)
     if run.classifier is not None and points.dim == 2:
-        path = figures / "classifier.png"
-        plots.classifier_map(run.classifier, run.schedule, points, save_to=path)
-        caption = "The classifier's answer over the plane, paler where it is less sure."
-        parts.append(Picture(path, caption))
+        figure = plots.classifier_map(run.classifier, run.schedule, points)
+        caption = (
+            "The classifier's answer over the plane, paler where it is less sure, and the data "
+            "with the noise of each timestep."
+        )
+        parts.append(_picture(run, "classifier", figure, caption))
     return [Heading("Classes"), *parts] if parts else []
 
 
@@ -227,31 +252,65 @@ def _beside(entry: dict | None) -> str:
     )
 
 
-def _paths(run: SavedRun) -> list[Part]:
-    """Shows samples on their way from noise to data."""
-    flat, figures = run.flat, run.folder.figures
+def deterministic_paths(run: SavedRun) -> tuple[Tensor, list[int]]:
+    """Returns the paths [K, n, d] of some samples from noise to data, and their timesteps [K]."""
     count = min(_PATH_STEPS, run.schedule.num_steps)
     steps = timesteps(run.schedule, count, method="ddim").tolist()
-    count = len(steps)  # both methods can visit these
-    steps.append(0)
-    paths = run.trajectory(_PATHS_SHOWN, _PATHS, count, method="ddim").cpu()
-    plots.trajectories(run.projection(paths), steps, flat, figures / "trajectories.png")
+    paths = run.trajectory(_PATHS_SHOWN, _PATHS, len(steps), method="ddim").cpu()
+    return paths, [*steps, 0]
+
+
+def _paths(run: SavedRun) -> list[Part]:
+    """Shows samples on their way from noise to data."""
+    points, (paths, steps) = run.points, deterministic_paths(run)
+    count = len(steps) - 1  # both methods can visit these
+    figure = plots.trajectories(paths, steps, points)
     frames = run.trajectory(_FRAME_SAMPLES, _FRAMES, count, variance="posterior").cpu()
     # Most frames show the end of the way, where the shapes appear.
     way = 1 - torch.linspace(1, 0, _FRAMES_SHOWN).square()
     shown = (way * (len(frames) - 1)).round().long().unique().tolist()
-    plots.animation(
-        run.projection(frames)[shown], [steps[k] for k in shown], flat, figures / "reverse.gif"
-    )
+    moving = run.folder.figures / "reverse.gif"
+    plots.animation(frames[shown], [steps[k] for k in shown], points, moving)
     return [
         Heading("From noise to data"),
-        Picture(figures / "trajectories.png", "Paths of some samples (DDIM, deterministic)."),
-        Picture(figures / "reverse.gif", f"{_FRAME_SAMPLES} samples on their way (DDPM)."),
+        _picture(run, "trajectories", figure, "Paths of some samples (DDIM, deterministic)."),
+        Picture(moving, f"{_FRAME_SAMPLES} samples on their way (DDPM)."),
     ]
 
 
 def _step_counts(run: SavedRun) -> list[Part]:
     """Compares samplers with few and with many reverse steps."""
+    cost, bands, counts, size = step_quality(run)
+    figure = plots.against_evaluations(cost, bands)
+    caption = (
+        f"Of {size} samples each, without guidance. In S steps {_twice()} evaluate the "
+        "network 2 S - 1 times, the others S times."
+    )
+    header = ["reverse steps", *(f"{title}, {s}" for title in cost for s in METHODS.values())]
+    columns = [values for samplers in cost.values() for _, values in samplers.values()]
+    rows = [
+        [str(count), *(f"{values[row]:.4f}" for values in columns)]
+        for row, count in enumerate(counts)
+    ]
+    real_row = [f"{low:.4f} to {high:.4f}" for low, high in bands.values() for _ in METHODS]
+    return [
+        Heading("Quality against the cost of sampling"),
+        _picture(run, "reverse_steps", figure, caption),
+        Table(header, [*rows, ["99% of real draws", *real_row]]),
+    ]
+
+
+class StepQuality(NamedTuple):
+    """What samplers score in few and in many steps."""
+
+    curves: dict[str, dict[str, tuple[list[int], list[float]]]]  # evaluations and metric [S]
+    bands: dict[str, tuple[float, float]]  # of real draws, by metric
+    counts: list[int]  # numbers of steps, [S]
+    size: int  # samples behind each number
+
+
+def step_quality(run: SavedRun) -> StepQuality:
+    """Measures each sampler in few and in many reverse steps, beside real draws."""
     counts = [count for count in _STEP_COUNTS if count <= run.schedule.num_steps]
     draws = real_draws(run.points, None, _SAMPLES_PER_COUNT, 20, child_seed(run.seed, _REAL))
     comparisons = [Comparison(x, draws.data, draws.points) for x in draws.draws]
@@ -264,20 +323,20 @@ def _step_counts(run: SavedRun) -> list[Part]:
             metrics.append(metric)
             bands[metric.title] = metric.band(real, draws)
     curves = _curves(run, metrics, counts, draws)
-    figure = run.folder.figures / "reverse_steps.png"
-    plots.against_steps(counts, curves, bands, figure)
-    header = ["reverse steps", *(f"{title}, {s}" for title in curves for s in METHODS.values())]
-    columns = [values for samplers in curves.values() for values in samplers.values()]
-    rows = [
-        [str(count), *(f"{values[row]:.4f}" for values in columns)]
-        for row, count in enumerate(counts)
-    ]
-    real_row = [f"{low:.4f} to {high:.4f}" for low, high in bands.values() for _ in METHODS]
-    return [
-        Heading("Quality against the number of reverse steps"),
-        Picture(figure, f"Of {draws.size} samples each, without guidance."),
-        Table(header, [*rows, ["99% of real draws", *real_row]]),
-    ]
+    cost = {
+        title: {
+            METHODS[method]: ([evaluations_of(method, count) for count in counts], values)
+            for method, values in zip(METHODS, samplers.values(), strict=True)
+        }
+        for title, samplers in curves.items()
+    }
+    return StepQuality(cost, bands, counts, draws.size)
+
+
+def _twice() -> str:
+    """Returns the names of the samplers that evaluate the network twice a step."""
+    titles = [METHODS[name] for name, solver in SOLVERS.items() if solver.rows_per_step > 1]
+    return " and ".join(titles)
 
 
 def _curves(
@@ -318,15 +377,14 @@ def _excess(run: SavedRun) -> list[Part]:
         name: excess_loss(denoiser, schedule, PointMasses(truth), steps=steps, n=300, seed=seed)
         for name, denoiser in denoisers.items()
     }
-    figure = run.folder.figures / "excess_loss.png"
-    plots.against_noise((1 - schedule.alpha_bar[steps]).sqrt(), curves, figure)
+    figure = plots.against_noise((1 - schedule.alpha_bar[steps]).sqrt(), curves)
     caption = (
         "Distance of the noise that the denoiser predicts from what the best one does, for "
         f"{_TRUE_POINTS} fresh points of the data's distribution. A denoiser that memorised the "
         "training points would score the second curve. The third curve is the score of the best "
         "denoiser for as many other fresh points; the figure cannot show anything lower."
     )
-    return [Heading("Excess loss"), Picture(figure, caption)]
+    return [Heading("Excess loss"), _picture(run, "excess_loss", figure, caption)]
 
 
 def _best_for(data: Tensor, schedule: Schedule) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@
     outputs/uncond_gen_samples.pt       [n, d] in the units of the data
     outputs/cond_gen_samples_<c>.pt     [n, d] in the units of the data, guided to class c
     metrics.json                        every number, beside the score of real data
-    figures/*.png
+    figures/*.png                       or .svg, .pdf
     report.md, report.html, view.html   written by ``flashpoint report`` and ``flashpoint view``
     exports/                            written by ``flashpoint export``
     .lock, .lock.json                   the process that trains in the folder
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import files
+from .choices import FIGURES
 from .errors import UserError
 from .logs import OWN_LOGS
 from .schedules import Schedule, given_schedule
@@ -38,12 +39,14 @@ _OWN_FILES = (
     *(f"checkpoints/{name}" for name in
       ("denoiser.pt", "classifier.pt", "training.pt", "progress.json")),
     *(f"outputs/{name}" for name in
-      ("uncond_gen_samples.pt", "cond_gen_samples_#.pt", "samples.pt", "samples.png",
-       "samples_#.pt", "samples_#.png", "interpolation.pt", "interpolation.png")),
-    *(f"figures/{name}" for name in
-      ("data.png", "unconditional.png", "conditional.png", "conditional_#.png",
-       "classifier.png", "training_curves.png", "samples.png", "density.png", "trajectories.png",
-       "reverse.gif", "reverse_steps.png", "excess_loss.png")),
+      ("uncond_gen_samples.pt", "cond_gen_samples_#.pt", "samples.pt",
+       "samples_#.pt", "interpolation.pt")),
+    *(f"outputs/{name}.{suffix}" for suffix in FIGURES for name in
+      ("samples", "samples_#", "interpolation")),
+    *(f"figures/{name}.{suffix}" for suffix in FIGURES for name in
+      ("data", "unconditional", "conditional", "conditional_#", "classifier", "training_curves",
+       "samples", "density", "trajectories", "reverse_steps", "excess_loss")),
+    "figures/reverse.gif",
     *(f"exports/{network}{suffix}" for network in NETWORKS
       for suffix in (".safetensors", ".onnx", ".pt2")),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from .run_folder import RunFolder
 from .settings import Settings
 from .training import RECIPES, ClassicRecipe, Trainer
 
+VALIDATION_SAMPLES = 2000  # behind each NLL during the training
 _DENSITY_POINTS, _DENSITY = 10_000, 6  # points at most, and stream of random numbers
 
 

@@ -3,7 +3,6 @@
 The report and the viewer are made from it.
 """
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,33 +28,6 @@ _NUM_SAMPLES = 1500
 _NEEDED = {"data", "seed", "sampling_steps"}  # settings that reports tell
 
 
-@dataclass(frozen=True)
-class Projection:
-    """A map of points to the few dimensions that can be drawn.
-
-    Args:
-        centre: [d], the mean of the data; None where points are drawn as they are.
-        axes: [d, k], the principal axes of the data.
-    """
-
-    centre: Tensor | None = None
-    axes: Tensor | None = None
-
-    @classmethod
-    def of(cls, data: Tensor, dims: int) -> "Projection":
-        """Returns the map of points like the data [n, d] to at most ``dims`` dimensions."""
-        if data.shape[1] <= dims:
-            return cls()
-        centre = data.mean(dim=0)
-        return cls(centre, torch.linalg.svd(data - centre, full_matrices=False).Vh[:dims].T)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Maps points [..., d] to [..., k]."""
-        if self.centre is None or self.axes is None:
-            return x
-        return (x.float() - self.centre) @ self.axes
-
-
 class SavedRun:
     """A trained run, and the data that it was trained on.
 
@@ -65,6 +37,7 @@ class SavedRun:
         device: device on which samples are drawn.
         seed: seed of every sample that is drawn.
         other_data: takes other data than those that it was trained on, of the same dimension.
+        figure_format: format of the figures that are drawn of it.
 
     Attributes:
         config: settings of the run.
@@ -84,8 +57,10 @@ class SavedRun:
         seed: int,
         *,
         other_data: bool = False,
+        figure_format: str = "png",
     ):
         self.folder, self.points, self.device, self.seed = RunFolder(folder), points, device, seed
+        self.figure_format = figure_format
         config = self.folder.config()
         if config is None:
             raise UserError(f"{folder} is no folder of a run: it has no config.json")
@@ -181,18 +156,3 @@ class SavedRun:
     def _draw(self, n: int, stream: int, **options: Any) -> Samples:
         seed = child_seed(self.seed, stream)
         return sample(self.denoiser, self.schedule, n, seed=seed, device=self.device, **options)
-
-    @cached_property
-    def projection(self) -> Projection:
-        """The map of points to at most two dimensions, for figures."""
-        return Projection.of(self.points.data, 2)
-
-    @cached_property
-    def flat(self) -> Points:
-        """The points in at most two dimensions, for figures."""
-        if self.points.dim <= 2:
-            return replace(self.points, redraw=None)
-        data = self.projection(self.points.data)
-        return replace(
-            self.points, data=data, redraw=None, image_shape=None, standardisation=None, columns=()
-        )

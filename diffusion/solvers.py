@@ -189,6 +189,16 @@ SOLVERS = {
 }
 
 
+def evaluations_of(method: str, steps: int) -> int:
+    """Returns how often a method evaluates the denoiser in S steps.
+
+    Args:
+        method: one of :data:`~flashpoint.diffusion.sampling.METHODS`.
+        steps: S.
+    """
+    return SOLVERS[method].evaluations(steps) if method in SOLVERS else steps
+
+
 def chain_table(
     schedule: Schedule,
     steps: Tensor,

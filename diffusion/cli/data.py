@@ -16,7 +16,7 @@ from .params import Count, DataName, PathName
     default=None,
     help="Also write the points: this part of them to <name>_test.pt, the rest to <name>_train.pt.",
 )
-@options(out_option("File of the picture, .png. Default: <name>.png."))
+@options(out_option("File of the picture, .png, .svg or .pdf. Default: <name>.png."))
 def data(**chosen) -> None:
     """Draw a data set.
 

@@ -9,6 +9,7 @@ from .options import (
     Sections,
     data_or_config_option,
     device_option,
+    format_option,
     options,
     quiet_option,
     under,
@@ -86,6 +87,7 @@ _run = under(
         help="Log the losses as JSON lines or for TensorBoard, too, beside losses.csv in the run's "
         "folder: jsonl or tensorboard. May be given twice.",
     ),
+    format_option,
     quiet_option,
 )
 _data = under(

@@ -4,7 +4,15 @@ import click
 
 from ..choices import MOST_DRAWS, STUDIES
 from .group import loading
-from .options import data_option, device_option, options, out_option, quiet_option, seed_option
+from .options import (
+    data_option,
+    device_option,
+    format_option,
+    options,
+    out_option,
+    quiet_option,
+    seed_option,
+)
 from .params import Count, DataName, OneOf, PathName
 
 
@@ -69,6 +77,7 @@ from .params import Count, DataName, OneOf, PathName
 @options(
     quiet_option,
     out_option("Folder of the sweep. Default: runs/sweep-<name of the data>."),
+    format_option,
     device_option,
 )
 def sweep(**chosen) -> None:
@@ -112,6 +121,7 @@ def sweep(**chosen) -> None:
         "--quick runs/studies-quick."
     ),
     quiet_option,
+    format_option,
     seed_option,
     device_option,
 )

@@ -4,7 +4,15 @@ import click
 
 from ..choices import EXPORTS, MOST_DRAWS
 from .group import loading
-from .options import device_option, options, out_option, quiet_option, run_data_option, seed_option
+from .options import (
+    device_option,
+    format_option,
+    options,
+    out_option,
+    quiet_option,
+    run_data_option,
+    seed_option,
+)
 from .params import Count, OneOf, PathName
 
 
@@ -17,7 +25,7 @@ from .params import Count, OneOf, PathName
     show_default=True,
     help="Real draws behind each metric's band.",
 )
-@options(run_data_option, quiet_option, seed_option, device_option)
+@options(format_option, run_data_option, quiet_option, seed_option, device_option)
 def report(**chosen) -> None:
     """Write report.md and report.html, with every figure and metric, into a run's folder."""
     with loading():
@@ -134,6 +142,7 @@ def classify(**chosen) -> None:
 @click.option("--steps", type=Count(), default=None, help="Steps of DDIM. Default: all timesteps.")
 @options(
     out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
+    format_option,
     run_data_option,
     seed_option,
     device_option,

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..choices import DATASETS
+from ..choices import DATASETS, FIGURES
 from ..commands.data_choice import DataChoice
 from ..errors import check_seed
-from .params import DataName, PathName
+from .params import DataName, OneOf, PathName
 
 Decorator = Callable[[Callable], Callable]
 
@@ -65,6 +65,16 @@ seed_option = click.option(
 )
 quiet_option = click.option(
     "-q", "--quiet", is_flag=True, help="Show no progress, only what comes of it."
+)
+
+
+format_option = click.option(
+    "--format",
+    "figure_format",
+    type=OneOf(FIGURES),
+    default="png",
+    show_default=True,
+    help=f"Format of figures: {', '.join(FIGURES)}.",
 )
 
 

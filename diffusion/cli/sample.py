@@ -4,7 +4,14 @@ import click
 
 from ..choices import METHODS, SAMPLE_FILES, SOLVERS, SPACINGS, VARIANCES
 from .group import loading
-from .options import device_option, options, out_option, quiet_option, seed_option
+from .options import (
+    device_option,
+    format_option,
+    options,
+    out_option,
+    quiet_option,
+    seed_option,
+)
 from .params import Count, OneOf, PathName
 
 _NOISE_OF_EDM = {
@@ -98,6 +105,7 @@ _NOISE_OF_EDM = {
 @options(
     out_option(f"File for the samples, {', '.join(SAMPLE_FILES)}; a figure is written beside it."),
     quiet_option,
+    format_option,
     seed_option,
     device_option,
 )

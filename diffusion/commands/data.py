@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from .. import files, plots
+from ..choices import FIGURES
 from ..data import Points
 from .data_choice import DataChoice
 from .of_run import check_outputs, files_of_data
@@ -21,7 +22,7 @@ def draw_data(*, data: DataChoice, test_fraction: float | None, out: Path | None
         else dict(zip(("train", "test"), points.split(test_fraction), strict=True))
     )
     out = out or Path(f"{points.name.lower()}.png")
-    files.make_target(out, ".png")
+    files.make_target(out, *(f".{figure}" for figure in FIGURES))
     paths = {part: out.with_name(f"{out.stem}_{part}.pt") for part in parts}
     replaced = check_outputs([out, *paths.values()], files_of_data(data.name))
     plots.scatter(points.data, points.labels, points, points.name, out)

@@ -58,7 +58,7 @@ def run_train(**options) -> None:
 
 def _start(
     *, measures, config, data, test_fraction, validation_fraction, init, out, resume, overwrite,
-    quiet, checkpoint_every, log, device, quick, **options,
+    quiet, checkpoint_every, log, device, quick, figure_format, **options,
 ) -> Run:  # fmt: skip
     """Makes the run that the options of the command line describe.
 
@@ -102,6 +102,7 @@ def _start(
         say=say,
         quiet=quiet,
         ranks=ranks,
+        figure_format=figure_format,
     )
     if ranks.size > 1:
         say(f"{ranks.size} ranks share each batch and the samples")

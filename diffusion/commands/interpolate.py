@@ -21,7 +21,7 @@ from .of_run import (
 
 
 def interpolate_data(
-    *, run, pairs, between, count, steps, out, data, other_data, seed, device
+    *, run, pairs, between, count, steps, out, figure_format, data, other_data, seed, device
 ) -> None:
     """Writes ways between data points, and their picture."""
     points = points_of_run(run, data, other_data)
@@ -33,7 +33,7 @@ def interpolate_data(
         )
     outputs = place_of(run) / RunFolder(run).outputs.name
     out = files.make_target(out or outputs / "interpolation.pt", ".pt")
-    picture = out.with_suffix(".png")
+    picture = out.with_suffix(f".{figure_format}")
     replaced = check_outputs([out, picture], [*files_of_run(run), *data_files_of(run, data)])
     say_unfinished(run)
     rows = _rows(points, pairs, between, seed)

@@ -8,7 +8,7 @@ from ..run_folder import RunFolder
 from .of_run import check_outputs, check_run, data_files_of, points_of_run, say_unfinished
 
 
-def report_run(*, run, real_draws, data, other_data, quiet, seed, device) -> None:
+def report_run(*, run, real_draws, figure_format, data, other_data, quiet, seed, device) -> None:
     """Writes a run's report."""
     check_run(run)
     points = points_of_run(run, data, other_data)
@@ -17,6 +17,6 @@ def report_run(*, run, real_draws, data, other_data, quiet, seed, device) -> Non
     say_unfinished(run)
     targets = write_report(
         run, points, real_draws=real_draws, seed=seed, device=device, other_data=other_data,
-        say=silence if quiet else click.echo,
+        figure_format=figure_format, say=silence if quiet else click.echo,
     )  # fmt: skip
     click.echo(f"the report is {' and '.join(map(str, targets))}{replaced}")

@@ -21,7 +21,7 @@ from .sample_files import sample_target, write_samples
 
 def draw_samples(
     *, run, samples, label, scale, method, eta, variance, num_steps, spacing, timesteps, init,
-    start, prior, compare, out, quiet, seed, device, **noise,
+    start, prior, compare, out, figure_format, quiet, seed, device, **noise,
 ) -> None:  # fmt: skip
     """Draws samples from the networks of a run, and writes them with a picture beside them."""
     denoiser = load(run)
@@ -44,7 +44,7 @@ def draw_samples(
     replaced = ""
     if out is not None or compare is None:
         out = sample_target(out or _place_of(run, label))
-        replaced = check_outputs([out, out.with_suffix(".png")], inputs)
+        replaced = check_outputs([out, out.with_suffix(f".{figure_format}")], inputs)
     say_unfinished(run)
     x = denoiser.sample(
         count,
@@ -64,9 +64,9 @@ def draw_samples(
         _compare(x.double(), expected, compare)
     if out is None:
         return
-    picture = out.with_suffix(".png")
+    picture = out.with_suffix(f".{figure_format}")
     write_samples(out, x, _class_of(denoiser, label))
-    plots.scatter(x, save_to=picture)
+    plots.scatter(x, title=_title(denoiser, label, scale), save_to=picture)
     click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
 
 
@@ -121,6 +121,14 @@ def _read(path: Path) -> Tensor:
 def _class_of(denoiser: Denoiser, label: int | None) -> str | int | None:
     """Returns the name of a class, or its number where classes have no names."""
     return label if label is None or not denoiser.class_names else denoiser.class_names[label]
+
+
+def _title(denoiser: Denoiser, label: int | None, scale: float | None) -> str:
+    """Returns class and guidance scale as the title of a figure; nothing for all classes."""
+    if label is None:
+        return ""
+    name = denoiser.class_names[label] if denoiser.class_names else f"class {label}"
+    return name if scale is None else f"{name}, guidance scale {scale:g}"
 
 
 def _count(samples: int | None, chosen: dict[str, Any]) -> int:

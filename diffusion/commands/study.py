@@ -11,7 +11,9 @@ from ..studies import STUDIES, StudyRun, write_page, write_report
 from .of_run import check_outputs, files_of_data
 
 
-def run_study(*, name, quick, data, together, page, out, quiet, seed, device) -> None:
+def run_study(
+    *, name, quick, data, together, page, out, figure_format, quiet, seed, device
+) -> None:
     """Trains, draws and measures a grid of models, and writes its report."""
     if name is None and page is None:
         raise UserError(f"NAME must be one of {', '.join(STUDIES)}, got none")
@@ -26,7 +28,7 @@ def run_study(*, name, quick, data, together, page, out, quiet, seed, device) ->
             study, out, seed=seed, device=device, together=together,
             say=silence if quiet else click.echo, quiet=quiet,
         )  # fmt: skip
-        write_report(run, run.run())
+        write_report(run, run.run(), figure_format)
         click.echo((run.folder / "table.md").read_text(encoding="utf-8"))
         click.echo(f"everything is in {run.folder}")
     if page is not None:

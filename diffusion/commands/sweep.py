@@ -26,7 +26,7 @@ from .points import read_points
 
 def run_sweep(
     *, data: DataChoice, settings, grid, samples, metrics, real_draws, together, best, shard,
-    dry_run, resume, overwrite, quiet, out, device,
+    dry_run, resume, overwrite, quiet, out, figure_format, device,
 ) -> None:  # fmt: skip
     """Trains and measures all combinations of some values, and prints their table."""
     if resume and overwrite:
@@ -51,7 +51,7 @@ def run_sweep(
         return
     run = SweepRun(
         sweep, out, device=chosen, together=together, resume=resume, overwrite=overwrite,
-        part=part, best=best, say=say, quiet=quiet,
+        part=part, best=best, figure_format=figure_format, say=say, quiet=quiet,
     )  # fmt: skip
     with _resumable(run):
         table = run.run()

@@ -29,7 +29,7 @@ from .distances import (
 from .evaluation import Evaluation, evaluate, summary
 from .excess_loss import GaussianMixture, PointMasses, excess_loss
 from .inputs import most_points
-from .likelihood import kde_nll, kernel_nll
+from .likelihood import kde_band, kde_nll, kernel_nll
 from .registry import METRICS, Comparison, Metric, standard_metrics
 from .two_sample import (
     Neighbours,
@@ -54,6 +54,7 @@ __all__ = [
     "emd_by_class",
     "evaluate",
     "excess_loss",
+    "kde_band",
     "kde_nll",
     "kernel_nll",
     "label_of_nearest",

@@ -22,7 +22,7 @@ from ..predictions import PREDICTIONS
 from ..reverse_steps import levels_at, timesteps
 from ..sampling import METHODS
 from ..schedules import Schedule
-from ..solvers import SOLVERS, chain_table
+from ..solvers import SOLVERS, chain_table, evaluations_of
 
 DETERMINISTIC = {"ddim": METHODS["ddim"]} | {
     name: solver.title for name, solver in SOLVERS.items() if not solver.stochastic
@@ -170,8 +170,7 @@ def step_errors(
     for method in DETERMINISTIC:
         ends = [solve(method, target, schedule, count, x_T) for count in counts]
         result.errors[method] = [(x - exact).norm(dim=1).mean().item() for x in ends]
-        solver = SOLVERS.get(method)
-        result.evaluations[method] = [solver.evaluations(s) if solver else s for s in counts]
+        result.evaluations[method] = [evaluations_of(method, steps) for steps in counts]
     return result
 
 
@@ -211,7 +210,7 @@ def main(path: str) -> None:
         name: (result.evaluations[method], result.errors[method])
         for method, name in DETERMINISTIC.items()
     }
-    plots.against_evaluations(curves, save_to=path)
+    plots.against_evaluations({"mean distance to the exact result": curves}, save_to=path)
     rows = [
         [str(count), *(f"{result.errors[method][row]:.4f}" for method in DETERMINISTIC)]
         for row, count in enumerate(COUNTS)

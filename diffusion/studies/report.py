@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from .. import files, plots
 from ..latents import interpolate
 from ..metrics.table import markdown_table
+from ..plots.style import PAGE, styled
 from .lessons import LESSONS, REMARKS
 from .runner import StudyRun, data_of
 from .study import OUR_BEST, Cell, Grid, Study
@@ -21,28 +22,34 @@ _SHOWN = 1000  # points of a panel
 _WAYS = 8  # interpolations
 
 
-def write_report(run: StudyRun, results: dict) -> None:
-    """Writes ``table.md``, ``plot.png`` and the samples of each grid into the study's folder.
+def write_report(run: StudyRun, results: dict, figure_format: str = "png") -> None:
+    """Writes ``table.md``, ``plot`` and the ``samples`` of each grid into the study's folder.
 
-    For images it also writes ``interpolation.png``.
+    For images it also draws an ``interpolation``.
+
+    Args:
+        run: the study.
+        results: its results.
+        figure_format: format and suffix of the figures: png, svg or pdf.
     """
     files.write_atomically(run.folder / "table.md", table(results).encode())
-    plot(results, run.folder / "plot.png")
+    plot(results, run.folder / f"plot.{figure_format}")
     for number, grid in enumerate(run.study.grids):
-        name = f"samples_{number}.png" if number else "samples.png"
+        name = f"samples_{number}" if number else "samples"
         if rows := _sample_rows(run, grid):
-            plots.sample_grid(rows, run.folder / name)
+            plots.sample_grid(rows, run.folder / f"{name}.{figure_format}")
             if rows[0][0].image_shape is not None:
-                _draw_interpolations(run, grid.cells()[0])
+                ways = run.folder / f"interpolation.{figure_format}"
+                _draw_interpolations(run, grid.cells()[0], ways)
 
 
-def _draw_interpolations(run: StudyRun, cell: Cell) -> None:
+def _draw_interpolations(run: StudyRun, cell: Cell, save_to: Path) -> None:
     """Draws the ways between images through the noise of a cell's model."""
     points = data_of(cell.data, cell.protocol.standardise)
     model, schedule = run.store.load_model(cell.model), cell.variant.schedule
     a, b = points.data[: 2 * _WAYS].chunk(2)
     ways = interpolate(model, schedule, a, b, device=run.device).cpu()
-    plots.interpolation(ways, points, run.folder / "interpolation.png")
+    plots.interpolation(ways, points, save_to)
 
 
 def _sample_rows(run: StudyRun, grid: Grid) -> list:
@@ -70,11 +77,13 @@ def table(results: dict) -> str:
     return "\n".join(parts)
 
 
+@styled
 def plot(results: dict, save_to: Path) -> Figure:
     """Draws one metric of every column, with a row of panels for each grid."""
     grids, metric = results["grids"], results.get("shown", "EMD")
     widest = max(len(grid["rows"]) for grid in grids)
-    figure = Figure(figsize=(2.4 * max(widest, 2), 2.6 * len(grids)), layout="constrained")
+    width = PAGE if widest > 2 else 0.75 * PAGE
+    figure = Figure(figsize=(width, 2.2 * len(grids) + 0.4), layout="constrained")
     panels = figure.subplots(len(grids), widest, squeeze=False)
     for grid, axes in zip(grids, panels, strict=True):
         for axis in axes[len(grid["rows"]) :]:
@@ -82,10 +91,14 @@ def plot(results: dict, save_to: Path) -> Figure:
         for axis, data in zip(axes, grid["rows"], strict=False):
             _panel(axis, grid, data, metric)
         axes[0].set_ylabel(metric)
-    handles = panels[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper right", ncols=3, frameon=False, fontsize="small")
-    figure.supxlabel(results["varied"], fontsize="medium")
-    plots.save(figure, save_to, dpi=90)
+    figure.supxlabel(results["varied"], fontsize=8)
+    handles = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles=list(handles.values()), loc="outside upper center", ncols=3)
+    plots.save(figure, save_to)
     return figure
 
 
@@ -251,15 +264,34 @@ def _panel(axis: Axes, grid: dict, data: str, metric: str) -> None:
     published = np.array([cell["published"][metric] for cell in cells], dtype=float)
     floor, floor_sd = (grid["perfect"][data][metric][part] for part in ("value", "sd"))
     low, high = floor - 2 * floor_sd, floor + 2 * floor_sd
-    axis.errorbar(places, value, 2 * sd, fmt="o", color=plots.COLORS[0], ms=4, label="flashpoint")
+    axis.errorbar(
+        places,
+        value,
+        2 * sd,
+        fmt="o",
+        color=plots.COLORS[0],
+        ms=3,
+        lw=1,
+        label="flashpoint, 2 standard deviations",
+    )
     varied = [not cell["column"].startswith(OUR_BEST) for cell in cells]
     axis.plot(np.array(places)[varied], value[varied], color=plots.COLORS[0])
     if np.isfinite(published).any():
-        axis.plot(places, published, "s--", color=plots.COLORS[1], ms=4, label="published")
-    axis.axhspan(low, high, color=plots.COLORS[6], alpha=0.4, label="perfect samples")
-    axis.set_xticks(
-        range(len(grid["columns"])), grid["columns"], rotation=45, ha="right", fontsize="x-small"
+        axis.plot(places, published, "s--", color=plots.COLORS[1], ms=3, label="published")
+    axis.axhspan(
+        low,
+        high,
+        color=plots.COLORS[6],
+        alpha=0.35,
+        lw=0,
+        label="perfect samples, 2 standard deviations",
     )
-    axis.set_title(data, fontsize="medium")
+    axis.set_xticks(
+        range(len(grid["columns"])),
+        grid["columns"],
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    axis.set_title(data)
     axis.set_ylim(0, 1.1 * np.nanmax([high, *(value + 2 * sd), *published]))
-    axis.spines[["top", "right"]].set_visible(False)

@@ -13,13 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .. import plots
+from ..choices import FIGURES
 from ..errors import UserError
 from ..metrics import standard_metrics
-from ..panel import COLORS, INK
+from ..palette import COLORS, INK
+from ..plots.style import PAGE, styled
 from .keys import text_of
 from .results import SEED, SweepTable, mean_of, title_of
 
-FIGURE = "factors.png"
+FIGURE = "factors"
+FIGURE_FILES = tuple(f"{FIGURE}.{suffix}" for suffix in FIGURES)
 _MOST_METRICS = 4  # rows of panels; the other metrics are in the table
 _ALL = "all models"  # in place of a factor, where only the seed varies
 _LOG_FROM = 5.0  # ratio of the largest to the smallest value from which on the axis is logarithmic
@@ -59,6 +62,7 @@ def effects(table: SweepTable, factor: str, metric: str) -> list[Effect]:
     return [Effect(value, means) for value, means in by_value.items()]
 
 
+@styled
 def draw_factors(table: SweepTable, save_to: Path | None = None) -> Figure:
     """Draws a panel for each factor and metric: means over all other factors, with 95% intervals.
 
@@ -82,29 +86,29 @@ def draw_factors(table: SweepTable, save_to: Path | None = None) -> Figure:
         for axis, factor, levels in zip(panels[row], factors, drawn, strict=True):
             _panel(axis, levels)
             last = row == len(metrics) - 1 or len(factors) == 1
-            axis.set_xlabel(factor if last and table.varied else "", fontsize="small", color=INK)
+            axis.set_xlabel(factor if last and table.varied else "", color=INK)
         _rows_axis(panels[row], table, metric, drawn)
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-        axis.spines[["top", "right"]].set_visible(False)
     if handles:
         figure.legend(
             list(handles.values()), list(handles), loc="outside lower center",
-            ncols=4 if figure.get_figwidth() > 7 else 2, frameon=False, fontsize="x-small",
+            ncols=4 if figure.get_figwidth() >= PAGE else 2,
         )  # fmt: skip
-    figure.suptitle(_title(table, metrics), fontsize="small", color=INK)
+    figure.suptitle(_title(table, metrics), color=INK)
     if save_to is not None:
-        plots.save(figure, save_to, dpi=110)
+        plots.save(figure, save_to)
     return figure
 
 
 def _panels(metrics: int, factors: int) -> tuple[Figure, list[list[Axes]]]:
     """Returns a figure and its panels by metric and factor; those of one factor stand in a row."""
     if factors == 1:
-        figure = Figure(figsize=(max(3.6, 2.6 * metrics), 3.0), layout="constrained")
+        figure = Figure(figsize=(min(PAGE, 2.4 * metrics + 1), 2.5), layout="constrained")
         return figure, [[axis] for axis in figure.subplots(1, metrics, squeeze=False)[0]]
-    figure = Figure(figsize=(2.3 * factors + 0.6, 2.1 * metrics + 0.7), layout="constrained")
+    width = max(PAGE, 1.5 * factors + 0.6)
+    figure = Figure(figsize=(width, 1.7 * metrics + 0.6), layout="constrained")
     return figure, figure.subplots(metrics, factors, squeeze=False, sharey="row").tolist()
 
 
@@ -123,7 +127,7 @@ def _panel(axis: Axes, levels: Sequence[Effect]) -> None:
     """Draws the values of one factor along x."""
     if not levels:
         axis.text(0.5, 0.5, "no models to compare", transform=axis.transAxes, ha="center",
-                  fontsize="x-small", color=INK)  # fmt: skip
+                  color=INK)  # fmt: skip
         axis.set_xticks([])
         return
     values = [level.value for level in levels]
@@ -152,7 +156,7 @@ def _panel(axis: Axes, levels: Sequence[Effect]) -> None:
 def _ticks(axis: Axes, places: Sequence[float], texts: Sequence[str], numeric: bool) -> None:
     """Labels the values; of many numbers as many as do not touch."""
     every = -(-len(places) // _MOST_TICKS) if numeric else 1
-    axis.set_xticks(places[::every], texts[::every], fontsize="x-small")
+    axis.set_xticks(places[::every], texts[::every])
     axis.minorticks_off()
     if sum(map(len, texts[::every])) > 20:
         axis.tick_params("x", rotation=40)
@@ -177,10 +181,9 @@ def _rows_axis(
     axes: Sequence[Axes], table: SweepTable, metric: str, drawn: Sequence[list[Effect]]
 ) -> None:
     """Draws what the panels of a metric share: real data, and the axis of the metric."""
-    axes[0].set_ylabel(_broken(title_of(metric)), fontsize="x-small", color=INK)
+    axes[0].set_ylabel(_broken(title_of(metric)), color=INK)
     band = table.band(metric)
     for axis in axes:
-        axis.tick_params("y", labelsize="x-small")
         if band is not None:
             axis.axhspan(band.low, band.high, color=COLORS[6], alpha=0.35, lw=0, zorder=0,
                          label="99% of real draws")  # fmt: skip

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ...kernels.default_state import in_default_state, methods_in_default_state
 from .. import files
 from ..chains import SampleConfig
+from ..choices import FIGURES
 from ..data import Points
 from ..device import choose_device, own_device
-from ..errors import UserError, check_integer
+from ..errors import UserError, check_choice, check_integer
 from ..metrics.yardstick import Yardstick
 from ..progress import Progress, silence
 from ..sampling import sample_many
@@ -49,6 +50,7 @@ class SweepRun:
         part: the part of the sweep to do. Parts of one sweep share the folder and may run at once,
             on several machines.
         best: name of a metric, whose best model is left as a run; None leaves none.
+        figure_format: format of the figure: png, svg or pdf.
         say: called with a line of text about the progress.
         quiet: shows no progress.
 
@@ -69,6 +71,7 @@ class SweepRun:
         overwrite: bool = False,
         part: Part = WHOLE,
         best: str | None = None,
+        figure_format: str = "png",
         say: Callable[[str], None] = print,
         quiet: bool = False,
     ):
@@ -78,6 +81,8 @@ class SweepRun:
         self.sweep, self.together, self.say, self.quiet = sweep, together, say, quiet
         check_best(best, sweep.metrics or ())
         self.part, self.best, self.device = part, best, choose_device(device)
+        check_choice("figure_format", figure_format, FIGURES)
+        self.figure_format = figure_format
         self.folder = SweepFolder(Path(folder), sweep)
         files.make_folder(self.folder.path)
         if not part.is_all:
@@ -131,7 +136,7 @@ class SweepRun:
             return table
         table.write(path)
         if table.metrics:
-            draw_factors(table, path / FIGURE)
+            draw_factors(table, path / f"{FIGURE}.{self.figure_format}")
         if self.best is not None:
             leave_best(self.folder, table, self.best, self.device, self.say)
         return table

@@ -24,14 +24,14 @@ from ..checkpoints import load_mlp
 from ..errors import UserError
 from ..metrics import Score
 from ..run_folder import RunFolder
-from .figure import FIGURE
+from .figure import FIGURE_FILES
 from .grid import Sweep
 from .models import SweepModel
 from .results import LINES, RESULTS, TABLE, SweepResult
 
 _OWN_FILES = (
     "sweep.json", "networks/*.pt", "networks/*.json", "models/*.json",
-    RESULTS, LINES, TABLE, FIGURE, "parts/*-of-*/.lock.json",
+    RESULTS, LINES, TABLE, *FIGURE_FILES, "parts/*-of-*/.lock.json",
 )  # fmt: skip
 # What must stay as it is while a sweep goes on; further values of a key may be added.
 _KEPT = ("digest", "samples", "metrics", "real draws")

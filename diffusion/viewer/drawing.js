@@ -270,7 +270,7 @@ function note(t) {
   if (view.map === "data") parts.push(`p(x_t) of the data noised to t = ${known}; at most ${top}.`);
   if (view.map === "samples") parts.push(`p(x_t) of the finished samples noised to t = ${known}; at most ${top}. Equal to the data's where the model is right.`);
   if (view.map === "excess") parts.push(`p(x_t) |eps_θ − eps*|² at t = ${known}: where the network loses against the best denoiser of these data; at most ${top}.`);
-  if (view.map === "regions") parts.push(`The classifier's likeliest class at t = ${known}, paler where it is less sure.`);
+  if (view.map === "regions") parts.push(`The classifier's likeliest class at t = ${known}, ${dark() ? "darker" : "paler"} where it is less sure.`);
   if (view.score !== "none") parts.push(`Arrows: score times noise level, −eps, at t = ${known}; long ones are shortened.`);
   return parts.join(" ");
 }

@@ -17,9 +17,10 @@ from ...kernels.philox import child_seed
 from ..metrics import PointMasses
 from ..metrics.excess_loss import best_noise
 from ..models import ConditionalMLP
-from ..plots import COLORS
+from ..palette import COLORS
+from ..projection import Projection
 from ..reverse_steps import timesteps
-from ..saved_run import Projection, SavedRun
+from ..saved_run import SavedRun
 
 _FRAMES = 64  # of the animation
 _FIELDS = 22  # timesteps at which the fields over the plane are computed

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from flashpoint.diffusion import (
@@ -46,9 +47,9 @@ def quick():
         patch.setattr(report, "_FRAME_SAMPLES", 50)
         patch.setattr(saved_run, "_NUM_SAMPLES", 50)
         patch.setattr(report, "_TRUE_POINTS", 200)
-        patch.setattr(plots, "_GRID", 20)
+        patch.setattr(plots.clouds, "_GRID", 20)
         patch.setitem(DATASETS, "states", lambda: STATES)
-        patch.setattr(experiment, "_VALIDATION_SAMPLES", 50)
+        patch.setattr(experiment, "VALIDATION_SAMPLES", 50)
         yield
 
 
@@ -111,6 +112,32 @@ def test_the_page_needs_nothing_else(run):
     assert all(re.match(r"data:image/(png|gif);base64,", source) for source in page.sources)
     assert page.links == []
     assert not re.search(r"https?:|url\(|@import|<script|<link", (run / "report.html").read_text())
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_figures_in_the_formats_of_papers(run, tmp_path, suffix):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "figures")
+    result = flashpoint("report", copy, "--real-draws", 2, "--device", "cpu", "--format", suffix)
+    assert result.exit_code == 0, result.output
+    names = [name.replace("png", suffix) for name in FIGURES]
+    starts = {"svg": b"<?xml", "pdf": b"%PDF", "gif": b"GIF"}
+    for name in names:
+        assert (copy / "figures" / name).read_bytes().startswith(starts[name[-3:]])
+    # No browser shows a PDF in a page.
+    text, page = read(copy)
+    assert re.findall(r"\]\(figures/(.*?)\)", text) == (names if suffix == "svg" else FIGURES)
+    kind = "svg[+]xml" if suffix == "svg" else "png"
+    assert all(re.match(f"data:image/({kind}|gif);base64,", one) for one in page.sources)
+
+
+def test_a_wrong_format_is_one_line(run):
+    result = flashpoint("report", run, "--format", "bmp")
+    assert result.exit_code == 2
+    assert "--format must be" in result.stderr
+    with pytest.raises(UserError, match="figure_format must be"):
+        report.write_report(run, STATES, figure_format="bmp", say=lambda _: None)
 
 
 def test_names_are_escaped(run):
@@ -179,7 +206,7 @@ def test_own_data_of_any_dimension(tmp_path, dim, labels):
     without = {"classifier.png", "excess_loss.png", *(() if labels else ("conditional.png",))}
     shown = re.findall(r"\]\(figures/(.*?)\)", text)
     assert shown == [name for name in FIGURES if name not in without]
-    assert ("principal axes" in text) == (dim > 2)
+    assert ("principal axes" in text) == (dim > 3)
     assert r"own \<data\> \| 1: 200 points" in text
     assert f"own <data> | 1: 200 points in {dim} dimensions" in page.cells
 
@@ -260,14 +287,16 @@ def test_the_best_denoiser_for_points_has_the_output_of_its_prediction(options):
 
 def test_a_report_tells_the_prediction_and_leaves_out_noise_alone(flow_run, monkeypatch):
     shown = {}
-    monkeypatch.setattr(plots, "against_noise", lambda *given: shown.update(given=given))
+    monkeypatch.setattr(
+        plots, "against_noise", lambda *given: shown.update(given=given) or Figure()
+    )
     run = saved_run.SavedRun(*flow_run, torch.device("cpu"), 0)
     run.folder.figures.mkdir(exist_ok=True)
     rows = dict(report._about(run)[0].rows)
     assert rows["schedule"] == "flow, 20 timesteps, no data left at the last"
     assert (rows["prediction"], rows["weighting"]) == ("flow velocity", "uniform")
     report._excess(run)
-    levels, curves, _ = shown["given"]
+    levels, curves = shown["given"]
     t = torch.tensor([1, 2, 19]) / 20  # the first two levels, and the last that holds data
     want = t / (t.square() + (1 - t).square()).sqrt()
     torch.testing.assert_close(levels[[0, 1, -1]], want.double())
@@ -285,15 +314,15 @@ def test_density_counts_every_point(dim):
     if dim == 1:
         densities = [patch.get_data().values for patch in figure.axes[0].patches]
     else:
-        densities = [axis.collections[0].get_array() for axis in figure.axes[:2]]
+        densities = [axis.collections[0].get_array().filled(0) for axis in figure.axes[:2]]
     assert [density.sum() * cell for density in densities] == pytest.approx([1, 0.5])
 
 
 def test_curves_hold_their_numbers():
-    curves = {"NLL": {"DDPM": [3.0, 2.0], "DDIM": [4.0, 2.5]}}
-    figure = plots.against_steps([5, 50], curves, {"NLL": (1.5, 1.8)})
+    curves = {"NLL": {"DDPM": ([5, 50], [3.0, 2.0]), "Heun": ([9, 99], [4.0, 2.5])}}
+    figure = plots.against_evaluations(curves, {"NLL": (1.5, 1.8)})
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
-    assert lines == {"DDPM": [[5, 3], [50, 2]], "DDIM": [[5, 4], [50, 2.5]]}
+    assert lines == {"DDPM": [[5, 3], [50, 2]], "Heun": [[9, 4], [99, 2.5]]}
     figure = plots.against_noise(torch.tensor([0.1, 1.0]), {"a": torch.tensor([2.0, 3.0])})
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [2, 3])
 

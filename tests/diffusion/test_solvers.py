@@ -124,7 +124,7 @@ def test_the_figure_of_quality_against_steps():
     assert all(0 < fine < coarse / 3 for coarse, fine in found.errors.values())
     assert found.errors["heun"][1] < found.errors["ddim"][1] / 2
     curves = {name: (found.evaluations[name], found.errors[name]) for name in found.errors}
-    lines = plots.against_evaluations(curves).axes[0].lines
+    lines = plots.against_evaluations({"error": curves}).axes[0].lines
     assert [line.get_label() for line in lines] == list(found.errors)
     heun = lines[list(curves).index("heun")]
     assert heun.get_xydata().tolist() == [*map(list, zip(*curves["heun"], strict=True))]

@@ -290,6 +290,33 @@ def test_dark_and_light(plane):
     assert {first > 128, second > 128} == {True, False}
 
 
+def test_the_caption_of_the_regions_says_what_the_theme_shows(plane):
+    plane.choose("Classifier's regions")
+    captions = []
+    for _ in range(2):
+        plane.drawn()
+        dark = plane.run("return dark()")
+        captions.append((dark, plane.find("#note").text))
+        plane.find("#theme").click()
+    assert {dark for dark, _ in captions} == {True, False}
+    for dark, caption in captions:
+        assert f"{'darker' if dark else 'paler'} where it is less sure" in caption
+
+
+def test_the_hint_is_not_cut_at_1400_by_1000(chromium, pages):
+    size = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page = load(chromium, pages[0], 1400)
+        assert page.run("return [innerWidth, innerHeight]") == [1400, 1000]
+        # With a line to spare, for fonts and descriptions that are longer.
+        for part in ("#keys", "#stage"):
+            script = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+            assert page.run(script, part) < 1000 - 24
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("width", [500, 800, 1200])
 def test_nothing_is_wider_than_the_window(chromium, pages, width):
     page = load(chromium, pages[0], width)
