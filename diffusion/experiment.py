@@ -249,7 +249,7 @@ class Run:
         if not self.ranks.writes:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
-        figure = self._figure("training_curves")
+        figure = self.folder.figures / f"training_curves.{self.figure_format}"
         plots.training_curves(
             losses, self.validation, self.nll_band, figure, held_out=self.validation_losses
         )
@@ -438,11 +438,9 @@ class Run:
         """
         self.stage = "after the training, while figures were drawn"
         classifier = None if self.classifier is None else self.classifier.model()
-        draw_samples(samples, self.points, self.settings, classifier, self._figure)
-
-    def _figure(self, name: str) -> Path:
-        """Returns the file of a figure."""
-        return self.folder.figures / f"{name}.{self.figure_format}"
+        draw_samples(
+            samples, self.points, self.settings, classifier, self.folder.figures, self.figure_format
+        )
 
 
 def check_measurable(points: Points) -> None:

@@ -1,6 +1,5 @@
 """The figures of an experiment: its data, its samples and its classifier."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +16,8 @@ def draw_samples(
     points: Points,
     settings: Settings,
     classifier: MLP | None,
-    file_of: Callable[[str], Path],
+    folder: Path,
+    suffix: str,
 ) -> None:
     """Draws the data, the samples without guidance and of each class, and the classifier.
 
@@ -26,8 +26,13 @@ def draw_samples(
         points: the data.
         settings: settings of the experiment.
         classifier: the classifier that guided the samples, if one did.
-        file_of: returns the file of a figure.
+        folder: folder of the figures.
+        suffix: their format: png, svg or pdf.
     """
+
+    def file_of(name: str) -> Path:
+        return folder / f"{name}.{suffix}"
+
     scale = scale_in_force(settings.scale, guided=classifier is not None)
     plots.scatter(points.data, points.labels, points, points.name, file_of("data"))
     parts = [(f"{points.name}: data", points.data, None), ("samples", samples[None], None)]
