@@ -265,7 +265,7 @@ class Run:
         ):
             while trainer.step < total:
                 until = min(
-                    _next_multiple(trainer.step, every, total)
+                    min((trainer.step // every + 1) * every, total)
                     for every in (50, self.checkpoint_every, self.settings.validate_every)
                 )
                 trainer.run(until - trainer.step, progress.to)
@@ -447,7 +447,3 @@ def check_measurable(points: Points) -> None:
     """Raises :class:`UserError` if the data, or a class, has too few points for the metrics."""
     for label in (None, *range(points.num_classes if points.num_classes > 1 else 0)):
         data_of(points, label)
-
-
-def _next_multiple(step: int, every: int, last: int) -> int:
-    return min((step // every + 1) * every, last)
