@@ -32,7 +32,7 @@ from .panel import (
     set_frame,
 )
 from .space import Space, is_equal
-from .style import COLUMN, PAGE, SaveTo, finish, styled
+from .style import COLUMN, PAGE, SaveTo, finish, literal, styled
 
 _GRID = 300  # cells along each axis of a classifier's map
 _FEWEST, _MOST = 20, 80  # cells of a density along each axis
@@ -60,7 +60,7 @@ def scatter(
     """
     space = Space.of(samples if points is None else points)
     figure, (axis,) = panels_of(1, space)
-    draw_points(axis, samples, space, titled(title, len(samples)), labels=labels)
+    draw_points(axis, samples, space, titled(literal(title), len(samples)), labels=labels)
     if labels is not None and points is not None and not is_image(space):
         name_classes(figure, points)
     return finish(figure, save_to)
@@ -74,7 +74,7 @@ def panels(
     space = Space.of(points)
     figure, axes = panels_of(len(parts), space)
     for axis, (title, samples, labels) in zip(axes, parts, strict=True):
-        draw_points(axis, samples, space, titled(title, len(samples)), labels=labels)
+        draw_points(axis, samples, space, titled(literal(title), len(samples)), labels=labels)
     return finish(figure, save_to)
 
 
@@ -94,7 +94,7 @@ def sample_grid(
     figure = Figure(figsize=size, layout="constrained")
     for number, (points, parts) in enumerate(rows):
         space, shown = Space.of(points), points.data[:1000]
-        own = (titled(f"{points.name}: data", len(shown), "\n"), shown, None)
+        own = (titled(f"{literal(points.name)}: data", len(shown), "\n"), shown, None)
         for place, (title, samples, labels) in enumerate((own, *parts), start=1):
             solid = {"projection": "3d"} if space.dim == 3 else {}
             axis = figure.add_subplot(len(rows), count, number * count + place, **solid)
@@ -132,7 +132,7 @@ def conditional(
     for label, axis, x in zip(labels, axes, samples, strict=True):
         if not is_image(space) and space.dim > 1:
             draw_behind(axis, space)
-        title = f"{points.class_name(label)}{guided}\nn = {len(x):,}"
+        title = f"{literal(points.class_name(label))}{guided}\nn = {len(x):,}"
         draw_points(axis, x, space, title, color=color_of(label))
     return finish(figure, save_to)
 

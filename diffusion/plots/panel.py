@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import Points
 from ..palette import COLORS, FAINT, INK
 from .space import Space
-from .style import COLUMN, PAGE
+from .style import COLUMN, PAGE, literal
 
 _MOST_COLUMNS = 5  # of panels in a row
 _TITLE = 0.45  # height of a row's titles and ticks, in inches
@@ -238,7 +238,8 @@ def say_outside(axis: Axes, outside: int, count: int) -> None:
 def name_classes(figure: Figure, points: Points, title: str = "", columns: int = 5) -> None:
     """Adds a legend of the classes below the panels."""
     dots = [
-        dot_of(color_of(label), points.class_name(label)) for label in range(points.num_classes)
+        dot_of(color_of(label), literal(points.class_name(label)))
+        for label in range(points.num_classes)
     ]
     below(figure, dots, title, columns)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..data import Points
 from ..projection import Projection
+from .style import literal
 
 _MARGIN = 0.1  # between the data and the frame, as a part of the data's extent
 _MOST_UNEQUAL = 4.0  # sides of a frame whose units are still drawn equally long
@@ -45,7 +46,7 @@ class Space:
             shares = enumerate(projection.shares, start=1)
             names = tuple(f"principal axis {n} ({share:.0%} of variance)" for n, share in shares)
         elif points is not None and points.columns:
-            names = points.columns
+            names = tuple(map(literal, points.columns))
         space = cls(points, projection, names, np.zeros(dim), np.ones(dim))
         low, high = extent(space(x))
         return cls(points, projection, names, low, high)

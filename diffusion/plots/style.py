@@ -77,6 +77,15 @@ def finish(figure: Figure, save_to: SaveTo) -> Figure:
     return figure
 
 
+def literal(text: str) -> str:
+    """Returns a user's text so that matplotlib draws it letter by letter, whatever is in it.
+
+    A $ begins no formula, and a _ in front hides no entry of a legend.
+    """
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def look(number: int) -> dict[str, str]:
     """Returns colour and marker of a curve, which are read alike by those who see no colours."""
     return {

@@ -193,3 +193,16 @@ def test_the_style_does_not_leak():
     assert dict(matplotlib.rcParams) == before
     assert figure.axes[0].title.get_fontsize() == 8
     assert to_hex(figure.axes[0].collections[0].get_facecolor()[0]) == color_of(0).lower()
+
+
+def test_names_of_the_user_are_drawn_letter_by_letter(tmp_path):
+    labels = torch.tensor([0, 1, 0, 1])
+    points = Points(
+        torch.randn(4, 2), labels, ("$x_$", "_hidden"), "$y$", columns=("$a_1", "_b"),
+    )  # fmt: skip
+    data = plots.scatter(points.data, labels, points, points.name, tmp_path / "data.png")
+    assert data.axes[0].get_title() == "\\$y\\$, n = 4"
+    assert names_of(data.axes[0]) == ["\\$a_1", " _b"]
+    assert [text.get_text() for text in data.legends[0].get_texts()] == ["\\$x_\\$", " _hidden"]
+    beside = plots.conditional([points.data, points.data], points, tmp_path / "conditional.png")
+    assert beside.axes[0].get_title().startswith("\\$x_\\$\n")
