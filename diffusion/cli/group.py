@@ -19,6 +19,7 @@ _OPTIONS = {
     "format": ("format_",),
     "n": ("samples",),
     "n_samples": ("samples",),
+    "sampling_steps": ("reverse_steps",),
     "num_steps": ("timesteps", "steps"),
     "repeats": ("real_draws",),
     "label": ("only_class",),
