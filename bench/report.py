@@ -35,7 +35,7 @@ from .tables import (
 )
 from .timing import clopper_pearson
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "bench" / "records"
 
 

@@ -1,5 +1,6 @@
 """The parts of the site's build that mkdocs does not do by itself."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,12 +11,12 @@ LINK_UPWARDS = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 
 
 def on_startup(**_):
-    """Shows mkdocstrings the folders under the names that they are installed as."""
+    """Shows mkdocstrings the folders under their installed names, by the links of setup.py."""
     namespace = ROOT / "build" / "namespace" / "flashpoint"
     namespace.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
         if not (namespace / folder).is_symlink():
-            (namespace / folder).symlink_to(ROOT / folder)
+            (namespace / folder).symlink_to(os.path.relpath(ROOT / folder, namespace))
 
 
 def on_page_markdown(markdown, page, **_):

@@ -20,7 +20,7 @@ echo "$command" >> "$LOG"
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && touch "$3/bin/activate"; fi
 [ "${command//$TMPDIR/}" != "${FAIL//$TMPDIR/}" ]
 """
-PROGRAMS = ("python3", "python", "pip", "ruff", "mypy", "apt-get", "mkdocs")
+PROGRAMS = ("python3", "python", "pip", "ruff", "mypy", "apt-get", "mkdocs", "twine", "flashpoint")
 
 
 @pytest.fixture
@@ -31,7 +31,17 @@ def run_script(tmp_path):
     for name in PROGRAMS:
         (programs / name).write_text(STUB)
         (programs / name).chmod(0o755)
-    for name in ("bash", "basename", "dirname", "mktemp", "mkdir", "touch", "rm", "env"):
+    for name in (
+        "bash",
+        "basename",
+        "dirname",
+        "mktemp",
+        "mkdir",
+        "touch",
+        "rm",
+        "env",
+        "realpath",
+    ):
         (programs / name).symlink_to(shutil.which(name))
     # A name that is the same in every run, in place of a random one.
     (programs / "mktemp").unlink()
@@ -53,7 +63,7 @@ def run_script(tmp_path):
 def test_each_command_that_fails_ends_the_script_with_a_failure(run_script):
     status, commands = run_script()
     assert status == 0
-    assert len(commands) >= 12
+    assert len(commands) >= 16
     for number, command in enumerate(commands, start=1):
         status, done = run_script(fail=command)
         assert status != 0, command
@@ -66,6 +76,7 @@ def test_the_script_checks_everything(run_script):
         "ruff check .", "ruff format --check .", "mypy", "python -m pytest",
         "python -m pytest -m browser", "python -m pytest bench/ --benchmark-disable",
         "mkdocs build --strict",  # with --quiet it ignores warnings
+        "flashpoint states --quick --device cpu --out run",  # from the wheel
     } <= {command.strip() for command in commands}  # fmt: skip
 
 
