@@ -22,6 +22,7 @@ from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
+from .made_with import environment
 from .metrics import Evaluation, evaluate, kde_band, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
@@ -219,6 +220,7 @@ class Run:
             "validation": self.validation,
             "validation_losses": self.validation_losses,
             "seconds": self.seconds,
+            "environment": environment(self.device),
         }
         files.save(self.folder.training_file, {**state, **more})
         for name, trainer in self.trainers.items():

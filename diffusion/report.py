@@ -22,6 +22,7 @@ from .data import Points
 from .device import choose_device
 from .document import Heading, Paragraph, Part, Picture, Table, markdown, page
 from .errors import check_choice, check_integer
+from .made_with import told
 from .metrics import (
     METRICS,
     Comparison,
@@ -118,9 +119,9 @@ def _about(run: SavedRun) -> list[Part]:
         ("weighting", run.config.get("denoiser", {}).get("weighting", "uniform")),
         ("denoiser", _network(run.denoiser)),
         ("classifier", _network(run.classifier) if run.classifier else "none"),
-        ("sampler", METHODS.get(str(run.config.get("method", "ddpm")), "unknown")),
         ("reverse steps", f"{run.config['sampling_steps'] or schedule.num_steps}"),
         ("seed", f"{run.config['seed']}"),
+        *told(run.config, *run.folder.circumstances()),
         *_told(run.config),
     ]
     return [Table(("", ""), rows)]

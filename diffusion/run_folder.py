@@ -283,6 +283,28 @@ class RunFolder:
             ) from error
         return History(losses, validation, held_out)
 
+    def circumstances(self) -> tuple[dict[str, float], dict[str, str]]:
+        """Reads durations of the run's parts, in seconds, and the versions that trained it.
+
+        Both are empty where nothing says them: before the training, and of older versions.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        state = files.load(self.training_file) if self.training_file.exists() else {}
+        measured = files.load_json(self.metrics_file) if self.metrics_file.exists() else {}
+        try:
+            seconds = state.get("seconds", {}) | measured.get("seconds", {})
+            environment = {
+                str(name): str(value) for name, value in state.get("environment", {}).items()
+            }
+            return {str(name): float(value) for name, value in seconds.items()}, environment
+        except Exception as error:  # of any kind, from a file of any content
+            raise UserError(
+                f"files {self.training_file} and {self.metrics_file} do not hold the times and "
+                "versions of a run"
+            ) from error
+
 
 # Types of the entries of config.json.
 _KINDS: dict[str, type | tuple[type, ...]] = {

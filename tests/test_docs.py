@@ -82,6 +82,27 @@ def test_links_lead_somewhere_on_github_too(page):
             ]
 
 
+def speedups(heading, column):
+    """A column of the speedups in the README's table of a machine."""
+    table = (ROOT / "README.md").read_text().partition(f"\n{heading}")[2].partition("\n\n")[2]
+    rows = [line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:]]
+    return {
+        row[0].removeprefix("| "): float(row[column].split()[0])
+        for row in rows
+        if "not measured" not in row[1]
+    }
+
+
+def test_the_first_claim_is_that_of_the_tables():
+    claim = " ".join((ROOT / "README.md").read_text().split("\n\n")[1].split())
+    gpu = speedups("NVIDIA H200, beside eager PyTorch", 3)
+    cpu = speedups("CPU, Intel(R) Xeon(R)", 3).values()
+    for kind, text in (("training", "were {} to {} times"), ("sampling", "sampling {} to {}")):
+        found = [value for work, value in gpu.items() if kind in work]
+        assert text.format(min(found), max(found)) in claim
+    assert f"{min(cpu)} to {max(cpu)} times as fast" in claim
+
+
 def exported():
     """Every class and function that a package exports, errors aside."""
     for package in map(importlib.import_module, PACKAGES):

@@ -44,6 +44,11 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
     assert wanted <= packed, wanted - packed
 
 
+def test_records_are_not_installed(wheel):
+    """MANIFEST.in names them for the source archive."""
+    assert not (wheel / "flashpoint/bench/records").exists()
+
+
 def test_nothing_is_installed_outside_the_namespace(wheel):
     top = {path.name for path in wheel.iterdir()}
     assert {name for name in top if not name.endswith(".dist-info")} == {"flashpoint"}
@@ -115,6 +120,11 @@ def test_the_version_is_said_in_one_place():
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     assert set(files) <= {"pyproject.toml", "CHANGELOG.md"}
+
+
+def test_the_readme_says_which_python():
+    least = project()["requires-python"].removeprefix(">=")
+    assert f"Python {least} or newer" in (ROOT / "README.md").read_text()
 
 
 def test_the_conda_recipe_asks_for_what_the_package_asks_for():

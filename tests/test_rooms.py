@@ -34,7 +34,7 @@ LEVELS = (
     ("reverse_steps", "training", "metrics", "plots"),
     ("solvers", "own_chains", "recorded"),
     ("chains",),
-    ("sampling", "document", "settings"),
+    ("sampling", "document", "settings", "made_with"),
     ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),
     ("export", "initial", "run_figures", "saved_run", "sweeps"),

@@ -36,7 +36,9 @@ _run = under(
         "one. Options of the command line win over it.",
     ),
     click.option(
-        "--quick", is_flag=True, help="Reduce the run to about a minute on two CPU cores."
+        "--quick",
+        is_flag=True,
+        help="Reduce the run to about a minute on two CPU cores; fine outlines blur.",
     ),
     click.option(
         "--out",

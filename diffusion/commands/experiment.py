@@ -191,7 +191,8 @@ def _quick(settings: Settings) -> str:
     )
     return (
         f"quick: {steps} training steps, {classifier_steps} of the classifier, "
-        f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps"
+        f"{settings.sampling_steps} of {settings.schedule.num_steps} reverse steps\n"
+        "quick: too short a training for fine outlines, which blur; leave out --quick for them"
     )
 
 

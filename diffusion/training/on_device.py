@@ -17,7 +17,7 @@ _TABLE_SIZE = 2**14  # entries of a table of timesteps
 MOST_LOSSES = 100_000  # recorded of one network; of a longer run, evenly spread ones
 _MOST_LOG_SIGMA = 50.0  # of a schedule's only timestep, where no data is left
 # Mean and standard deviation of log(sigma); that of flow matching is logit(t).
-_NORMAL_LOG_SIGMA = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
+NORMAL_LOG_SIGMA = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}
 # Fields of a recipe that say how often it draws each timestep.
 _T_FIELDS = ("low_noise", "t_density", "p_mean", "p_std")
 
@@ -114,7 +114,7 @@ def _density(log_sigma: Tensor, name: str, p_mean: float | None, p_std: float | 
         return torch.full_like(log_sigma, 1 / len(log_sigma))
     mean, std = (
         own if given is None else given
-        for own, given in zip(_NORMAL_LOG_SIGMA[name], (p_mean, p_std), strict=True)
+        for own, given in zip(NORMAL_LOG_SIGMA[name], (p_mean, p_std), strict=True)
     )
     middles = (log_sigma[1:] + log_sigma[:-1]) / 2  # a timestep stands for its neighbourhood
     below = torch.special.ndtr((middles - mean) / std)

@@ -54,6 +54,7 @@ def test_states_leaves_every_file(run):
 def test_quick_says_what_it_reduces(run):
     assert "quick: 60 training steps" in run[1]
     assert "20 of 500 reverse steps" in run[1]
+    assert "fine outlines, which blur" in run[1]
 
 
 def test_sample_and_evaluate(run, tmp_path):

@@ -1,9 +1,12 @@
 """The report of a run: its files, its numbers, its figures, and wrong input."""
 
 import json
+import platform
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.metadata import version
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from flashpoint.diffusion import (
     evaluate,
     excess_loss,
     experiment,
+    made_with,
     plots,
     report,
     saved_run,
@@ -164,6 +168,33 @@ def test_the_metrics_are_those_of_evaluate(run):
         assert set(numbers) < set(page.cells)
     entry = json.loads((run / "metrics.json").read_text())["metrics"]["Ohio"]
     assert f"| Ohio | {entry['nll']:.3f} | {entry['nll_data']:.3f} |" in text
+
+
+def test_the_table_tells_how_the_run_was_made(run):
+    cells = read(run)[1].cells
+    rows = dict(pairwise(cells))  # the first table has two columns
+    assert rows["recipe"] == "states, steps 30, batch_size 128, ema_decay 0.99"
+    assert rows["timesteps are drawn"] == (
+        "log-normal, 0.35 of the rows by noise level, p_mean -3.2, p_std 0.8"
+    )
+    assert rows["sampler"] == "EDM, stochastic, s_churn 20, s_noise 1.015"
+    assert rows["guidance scale"] == "1"
+    spent = json.loads((run / "metrics.json").read_text())["seconds"]
+    assert rows["time"].startswith(f"{sum(spent.values()):.0f} s: train denoiser ")
+    assert set(re.findall(r"(?:: |, )(.*?) \d+ s", rows["time"])) == spent.keys()
+    assert rows["device"] == f"cpu, {torch.get_num_threads()} threads"
+    assert f"torch {version('torch')}, " in rows["versions"]
+    assert (
+        f"python {platform.python_version()}, flashpoint {version('flashpoint')}"
+        in (rows["versions"])
+    )
+
+
+def test_a_run_of_an_older_version_says_what_it_does_not_know():
+    rows = dict(made_with.told({"denoiser": {"p_uncond": 0.1}, "method": "ddim"}, {}, {}))
+    assert rows["guidance scale"] == "0"
+    assert rows["time"] == rows["versions"] == rows["device"]
+    assert "older version" in rows["time"]
 
 
 def test_step_counts_beyond_the_schedule_are_left_out(run):

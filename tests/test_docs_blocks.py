@@ -1,0 +1,101 @@
+"""The code of the task pages and of the README runs as it stands.
+
+The blocks of a page run in their order, in one folder and one interpreter, as by a reader who
+pastes them. Those of the README stand alone: each Python block begins anew. The cells of the
+notebook run in order.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flashpoint.diffusion.cli import main
+
+pytestmark = pytest.mark.filterwarnings("error:the schedule leaves")  # other tests pass it over
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("index", "data", "guidance", "saving", "resuming", "several_gpus", "whole_clouds")
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<kind>python|sh)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+# Everything else is run. A page may give one of these reasons and no other.
+REASONS = {
+    "installs": 2,
+    "minutes": 2,
+    "needs several GPUs": 2,
+    "needs several machines": 1,
+    "needs an export": 1,
+}
+
+
+def blocks(path):
+    """Returns (kind, code, reason not to run it or None) of each block of a page."""
+    return [(m["kind"], m["code"], m["why"]) for m in BLOCK.finditer(path.read_text())]
+
+
+def run_shell(code):
+    """Runs each line of a block, all of which are commands of flashpoint, in this process."""
+    for line in code.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "flashpoint", line
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+def run(path, *, alone):
+    names = {}
+    for kind, code, why in blocks(path):
+        if why is None and kind == "sh":
+            run_shell(code)
+        elif why is None:
+            names = {"__name__": "__main__"} if alone else names
+            exec(compile(code, f"a block of {path.name}", "exec"), names)
+
+
+@pytest.fixture(autouse=True)
+def reader(tmp_path, monkeypatch):
+    """The reader's folder and random numbers, and nothing else in them."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run_in_their_order(page):
+    run(ROOT / f"docs/{page}.md", alone=False)
+
+
+def test_each_block_of_the_readme_stands_alone():
+    run(ROOT / "README.md", alone=True)
+
+
+def test_the_notebook_runs():
+    notebook = json.loads((ROOT / "docs/first_half_hour.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 6
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)  # only code is kept
+        exec(compile("".join(cell["source"]), "a cell", "exec"), names)
+    assert names["x"].shape == (5, 2)
+    assert names["x"][:, 1].mean() > 4_000_000  # in the file's units
+
+
+def test_few_blocks_are_not_run():
+    paths = [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES)]
+    found = [why for path in paths for _, _, why in blocks(path) if why is not None]
+    assert {why: found.count(why) for why in found} == REASONS
+
+
+def test_every_block_has_a_kind():
+    """One without is output; a line that begins with a command would escape the tests."""
+    for path in [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES)]:
+        text = path.read_text()
+        kinds = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
+        assert set(kinds) <= {"python", "sh", "text"}, path
+        assert kinds.count("python") + kinds.count("sh") == len(blocks(path)), path
