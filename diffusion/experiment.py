@@ -22,7 +22,7 @@ from .initial import Initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
-from .made_with import environment
+from .made_with import made_with
 from .metrics import Evaluation, evaluate, kde_band, kde_nll
 from .metrics.evaluation import data_of
 from .models import MLP
@@ -220,9 +220,8 @@ class Run:
             "validation": self.validation,
             "validation_losses": self.validation_losses,
             "seconds": self.seconds,
-            "environment": environment(self.device),
         }
-        files.save(self.folder.training_file, {**state, **more})
+        files.save(self.folder.training_file, state | more | made_with(self.device))
         for name, trainer in self.trainers.items():
             files.save(self.folder.network_file(name), trainer.model().state_dict())
         steps = {

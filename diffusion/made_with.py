@@ -16,16 +16,18 @@ VERSIONS = ("flashpoint", "torch", "triton", "numpy")
 _UNKNOWN = "not written down (a run of an older version)"
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """Returns versions and device, as a run writes them down.
+def made_with(device: torch.device) -> dict[str, dict[str, str]]:
+    """Returns versions and device under ``environment``, as a run writes them down.
 
     Args:
         device: the device that trains.
     """
     found = {"python": platform.python_version()} | {name: version_of(name) for name in VERSIONS}
     if device.type == "cuda":
-        return found | {"device": torch.cuda.get_device_name(device)}
-    return found | {"device": f"{device.type}, {torch.get_num_threads()} threads"}
+        place = torch.cuda.get_device_name(device)
+    else:
+        place = f"{device.type}, {torch.get_num_threads()} threads"
+    return {"environment": found | {"device": place}}
 
 
 def version_of(package: str) -> str:
@@ -44,7 +46,7 @@ def told(
     Args:
         config: settings of the run.
         seconds: duration of each part of the run; empty where nothing says it.
-        environment: result of :func:`environment`; empty where nothing says it.
+        environment: what :func:`made_with` returns under this name; empty where nothing says it.
     """
     network = config.get("denoiser", {})
     versions = [f"{name} {number}" for name, number in environment.items() if name != "device"]
