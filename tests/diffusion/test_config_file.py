@@ -212,7 +212,7 @@ def test_data_that_have_changed_since_are_refused(folder, tmp_path):
 def test_a_wrong_fraction_is_named(folder):
     for fraction, message in (
         (2, "--validation-fraction must be between 0 and 1, got 2"),
-        (0.001, "validation_fraction 0.001 leaves one side without points of"),
+        (0.001, "--validation-fraction 0.001 leaves one side without points of"),
     ):
         result = run(folder, "run.toml", "none", "--validation-fraction", fraction, command="train")
         assert result.exit_code == 2
