@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..checkpoints import standardisation_in
 from ..choices import DATASETS
 from ..data import Points
 from ..errors import UserError, shown
 from ..initial import Initial
-from ..settings import OF_RUN
+from ..settings import OF_RUN, Settings
 from .data_choice import DataChoice, Remembered, remembered_in
 
 _FILES = (".toml", ".json")
@@ -35,14 +36,21 @@ class ConfigFile:
         """True for the ``config.json`` of a run, which has every setting."""
         return "points" in self.of_run
 
+    @property
+    def seed(self) -> int:
+        """The seed that the file says, or the default."""
+        return self.settings.get("seed", Settings.seed)
+
     def data(self) -> Remembered | None:
         """Returns the data that the file names, and what is held out of them; None without any.
 
         Raises:
             ValueError: it says of them what is not known.
         """
-        found = remembered_in(self.of_run, str(self.path))
-        name = self.of_run.get("data")
+        name, source = self.of_run.get("data"), self.of_run.get("source")
+        if isinstance(source, Mapping) and "name" not in source and name is not None:
+            source = {"name": name, **source}
+        found = remembered_in({"source": source}, str(self.path))
         if found is not None or name is None:
             return found
         if not isinstance(name, str) or not name:
@@ -63,8 +71,16 @@ class ConfigFile:
             )
         return Path(record["path"])
 
+    def has_units_of(self, points: Points) -> bool:
+        """Returns True if points are standardised as those of the run whose settings these are."""
+        return points.standardisation == standardisation_in(self.of_run)
+
     def check_points(self, points: Points) -> None:
-        """Raises :class:`UserError` if the data that a run's settings name have changed since."""
+        """Raises :class:`UserError` if the data that a run's settings name have changed since.
+
+        Args:
+            points: what the run of the file, with its seed, trains on of the data as they are now.
+        """
         if self.of_run.get("digest", points.digest) != points.digest:
             raise UserError(
                 f"the data of {self.path} have changed since it was written; name them with --data "

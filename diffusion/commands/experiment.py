@@ -78,10 +78,10 @@ def _start(
         choice = choice_to_go_on(known.choice, out or _default_folder(known.choice.name))
         known = known._replace(choice=choice)
     initial = _initial(init, file)
-    known, points = _points(known, initial, note if say is click.echo else silence)
-    points, validation, _ = parts_of_data(points, known, settings.seed)
-    if known == file.data():
-        file.check_points(points)
+    known, whole = _points(known, initial, note if say is click.echo else silence)
+    if file.whole and known == file.data() and (init is None or file.has_units_of(whole)):
+        file.check_points(parts_of_data(whole, known, file.seed)[0])
+    points, validation, _ = parts_of_data(whole, known, settings.seed)
     if measures:
         check_measurable(points)
     folder = out or Path("runs") / points.name.lower()

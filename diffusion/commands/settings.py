@@ -98,9 +98,8 @@ def settings_of(
             "with --steps"
         )
     base = None if recipe is None else Settings.of_recipe(recipe, quick=quick)
-    if base is not None:
-        _check_length(base, options)
     try:
+        _check_length(base or Settings.from_record(file.settings), options)
         settings = Settings.from_record(record, base, quick=quick)
     except UserError as error:
         raise UserError(_in_words(str(error), options, file)) from error

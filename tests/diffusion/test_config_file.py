@@ -11,7 +11,7 @@ import torch
 from flashpoint.diffusion import RECIPES, Schedule, UserError
 from flashpoint.diffusion.commands.config_file import merged, read_config
 from flashpoint.diffusion.commands.settings import settings_of
-from flashpoint.diffusion.report import _told
+from flashpoint.diffusion.report import _held_out_and_initial
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.settings import Settings
 
@@ -90,6 +90,15 @@ def test_the_record_of_a_run_is_its_settings(tmp_path, name):
     assert described(tmp_path, content, suffix=".json", data="states") == settings
     with pytest.raises(UserError, match="--recipe must be left out with the"):
         described(tmp_path, content, suffix=".json", recipe="long")
+    unit = "epochs" if "epochs" in settings.record()["denoiser"] else "steps"
+    longer = described(tmp_path, content, suffix=".json", **{unit: 7})
+    assert getattr(longer.denoiser, unit) == 7
+    with pytest.raises(
+        UserError, match=r"^--(steps is not for a|epochs is for the) classic recipe"
+    ):
+        described(
+            tmp_path, content, suffix=".json", **{"steps" if unit == "epochs" else "epochs": 7}
+        )
 
 
 @pytest.mark.parametrize(
@@ -190,11 +199,42 @@ def test_reports_tell_what_was_held_out_and_where_weights_came_from(folder):
     config = json.loads((folder / "first/config.json").read_text())
     part = "0.25 of the points held out"
     rows = [("validation fraction", part), ("test fraction", part)]
-    assert _told(config) == rows
-    assert _told(config | {"init": {"path": "/a"}}) == [*rows, ("initial weights", "/a")]
-    assert _told({"source": None}) == []
+    assert _held_out_and_initial(config) == rows
+    init = {"init": {"path": "/a"}}
+    assert _held_out_and_initial(config | init) == [*rows, ("initial weights", "/a")]
+    assert _held_out_and_initial({"source": None}) == []
     history = RunFolder(folder / "first").history()
     assert [step for step, _ in history.validation_losses["denoiser"]] == [3, 4]
+
+
+def test_another_seed_draws_other_points_to_hold_out(folder):
+    """The data are as they were, though the points to train on are others."""
+    assert run(folder, "first/config.json", "seed", "--seed", 1, command="train").exit_code == 0
+    first, other = (json.loads((folder / f"{name}/config.json").read_text())
+                    for name in ("first", "seed"))  # fmt: skip
+    assert other["points"] == first["points"]
+    assert other["digest"] != first["digest"]
+
+
+def test_weights_of_other_units_take_the_data_of_a_file(folder):
+    """The points in other units are others, and none that have changed."""
+    rng = np.random.default_rng(2)
+    np.savez(folder / "wide.npz", data=9 * rng.normal(size=(80, 2)), labels=np.arange(80) % 2)
+    wide = run(folder, "run.toml", "wide", "--data", folder / "wide.npz", command="train")
+    assert wide.exit_code == 0, wide.output
+    tuned = run(folder, "first/config.json", "in its units", "--init", folder / "wide",
+                command="train")  # fmt: skip
+    assert tuned.exit_code == 0, tuned.output
+
+
+def test_data_and_what_is_held_out_of_them_may_stand_apart(tmp_path):
+    def data_of(text):
+        (tmp_path / "run.toml").write_text(text)
+        return read_config(tmp_path / "run.toml").data()
+
+    apart = data_of("data = 'moons'\n[source]\ntest_fraction = 0.5\n")
+    assert apart == data_of("[source]\nname = 'moons'\ntest_fraction = 0.5\n")
+    assert (apart.choice.name, apart.test_fraction) == ("moons", 0.5)
 
 
 def test_data_that_have_changed_since_are_refused(folder, tmp_path):
@@ -203,6 +243,9 @@ def test_data_that_have_changed_since_are_refused(folder, tmp_path):
     result = flashpoint("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert "have changed since it was written; name them with --data" in result.output
+    tuned = flashpoint("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run",
+                       "--init", folder / "first", "--seed", 3)  # fmt: skip
+    assert "have changed since it was written; name them with --data" in tuned.output
     older = {name: value for name, value in content.items() if name not in ("source", "digest")}
     (tmp_path / "config.json").write_text(json.dumps(older | {"data": "own"}))
     result = flashpoint("train", "--config", tmp_path / "config.json", "--out", tmp_path / "run")
@@ -212,7 +255,7 @@ def test_data_that_have_changed_since_are_refused(folder, tmp_path):
 def test_a_wrong_fraction_is_named(folder):
     for fraction, message in (
         (2, "--validation-fraction must be between 0 and 1, got 2"),
-        (0.001, "--validation-fraction 0.001 leaves one side without points of"),
+        (0.001, "error: --validation-fraction 0.001 leaves one side without points of"),
     ):
         result = run(folder, "run.toml", "none", "--validation-fraction", fraction, command="train")
         assert result.exit_code == 2
