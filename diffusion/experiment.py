@@ -23,20 +23,14 @@ from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
 from .made_with import made_with
-from .metrics import Evaluation, evaluate, kde_band, kde_nll
+from .metrics import Evaluation, evaluate
 from .metrics.evaluation import data_of
 from .models import MLP
 from .progress import Progress
 from .run_figures import draw_samples
-from .run_folder import RunFolder, records_of
-from .run_record import (
-    VALIDATION_SAMPLES,
-    changed_length,
-    check_lengths,
-    check_same_run,
-    density_data,
-    record_of,
-)
+from .run_folder import RunFolder
+from .run_record import changed_length, check_lengths, check_same_run, record_of
+from .run_validation import Validation
 from .sampling import sample
 from .settings import Settings
 from .training import ClassicRecipe, Recipe, Task, Trainer
@@ -48,7 +42,6 @@ __all__ = ["Run", "Settings", "check_measurable"]
 # Streams of random numbers, one for each part of an experiment.
 _DENOISER, _CLASSIFIER, _VALIDATION, _UNCONDITIONAL, _CONDITIONAL, _REAL = range(6)
 
-_VALIDATION_STEPS = 50
 _ALL_CLASSES = "unconditional"  # samples without guidance, among those by the name of their class
 
 
@@ -76,8 +69,7 @@ class Run:
     Attributes:
         folder: the folder, as a :class:`.RunFolder`.
         by_class: True if samples of each class are drawn too.
-        validation: pairs (step, NLL of a few samples) so far.
-        validation_losses: pairs (step, loss on the held-out points) so far, by network.
+        validation: what is measured while training, a :class:`.Validation`.
         seconds: duration of each part of the experiment.
         stage: what the run is doing, for messages.
 
@@ -117,7 +109,9 @@ class Run:
         self.checkpoint_every, self.quiet = checkpoint_every, quiet
         self.figure_format = figure_format
         self.folder, self.stage = RunFolder(Path(folder)), "before the training"
-        self._held_out, self._initial = validation, initial
+        self._initial = initial
+        seed = child_seed(settings.seed, _VALIDATION)
+        self.validation = Validation(points, settings, validation, device, seed)
         self._record = record_of(points, source, settings, initial and initial.record())
         self.ranks.first(self._occupy)
         resumes = resume and self.folder.training_file.exists()
@@ -134,14 +128,11 @@ class Run:
         self.by_class = points.labels is not None and points.num_classes > 1
         if self.by_class and settings.denoiser.p_uncond is None:
             self.classifier = self._trainer(_CLASSIFIER, settings.classifier, classify=True)
-        self.validation: list[tuple[int, float]] = []
-        self.validation_losses: dict[str, list[tuple[int, float]]] = {}
         self.seconds: dict[str, float] = {}
         if resumes:
             self._resume()
         say(f"{points.name}: {len(points)} points in {points.dim} dimensions, on {device}")
-        self._density_data = density_data(points, settings.seed)
-        self.nll_band = self._nll_band()
+        self.validation.find_band(say)
         self.ranks.first(lambda: self._begin(anew=not resumes))
         own_logs = logs_in(self.folder.path, logs) if self.ranks.writes else []
         self.callbacks = [*own_logs, *callbacks]
@@ -157,19 +148,6 @@ class Run:
         if anew:
             self.folder.clear()
         files.save_json(self.folder.config_file, self._record)
-
-    def _nll_band(self) -> tuple[float, float] | None:
-        """Returns the band of real draws' NLL; None where the data has no density estimate."""
-        if len(self._density_data) < len(self.points):
-            self.say(
-                f"the likelihood of samples during the training is that under "
-                f"{len(self._density_data):,} of the {len(self.points):,} points"
-            )
-        try:
-            return kde_band(self._density_data, VALIDATION_SAMPLES)
-        except UserError as error:
-            self.say(f"the likelihood under a density estimate is left out: {error}")
-            return None
 
     def _trainer(self, stream: int, recipe: Recipe | ClassicRecipe, classify: bool) -> Trainer:
         seed = child_seed(self.settings.seed, stream)
@@ -198,8 +176,7 @@ class Run:
         try:
             for name, trainer in self.trainers.items():
                 trainer.load_state_dict(state[name])
-            self.validation_losses = records_of(state.get("validation_losses", {}))
-            self.validation = [(int(step), float(nll)) for step, nll in state["validation"]]
+            self.validation.load_state(state)
             self.seconds = dict(state.get("seconds", {}))
         except UserError as error:
             raise UserError(f"file {path} is of another run: {error}") from error
@@ -216,11 +193,7 @@ class Run:
         if not self.ranks.writes:
             return
         state = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
-        more = {
-            "validation": self.validation,
-            "validation_losses": self.validation_losses,
-            "seconds": self.seconds,
-        }
+        more = self.validation.state() | {"seconds": self.seconds}
         files.save(self.folder.training_file, state | more | made_with(self.device))
         for name, trainer in self.trainers.items():
             files.save(self.folder.network_file(name), trainer.model().state_dict())
@@ -250,9 +223,9 @@ class Run:
         if not self.ranks.writes:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
-        figure = self.folder.figures / f"training_curves.{self.figure_format}"
+        figure, found = f"training_curves.{self.figure_format}", self.validation
         plots.training_curves(
-            losses, self.validation, self.nll_band, figure, held_out=self.validation_losses
+            losses, found.nlls, found.band, self.folder.figures / figure, held_out=found.losses
         )
 
     def _train(self, name: str, trainer: Trainer, request: Request) -> None:
@@ -271,15 +244,11 @@ class Run:
                 )
                 trainer.run(until - trainer.step, progress.to)
                 self.stage = f"at step {self.denoiser.step:,}"
-                validates = trainer is self.denoiser and (
-                    until % self.settings.validate_every == 0 or until == total
-                )
+                validates = until % self.settings.validate_every == 0 or until == total
                 stops = self.ranks.any(request.is_set())
                 saves = until % self.checkpoint_every == 0 or until == total or stops
                 self._check_finite(name, trainer, wait=saves or validates)
-                measured = self._validate() if validates and self.ranks.writes else {}
-                if until % self.settings.validate_every == 0 or until == total:
-                    measured |= self._record_validation_loss(name, trainer)
+                measured = self._validate(name, trainer) if validates else {}
                 progress.note(**self._notes(name, trainer))
                 self.seconds[title] = time.perf_counter() - began
                 reports.to(trainer.step, measured, wait=saves)
@@ -300,43 +269,20 @@ class Run:
             f"the last good checkpoint is in {self.folder.checkpoints}; {advice}"
         )
 
-    def _record_validation_loss(self, name: str, trainer: Trainer) -> dict[str, float]:
-        """Measures the loss on the held-out points, if there are any; returns it by name."""
-        if self._held_out is None or not self.ranks.writes:
+    def _validate(self, name: str, trainer: Trainer) -> dict[str, float]:
+        """Measures samples of the denoiser, and held-out points; returns the numbers by name."""
+        if not self.ranks.writes:
             return {}
-        loss = trainer.validation_loss(self._held_out)
-        self.validation_losses.setdefault(name, []).append((trainer.step, loss))
-        return {"validation_loss": loss}
+        samples = self.validation.of_samples(trainer) if trainer is self.denoiser else {}
+        return samples | self.validation.of_held_out(name, trainer)
 
     def _notes(self, name: str, trainer: Trainer) -> dict[str, str]:
-        shown = {"loss": f"{trainer.losses_on_host[-50:].mean().item():.4f}"}
-        if self.validation_losses.get(name):
-            shown["held out"] = f"{self.validation_losses[name][-1][1]:.4f}"
-        if trainer is self.denoiser and self.validation:
-            shown["NLL"] = f"{self.validation[-1][1]:.3f}"
-        return shown
+        loss = trainer.losses_on_host[-50:].mean().item()
+        return {"loss": f"{loss:.4f}"} | self.validation.notes(name)
 
     def _progress(self, title: str, total: int, unit: str, start: int = 0) -> Progress:
         shown = self.ranks.writes and not self.quiet
         return Progress(title, total, unit, start=start, shown=shown)
-
-    def _validate(self) -> dict[str, float]:
-        """Measures the likelihood of a few samples, if there is one; returns it by name."""
-        if self.nll_band is None:
-            return {}
-        schedule = self.settings.schedule
-        x = sample(
-            self.denoiser.model(),
-            schedule,
-            VALIDATION_SAMPLES,
-            method="ddim",
-            num_steps=min(_VALIDATION_STEPS, schedule.num_steps),
-            seed=child_seed(self.settings.seed, _VALIDATION),
-            device=self.device,
-        ).x
-        nll = kde_nll(x, self._density_data)
-        self.validation.append((self.denoiser.step, nll))
-        return {"nll": nll}
 
     def generate(self) -> dict[int | None, Tensor]:
         """Draws samples [n, d] like the points' data, and writes them to files in their units.
@@ -414,11 +360,7 @@ class Run:
             self.folder.metrics_file,
             {
                 "metrics": {name: result.to_dict() for name, result in results.items()},
-                "validation": [{"step": step, "nll": nll} for step, nll in self.validation],
-                "validation_losses": {
-                    name: [{"step": step, "loss": loss} for step, loss in record]
-                    for name, record in self.validation_losses.items()
-                },
+                **self.validation.record(),
                 "seconds": self.seconds,
             },
         )

@@ -55,7 +55,6 @@ def told(
         ("recipe", _recipe(network)),
         ("timesteps are drawn", _density(network)),
         ("sampler", _sampler(config)),
-        ("guidance scale", _scale(config)),
         ("time", f"{sum(seconds.values()):.0f} s: {', '.join(times)}" if times else _UNKNOWN),
         ("device", environment.get("device", _UNKNOWN)),
         ("versions", ", ".join(versions) or _UNKNOWN),
@@ -105,13 +104,6 @@ def _sampler(config: dict[str, Any]) -> str:
     own = Churn()
     given = {name: _given(config, name, getattr(own, name)) for name in ("s_churn", "s_noise")}
     return ", ".join([title, *(f"{name} {_short(value)}" for name, value in given.items())])
-
-
-def _scale(config: dict[str, Any]) -> str:
-    scale = config.get("scale")
-    if scale is not None:
-        return f"{scale:g}"
-    return "0" if config.get("denoiser", {}).get("p_uncond") is not None else "1"
 
 
 def _short(value: Any) -> str:

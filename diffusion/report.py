@@ -121,13 +121,22 @@ def _about(run: SavedRun) -> list[Part]:
         ("classifier", _network(run.classifier) if run.classifier else "none"),
         ("reverse steps", f"{run.config['sampling_steps'] or schedule.num_steps}"),
         ("seed", f"{run.config['seed']}"),
+        *_guidance(run.config, guided=run.classifier is not None),
         *told(run.config, *run.folder.circumstances()),
-        *_told(run.config),
+        *_held_out_and_initial(run.config),
     ]
     return [Table(("", ""), rows)]
 
 
-def _told(config: dict[str, Any]) -> list[tuple[str, str]]:
+def _guidance(config: dict[str, Any], *, guided: bool) -> list[tuple[str, str]]:
+    """Returns the guidance scale of samples by class; nothing of a run that knows no classes."""
+    conditional = config.get("denoiser", {}).get("p_uncond") is not None
+    if not (guided or conditional):
+        return []
+    return [("guidance scale", f"{scale_in_force(config.get('scale'), guided=guided):g}")]
+
+
+def _held_out_and_initial(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns what only some runs have: points held out, and weights to start from."""
     source, init = config.get("source") or {}, config.get("init")
     rows = [

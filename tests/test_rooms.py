@@ -37,7 +37,7 @@ LEVELS = (
     ("sampling", "document", "settings", "made_with"),
     ("latents", "rewards", "classification", "compat", "run_record"),
     ("checkpoints",),
-    ("export", "initial", "run_figures", "saved_run", "sweeps"),
+    ("export", "initial", "run_figures", "run_validation", "saved_run", "sweeps"),
     ("report", "viewer", "studies", "experiment"),
     ("commands",),
     ("cli", "public"),

@@ -1,23 +1,20 @@
 """``flashpoint info``: versions, devices, and the form of each operation."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import click
 import torch
 
 from ...kernels.forms import forms_on
 from ..device import choose_device
+from ..made_with import version_of
 
 
 def print_info() -> None:
     """Prints versions, devices and the form in which each operation runs."""
     click.echo(f"python       {platform.python_version()} on {platform.platform()}")
     for package in ("flashpoint", "torch", "triton", "numpy", "scipy", "matplotlib"):
-        try:
-            click.echo(f"{package:<12} {version(package)}")
-        except PackageNotFoundError:
-            click.echo(f"{package:<12} not installed")
+        click.echo(f"{package:<12} {version_of(package)}")
     click.echo(
         f"cpu          {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )

@@ -22,10 +22,10 @@ from flashpoint.diffusion import (
     document,
     evaluate,
     excess_loss,
-    experiment,
     made_with,
     plots,
     report,
+    run_validation,
     saved_run,
     states_points,
 )
@@ -53,7 +53,7 @@ def quick():
         patch.setattr(report, "_TRUE_POINTS", 200)
         patch.setattr(plots.clouds, "_GRID", 20)
         patch.setitem(DATASETS, "states", lambda: STATES)
-        patch.setattr(experiment, "VALIDATION_SAMPLES", 50)
+        patch.setattr(run_validation, "VALIDATION_SAMPLES", 50)
         yield
 
 
@@ -192,9 +192,21 @@ def test_the_table_tells_how_the_run_was_made(run):
 
 def test_a_run_of_an_older_version_says_what_it_does_not_know():
     rows = dict(made_with.told({"denoiser": {"p_uncond": 0.1}, "method": "ddim"}, {}, {}))
-    assert rows["guidance scale"] == "0"
     assert rows["time"] == rows["versions"] == rows["device"]
     assert "older version" in rows["time"]
+
+
+@pytest.mark.parametrize(
+    ("config", "guided", "scale"),
+    [
+        ({}, True, ["1"]),
+        ({"scale": 2.5}, True, ["2.5"]),
+        ({"denoiser": {"p_uncond": 0.1}}, False, ["0"]),
+        ({"denoiser": {"p_uncond": None}, "scale": 2.5}, False, []),
+    ],
+)
+def test_the_guidance_scale_is_told_where_there_is_guidance(config, guided, scale):
+    assert [value for _, value in report._guidance(config, guided=guided)] == scale
 
 
 def test_step_counts_beyond_the_schedule_are_left_out(run):
@@ -238,6 +250,7 @@ def test_own_data_of_any_dimension(tmp_path, dim, labels):
     shown = re.findall(r"\]\(figures/(.*?)\)", text)
     assert shown == [name for name in FIGURES if name not in without]
     assert ("principal axes" in text) == (dim > 3)
+    assert ("| guidance scale | 1 |" in text) == labels
     assert r"own \<data\> \| 1: 200 points" in text
     assert f"own <data> | 1: 200 points in {dim} dimensions" in page.cells
 
