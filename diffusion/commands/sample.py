@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.workers import rows_for_all
 from .. import plots
+from ..chains import scale_in_force
 from ..checkpoints import Denoiser, load
 from ..data import read_content
 from ..device import choose_device
@@ -128,7 +129,8 @@ def _title(denoiser: Denoiser, label: int | None, scale: float | None) -> str:
     if label is None:
         return ""
     name = denoiser.class_names[label] if denoiser.class_names else f"class {label}"
-    return name if scale is None else f"{name}, guidance scale {scale:g}"
+    guided = not isinstance(denoiser.model, ConditionalMLP)
+    return f"{name}, guidance scale {scale_in_force(scale, guided=guided):g}"
 
 
 def _count(samples: int | None, chosen: dict[str, Any]) -> int:

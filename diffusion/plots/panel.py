@@ -23,9 +23,7 @@ _TITLE = 0.45  # height of a row's titles and ticks, in inches
 _TILES = 10  # images of a mosaic along each side
 
 
-def panels_of(
-    count: int, space: Space, *, most_columns: int = _MOST_COLUMNS, extra: float = 0.4
-) -> tuple[Figure, list[Axes]]:
+def panels_of(count: int, space: Space, *, extra: float = 0.4) -> tuple[Figure, list[Axes]]:
     """Returns a figure and its panels, in rows, in space for three dimensions.
 
     Panels in the plane share their axes, which only the outer ones label.
@@ -33,10 +31,9 @@ def panels_of(
     Args:
         count: number of panels.
         space: what they show, whose frame sets their shape.
-        most_columns: panels in a row at most.
         extra: height of what is not in a row of panels, in inches.
     """
-    columns = min(count, most_columns)
+    columns = min(count, _MOST_COLUMNS)
     rows = -(-count // columns)
     width = {1: COLUMN, 2: 0.75 * PAGE}.get(columns, PAGE)
     shape = {1: 0.7, 3: 0.85}.get(space.dim, 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, sample
+from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, plots, sample
 from flashpoint.diffusion.sampling import METHODS
 from flashpoint.kernels import draw_prior
 
@@ -50,6 +50,21 @@ def test_a_csv_of_one_class_has_a_column_of_labels(run, tmp_path):
     header, *rows = (tmp_path / "x.csv").read_text().splitlines()
     assert header == "x0,x1,label"
     assert [row.split(",")[-1] for row in rows] == [STATE_NAMES[3]] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ((), ""),
+        (("--label", "ohio"), "Ohio, guidance scale 1"),
+        (("--label", 2, "--scale", 2.5), "Ohio, guidance scale 2.5"),
+    ],
+)
+def test_the_picture_says_class_and_scale(run, tmp_path, monkeypatch, options, title):
+    titles = []
+    monkeypatch.setattr(plots, "scatter", lambda _, title, **_options: titles.append(title))
+    drawn(run, *options, "--out", tmp_path / "x.pt")
+    assert titles == [title]
 
 
 def test_another_suffix_is_refused_before_anything_is_drawn(run, tmp_path):
