@@ -14,12 +14,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import flashpoint.diffusion as fd
 from flashpoint.diffusion.cli import main
 
 pytestmark = pytest.mark.filterwarnings("error:the schedule leaves")  # other tests pass it over
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("index", "data", "guidance", "saving", "resuming", "several_gpus", "whole_clouds")
+PAGES = (
+    "index", "data", "guidance", "saving", "resuming", "several_gpus", "whole_clouds",
+    "interoperability", "kernels",
+)  # fmt: skip
+# Other pages with blocks, and the file that runs them.
+ELSEWHERE = {
+    "logs": "diffusion/test_logs_docs.py",
+    "own_network": "diffusion/test_own_network_docs.py",
+    "settings": "diffusion/test_settings_docs.py",
+    "sweeps": "diffusion/test_sweep_docs.py",
+}
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>.*?) -->\n)?```(?P<kind>python|sh)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -30,13 +41,16 @@ REASONS = {
     "minutes": 2,
     "needs several GPUs": 2,
     "needs several machines": 1,
-    "needs an export": 1,
+    "needs an export": 2,
+    "needs a GPU": 1,
 }
+COPIED = re.compile(r"<!-- code: .*?<!-- end -->", re.DOTALL)  # by docs/pages.py
 
 
 def blocks(path):
     """Returns (kind, code, reason not to run it or None) of each block of a page."""
-    return [(m["kind"], m["code"], m["why"]) for m in BLOCK.finditer(path.read_text())]
+    text = COPIED.sub("", path.read_text())
+    return [(m["kind"], m["code"], m["why"]) for m in BLOCK.finditer(text)]
 
 
 def run_shell(code):
@@ -60,12 +74,18 @@ def run(path, *, alone):
 
 @pytest.fixture(autouse=True)
 def reader(tmp_path, monkeypatch):
-    """The reader's folder and random numbers, and nothing else in them."""
+    """The reader's folder and random numbers; in it is a network that other code has trained."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    torch.save(fd.MLP(2 + 16, 2, (8,)).state_dict(), "denoiser.pth")
+    with torch.enable_grad():  # a block may disable it
+        yield
 
 
-@pytest.mark.parametrize("page", PAGES)
+SLOW = pytest.param("interoperability", marks=pytest.mark.slow)  # exports, searches an embedding
+
+
+@pytest.mark.parametrize("page", [SLOW if page == "interoperability" else page for page in PAGES])
 def test_the_blocks_of_a_page_run_in_their_order(page):
     run(ROOT / f"docs/{page}.md", alone=False)
 
@@ -92,10 +112,17 @@ def test_few_blocks_are_not_run():
     assert {why: found.count(why) for why in found} == REASONS
 
 
+def test_no_page_has_blocks_that_no_test_runs():
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md") if blocks(path)}
+    assert pages == {*PAGES, *ELSEWHERE}
+    for page, test in ELSEWHERE.items():
+        assert f"docs/{page}.md" in (ROOT / "tests" / test).read_text(), test
+
+
 def test_every_block_has_a_kind():
     """One without is output; a line that begins with a command would escape the tests."""
     for path in [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES)]:
-        text = path.read_text()
+        text = COPIED.sub("", path.read_text())
         kinds = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
         assert set(kinds) <= {"python", "sh", "text"}, path
         assert kinds.count("python") + kinds.count("sh") == len(blocks(path)), path

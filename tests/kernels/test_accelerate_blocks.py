@@ -402,7 +402,8 @@ def test_linear_layers_outside_are_named_with_the_reason():
 def test_the_page_shows_what_the_report_says(tmp_path, capsys):
     page = Path(__file__).parents[2] / "docs/interoperability.md"
     section = page.read_text(encoding="utf-8").partition("## What accelerate fuses")[2]
-    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", section, re.DOTALL).groups()
+    blocks = r"```python\n(.*?)```\n\n```text\n(.*?)```"
+    code, shown = re.search(blocks, section, re.DOTALL).groups()
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
     with torch.device("cpu"):
