@@ -18,7 +18,7 @@ from . import files, plots
 from .choices import FIGURES
 from .data import Points
 from .errors import UserError, check_choice, check_integer
-from .initial import Initial
+from .initial import Initial, record_of_initial
 from .interrupts import Request, Stopped, deferred
 from .locks import lock_folder
 from .logs import Callback, CallbackError, check_callbacks, check_logs, logs_in
@@ -112,7 +112,7 @@ class Run:
         self._initial = initial
         seed = child_seed(settings.seed, _VALIDATION)
         self.validation = Validation(points, settings, validation, device, seed)
-        self._record = record_of(points, source, settings, initial and initial.record())
+        self._record = record_of(points, source, settings, record_of_initial(initial))
         self.ranks.first(self._occupy)
         resumes = resume and self.folder.training_file.exists()
         if resumes:
@@ -160,7 +160,7 @@ class Run:
             seed=seed,
             device=self.device,
             ranks=self.ranks,
-            initial=self._initial and self._initial.network(task, self.say),
+            initial=None if self._initial is None else self._initial.network(task, self.say),
         )
 
     @property

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .checkpoints import load
 from .data import Points, Standardisation
@@ -100,6 +99,6 @@ def load_initial(path: Path) -> Initial:
     return Initial(path, found.model, found.classifier, found.standardisation, found.class_names)
 
 
-def record_of_initial(initial: Initial | None) -> dict[str, Any] | None:
+def record_of_initial(initial: Initial | None) -> dict[str, str] | None:
     """Returns the record of initial weights; None where they are random."""
     return None if initial is None else initial.record()

@@ -64,7 +64,7 @@ class ConfigFile:
         """The run whose weights the file's run starts from, if any."""
         record = self.of_run.get("init")
         if record is None or isinstance(record, str):
-            return record and Path(record)
+            return Path(record) if record else None
         if not isinstance(record, Mapping) or not isinstance(record.get("path"), str):
             raise UserError(
                 f"file {self.path}: init must be the path of a run, got {shown(record)}"
@@ -119,6 +119,7 @@ def merged(record: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     both = dict(record)
     for name, value in over.items():
         own = both.get(name)
-        tables = isinstance(own, Mapping) and isinstance(value, Mapping)
-        both[name] = merged(own, value) if tables else value
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            value = merged(own, value)
+        both[name] = value
     return both
