@@ -36,7 +36,7 @@ class Block(NamedTuple):
 @run_by_compiler
 def block_of(kind: type[nn.Module]) -> Block | None:
     """Returns how modules of a class are residual blocks, None if they are not."""
-    code = getattr(kind.forward, "__code__", None)
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
     if kind not in _known or _known[kind][0] is not code:
         _known[kind] = code, _read(kind)
     return _known[kind][1]
@@ -51,7 +51,7 @@ def expression_of(kind: type[nn.Module]) -> str | None:
 
     None if that may depend on anything but x and the modules that it names.
     """
-    forward = kind.forward
+    forward = getattr(kind, "forward", None)  # a layer may be missing: None
     if not _is_transparent(forward) or kind.__call__ is not nn.Module.__call__:
         return None
     if (

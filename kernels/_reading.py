@@ -257,9 +257,9 @@ def _problem_of_call(layer: nn.Module) -> str | None:
     return "has a forward of its own" if "forward" in layer.__dict__ else None
 
 
-def _computes(layer: nn.Module) -> str:
+def _computes(layer: nn.Module | None) -> str:
     """Returns what a module with Linear layers inside computes, in words, if it can be told."""
-    if not any(type(child) is nn.Linear for child in layer._modules.values()):
+    if layer is None or not any(type(child) is nn.Linear for child in layer._modules.values()):
         return ""
     found = expression_of(type(layer))
     return "" if found is None else f": it computes {found}, not x + act(linear(x))"

@@ -163,6 +163,14 @@ def test_strict_wants_at_least_one():
         accelerate(nn.Conv2d(1, 1, 1), strict=True)
 
 
+def test_a_missing_layer_is_reported():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[1] = None
+    assert accelerate(model).skipped == {
+        "": "layer 1 (NoneType) stands where an activation is needed"
+    }
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("partitioned", [True, False])
 def test_weights_without_elements_are_reported(strict, partitioned):
