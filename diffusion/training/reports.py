@@ -1,7 +1,7 @@
 """What a trainer tells its callbacks, and when: a row of numbers every fifty steps."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..logs import Callback, check_callbacks
+from ..logs import Callback, CallbackError, check_callbacks
 from ..logs.callbacks import call
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
+_Exit = Callable[
+    [type[BaseException] | None, BaseException | None, TracebackType | None], None
+]  # of a context
 _EVERY = 50  # steps between two rows, as many as a CUDA graph holds
 
 
@@ -96,7 +99,7 @@ class Reports:
         settings = settings_of(self._trainer) if self._callbacks else {}
         with self._ends.pop_all() as begun:
             for callback in self._callbacks:
-                begun.callback(call, callback, "on_end")
+                begun.push(_end_of(callback))
                 call(callback, "on_begin", dict(settings))
             self._ends = begun.pop_all()
         return self
@@ -107,9 +110,28 @@ class Reports:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._ends.__exit__(kind, error, traceback)
+            return
         with self._ends:
+            self.to(self._trainer.step, wait=True)
+
+
+def _end_of(callback: Callback) -> _Exit:
+    """Returns what tells a callback of the end; an error before, which ended it, stays the one."""
+
+    def end(
+        kind: type[BaseException] | None,  # noqa: ARG001
+        error: BaseException | None,
+        traceback: TracebackType | None,  # noqa: ARG001
+    ) -> None:
+        try:
+            call(callback, "on_end")
+        except CallbackError:
             if error is None:
-                self.to(self._trainer.step, wait=True)
+                raise
+
+    return end
 
 
 def settings_of(trainer: "Trainer") -> dict[str, Any]:

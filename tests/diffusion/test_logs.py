@@ -122,6 +122,28 @@ def test_all_that_have_begun_are_told_of_the_end(method):
     assert [first.told[-1], second.told[-1]] == [("end",), ("end",)]
 
 
+class Careless(Listener):
+    """Cannot end what did not go well."""
+
+    def on_end(self):
+        self.told.append(("end",))
+        raise AttributeError("run")
+
+
+@pytest.mark.parametrize("fails", ["begin", "log"])
+def test_the_first_error_is_the_one_that_is_told(fails):
+    listener = Careless(fails)
+    with pytest.raises(fd.UserError, match=f"has failed in on_{fails}.*ConnectionError"):
+        trainer().run(60, callbacks=[Careless(), listener])
+    assert listener.told[-1] == ("end",)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer().run(60, progress=interrupted, callbacks=[Careless()])
+
+
 @pytest.mark.parametrize(
     ("callbacks", "got"),
     [(print, "must be a list of Callbacks"), ([Listener], "must be objects with methods"),
