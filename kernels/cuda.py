@@ -75,11 +75,25 @@ def capture_if_possible(
     Args:
         function, stream: see :func:`capture`.
     """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    random_state = generator.get_state()
     # A capture that fails may leave its own stream as the current one.
     with torch.cuda.stream(torch.cuda.current_stream()):
         try:
             return capture(function, stream)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            _end_capture_of(generator, random_state)
+            cause = error.__context__ or error  # the end of a failed capture fails, too
+            reason = " ".join(str(cause).split("\n", 1)[0].split())
             log_once(f"each step is launched by Python, as no CUDA graph holds it: {reason}")
     return None
+
+
+def _end_capture_of(generator: torch.Generator, state: Tensor) -> None:
+    """Gives a generator a state of its own again, that of before a capture.
+
+    After a capture that has failed it still takes part in it, and draws nothing outside of it.
+    """
+    fresh = torch.Generator(generator.device)
+    fresh.set_state(state)
+    generator.graphsafe_set_state(fresh)
