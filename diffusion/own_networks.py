@@ -13,6 +13,7 @@ attributes that training sets where they are missing,
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -119,14 +120,9 @@ def check_own_network(
     """
     check_parameters(name, model)
     network = _copied(name, model).eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    x = torch.linspace(-1, 1, _ROWS * dim, device=device).view(_ROWS, dim)
-    last = schedule.num_steps - 1
-    t = torch.tensor([last // 2, 0, last], device=device)
-    given = [x, t.float() if fractions else t]
+    given = _few_rows(model, schedule, dim, classes, fractions=fractions)
     said = f"x_t float32 [{_ROWS}, {dim}], t {str(given[1].dtype)[6:]} [{_ROWS}]"
     if classes is not None:
-        given.append(torch.tensor([classes // 2, 0, classes], device=device))
         said += f", y int64 [{_ROWS}] from 0 to {classes}"
     out = _output(name, network, given, said, outputs)
     alone = _output(name, network, [each[:1] for each in given], said, outputs)
@@ -138,14 +134,53 @@ def check_own_network(
     return out.shape[1]
 
 
+def check_differentiable(
+    name: str, model: nn.Module, schedule: Schedule, dim: int, classes: int | None = None
+) -> None:
+    """Runs a copy of a network with gradients, and checks that it can be copied afterwards.
+
+    Args:
+        name, model, schedule, dim, classes: see :func:`check_own_network`, which has passed.
+
+    Raises:
+        ValueError: the output has no gradient, or the network keeps a tensor that has one.
+    """
+    network = _copied(name, model).eval()
+    given = _few_rows(model, schedule, dim, classes)
+    with torch.enable_grad(), _same_random_state(given[0].device):
+        out = network(*given)
+    if not out.requires_grad:
+        raise UserError(f"{name} must return an output with a gradient, got one without")
+    _copied(name, network, "once it has run, ")
+
+
+def _few_rows(
+    model: nn.Module, schedule: Schedule, dim: int, classes: int | None, *, fractions: bool = False
+) -> list[Tensor]:
+    """Returns x_t, t and perhaps y of the rows that check a network, where its parameters are."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    x = torch.linspace(-1, 1, _ROWS * dim, device=device).view(_ROWS, dim)
+    last = schedule.num_steps - 1
+    t = torch.tensor([last // 2, 0, last], device=device)
+    given = [x, t.float() if fractions else t]
+    if classes is not None:
+        given.append(torch.tensor([classes // 2, 0, classes], device=device))
+    return given
+
+
+def _same_random_state(device: torch.device) -> AbstractContextManager:
+    """Returns a context that leaves PyTorch's random state as it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @torch.no_grad()
-@torch.random.fork_rng(devices=[])
 def _output(
     name: str, network: nn.Module, given: list[Tensor], said: str, outputs: int | None
 ) -> Tensor:
     """Returns the output [B, outputs] for some rows, as float32."""
     try:
-        out = network(*(each.clone() for each in given))
+        with _same_random_state(given[0].device):
+            out = network(*(each.clone() for each in given))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -181,12 +216,14 @@ def check_parameters(name: str, model: nn.Module) -> None:
     check_weights(name, *(p.detach() for p in model.parameters() if p.is_floating_point()))
 
 
-def _copied(name: str, model: nn.Module) -> nn.Module:
+def _copied(name: str, model: nn.Module, when: str = "") -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{name} must be a module that copy.deepcopy copies: {reason}") from error
+        raise UserError(
+            f"{name} must be a module that copy.deepcopy copies: {when}{reason}"
+        ) from error
 
 
 def own_copy(name: str, model: nn.Module, device: torch.device) -> nn.Module:
@@ -250,6 +287,12 @@ def describe(model: nn.Module, prediction: str | None, dim: int, classes: int | 
     Raises:
         ValueError: it says something else.
     """
+    said = getattr(model, "prediction", None)
+    if isinstance(said, str) and prediction not in (None, said):
+        raise UserError(
+            f"model.prediction must be {prediction}, that of the schedule, got {said!r}; None "
+            "trains it to predict something else"
+        )
     for name, value in (("point_dim", dim), ("num_classes", classes)):
         here = getattr(model, name, None)
         if here is None and value is not None:

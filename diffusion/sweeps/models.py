@@ -220,7 +220,8 @@ def _described(network: nn.Module) -> str:
 
     A change of what its ``forward`` does with them is not seen.
     """
-    shapes = {name: list(x.shape) for name, x in network.state_dict().items()}
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    shapes = {name: list(x.shape) for name, x in tensors.items()}
     kind = type(network)
     return f"{kind.__module__}.{kind.__qualname__} {_digest(repr(network), shapes)}"
 

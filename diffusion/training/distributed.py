@@ -10,6 +10,7 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, distributed
@@ -48,10 +49,21 @@ class Ranks:
         Raises:
             ValueError: another rank is gone.
         """
+        self._together(distributed.all_reduce, tensor)
+
+    def take_first(self, tensor: Tensor) -> None:
+        """Replaces a tensor by that of the first rank, on every rank.
+
+        Raises:
+            ValueError: another rank is gone.
+        """
+        self._together(partial(distributed.broadcast, src=0), tensor)
+
+    def _together(self, operation: Callable[[Tensor], object], tensor: Tensor) -> None:
         if self.size == 1:
             return
         try:
-            distributed.all_reduce(tensor)
+            operation(tensor)
         except RuntimeError as error:
             raise UserError(
                 f"rank {self.rank} has lost another of the {self.size} ranks; {_GO_ON}"

@@ -22,7 +22,7 @@ from ...kernels.q_sample.reference import Draw, target_and_weight
 from ...kernels.reduce_grad.reference import empty_parts
 from ...kernels.train_step.reference import label_loss, target_loss
 from ..errors import UserError
-from ..own_networks import check_is_own, check_own_network
+from ..own_networks import check_differentiable, check_is_own, check_own_network
 from .distributed import Ranks
 from .engine import GRAPH_STEPS, Engine
 from .task import Task
@@ -35,9 +35,10 @@ class ModuleEngine(Engine):
     """Trains one own network, in place; see :mod:`..own_networks` for what it takes and returns.
 
     The network is in ``train()`` mode. Buffers, such as the statistics of BatchNorm, and parameters
-    without gradient are saved with the state as they are; each of several ranks has its own. What
-    the network draws from PyTorch's generators, as Dropout does, follows from the task's seed and
-    goes on after :meth:`load_state_dict`; the global random state stays as it was.
+    without gradient are saved with the state as they are. Several ranks start from the network of
+    the first one; from then on each has buffers of its own. What the network draws from PyTorch's
+    generators, as Dropout does, follows from the task's seed and goes on after
+    :meth:`load_state_dict`; the global random state stays as it was.
 
     Args:
         task: the training.
@@ -82,12 +83,22 @@ class ModuleEngine(Engine):
 
     def _initial_parameters(self) -> Tensor:
         self.module.to(self.device)
+        if self.ranks.size > 1:
+            self._take_first_network()
         self._names = [name for name, p in self.module.named_parameters() if p.requires_grad]
         shapes = [self.module.get_parameter(name).shape for name in self._names]
         self._ends = torch.tensor([shape.numel() for shape in shapes]).cumsum(0).tolist()
         self._shapes = shapes
         trained = [self.module.get_parameter(name).detach().flatten() for name in self._names]
         return torch.cat(trained)[None]
+
+    @torch.no_grad()
+    def _take_first_network(self) -> None:
+        """Makes all ranks start from the network of the first: each may have drawn its own."""
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            first = tensor.detach().contiguous()
+            self.ranks.take_first(first)
+            tensor.copy_(first)
 
     def _new_workspace(self) -> Workspace:
         return Workspace(empty_parts(self.parameters, 1, 1, self.parameters.shape[1] + 2), None, ())
@@ -130,8 +141,11 @@ class ModuleEngine(Engine):
         self.check_module(self.module)
         self._trained = [self.module.get_parameter(name) for name in self._names]
         self.module.train()
-        with self._own_random_numbers():
-            super().run(steps, on_step)
+        super().run(steps, on_step)
+
+    def _advance(self, most: int) -> int:
+        with self._own_random_numbers():  # not those of callbacks between the steps
+            return super()._advance(most)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -268,3 +282,4 @@ def check_trainable(task: Task, module: nn.Module) -> None:
     classes = points.num_classes if task.conditional else None
     outputs = points.num_classes if task.classify else points.dim
     check_own_network("model", module, task.schedule, points.dim, outputs, classes)
+    check_differentiable("model", module, task.schedule, points.dim, classes)

@@ -63,13 +63,8 @@ class Task:
     model: "Callable[[Task], nn.Module] | None" = None
 
     def __post_init__(self):
-        if self.model is not None and (
-            isinstance(self.model, nn.Module) or not callable(self.model)
-        ):
-            raise UserError(
-                "model must be a function of the task that makes a network, got "
-                f"{type(self.model).__name__}"
-            )
+        if self.model is not None:
+            check_maker(self.model)
         if (self.classify or self.conditional) and self.points.labels is None:
             network = "classifier" if self.classify else "conditional denoiser"
             raise UserError(f"{self.points.name}: a {network} needs labels, got none")

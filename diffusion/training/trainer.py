@@ -90,11 +90,11 @@ class Trainer:
             if initial is not None:
                 self.engine.start_from(0, initial.network().parameters[0])
             self.module = task.initial().to(self.engine.device)
+            for owner, name, view in self._views():
+                getattr(owner, name).data = view
         else:
             self.engine = ModuleEngine(task, model, device=device, ranks=ranks, compile=compile)
             self.module = model
-        for owner, name, view in self._views():
-            getattr(owner, name).data = view
         self.module.register_state_dict_post_hook(_detach_saved)
 
     @property
@@ -284,5 +284,6 @@ def _is_same(parameter: Tensor, view: Tensor) -> bool:
 
 def _detach_saved(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:  # noqa: ARG001
     """Copies saved tensors: a view of the buffer would be saved with the whole buffer."""
-    for name, tensor in state.items():
-        state[name] = tensor.detach().clone()
+    for name, value in state.items():
+        if isinstance(value, Tensor):  # a module of the user's may have other state besides
+            state[name] = value.detach().clone()

@@ -68,3 +68,13 @@ class Changing(Residual):
         for block in self.blocks:
             h = h + nn.functional.gelu(block(h))
         return self.last(self.frozen(h))
+
+
+class Extra(Residual):
+    """A network that keeps more in its state_dict than tensors."""
+
+    def get_extra_state(self):
+        return {"width": 16}
+
+    def set_extra_state(self, state):
+        assert state == {"width": 16}

@@ -27,13 +27,31 @@ RECIPES = {
 }
 TASKS = [Task(POINTS, SCHEDULE, replace(FAST, lr=lr), seed=2) for lr in (1e-2, 1e-3, 1e-4)]
 
+
+class OwnNetwork(torch.nn.Module):
+    """A network of one's own, whose weights and frequencies are random."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(8))
+        self.first, self.last = torch.nn.Linear(2, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x, t):
+        return self.last(torch.sin(self.first(x) + t[:, None] * self.frequencies))
+
+
+def own_trainer(seed, **options):
+    torch.manual_seed(seed)
+    return Trainer(POINTS, SCHEDULE, FAST, model=OwnNetwork(), seed=1, **options)
+
+
 SHARED = """
     import sys
     sys.path.insert(0, {folder!r})
     import torch
     from flashpoint.diffusion import Trainer, train_many
     from flashpoint.diffusion.training.distributed import join
-    from test_distributed import POINTS, RECIPES, SCHEDULE, TASKS
+    from test_distributed import POINTS, RECIPES, SCHEDULE, TASKS, own_trainer
 
     ranks, device = join("cpu")
     assert ranks.size == 2
@@ -43,6 +61,9 @@ SHARED = """
         trainer.run(20)
         found[name] = trainer.parameters
         found[name + " losses"] = trainer.losses
+    own = own_trainer(ranks.rank, device=device, ranks=ranks)
+    own.run(20)
+    found["own"] = own.parameters
     for number, model in enumerate(train_many(TASKS, device=device, ranks=ranks)):
         found[f"task {{number}}"] = model.network().parameters
     if ranks.writes:
@@ -90,6 +111,9 @@ def test_two_ranks_end_where_one_does(tmp_path):
         trainer.run(20)
         assert relative_difference(found[name], trainer.parameters) < 1e-5, name
         assert relative_difference(found[name + " losses"], trainer.losses) < 1e-5, name
+    own = own_trainer(0, device="cpu")
+    own.run(20)
+    assert relative_difference(found["own"], own.parameters) < 1e-5
     for number, model in enumerate(train_many(TASKS, device="cpu")):
         expected = model.network().parameters
         assert relative_difference(found[f"task {number}"], expected) < 1e-5

@@ -24,10 +24,11 @@ from flashpoint.diffusion.predictions import PREDICTIONS
 from flashpoint.diffusion.training.distributed import Ranks
 from flashpoint.diffusion.training.recipes import PlateauDecay
 
-from .own_networks import Changing, Conditional, Copied, Residual
+from .own_networks import Changing, Conditional, Copied, Extra, Residual
 
 GENERATOR = torch.Generator().manual_seed(0)
 POINTS = Points(torch.randn(43, 2, generator=GENERATOR), torch.arange(43) % 3)
+HELD_OUT = Points(torch.randn(11, 2, generator=GENERATOR), torch.arange(11) % 3)
 SCHEDULE = Schedule(21, "cosine")
 RECIPE = Recipe(steps=30, hidden_layers=(24, 24), batch_size=65, lr=1e-2, ema_decay=0.9)
 CLASSIC = ClassicRecipe(
@@ -71,6 +72,8 @@ def test_a_copy_of_the_perceptron_follows_the_fused_training(name):
     torch.testing.assert_close(flat_of(found), flat_of(expected), rtol=1e-3, atol=1e-4)
     assert own.schedule == fused.schedule
     assert found.prediction == expected.prediction == own.model().prediction
+    validated = [run.validation_loss(HELD_OUT) for run in (own, fused)]
+    assert validated[0] == pytest.approx(validated[1], rel=1e-3)
 
 
 def test_chunks_of_an_own_network_are_the_whole_batch():
@@ -160,6 +163,27 @@ def test_dropout_follows_the_seed_and_leaves_the_global_random_state():
     assert not torch.equal(*masks)
 
 
+def test_what_others_draw_between_the_steps_does_not_disturb_dropout():
+    drawn, alone, run = [], changing(), changing()
+    alone.run(10)
+    torch.manual_seed(7)
+    expected = torch.rand(10)
+    torch.manual_seed(7)
+    run.run(10, progress=lambda _: drawn.append(torch.rand(1)))
+    assert torch.equal(torch.cat(drawn), expected)
+    assert torch.equal(run.parameters, alone.parameters)
+
+
+def test_a_state_dict_may_hold_more_than_tensors():
+    run = Trainer(POINTS, SCHEDULE, RECIPE, model=Extra(), device="cpu")
+    run.run(2)
+    for network in (run.module, run.model()):
+        saved = network.state_dict()
+        assert saved["_extra_state"] == {"width": 16}
+        assert saved["last.bias"].untyped_storage().nbytes() == 8  # no view of the whole buffer
+        Extra().load_state_dict(saved)
+
+
 def test_a_layer_that_is_used_twice_trains_as_one():
     run = changing()
     run.run(3)
@@ -219,6 +243,7 @@ def test_the_step_that_was_not_finite_is_named_and_changes_nothing():
 def test_two_ranks_add_up_to_one(monkeypatch):
     """Each rank in turn, with the other's sums added where an all-reduce would."""
     sums = []
+    monkeypatch.setattr(Ranks, "take_first", lambda *_: None)
     one = Trainer(POINTS, SCHEDULE, RECIPE, model=Residual(), device="cpu")
     for rank in (0, 1):
         model = copy.deepcopy(one.module)
@@ -307,9 +332,19 @@ def test_a_graph_of_steps_gives_the_bits_of_single_ones(device, recipe):
 def test_a_network_that_waits_for_the_device_trains_without_a_graph(device):
     class Waits(Residual):
         def forward(self, x, t):
+            x = torch.dropout(x, 0.1, self.training)
             return super().forward(x, t) * float(x.isfinite().all().item())
 
-    run = Trainer(POINTS, SCHEDULE, replace(RECIPE, steps=200), model=Waits(), device=device)
-    run.run(200)
-    assert run.engine._graph is None
-    assert run.losses.isfinite().all()
+    model, recipe = Waits(), replace(RECIPE, steps=200)
+    runs = [
+        Trainer(POINTS, SCHEDULE, recipe, model=copy.deepcopy(model), device=device)
+        for _ in range(2)
+    ]
+    state = torch.cuda.get_rng_state(device)
+    runs[0].run(200)
+    assert torch.equal(torch.cuda.get_rng_state(device), state)
+    for _ in range(200):
+        runs[1].run(1)
+    assert runs[0].engine._graph is None
+    assert torch.equal(runs[0].parameters, runs[1].parameters)
+    assert torch.rand(3, device=device).isfinite().all()  # the generator is in no capture

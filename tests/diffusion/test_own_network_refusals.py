@@ -48,9 +48,23 @@ class Holds(Residual):
         self.held = self.first.weight * 2
 
 
+class Keeps(Residual):
+    """A network that remembers its output, with the graph behind it."""
+
+    def forward(self, x, t):
+        self.last_output = super().forward(x, t)
+        return self.last_output
+
+
 def nan_weights():
     model = Residual()
     model.first.weight.data[0, 0] = torch.nan
+    return model
+
+
+def of_another_prediction():
+    model = Residual()
+    model.prediction = "v"
     return model
 
 
@@ -83,6 +97,9 @@ WRONG = {
     "not yet shaped": (nn.LazyLinear(2), RECIPE, "parameters of known shape: call it once"),
     "pooled": (Of(lambda y, *_: y + y.mean(dim=0)), RECIPE, "rows of a batch as independent"),
     "no copy": (Holds(), RECIPE, "must be a module that copy.deepcopy copies"),
+    "no later copy": (Keeps(), RECIPE, "copy.deepcopy copies: once it has run, "),
+    "no gradient": (Of(lambda y, *_: y.detach()), RECIPE, "return an output with a gradient"),
+    "prediction": (of_another_prediction(), RECIPE, "prediction must be eps, .* got 'v'; None"),
 }  # fmt: skip
 
 

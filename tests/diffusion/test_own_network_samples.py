@@ -35,7 +35,7 @@ from flashpoint.kernels.q_sample.batches import Batches
 from flashpoint.kernels.q_sample.reference import batch_draw
 
 from .helpers import smooth
-from .own_networks import Changing, Conditional, Copied, Residual
+from .own_networks import Changing, Conditional, Copied, Extra, Residual
 
 GENERATOR = torch.Generator().manual_seed(0)
 POINTS = Points(torch.randn(43, 2, generator=GENERATOR), torch.arange(43) % 3, name="three")
@@ -215,10 +215,10 @@ def test_a_sweep_over_networks_of_ones_own_resumes(tmp_path):
     assert again.to_csv() == table.to_csv()
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("models/*.json")}
     # Another network, or none of one's own, is another model in the same folder.
-    for other in (lambda _: Changing(), None):
+    for other in (lambda _: Changing(), lambda _: Extra(), None):
         sweep(POINTS, VALUES | {"hidden": "4x1"}, out=tmp_path, resume=True, model=other,
               **MEASURED)  # fmt: skip
-    assert len(list(tmp_path.glob("models/*.json"))) == 4
+    assert len(list(tmp_path.glob("models/*.json"))) == 5
     with pytest.raises(UserError, match="best must be left out with a model of your own"):
         sweep(POINTS, VALUES, out=tmp_path, model=make, best="sliced_wasserstein", **MEASURED)
 
