@@ -14,6 +14,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ _ROWS = 3  # of the run that checks a network
 _SAME_ROW = 0.02
 
 
-def is_own(model: object) -> bool:
+def is_own(model: object) -> TypeGuard[nn.Module]:
     """Returns True for a module that is none of this package's perceptrons."""
     return isinstance(model, nn.Module) and not isinstance(model, Perceptron)
 
@@ -49,7 +50,7 @@ def takes_timesteps(model: object, *, labelled: bool = False) -> bool:
 
     It goes by the number of arguments, each with y besides if ``labelled``.
     """
-    if not isinstance(model, nn.Module) or not is_own(model):
+    if not is_own(model):
         return False
     signature = inspect.signature(model.forward)
     if labelled:

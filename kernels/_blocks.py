@@ -51,7 +51,7 @@ def expression_of(kind: type[nn.Module]) -> str | None:
 
     None if that may depend on anything but x and the modules that it names.
     """
-    forward = getattr(kind, "forward", None)  # a layer may be missing: None
+    forward: Any = getattr(kind, "forward", None)  # a layer may be missing: None
     if not _is_transparent(forward) or kind.__call__ is not nn.Module.__call__:
         return None
     if (

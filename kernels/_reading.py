@@ -78,9 +78,10 @@ def read_children(children: list[Any]) -> Layers | str:
     activation, negative_slope = kind_of(activations[0]) if activations else ("none", 0.0)
     if linear_input and not TABLE[activation].piecewise_linear:
         return f"no activation follows the first layer, as it must with {activation}"
-    biases = None if without else biases
-    residual = any(blocks)
-    return Layers(weights, biases, slopes, activation, negative_slope, linear_input, residual)
+    return Layers(
+        weights, None if without else biases, slopes, activation, negative_slope, linear_input,
+        residual=any(blocks),
+    )  # fmt: skip
 
 
 def _names(blocks: list[Block | None]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -150,7 +151,8 @@ def accelerate(
         ValueError: ``strict`` is True and a candidate cannot run fused as a whole, or there is
             none; the model is unchanged.
     """
-    report, chosen = Acceleration(), []
+    report = Acceleration()
+    chosen: list[tuple[nn.Module, list[Part] | None]] = []
     for name, module in model.named_modules():
         if not _is_candidate(module) or not (filter is None or filter(name, module)):
             continue
@@ -162,7 +164,8 @@ def accelerate(
         chosen.append((module, None if why is None else parts))
         if why is not None:
             report.partly[name] = f"{_numbers(parts)} only, because {why}"
-        report._add(name, [_network(module, part) for part in parts])
+        networks = (_network(module, part) for part in parts)
+        report._add(name, [each for each in networks if not isinstance(each, str)])
     if strict and (report.skipped or report.waiting or report.partly or not chosen):
         raise ValueError(
             "model must have only perceptrons that can be fused, and at least one: "
@@ -170,11 +173,11 @@ def accelerate(
         )
     if filter is None:
         report.outside = _outside(model)
-    for module, parts in chosen:
+    for module, fused_parts in chosen:
         module.__class__ = FusedSequential
         module.__dict__.pop("fused_parts", None)
-        if parts is not None:
-            module.fused_parts = parts
+        if fused_parts is not None:
+            module.fused_parts = fused_parts
     return report
 
 
@@ -201,7 +204,7 @@ def decelerate(model: nn.Module) -> list[str]:
     return names
 
 
-def _is_candidate(module: nn.Module) -> bool:
+def _is_candidate(module: nn.Module) -> TypeGuard[nn.Sequential]:
     return isinstance(module, nn.Sequential) and any(
         isinstance(layer, nn.Linear) for layer in module
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels import Draw, TrainingData
 from ...kernels.philox import child_seed, seed_tensor
@@ -49,8 +49,10 @@ def validation_loss(
     """
     _check_like(points, task)
     data = training_data([replace(task, points=points)], device)
-    own = isinstance(model, nn.Module) and is_own(model)
-    network = own_copy("model", model, device) if own else fused_copy(model, device)
+    own = is_own(model)
+    network: Callable[..., Tensor] = (
+        own_copy("model", model, device) if is_own(model) else fused_copy(model, device)
+    )
     total, terms = 0.0, 0
     for draw in _draws(data, child_seed(task.seed, _STREAM), len(points), device):
         y = network(*_inputs(data, draw, own=own))[None].float()
