@@ -177,7 +177,7 @@ def accelerate(
         module.__class__ = FusedSequential
         module.__dict__.pop("fused_parts", None)
         if fused_parts is not None:
-            module.fused_parts = fused_parts
+            module.__dict__["fused_parts"] = fused_parts
     return report
 
 
