@@ -52,9 +52,9 @@ class Initial:
         self._check_units(task.points)
         try:
             self._check_classes(task)
-            if task.classify and self.classifier is None:
-                raise UserError("there is none")
             network = self.classifier if task.classify else self.denoiser
+            if network is None:
+                raise UserError("there is none")
             check_initial(network, task)
         except UserError as error:
             if not task.classify:

@@ -63,9 +63,9 @@ def schedule_from(part: str, record: Any, own: Schedule) -> Schedule:
     given = {name: value for name, value in given.items() if value is not None}
     embedding = given.get("time_feature")
     if isinstance(embedding, Mapping):
-        named = f"{part}.time_feature"
-        embedding = checked(named, embedding, kinds_by_name(TimeEmbedding))
-        given["time_feature"] = _made(named, TimeEmbedding, lambda: TimeEmbedding(**embedding))
+        place = f"{part}.time_feature"
+        embedding = checked(place, embedding, kinds_by_name(TimeEmbedding))
+        given["time_feature"] = _made(place, TimeEmbedding, lambda: TimeEmbedding(**embedding))
     if not chooses_schedule(given):
         return _made(part, Schedule, lambda: replace(own, **given))
     named = {"name": natural_schedule(given.get("prediction"))}

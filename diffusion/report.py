@@ -174,8 +174,8 @@ def _samples(run: SavedRun) -> list[Part]:
     points, x = run.points, run.samples
     parts: list[Part] = [Heading("Data and samples")]
     if points.dim > 3:
-        beside = "" if points.image_shape is None else ", unless they show images"
-        parts.append(Paragraph(f"Figures show the data's two principal axes{beside}."))
+        images = "" if points.image_shape is None else ", unless they show images"
+        parts.append(Paragraph(f"Figures show the data's two principal axes{images}."))
     outlines = " The lines are the true outlines." if points.outlines else ""
     colours = ", a colour for each class" if points.labels is not None else ""
     data = plots.scatter(points.data, points.labels, points, points.name)

@@ -248,7 +248,7 @@ def _density_row(
     """Draws the densities of two coordinates of data and samples."""
     area = np.prod([edges[1] - edges[0] for edges in cells])
     shares = [
-        np.histogram2d(*places[:, pair].T, cells)[0] / (len(places) * area)
+        np.histogram2d(places[:, pair[0]], places[:, pair[1]], cells)[0] / (len(places) * area)
         for _, _, places in groups
     ]
     brightest = np.quantile(shares[0][shares[0] > 0], 0.99)

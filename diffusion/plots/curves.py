@@ -1,6 +1,7 @@
 """Figures of numbers: losses, and metrics against the cost or the noise."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -84,7 +85,7 @@ def _row(count: int) -> Figure:
 
 def _legend(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
     """Adds one legend of all panels, below them."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in axes:
         handles |= {name: one for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     below(figure, list(handles.values()), columns=columns)

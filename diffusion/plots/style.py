@@ -50,7 +50,7 @@ _DPI = {"svg": 300, "pdf": 300}  # of the points inside, which are pixels there 
 MARKERS = "os^DvPX*<>"
 
 # Decorator of the functions that draw.
-styled = rc_context(_RC)
+styled = rc_context(_RC)  # type: ignore[arg-type]  # its stubs list every name
 
 
 @styled
@@ -86,7 +86,7 @@ def literal(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def look(number: int) -> dict[str, str]:
+def look(number: int) -> dict[str, Any]:
     """Returns colour and marker of a curve, which are read alike by those who see no colours."""
     return {
         "color": COLORS[number % len(COLORS)],

@@ -115,7 +115,8 @@ def interpolation(ways: Tensor, points: Points, save_to: SaveTo = None) -> Figur
     axis.set_title(f"{pairs:,} way{'s' * (pairs > 1)} between two data points")
     lines = _draw_ways(axis, places, shares, _TIME)
     dots: Any = {"s": 8, "cmap": _TIME, "vmin": 0, "vmax": 1, "zorder": 3}
-    axis.scatter(*places.reshape(count * pairs, -1).T, c=np.repeat(shares, pairs), **dots)
+    dots["c"] = np.repeat(shares, pairs)
+    axis.scatter(*places.reshape(count * pairs, -1).T, **dots)
     set_frame(axis, space)
     _add_bar(figure, axis, lines, "share of the way")
     return finish(figure, save_to)
