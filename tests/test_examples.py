@@ -50,7 +50,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_accelerate_a_script(tmp_path):
     said = run("accelerate_a_script.py", folder=tmp_path, launcher=("-c", CLOCK))
     way = "fused" if torch.cuda.is_available() else "layer by layer on cpu, fused on a GPU"
-    assert f"net: {way}" in said
+    assert f"net [34-256-256-256-2, silu]: {way}" in said
     assert float(re.search(r"difference of the loss .*: (\S+)", said)[1]) < 1e-3
     before, after, ratio = (
         float(re.search(rf"{name}:? +([\d.]+)", said)[1])

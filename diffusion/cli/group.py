@@ -111,7 +111,7 @@ def _line(error: click.ClickException) -> str:
 def _flag(param: click.Parameter) -> str:
     """Returns the longest name of an option, or the name of an argument as the help shows it."""
     if isinstance(param, click.Argument):
-        return param.make_metavar(click.Context(click.Command("")))
+        return param.make_metavar(click.Context(click.Command(""))).strip("[]")
     return max(param.opts, key=len)
 
 

@@ -1,5 +1,7 @@
 """``flashpoint classify``: a conditional denoiser as a classifier, beside nearest neighbours."""
 
+from pathlib import Path
+
 import click
 import torch
 from torch import Tensor
@@ -11,13 +13,24 @@ from ..errors import UserError
 from ..metrics.knn import fit_knn
 from ..models import ConditionalMLP
 from ..progress import note
+from .data_choice import DataChoice
 from .of_run import parts_of_run, say_unfinished
 
 _NEIGHBOURS = 50_000  # points at most among which the nearest are searched
 _MOST_OTHERS = 5  # classes for which the points of one are taken
 
 
-def classify_points(*, run, most, noises, test_fraction, data, other_data, seed, device) -> None:
+def classify_points(
+    *,
+    run: Path,
+    most: int,
+    noises: int,
+    test_fraction: float | None,
+    data: DataChoice,
+    other_data: bool,
+    seed: int,
+    device: str | None,
+) -> None:
     """Classifies points with a run's conditional denoiser, and prints how many are right."""
     points, held_out = parts_of_run(run, data, other_data)
     model = load(run)

@@ -11,21 +11,32 @@ from ..errors import UserError
 from ..metrics import evaluate, summary
 from ..metrics.bands import FEWEST_POINTS
 from ..progress import note
+from .data_choice import DataChoice
 from .of_run import points_of_samples
 
 
 def evaluate_samples(
-    *, samples, label, held_out, real_draws, as_json, data, other_data, quiet, seed
+    *,
+    samples: Path,
+    label: str | None,
+    held_out: Path | None,
+    real_draws: int,
+    as_json: bool,
+    data: DataChoice,
+    other_data: bool,
+    quiet: bool,
+    seed: int,
 ) -> None:
     """Measures a file of samples, and prints tables or JSON."""
     files.check_is_file(samples)
     points = points_of_samples(samples, data, other_data)
-    label = None if label is None else points.label(label)
+    number = None if label is None else points.label(label)
     others = None
     if held_out is not None:
         kept = _read_like(held_out, points, "--held-out")
-        whole = label is None or kept.labels is None
-        others = kept.data if whole else points.same_class(kept, label)
+        others = kept.data
+        if number is not None and kept.labels is not None:
+            others = points.same_class(kept, number)
         if points.redraw is None and len(others) < FEWEST_POINTS:
             raise UserError(
                 f"--held-out must be at least {FEWEST_POINTS} points, got {len(others)}"
@@ -36,7 +47,7 @@ def evaluate_samples(
     result = evaluate(
         x,
         points,
-        label=label,
+        label=number,
         repeats=real_draws,
         seed=seed,
         full=True,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ from .points import read_points
 from .settings import settings_of
 
 
-def run_states(**options) -> None:
+def run_states(**options: Any) -> None:
     """Trains, draws samples, measures them and draws the figures."""
     run = _start(measures=True, **options)
     with _resumable(run):
@@ -47,7 +48,7 @@ def run_states(**options) -> None:
     click.echo(f"{sum(run.seconds.values()):.0f} s; everything is in {run.folder}")
 
 
-def run_train(**options) -> None:
+def run_train(**options: Any) -> None:
     """Trains a denoiser, and a classifier if the data has labels."""
     run = _start(measures=False, **options)
     with _resumable(run):

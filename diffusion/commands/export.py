@@ -1,5 +1,7 @@
 """``flashpoint export``: a run's networks in the formats of other programs."""
 
+from pathlib import Path
+
 import click
 
 from .. import files
@@ -10,7 +12,12 @@ from ..run_folder import RunFolder
 from .of_run import check_outputs, data_files_of, files_of_run, place_of, say_unfinished
 
 
-def export_run(*, run, format_, out) -> None:
+def export_run(
+    *,
+    run: Path,
+    format_: str,
+    out: Path | None,
+) -> None:
     """Writes a run's networks in the format of another program, and checks each by running it."""
     denoiser = load(run)
     say_unfinished(run)

@@ -1,5 +1,7 @@
 """``flashpoint interpolate``: points between two data points, through the model's noise."""
 
+from pathlib import Path
+
 import click
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from ..data import Points
 from ..errors import UserError
 from ..latents import interpolate
 from ..run_folder import RunFolder
+from .data_choice import DataChoice
 from .of_run import (
     check_outputs,
     data_files_of,
@@ -21,7 +24,18 @@ from .of_run import (
 
 
 def interpolate_data(
-    *, run, pairs, between, count, steps, out, figure_format, data, other_data, seed, device
+    *,
+    run: Path,
+    pairs: int,
+    between: tuple[int, int] | None,
+    count: int,
+    steps: int | None,
+    out: Path | None,
+    figure_format: str,
+    data: DataChoice,
+    other_data: bool,
+    seed: int,
+    device: str | None,
 ) -> None:
     """Writes ways between data points, and their picture."""
     points = points_of_run(run, data, other_data)

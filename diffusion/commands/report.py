@@ -1,14 +1,27 @@
 """``flashpoint report``: all figures and metrics of a run in two files."""
 
+from pathlib import Path
+
 import click
 
 from ..progress import silence
 from ..report import write_report
 from ..run_folder import RunFolder
+from .data_choice import DataChoice
 from .of_run import check_outputs, check_run, data_files_of, points_of_run, say_unfinished
 
 
-def report_run(*, run, real_draws, figure_format, data, other_data, quiet, seed, device) -> None:
+def report_run(
+    *,
+    run: Path,
+    real_draws: int,
+    figure_format: str,
+    data: DataChoice,
+    other_data: bool,
+    quiet: bool,
+    seed: int,
+    device: str | None,
+) -> None:
     """Writes a run's report."""
     check_run(run)
     points = points_of_run(run, data, other_data)

@@ -21,17 +21,34 @@ from .sample_files import sample_target, write_samples
 
 
 def draw_samples(
-    *, run, samples, label, scale, method, eta, variance, num_steps, spacing, timesteps, init,
-    start, prior, compare, out, figure_format, quiet, seed, device, **noise,
-) -> None:  # fmt: skip
+    *,
+    run: Path,
+    samples: int | None,
+    label: str | None,
+    scale: float | None,
+    method: str,
+    eta: float | None,
+    variance: str | None,
+    num_steps: int | None,
+    spacing: str | None,
+    timesteps: str | None,
+    init: Path | None,
+    start: int | None,
+    prior: Path | None,
+    compare: Path | None,
+    out: Path | None,
+    figure_format: str,
+    quiet: bool,
+    seed: int,
+    device: str | None,
+    **noise: float | None,
+) -> None:
     """Draws samples from the networks of a run, and writes them with a picture beside them."""
     denoiser = load(run)
-    if label is not None:
-        _check_classifier(run, denoiser)
-        label = denoiser.label(label)
-    chosen = {} if label is None else {"label": label}
+    number = None if label is None else _number_of(run, denoiser, label)
+    chosen: dict[str, Any] = {} if number is None else {"label": number}
     if scale is not None:
-        if label is None:
+        if number is None:
             raise UserError("--scale needs a --label")
         chosen["scale"] = scale
     if timesteps is not None:
@@ -44,7 +61,7 @@ def draw_samples(
     inputs = [*files_of_run(run), *data_files_of(run), prior, init, compare]
     replaced = ""
     if out is not None or compare is None:
-        out = sample_target(out or _place_of(run, label))
+        out = sample_target(out or _place_of(run, number))
         replaced = check_outputs([out, out.with_suffix(f".{figure_format}")], inputs)
     say_unfinished(run)
     x = denoiser.sample(
@@ -61,24 +78,30 @@ def draw_samples(
         **noise,
         **chosen,
     ).x.cpu()
-    if expected is not None:
+    if expected is not None and compare is not None:
         _compare(x.double(), expected, compare)
     if out is None:
         return
     picture = out.with_suffix(f".{figure_format}")
-    write_samples(out, x, _class_of(denoiser, label))
-    plots.scatter(x, title=_title(denoiser, label, scale), save_to=picture)
+    write_samples(out, x, _class_of(denoiser, number))
+    plots.scatter(x, title=_title(denoiser, number, scale), save_to=picture)
     click.echo(f"{len(x)} samples are in {out}, their picture in {picture}{replaced}")
 
 
-def _check_classifier(run: Path, denoiser: Denoiser) -> None:
-    """Raises :class:`UserError` if RUN is the file of a network whose classifier lies beside it."""
+def _number_of(run: Path, denoiser: Denoiser, label: str) -> int:
+    """Returns the number of a class by its name or number.
+
+    Raises:
+        ValueError: there is no such class, or RUN is the file of a network whose classifier lies
+            beside it.
+    """
     guided = not isinstance(denoiser.model, ConditionalMLP)
     if guided and not run.is_dir() and run.with_stem("classifier").is_file():
         raise UserError(
             f"--label needs the classifier, and {run} holds the denoiser alone: give "
             f"{place_of(run)}"
         )
+    return denoiser.label(label)
 
 
 def _batch_size(device: str | None) -> int:

@@ -12,7 +12,17 @@ from .of_run import check_outputs, files_of_data
 
 
 def run_study(
-    *, name, quick, data, together, page, out, figure_format, quiet, seed, device
+    *,
+    name: str | None,
+    quick: bool,
+    data: str | None,
+    together: int | None,
+    page: Path | None,
+    out: Path | None,
+    figure_format: str,
+    quiet: bool,
+    seed: int,
+    device: str | None,
 ) -> None:
     """Trains, draws and measures a grid of models, and writes its report."""
     if name is None and page is None:

@@ -25,9 +25,24 @@ from .points import read_points
 
 
 def run_sweep(
-    *, data: DataChoice, settings, grid, samples, metrics, real_draws, together, best, shard,
-    dry_run, resume, overwrite, quiet, out, figure_format, device,
-) -> None:  # fmt: skip
+    *,
+    data: DataChoice,
+    settings: tuple[str, ...],
+    grid: Path | None,
+    samples: int,
+    metrics: str | None,
+    real_draws: int,
+    together: int | None,
+    best: str | None,
+    shard: str | None,
+    dry_run: bool,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    out: Path | None,
+    figure_format: str,
+    device: str | None,
+) -> None:
     """Trains and measures all combinations of some values, and prints their table."""
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")

@@ -1,10 +1,13 @@
 """``flashpoint view``: the reverse process of a run as a page."""
 
+from pathlib import Path
+
 import click
 
 from ..progress import silence
 from ..run_folder import RunFolder
 from ..viewer import write_view
+from .data_choice import DataChoice
 from .of_run import (
     check_outputs,
     check_run,
@@ -15,7 +18,17 @@ from .of_run import (
 )
 
 
-def view_run(*, run, samples, out, data, other_data, quiet, seed, device) -> None:
+def view_run(
+    *,
+    run: Path,
+    samples: int,
+    out: Path | None,
+    data: DataChoice,
+    other_data: bool,
+    quiet: bool,
+    seed: int,
+    device: str | None,
+) -> None:
     """Writes the page that shows a run's reverse process."""
     check_run(run)
     points = points_of_run(run, data, other_data)

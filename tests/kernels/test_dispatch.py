@@ -131,5 +131,7 @@ def test_other_devices_run_the_reference(monkeypatch, name):
 
 def test_modules_on_other_devices_run_layer_by_layer():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
-    assert str(accelerate(model)).startswith("(model): layer by layer on meta, fused on a GPU")
+    assert str(accelerate(model)).startswith(
+        "(model) [3-8-2, relu]: layer by layer on meta, fused on a GPU"
+    )
     assert model(torch.ones(5, 3, device="meta")).shape == (5, 2)

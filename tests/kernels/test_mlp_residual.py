@@ -225,4 +225,4 @@ def test_operations_without_residual_layers_refuse_them():
         workspace_of(flat, shape, data, 4)
     table, features = torch.ones(1, 3, 4), torch.ones(1, 3, 1)
     with pytest.raises(ValueError, match=f"^denoiser.shape {message}"):
-        sample_chain(Network(flat, shape), torch.ones(1, 4, 2), table, features, 0)
+        sample_chain(Network(flat, shape), torch.ones(1, 4, 2), table, features, seed=0)

@@ -141,11 +141,12 @@ def test_the_number_of_threads_does_not_matter_but_for_rounding(number, models):
     assert torch.get_num_threads() == number
 
 
-def test_many_small_models_go_together_as_the_reference():
+def test_many_small_models_go_together_in_the_operations_of_the_reference(monkeypatch):
     data, shape = make_data("cpu", "denoiser", 3), shape_of("denoiser")
+    monkeypatch.setattr(training, "_calls", None)  # of shares
     together = step_of(shape, data, 3, 64)
     for one, other in zip(together, step_of(shape, data, 3, 64, backend="torch"), strict=True):
-        assert torch.equal(one, other)
+        assert relative_error(one, other) < SAME
 
 
 @pytest.mark.parametrize("models", [1, 3])
