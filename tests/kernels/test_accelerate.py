@@ -290,6 +290,7 @@ def test_a_second_time_is_the_same():
 def test_compiles_into_one_graph(activation, fused_calls):
     model = perceptron(activation)
     accelerate(model)
+    torch.compiler.reset()  # of what other tests have compiled, whose number is limited
     x, compiled = torch.randn(6, 3), torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
     compiled(x).sum().backward()

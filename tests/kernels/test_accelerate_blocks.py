@@ -126,6 +126,7 @@ def test_compiles_into_one_graph(activation, fused_calls):
     model = residual(activation)
     plain = copy.deepcopy(model)
     accelerate(model)
+    torch.compiler.reset()  # of what other tests have compiled, whose number is limited
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_like_float64(compiled, plain, torch.randn(6, 6))
     assert fused_calls
@@ -135,6 +136,7 @@ def test_parts_compile_into_one_graph(fused_calls):
     model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2), nn.Tanh())
     plain = copy.deepcopy(model)
     accelerate(model)
+    torch.compiler.reset()  # of what other tests have compiled, whose number is limited
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_like_float64(compiled, plain, torch.randn(6, 3))
     assert fused_calls
