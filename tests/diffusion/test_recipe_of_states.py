@@ -154,5 +154,5 @@ def test_a_run_without_samples_draws_them_as_its_settings_say(states_run, tmp_pa
     drawn = run.sample(saved_run._NUM_SAMPLES, saved_run._SAMPLES, **options)
     assert torch.equal(run.samples, drawn)
     write_report(folder, states_run[1], real_draws=2, say=lambda _: None)
-    told = f"| sampler | {METHODS['edm']}, s_churn 5, s_noise 1.5 |"
+    told = rf"| sampler | {METHODS['edm']}, s\_churn 5, s\_noise 1.5 |"
     assert told in (folder / "report.md").read_text()
