@@ -83,7 +83,8 @@ class Denoiser:
         if self.classifier is not None and guided:
             options.setdefault("classifier", self.classifier)
         if self.standardisation is not None and options.get("init") is not None:
-            init = points("init", options["init"], (n, None), torch.float64)
+            shape = (n, len(self.standardisation.mean))
+            init = points("init", options["init"], shape, torch.float64)
             options["init"] = self.standardisation.apply(init)
         drawn = sample(self.model, self.schedule, n, **options)
         if self.standardisation is None:
