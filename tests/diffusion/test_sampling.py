@@ -349,7 +349,7 @@ def test_trajectory():
         ({"classifier": MLP(3, 5), "label": torch.zeros(3, dtype=torch.int64)}, r"label .* \[2\]"),
         ({"x_T": torch.zeros(3, 2)}, r"x_T must be \[2, 2\], got \[3, 2\]"),
         ({"classifier": MLP(3, 5), "label": 0, "scale": math.nan}, "scale must be finite"),
-        ({"classifier": torch.nn.Linear(3, 5), "label": 0}, "classifier must be a network of .*fail"),
+        ({"classifier": torch.nn.Linear(3, 5), "label": 0}, "classifier must be a network .*fail"),
         ({"model": model(5)}, "model must have 6 inputs, .* got 3; is it a denoiser"),
         ({"schedule": Schedule(50, time_feature="sinusoidal")}, "must have 18 inputs, .* got 3"),
         ({"first_row": -1}, "first_row must be at least 0"),
