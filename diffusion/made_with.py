@@ -2,7 +2,6 @@
 
 import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from .chains import METHODS
 from .solvers import Churn
 from .training import RECIPES, ClassicRecipe, Recipe
 from .training.on_device import NORMAL_LOG_SIGMA
+from .versions import version_of
 
 VERSIONS = ("flashpoint", "torch", "triton", "numpy")
 _UNKNOWN = "not written down (a run of an older version)"
@@ -28,14 +28,6 @@ def made_with(device: torch.device) -> dict[str, dict[str, str]]:
     else:
         place = f"{device.type}, {torch.get_num_threads()} threads"
     return {"environment": found | {"device": place}}
-
-
-def version_of(package: str) -> str:
-    """Returns the version of a package, or that it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def told(

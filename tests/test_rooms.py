@@ -14,7 +14,7 @@ FOLDERS = ("kernels", "diffusion", "bench")
 # The same inside diffusion, by the first part of a module's name: each imports from levels before
 # its own, and within a package.
 LEVELS = (
-    ("choices", "errors"),
+    ("choices", "errors", "versions"),
     ("given",),
     (
         "device",

@@ -7,7 +7,7 @@ import torch
 
 from ...kernels.forms import forms_on
 from ..device import choose_device
-from ..made_with import version_of
+from ..versions import version_of
 
 
 def print_info() -> None:
