@@ -27,7 +27,7 @@ from .distributed import Ranks
 from .engine import GRAPH_STEPS, Engine
 from .task import Task
 
-_RANDOM = 2  # the stream of what a network draws itself, beside initial weights and draws
+_RANDOM = 3  # stream of what a network draws itself; 0 to 2 are weights, draws and validation
 
 
 @methods_in_default_state
