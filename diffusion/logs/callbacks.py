@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from ..errors import UserError, shown
 
 
@@ -55,13 +57,14 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def call(callback: Callback, method: str, *arguments: Any) -> None:
-    """Calls a method of a callback.
+    """Calls a method of a callback, which may take gradients: training itself records none.
 
     Raises:
         CallbackError: it has failed; the message names the callback.
     """
     try:
-        getattr(callback, method)(*arguments)
+        with torch.enable_grad():
+            getattr(callback, method)(*arguments)
     except Exception as error:  # of any kind, from code of any user
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         where = f" at step {arguments[0]}" if method == "on_log" else ""

@@ -73,6 +73,17 @@ def test_a_callback_hears_of_settings_losses_and_the_end():
     assert seconds == sorted(seconds)
 
 
+def test_a_callback_can_take_gradients():
+    class Slope(fd.Callback):
+        def on_log(self, step, values):
+            x = torch.ones(3, requires_grad=True)
+            self.found = torch.autograd.grad((x * step).sum(), x)[0]
+
+    slope = Slope()
+    trainer().run(50, callbacks=[slope])
+    assert slope.found.tolist() == [50] * 3
+
+
 def test_rows_do_not_depend_on_where_a_training_was_cut():
     whole, parts, training = Listener(), Listener(), trainer()
     trainer().run(220, callbacks=[whole])
