@@ -19,6 +19,9 @@ from flashpoint.bench.pytest_skips import (  # noqa: E402, F401
     pytest_runtest_makereport,
 )
 
+from . import quick_figures  # noqa: E402
+
+quick_figures.install()
 if not CUDA:
     from . import quick_interpreter
 
@@ -68,3 +71,9 @@ def poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def whole_figures(monkeypatch):
+    """Lets figures be written as users get them, arranged and in all their pixels."""
+    monkeypatch.setattr(quick_figures.Figure, "savefig", quick_figures.savefig)

@@ -208,6 +208,7 @@ def test_the_trend_holds_thirty_nights():
     assert "01-10" not in text
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_the_figure_has_a_gap_at_an_invalid_night_and_marks_a_new_driver(tmp_path):
     nights = [night(0, 2.0), night(1, 9.0, word="invalid"), night(2, 1.8, machine=TWO)]
     bars = History(nights, HERE, ONE).before

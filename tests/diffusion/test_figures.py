@@ -172,6 +172,7 @@ def test_digits_have_gaps():
     assert np.nansum(tiles) == 36
 
 
+@pytest.mark.usefixtures("whole_figures")
 @pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
 def test_one_figure_makes_one_file(tmp_path, suffix):
     points = cloud(2, 3000, classes=3)

@@ -91,6 +91,7 @@ def test_a_panel_shows_means_intervals_seeds_and_real_data():
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_the_number_of_panels_is_bounded(tmp_path):
     factors = dict.fromkeys(("steps", "timesteps", "batch_size", "warmup", "lr"), (1, 2))
     one = table(lambda values: 1.0 + values["lr"], factors, NAMES)
