@@ -60,6 +60,7 @@ def test_an_unknown_verb_is_named_beside_those_there_are():
     assert "'chekc' is not one of 'check', 'tune', 'race', 'quality'" in done.stderr
 
 
+@pytest.mark.slow  # all stages
 def test_every_stage_leaves_its_result(whole):
     folder, done = whole
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,6 +80,7 @@ def test_every_stage_leaves_its_result(whole):
     assert all(f"=== {name}: " in log for name in stages)
 
 
+@pytest.mark.slow  # all stages
 def test_the_last_lines_are_the_summary(whole):
     lines = whole[1].stdout.splitlines()[-100:]
     start = next(n for n, line in enumerate(lines) if line.startswith("== all on "))
@@ -87,6 +89,7 @@ def test_the_last_lines_are_the_summary(whole):
         assert f"-- {name}" in lines[start:]
 
 
+@pytest.mark.slow  # all stages
 def test_the_next_visit_compiles_nothing_again(whole, tmp_path):
     folder, _ = whole
     first = record_of(folder)["stages"]["compile"]["last line"]

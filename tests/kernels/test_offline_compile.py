@@ -21,33 +21,14 @@ def compile_offline(*arguments):
 
 
 def test_training_and_sampling_on_hopper():
-    done = compile_offline("--main", "--arch", "90")
+    """Those of the main kernels in which most time is spent; all are compiled in a slow test."""
+    chosen = ("train fp16: train_kernel", "sample fp16: chain_kernel")
+    done = compile_offline("--main", "--arch", "90", "--only", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    for kernel in (
-        "train fp16: train", "sample fp16: chain", "guided fp16: chain", "drop-in fp16: forward",
-        "drop-in fp16: backward",
-    ):  # fmt: skip
-        assert f"hopper {kernel}_kernel" in done.stdout
+    assert f"{2 * len(chosen)} kernels compiled" in done.stdout
+    for kernel in chosen:
+        assert f"hopper {kernel}" in done.stdout
     assert "HGMMA" in done.stdout
-
-
-def test_main_kernels_on_the_other_chips():
-    done = compile_offline("--main", "--arch", "80", "100")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_networks_of_other_sizes_on_hopper():
-    """A few that differ in the order of their products and in what their registers hold."""
-    chosen = [
-        "uneven: forward_kernel",
-        "width 64 tf32: forward_kernel",
-        "width 128 bf16: chain_kernel",
-        "width 256 gelu: forward_kernel",
-        "width 512 fp16: forward_kernel",
-    ]
-    done = compile_offline("--arch", "90", "--only", *chosen)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(chosen)} kernels compiled" in done.stdout
 
 
 HOPPER = """
