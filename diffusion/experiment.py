@@ -116,7 +116,9 @@ class Run:
         self.ranks.first(self._occupy)
         resumes = resume and self.folder.training_file.exists()
         if resumes:
-            check_same_run(self.folder, points, settings, say, self._record["init"])
+            check_same_run(
+                self.folder, points, settings, say, self._record["init"], self._record["source"]
+            )
         elif resume:
             say(f"nothing to resume in {self.folder}, starting anew")
         if not resumes:
@@ -223,10 +225,11 @@ class Run:
         if not self.ranks.writes:
             return
         losses = {name: trainer.losses for name, trainer in self.trainers.items()}
-        figure, found = f"training_curves.{self.figure_format}", self.validation
-        plots.training_curves(
-            losses, found.nlls, found.band, self.folder.figures / figure, held_out=found.losses
-        )
+        figure, found = self.folder.figures / "training_curves", self.validation
+        path = figure.with_suffix(f".{self.figure_format}")
+        plots.training_curves(losses, found.nlls, found.band, path, held_out=found.losses)
+        # Those of a part of the training, drawn in another format, end too early.
+        files.delete({figure.with_suffix(f".{other}") for other in FIGURES} - {path})
 
     def _train(self, name: str, trainer: Trainer, request: Request) -> None:
         title, total = f"train {name}", trainer.total_steps

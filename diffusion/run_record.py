@@ -64,6 +64,7 @@ def check_same_run(
     settings: Settings,
     say: Callable[[str], None],
     init: dict[str, str] | None = None,
+    source: dict[str, Any] | None = None,
 ) -> None:
     """Raises :class:`UserError` if the folder's run, which is to go on, was another one.
 
@@ -73,6 +74,7 @@ def check_same_run(
         settings: the settings.
         say: called with a line where an old run does not say enough to be checked.
         init: the record of the weights that the training started from.
+        source: the record of where the data come from.
     """
     before = folder.config()
     map_ = points.standardisation
@@ -98,6 +100,7 @@ def check_same_run(
     changed = settings.changes(before)
     if "digest" not in before and before.get("data", points.name) != points.name:
         changed.insert(0, f"data {before['data']}, now {points.name}")
+    changed[:0] = _changed_fractions(before.get("source"), source)
     weights = [each and each.get("digest") for each in (before.get("init"), init)]
     if weights[0] != weights[1]:
         paths = [each["path"] if each else "none" for each in (before.get("init"), init)]
@@ -107,6 +110,18 @@ def check_same_run(
             f"run {folder} was made with other settings ({'; '.join(changed[:5])}); give the same "
             f"ones{_recipe_hint(before, settings)}, or another --out"
         )
+
+
+def _changed_fractions(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+    """Says which held-out parts of the data were others, as of points to test or validate with."""
+    if before is None or now is None:
+        return []
+    names = (f"{part}_fraction" for part in ("test", "validation"))
+    return [
+        f"{name} {before.get(name)}, now {now.get(name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _recipe_hint(record: dict[str, Any], settings: Settings) -> str:
