@@ -74,7 +74,8 @@ def test_the_script_checks_everything(run_script):
     _, commands = run_script()
     assert {
         "ruff check .", "ruff format --check .", "mypy", "python -m pytest",
-        "python -m pytest -m slow", "python -m pytest -m browser", "python -m pytest bench/ --benchmark-disable",
+        "python -m pytest -m slow", "python -m pytest -m browser",
+        "python -m pytest bench/ --benchmark-disable",
         "python docs/gallery.py --check",
         "mkdocs build --strict",  # with --quiet it ignores warnings
         "flashpoint states --quick --device cpu --out run",  # from the wheel
