@@ -13,6 +13,7 @@ from .errors import UserError, check_integer, check_seed
 from .given import check_finite, labels_of, points
 from .models import ConditionalMLP, Perceptron, check_prediction
 from .own_networks import predictor
+from .progress import reported
 from .schedules import Schedule, check_schedule
 
 _ROWS = 100_000  # of the network's input at once
@@ -101,20 +102,26 @@ class DiffusionClassifier:
         self.log_prior = (prior / prior.sum()).double().log()
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor) -> Tensor:
+    def log_likelihood(
+        self, x: Tensor, *, progress: bool | Callable[[int], None] = False
+    ) -> Tensor:
         """Returns the bound of log p(x_0 | y) up to a constant of all classes, float64 [n, C].
 
         Args:
             x: clean points [n, d].
+            progress: True shows a bar on stderr; a function is called with the number of points
+                done.
 
         Raises:
-            ValueError: x are no such points, or a result is not finite.
+            ValueError: x are no such points, progress is neither, or a result is not finite.
         """
         x = points("x", x, (None, self.dim)).to(self.device)
         per_point = 2 * self.noises * len(self.classes_)
         parts, size = [], max(1, _ROWS // per_point)
-        for start in range(0, len(x), size):
-            parts.append(self._bound(x[start : start + size], start))
+        with reported(progress, "classify", len(x), "points") as show:
+            for start in range(0, len(x), size):
+                parts.append(self._bound(x[start : start + size], start))
+                show(min(start + size, len(x)))
         bound = torch.cat(parts) if parts else torch.empty(0, len(self.classes_)).double()
         check_finite("log-likelihoods", bound)
         return bound
@@ -143,13 +150,24 @@ class DiffusionClassifier:
         eps = torch.cat([normal_rows(seed, Stream.NOISE, t, rows, dim)[0] for seed in seeds])
         return torch.cat((eps, -eps))
 
-    def predict_proba(self, x: Tensor) -> np.ndarray:
-        """Returns p(y | x_0) of clean points [n, d], float64 [n, C]."""
-        return (self.log_likelihood(x) + self.log_prior).softmax(dim=1).numpy()
+    def predict_proba(
+        self, x: Tensor, *, progress: bool | Callable[[int], None] = False
+    ) -> np.ndarray:
+        """Returns p(y | x_0) of clean points [n, d], float64 [n, C].
 
-    def predict(self, x: Tensor) -> np.ndarray:
-        """Returns the likeliest class of clean points [n, d], int64 [n]."""
-        return self.predict_proba(x).argmax(axis=1)
+        Args:
+            x, progress: see :meth:`log_likelihood`.
+        """
+        bound = self.log_likelihood(x, progress=progress)
+        return (bound + self.log_prior).softmax(dim=1).numpy()
+
+    def predict(self, x: Tensor, *, progress: bool | Callable[[int], None] = False) -> np.ndarray:
+        """Returns the likeliest class of clean points [n, d], int64 [n].
+
+        Args:
+            x, progress: see :meth:`log_likelihood`.
+        """
+        return self.predict_proba(x, progress=progress).argmax(axis=1)
 
     def score(self, x: Tensor, labels: Tensor) -> float:
         """Returns the accuracy on clean points [n, d] with labels [n], from 0 to 1."""

@@ -14,6 +14,7 @@ from .errors import UserError, check_integer
 from .given import check_finite, labels_of, points
 from .models import ConditionalMLP, Perceptron, check_prediction
 from .own_networks import predictor, takes_timesteps
+from .progress import reported
 from .reverse_steps import levels_of, of_output, reverse_table, timesteps
 from .sampling import sample
 from .schedules import Schedule, check_schedule
@@ -30,6 +31,7 @@ def invert(
     num_steps: int | None = None,
     iterations: int = 5,
     device: str | torch.device | None = None,
+    progress: bool | Callable[[int], None] = False,
 ) -> Tensor:
     """Returns the x_T from which DDIM leads to these points (Song et al. 2021, section 4.3).
 
@@ -54,6 +56,7 @@ def invert(
         iterations: iterations of each step's equation. 1 is the usual approximation; after a few,
             DDIM leads back to the points.
         device: None takes CUDA where there is one.
+        progress: True shows a bar on stderr; a function is called with the number of steps done.
 
     Returns:
         float32 [n, d]; ``sample(..., method="ddim", x_T=...)`` leads back.
@@ -83,12 +86,15 @@ def invert(
             x_t = c_prev * x + c_x * x_t + c_output * output(x_t, t)
         return x_t
 
-    for t, step, *both in zip(steps.flip(0).tolist(), ddim, *forms, strict=True):
-        found = [solved(x, t, form) for form in both if math.isfinite(form[0])]
-        if len(found) == 2:
-            errors = [(step[X] * y + step[EPS] * output(y, t) - x).norm(dim=1) for y in found]
-            found = [torch.where((errors[1] < errors[0])[:, None], found[1], found[0])]
-        x = found[0]
+    steps_up = zip(steps.flip(0).tolist(), ddim, *forms, strict=True)
+    with reported(progress, "invert", len(steps), "steps") as show:
+        for done, (t, step, *both) in enumerate(steps_up, start=1):
+            found = [solved(x, t, form) for form in both if math.isfinite(form[0])]
+            if len(found) == 2:
+                errors = [(step[X] * y + step[EPS] * output(y, t) - x).norm(dim=1) for y in found]
+                found = [torch.where((errors[1] < errors[0])[:, None], found[1], found[0])]
+            x = found[0]
+            show(done)
     check_finite("the points of noise", x)
     return x
 
@@ -174,6 +180,7 @@ def interpolate(
     label: int | Tensor | None = None,
     num_steps: int | None = None,
     device: str | torch.device | None = None,
+    progress: bool | Callable[[int], None] = False,
 ) -> Tensor:
     """Interpolates between a and b along the arc between the noise that they come from.
 
@@ -188,6 +195,8 @@ def interpolate(
         label: class for a conditional model, a number or int64 [n]; None for no class.
         num_steps: number of the T timesteps that are visited; None for all.
         device: None takes CUDA where there is one.
+        progress: True shows a bar on stderr; a function is called with the number of the S steps
+            done, of 2 S to the noise, which take nearly all the time.
 
     Returns:
         float32 [K, n, d].
@@ -196,11 +205,15 @@ def interpolate(
         ValueError: an argument is of a wrong type or out of range, or a and b differ in shape.
     """
     check_integer("count", count, 2)
+    check_schedule(schedule)
     a, b = (points(name, x, (None, None)) for name, x in (("a", a), ("b", b)))
     if a.shape != b.shape:
         raise UserError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
     options: dict[str, Any] = {"label": label, "num_steps": num_steps, "device": device}
-    first, last = (invert(model, schedule, x, **options) for x in (a, b))
+    each = len(timesteps(schedule, num_steps, method="ddim"))
+    with reported(progress, "interpolate", 2 * each, "steps") as show:
+        first = invert(model, schedule, a, progress=show, **options)
+        last = invert(model, schedule, b, progress=lambda done: show(each + done), **options)
     x_T = slerp(first, last, torch.linspace(0, 1, count))  # [K, n, d]
     if label is not None:
         options["label"] = torch.as_tensor(label).expand(len(a)).repeat(count)

@@ -104,7 +104,7 @@ def export(**chosen) -> None:
     default=None,
     help="Part of the data to classify where the run has held none out, at random. Default: 0.2.",
 )
-@options(run_data_option, seed_option, device_option)
+@options(run_data_option, quiet_option, seed_option, device_option)
 def classify(**chosen) -> None:
     """Classify points by how well a conditional model removes their noise for each class.
 
@@ -144,6 +144,7 @@ def classify(**chosen) -> None:
     out_option("File for the ways [count, pairs, d], .pt; a figure is written beside it."),
     format_option,
     run_data_option,
+    quiet_option,
     seed_option,
     device_option,
 )

@@ -29,6 +29,7 @@ def classify_points(
     data: DataChoice,
     other_data: bool,
     seed: int,
+    quiet: bool,
     device: str | None,
 ) -> None:
     """Classifies points with a run's conditional denoiser, and prints how many are right."""
@@ -55,7 +56,7 @@ def classify_points(
     classifier = DiffusionClassifier(
         model.model, model.schedule, noises=noises, prior=prior, seed=seed, device=device
     )
-    found = torch.from_numpy(classifier.predict(x))
+    found = torch.from_numpy(classifier.predict(x, progress=not quiet))
     if len(train) > _NEIGHBOURS:
         note(f"the neighbours are {_NEIGHBOURS:,} of {len(train):,} points")
         train = train.split(_NEIGHBOURS / len(train), seed)[1]

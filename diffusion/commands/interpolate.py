@@ -35,6 +35,7 @@ def interpolate_data(
     data: DataChoice,
     other_data: bool,
     seed: int,
+    quiet: bool,
     device: str | None,
 ) -> None:
     """Writes ways between data points, and their picture."""
@@ -53,8 +54,9 @@ def interpolate_data(
     rows = _rows(points, pairs, between, seed)
     a, b = points.data[rows[0]], points.data[rows[1]]
     ways = interpolate(
-        denoiser.model, denoiser.schedule, a, b, count=count, num_steps=steps, device=device
-    ).cpu()
+        denoiser.model, denoiser.schedule, a, b, count=count, num_steps=steps, device=device,
+        progress=not quiet,
+    ).cpu()  # fmt: skip
     error = torch.stack((ways[0] - a, ways[-1] - b)).abs().max().item()
     files.save(out, points.in_units(ways))
     plots.interpolation(ways, points, picture)

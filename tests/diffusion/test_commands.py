@@ -141,6 +141,8 @@ def test_classification_beside_a_trained_classifier(told_run, run):
     result = flashpoint("classify", told_run, *arguments)
     assert result.exit_code == 0, result.output
     assert "40 points of moons, new" in result.output
+    assert "classify: 40 of 40 points" in result.stderr
+    assert "classify:" not in flashpoint("classify", told_run, *arguments, "-q").stderr
     assert "by nearest neighbours 1.0000" in result.output
     result = flashpoint("classify", run, *arguments)
     assert "has no conditional model" in result.output

@@ -1,6 +1,7 @@
 """What long work shows: bars on terminals and in notebooks, lines elsewhere, nothing if quiet."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,11 +97,30 @@ CALLS = {
     "evaluate": (
         lambda shown: fd.evaluate(torch.randn(30, 2), POINTS, repeats=5, progress=shown), 6,
     ),
+    "invert": (
+        lambda shown: fd.invert(model(), SCHEDULE, POINTS.data[:3], num_steps=4, progress=shown), 4,
+    ),
+    "interpolate": (
+        lambda shown: fd.interpolate(
+            model(), SCHEDULE, POINTS.data[:3], POINTS.data[3:6], num_steps=4, progress=shown
+        ),
+        8,
+    ),
+    "DiffusionClassifier": (
+        lambda shown: fd.DiffusionClassifier(conditional(), SCHEDULE, device="cpu").predict(
+            POINTS.data[:7], progress=shown
+        ),
+        7,
+    ),
 }  # fmt: skip
 
 
 def model():
     return fd.Task(POINTS, SCHEDULE, RECIPE).initial()
+
+
+def conditional():
+    return fd.Task(POINTS, SCHEDULE, replace(RECIPE, p_uncond=0.2)).initial()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -149,6 +169,14 @@ def test_quiet_commands_say_only_what_comes_of_them(run, command):
     assert len(done.stdout.splitlines()) == 1 or command == "evaluate"
 
 
+@pytest.mark.parametrize("quietly", [False, True])
+def test_interpolation_shows_how_far_it_is(run, quietly):
+    options = ("--pairs", 1, "--count", 3, "--device", "cpu", *["-q"] * quietly)
+    done = flashpoint("interpolate", run, *options)
+    assert done.exit_code == 0, done.output
+    assert ("interpolate: 18 of 18 steps" in done.stderr) != quietly
+
+
 @pytest.mark.parametrize(("command", "work"), [("report", "write_report"), ("view", "write_view")])
 def test_the_page_of_a_run_is_made_quietly(run, command, work, monkeypatch):
     def made(*_, say, **__):
@@ -166,4 +194,7 @@ def test_every_command_that_shows_progress_can_be_quiet():
         for name, command in main.commands.items()
         if any({"-q", "--quiet"} <= set(param.opts) for param in command.params)
     }
-    assert quiet == {"states", "train", "sample", "evaluate", "report", "view", "sweep", "study"}
+    assert quiet == {
+        "states", "train", "sample", "evaluate", "classify", "interpolate", "report", "view",
+        "sweep", "study",
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from .helpers import flashpoint
 
 SMALL = ("--data", "moons", "--steps", 4, "--classifier-steps", 2, "--hidden-layers", 4,
