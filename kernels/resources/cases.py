@@ -1,7 +1,7 @@
 """The calls of operations whose kernels are compiled.
 
-A new kernel gets a call in :data:`CASES`. A slow test compiles all; each run of the tests compiles
-training and sampling of :data:`MAIN` and :data:`HOPPER_MAIN` on sm_90.
+A new kernel gets a call in :data:`CASES`. A slow test compiles all; :data:`MAIN`, and on sm_90
+:data:`HOPPER_MAIN`, are those to look at after each change.
 """
 
 from collections.abc import Callable

@@ -20,15 +20,14 @@ def compile_offline(*arguments):
     return run_compiled("-m", "flashpoint.kernels.resources", *arguments)
 
 
-def test_training_and_sampling_on_hopper():
-    """Those of the main kernels in which most time is spent; all are compiled in a slow test."""
-    chosen = ("train fp16: train_kernel", "sample fp16: chain_kernel")
-    done = compile_offline("--main", "--arch", "90", "--jobs", "1", "--only", *chosen)
+def test_sampling_on_hopper():
+    """In both forms; a slow test compiles all kernels."""
+    chosen = "sample fp16: chain_kernel"
+    done = compile_offline("--main", "--arch", "90", "--jobs", "1", "--only", chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{2 * len(chosen)} kernels compiled" in done.stdout
-    for kernel in chosen:
-        assert f"hopper {kernel}" in done.stdout
+    assert f"hopper {chosen}" in done.stdout
     assert "HGMMA" in done.stdout
+    assert "2 kernels compiled, 0 problems" in done.stdout
 
 
 HOPPER = """
