@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from . import warm_python
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, *arguments, folder, launcher=()):
     # Plain Python: Triton's interpreter, which the tests switch on, is not what users have.
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, *launcher, EXAMPLES / name, "--quick", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    program = [*launcher, EXAMPLES / name, "--quick", *arguments]
+    done = warm_python.run(program, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -105,8 +105,8 @@ def test_callbacks(tmp_path):
 def test_torchrun(tmp_path):
     """Two ranks do what one does."""
     losses, weights = [], []
-    for ranks in (1, 2):
-        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    for ranks, launcher in ((1, ()), (2, torchrun)):  # both are in the example's description
         options = ("--out", f"{ranks}", "--device", "cpu")  # there may be one GPU alone
         said = run("torchrun.py", *options, folder=tmp_path, launcher=launcher)
         for rank in range(ranks):

@@ -50,6 +50,8 @@ def test_a_program_sees_what_it_sees_in_a_new_python(tmp_path, kind):
     "import sys; sys.excepthook = lambda *_: print('mine'); 1 / 0",
     "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start(); print('soon')",
+    "import sys; sys.stdout.reconfigure(errors='replace'); print(\n"
+    "[(s.encoding, s.errors, s.line_buffering) for s in (sys.stdout, sys.stderr)])",
     "import sys; sys.stdout.write('no end of line'); sys.stderr.write('nor here')",
 ])  # fmt: skip
 def test_a_program_ends_as_in_a_new_python(end):

@@ -24,6 +24,15 @@ def take_surroundings(request):
         os.dup2(stream.fileno(), number)
         stream.close()
     sys.stdin = os.fdopen(0)  # the empty input that multiprocessing gives
+    # New ones, because the old ones may remember that they could seek.
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        old = getattr(sys, name)
+        new = open(  # noqa: SIM115
+            number, "w", -1 if name == "stdout" else 1, encoding=old.encoding, errors=old.errors,
+            closefd=False,
+        )  # fmt: skip
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

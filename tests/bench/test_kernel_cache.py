@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 from flashpoint.bench.kernel_cache import FILE, kernels_in, pack, unpack
+
+from ..kernels.processes import run_compiled
 
 
 def make_kernel(cache, name, size=100, when=0):
@@ -75,10 +75,10 @@ def test_a_damaged_archive_is_reported_and_adds_nothing(tmp_path):
 
 def compiled_into(cache):
     """Runs the command that compiles a few kernels and returns its output."""
-    variables = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_STORE_BINARY_ONLY": "1"}
-    variables.pop("TRITON_INTERPRET", None)  # interpreted kernels are not compiled
-    command = [sys.executable, "-m", "flashpoint.bench", "compile"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    done = run_compiled(
+        "-m", "flashpoint.bench", "compile",
+        TRITON_CACHE_DIR=str(cache), TRITON_STORE_BINARY_ONLY="1",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -16,6 +14,7 @@ from filelock import FileLock
 from flashpoint.diffusion import UserError, files, load
 from flashpoint.diffusion.locks import is_locked, lock_folder
 
+from .. import warm_python
 from .helpers import flashpoint
 
 SMALL = ("--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8", "--timesteps", 10,
@@ -184,12 +183,12 @@ def test_what_is_replaced_is_told():
 
 
 HOLDER = """
-import sys
+import sys, time
 from pathlib import Path
 from flashpoint.diffusion.locks import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
-sys.stdin.read()
+time.sleep(600)
 """
 
 
@@ -197,11 +196,7 @@ sys.stdin.read()
 def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path, resume):
     folder = tmp_path / "run"
     folder.mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    try:
+    with warm_python.Popen(["-c", HOLDER, folder]) as other:
         assert other.stdout.readline() == "locked\n"
         result = run("train", "--data", "digits", "--out", folder, *resume)
         assert result.exit_code == 2
@@ -210,9 +205,6 @@ def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path, resume
         )
         assert result.output.count("\n") == 1
         assert not (folder / "config.json").exists()
-    finally:
-        other.kill()
-        other.wait()
     assert run("train", "--data", "digits", "--out", folder, *resume).exit_code == 0
 
 

@@ -2,10 +2,7 @@
 
 import os
 import random
-import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,8 +14,10 @@ from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.files import save
 from flashpoint.diffusion.training import Recipe
 
-COMMAND = [sys.executable, "-m", "flashpoint.diffusion", "train", "--steps", "300",
-           "--classifier-steps", "100", "--batch-size", "256", "--checkpoint-every", "10",
+from .. import warm_python
+
+COMMAND = ["train", "--steps", "120",
+           "--classifier-steps", "40", "--batch-size", "256", "--checkpoint-every", "10",
            "--device", "cpu"]  # fmt: skip
 
 
@@ -31,23 +30,22 @@ def written(file):
     return found.st_ino, found.st_mtime_ns
 
 
-def train(folder, *more, kill_after=None, limit=None):
+def train(folder, *more, kill_after=None, program=("-m", "flashpoint.diffusion")):
     """Trains; ``kill_after`` is a number of checkpoints to wait for, and of seconds from then."""
-    process = subprocess.Popen(
-        [*COMMAND, "--out", str(folder), *more], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, preexec_fn=limit,
+    with warm_python.Popen(
+        [*program, *COMMAND, "--out", folder, *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # more wait for each other on a busy machine
-    )  # fmt: skip
-    if kill_after is not None:
-        checkpoint, (count, seconds) = folder / "checkpoints" / "training.pt", kill_after
-        seen = written(checkpoint)
-        while count and process.poll() is None:
-            time.sleep(0.001)
-            if (now := written(checkpoint)) != seen:
-                seen, count = now, count - 1
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
+    ) as process:
+        if kill_after is not None:
+            checkpoint, (count, seconds) = folder / "checkpoints" / "training.pt", kill_after
+            seen = written(checkpoint)
+            while count and process.poll() is None:
+                time.sleep(0.001)
+                if (now := written(checkpoint)) != seen:
+                    seen, count = now, count - 1
+            time.sleep(seconds)
+            process.kill()
+        output = "".join(process.communicate())
     return process.returncode, output
 
 
@@ -69,8 +67,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_pa
     moments = random.Random(0)
     killed = 0
     for number in range(kills):
-        # One of the first checkpoints of 40 is never so late that the run has ended.
-        checkpoints = moments.randint(1, 15) if number else 1
+        # One of the first checkpoints of 16 is never so late that the run has ended.
+        checkpoints = moments.randint(1, 6) if number else 1
         moment = (checkpoints, moments.uniform(0, 0.1))
         code, output = train(tmp_path, "--resume", kill_after=moment)
         killed += code == -signal.SIGKILL
@@ -84,15 +82,19 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_pa
     assert {"denoiser.pt", "classifier.pt", "training.pt"} <= set(leftovers)
 
 
+# Files of more than 100 kB fail as on a full disk.
+NO_SPACE = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+runpy.run_module("flashpoint.diffusion", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_full_disk_is_told_and_leaves_the_last_good_checkpoint(tmp_path):
     code, output = train(tmp_path, kill_after=(5, 0))
     assert code == -signal.SIGKILL, output
     before = weights(tmp_path)[:1]
-
-    def no_space():  # files of more than 100 kB fail as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    code, output = train(tmp_path, "--resume", limit=no_space)
+    code, output = train(tmp_path, "--resume", program=("-c", NO_SPACE))
     assert code == 2, output
     assert "error: file" in output
     assert "cannot be written" in output

@@ -3,11 +3,11 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from .. import warm_python
 
 PAGE = Path(__file__).parents[2] / "docs/sweeps.md"
 
@@ -42,8 +42,8 @@ def folder(tmp_path_factory):
 
 def run(folder, *arguments):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
+    done = warm_python.run(
+        arguments, cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -5,11 +5,10 @@ backward kernel for most rows.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from .processes import run_compiled
 
 PRELUDE = """
 import json
@@ -129,8 +128,6 @@ def perceptron(sets, strides, backward_sets):
          "chain", "elementwise"],
 )  # fmt: skip
 def test_batches_of_other_sizes_need_no_other_kernels(call, layouts, sizes, expected):
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", f"{PRELUDE}{call}\ncompiled(call, ({layouts},), {sizes})"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_compiled("-c", f"{PRELUDE}{call}\ncompiled(call, ({layouts},), {sizes})")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected
