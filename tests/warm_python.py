@@ -144,5 +144,10 @@ class Popen:
 def run(arguments, cwd=None, env=None, timeout=None):
     """Runs a program to its end; returns what subprocess.run does, with its output as text."""
     with Popen(arguments, cwd, env) as process:
-        output, errors = process.communicate(timeout)
+        return finished(process, timeout)
+
+
+def finished(process, timeout=None):
+    """Waits for the end of a process; returns what subprocess.run does."""
+    output, errors = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

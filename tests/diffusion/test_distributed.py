@@ -1,49 +1,19 @@
 """Several ranks share the work and end where one would; two processes with gloo."""
 
 import os
-import subprocess
-import sys
+import signal
 import textwrap
-from dataclasses import replace
 
 import pytest
 import torch
 
-from flashpoint.diffusion import ClassicRecipe, Points, Recipe, Schedule, Trainer
-from flashpoint.diffusion.training import Task, train_many
+from flashpoint.diffusion import Trainer
+from flashpoint.diffusion.training import train_many
 from flashpoint.diffusion.training.distributed import Ranks, join
 
-GENERATOR = torch.Generator().manual_seed(0)
-POINTS = Points(torch.randn(40, 2, generator=GENERATOR), torch.arange(40) % 3)
-SCHEDULE = Schedule(11)
-# An odd batch: one rank has a row more than the other; 440 pairs end with a batch of 50.
-FAST = Recipe(steps=20, hidden_layers=(16, 16), batch_size=65, lr=1e-2, activation="silu")
-RECIPES = {
-    "fast": FAST,
-    "clipped": replace(FAST, clip_norm=0.1),
-    "chunks": replace(FAST, chunk_rows=10),
-    "classic": ClassicRecipe(3, (16, 16), 65, lr=1e-2, activation="silu"),
-    "one row": replace(FAST, batch_size=1),
-}
-TASKS = [Task(POINTS, SCHEDULE, replace(FAST, lr=lr), seed=2) for lr in (1e-2, 1e-3, 1e-4)]
-
-
-class OwnNetwork(torch.nn.Module):
-    """A network of one's own, whose weights and frequencies are random."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("frequencies", torch.randn(8))
-        self.first, self.last = torch.nn.Linear(2, 8), torch.nn.Linear(8, 2)
-
-    def forward(self, x, t):
-        return self.last(torch.sin(self.first(x) + t[:, None] * self.frequencies))
-
-
-def own_trainer(seed, **options):
-    torch.manual_seed(seed)
-    return Trainer(POINTS, SCHEDULE, FAST, model=OwnNetwork(), seed=1, **options)
-
+from .. import warm_python
+from ..warm_ranks import run_ranks
+from .shared_runs import POINTS, RECIPES, SCHEDULE, TASKS, own_trainer
 
 SHARED = """
     import sys
@@ -51,7 +21,7 @@ SHARED = """
     import torch
     from flashpoint.diffusion import Trainer, train_many
     from flashpoint.diffusion.training.distributed import join
-    from test_distributed import POINTS, RECIPES, SCHEDULE, TASKS, own_trainer
+    from shared_runs import POINTS, RECIPES, SCHEDULE, TASKS, own_trainer
 
     ranks, device = join("cpu")
     assert ranks.size == 2
@@ -86,15 +56,9 @@ DIES = """
 """
 
 
-def torchrun(tmp_path, script, *arguments):
-    path = tmp_path / "script.py"
-    path.write_text(textwrap.dedent(script))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", str(path), *map(str, arguments)]  # fmt: skip
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def two_ranks(script, *arguments):
+    program = ["-c", textwrap.dedent(script), *arguments]
+    return run_ranks(2, program, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def relative_difference(actual, expected):
@@ -103,8 +67,8 @@ def relative_difference(actual, expected):
 
 def test_two_ranks_end_where_one_does(tmp_path):
     folder = os.path.dirname(__file__)
-    done = torchrun(tmp_path, SHARED.format(folder=folder), tmp_path / "found.pt")
-    assert done.returncode == 0, done.stderr
+    for done in two_ranks(SHARED.format(folder=folder), tmp_path / "found.pt"):
+        assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, recipe in RECIPES.items():
         trainer = Trainer(POINTS, SCHEDULE, recipe, seed=1, device="cpu")
@@ -125,9 +89,10 @@ COMMAND = ("train", "--data", "moons", "--steps", "110", "--classifier-steps", "
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_good_checkpoint(tmp_path):
-    done = torchrun(tmp_path, DIES, *COMMAND, tmp_path / "run")
+    done, died = two_ranks(DIES, *COMMAND, tmp_path / "run")
+    assert died.returncode == -signal.SIGKILL
     assert done.returncode != 0
-    # Which comes first is chance: that rank 0 notices, or that torchrun tells it to stop.
+    # Which comes first is chance: that rank 0 notices, or that it is told to stop.
     assert "error: rank 0 " in done.stderr
     assert "lost another of the 2 ranks" in done.stderr
     assert "--resume" in done.stderr
@@ -136,10 +101,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_good_checkpoint(tmp_path):
     assert all(
         value.isfinite().all() for value in state["denoiser"].values() if torch.is_tensor(value)
     )
-    again = subprocess.run(
-        [sys.executable, "-m", "flashpoint.diffusion", *COMMAND, str(tmp_path / "run"), "--resume"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    again = warm_python.run(["-m", "flashpoint.diffusion", *COMMAND, tmp_path / "run", "--resume"])
     assert again.returncode == 0, again.stderr
     assert "at denoiser step 50" in again.stdout
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -13,17 +11,12 @@ import torch
 
 from flashpoint.diffusion import UserError
 from flashpoint.diffusion.device import own_device
-from flashpoint.diffusion.sweeps import Sweep, SweepRun, SweepTable
+from flashpoint.diffusion.sweeps import SweepRun, SweepTable
 from flashpoint.diffusion.sweeps.shards import Part, part_of_text, this_part
 
-FACTORS = {
-    "lr": "1e-3,3e-3", "hidden": "8x2,12x2", "seed": "0..2", "steps": 20, "timesteps": 20,
-    "beta_end": 0.4, "batch_size": 32,
-}  # fmt: skip
-
-
-def sweep():
-    return Sweep("moons", FACTORS, n_samples=60, metrics=("sliced_wasserstein",), real_draws=12)
+from .. import warm_python
+from ..warm_ranks import run_ranks
+from .shared_runs import sweep
 
 
 def run(folder, part=None, **options):
@@ -47,11 +40,11 @@ def scores(table):
     return [(one.number, one.values, one.metrics, one.steps) for one in table]
 
 
-# A process of torchrun; the one of rank 1 is killed after it has kept two networks and one model.
+# The process of a rank; that of rank 1 is killed after it has kept two networks and one model.
 RANK = """
     import os, signal, sys
     sys.path.insert(0, {folder!r})
-    from test_sweep_shards import sweep
+    from shared_runs import sweep
     from flashpoint.diffusion.sweeps import SweepRun
     from flashpoint.diffusion.sweeps.shards import this_part
     from flashpoint.diffusion.sweeps.store import SweepFolder
@@ -71,32 +64,26 @@ RANK = """
 """
 
 
-def torchrun(tmp_path, victim, *arguments):
-    path = tmp_path / f"script{victim}.py"
+def two_ranks(victim, *arguments):
     script = RANK.format(folder=os.path.dirname(__file__), victim=victim)
-    path.write_text(textwrap.dedent(script))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", str(path), *map(str, arguments)]  # fmt: skip
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    program = ["-c", textwrap.dedent(script), *arguments]
+    return run_ranks(2, program, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_a_rank_that_was_killed_is_done_again(tmp_path, whole):
     folder = tmp_path / "sweep"
-    done = torchrun(tmp_path, "1", folder)
-    assert done.returncode != 0
-    assert str(-signal.SIGKILL) in done.stderr  # what torchrun says of rank 1
+    _, killed = two_ranks("1", folder)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "results.json").exists()
     kept = {path: path.read_bytes() for path in folder.glob("*/*.json")}
     assert 0 < len(list(folder.glob("models/*.json"))) < 12
-    done = torchrun(tmp_path, "none", folder, "--resume")
-    assert done.returncode == 0, done.stderr
-    shares = dict(re.findall(r"part (\S+) of (\d+) models", done.stdout))
+    both = two_ranks("none", folder, "--resume")
+    assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    said = both[0].stdout + both[1].stdout
+    shares = dict(re.findall(r"part (\S+) of (\d+) models", said))
     assert shares.keys() == {"1/2", "2/2"}
     assert sum(map(int, shares.values())) == 12
-    assert "the part that ends last writes the table" in done.stdout
+    assert "the part that ends last writes the table" in said
     assert {path: path.read_bytes() for path in kept} == kept  # what was kept was not done again
     assert scores(SweepTable.read(folder)) == scores(whole)
     assert (folder / "table.md").exists()
@@ -148,7 +135,7 @@ def test_a_part_of_another_sweep_is_one_line(tmp_path):
 HOLDS = """
     import sys, time
     sys.path.insert(0, {folder!r})
-    from test_sweep_shards import sweep
+    from shared_runs import sweep
     from flashpoint.diffusion.sweeps import SweepRun
     from flashpoint.diffusion.sweeps.shards import this_part
 
@@ -167,17 +154,13 @@ HOLDS = """
 )
 def test_what_another_process_does_is_not_done_twice(tmp_path, held, refused, allowed, message):
     script = textwrap.dedent(HOLDS).format(folder=os.path.dirname(__file__))
-    command = [sys.executable, "-c", script, str(tmp_path), held]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "holds\n"
-            for part in refused:
-                with pytest.raises(UserError, match=message):
-                    run(tmp_path, part, resume=True)
-            if allowed:
-                run(tmp_path, allowed)
-        finally:
-            process.kill()
+    with warm_python.Popen(["-c", script, tmp_path, held]) as process:
+        assert process.stdout.readline() == "holds\n"
+        for part in refused:
+            with pytest.raises(UserError, match=message):
+                run(tmp_path, part, resume=True)
+        if allowed:
+            run(tmp_path, allowed)
     run(tmp_path, refused[0], resume=True)  # the killed process has lost its lock
 
 
