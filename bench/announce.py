@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 
 _SECONDS = 10.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import load_json, save_json
 from .machine import describe, reference_hash, short_name
 from .record import SUITE

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import product, zip_longest
 from multiprocessing import get_context
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..kernels.forms import HOPPER, problem_of_gluon
 from ..kernels.mlp import config as table
 from ..kernels.mlp.config import Config

@@ -30,7 +30,7 @@ from pathlib import Path
 import click
 import torch
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import make_folder
 from . import announce, trend
 from .baseline import BASELINES, Baseline, setup

@@ -28,7 +28,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..kernels import FusedMLP, accelerate
 from ..kernels.modules import perceptron_layers
 from .machine import free_device

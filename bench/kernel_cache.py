@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import make_folder
 
 FILE = "compiled.tar.gz"

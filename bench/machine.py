@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion import UserError
 from ..diffusion.device import choose_device
+from ..diffusion.errors import UserError
 
 REFERENCE_WORK = Path(__file__).with_name("reference_work.py")
 _GIT = ("git", "-C", str(Path(__file__).resolve().parent))  # in the folder of this code

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import load_json, make_folder, save_json
 from .baseline import same_machine, timings_of
 from .timing import Timing

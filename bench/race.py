@@ -20,8 +20,7 @@ from statistics import median
 import click
 import torch
 
-from ..diffusion import UserError
-from ..diffusion.errors import check_choice
+from ..diffusion.errors import UserError, check_choice
 from . import costs
 from .costs import Rates
 from .machine import free_device

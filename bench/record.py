@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import load_json, make_folder, save_json
 from . import machine
 

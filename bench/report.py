@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import load_json, make_target, write_atomically
 from . import figures
 from .costs import Rates

@@ -26,9 +26,9 @@ from pathlib import Path
 import click
 import torch
 
-from ..diffusion import UserError
+from ..diffusion.errors import UserError
 from ..diffusion.files import make_folder
-from . import gate, kernel_cache, machine, summary, works
+from . import kernel_cache, machine, summary
 from .record import FILE, Record
 from .stages import Ended, Stage, not_started, run_together
 
@@ -163,6 +163,8 @@ def sanitizers(commands: Commands, limit: float) -> list[Stage]:
 
 def check(commands: Commands) -> list[Group]:
     """Returns the groups that test everything and time the works that users wait for."""
+    from . import works  # only here, because it imports all that is compared
+
     ready = [
         # Compiles the kernels of the sanitizers and of the timed works.
         Stage(f"right {kind}", commands.bench("works", "--until", "run", "--only", kind,
@@ -371,7 +373,9 @@ def keep_compiled(folder: Path, cache: Path) -> list[str]:
 
 def baseline_of_gpu() -> Path:
     """Returns the file of the gate's baseline of this GPU, which may not exist."""
-    return gate.BASELINES / f"{machine.short_name()}.json"
+    from .baseline import BASELINES
+
+    return BASELINES / f"{machine.short_name()}.json"
 
 
 def keep_baseline(folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_wrong_argument_is_named(place, tmp_path, monkeypatch, name, option, v
         raise AssertionError("work began")
 
     for work in ("states_problem", "measure", "comparisons", "all_operations"):
-        module = sys.modules[COMMANDS[name].callback.__module__]
+        module = sys.modules[main.get_command(None, name).callback.__module__]
         if hasattr(module, work):
             monkeypatch.setattr(module, work, never)
     more = ["--out", str(tmp_path / "out")] if name == "datasets" else []

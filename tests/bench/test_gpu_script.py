@@ -11,7 +11,7 @@ import click
 import pytest
 
 from flashpoint.bench import visit
-from flashpoint.bench.__main__ import COMMANDS
+from flashpoint.bench.__main__ import main
 from flashpoint.bench.kernel_cache import FILE, LIMIT
 from flashpoint.bench.visit import END, LIMITS, NIGHTLY, PARTS, ROOT, START, UNMARKED, VERBS
 from flashpoint.diffusion import UserError
@@ -165,7 +165,7 @@ def test_benchmarks_know_their_options(verb, commands):
             continue
         name, *options = words[words.index("flashpoint.bench") + 1 :]
         with click.Context(click.Command(name)) as context:
-            COMMANDS[name].make_context(name, options, parent=context)
+            main.get_command(context, name).make_context(name, options, parent=context)
         found += 1
     assert found
 

@@ -24,6 +24,8 @@ from flashpoint.bench.record import Record
 from flashpoint.bench.timing import Runner
 from flashpoint.bench.workloads import Workloads
 
+from .. import warm_python
+
 CPU = torch.device("cpu")
 CHECKS = ("training", "classifier", "sampling", "guided")
 NAMES = ("ours", "eager", "states script")
@@ -216,11 +218,10 @@ def test_this_process_is_no_other(monkeypatch):
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
 )
 def test_an_interrupt_is_one_line_and_leaves_a_whole_record(tmp_path, number, code, word):
-    command = [sys.executable, "-m", "flashpoint.bench", "race", "--device", "cpu",
-               "--peers", "eager", "--record", str(tmp_path)]  # fmt: skip
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as one:
+    with warm_python.Popen([
+        "-m", "flashpoint.bench", "race", "--device", "cpu", "--peers", "eager",
+        "--record", tmp_path,
+    ]) as one:  # fmt: skip
         assert one.stdout.readline().startswith("training step, ")  # a slow CPU leaves some out
         one.send_signal(number)
         _, printed = one.communicate(timeout=300)

@@ -37,7 +37,9 @@ def ended(outcome="failed", output="", status=1, name="tests", numbers=0):
 def test_failing_tests_are_named_with_their_reasons(tmp_path):
     (tmp_path / "test_x.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--tb", "short", "test_x.py"]
-    environment = environment_of_stages(tmp_path, tmp_path)
+    # Other plugins take a second to import.
+    more = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = environment_of_stages(tmp_path, tmp_path) | more
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = reasons(ended(output=done.stdout))
     assert sorted(found) == [

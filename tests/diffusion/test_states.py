@@ -3,8 +3,6 @@
 import copy
 import io
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -15,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from flashpoint.diffusion import STATE_NAMES, States, UserError, states_points
+
+from .. import warm_python
 
 
 def test_points_are_standardised_and_balanced():
@@ -241,9 +241,7 @@ if __name__ == "__main__":
 
 def test_workers_that_are_spawned_read_it(tmp_path):
     (tmp_path / "script.py").write_text(SPAWNED)
-    run = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    run = warm_python.run(["script.py"], cwd=tmp_path, timeout=120)
     assert run.returncode == 0, run.stderr
 
 

@@ -4,11 +4,11 @@ It runs in a process outside the repository, where ``kernels`` is the name of th
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from .. import warm_python
 
 FOLDER = Path(__file__).parents[2] / "kernels"
 
@@ -70,10 +70,7 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(FOLDER)],
-        cwd=elsewhere, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    run = warm_python.run(["-c", PROGRAM, FOLDER], cwd=elsewhere, timeout=300)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
