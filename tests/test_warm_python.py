@@ -50,8 +50,6 @@ def test_a_program_sees_what_it_sees_in_a_new_python(tmp_path, kind):
     "import sys; sys.excepthook = lambda *_: print('mine'); 1 / 0",
     "import threading, time\n"
     "threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start(); print('soon')",
-    "import sys; sys.stdout.reconfigure(errors='replace'); print(\n"
-    "[(s.encoding, s.errors, s.line_buffering) for s in (sys.stdout, sys.stderr)])",
     "import sys; sys.stdout.write('no end of line'); sys.stderr.write('nor here')",
 ])  # fmt: skip
 def test_a_program_ends_as_in_a_new_python(end):
@@ -59,6 +57,18 @@ def test_a_program_ends_as_in_a_new_python(end):
     assert warm.returncode == new.returncode
     assert warm.stdout == new.stdout
     assert warm.stderr == new.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_are_those_of_a_new_python(unbuffered):
+    code = (
+        "import sys\nsys.stdout.reconfigure(errors='replace')\n"
+        "for s in (sys.stdout, sys.stderr):\n"
+        "    print(s.encoding, s.errors, s.line_buffering, s.write_through, type(s.buffer))"
+    )
+    variables = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    warm, new = (each(["-c", code], env=variables) for each in (warm_python.run, run_new))
+    assert (warm.stdout, warm.stderr) == (new.stdout, "")
 
 
 def test_an_error_in_a_module_begins_with_its_line(tmp_path):

@@ -5,6 +5,7 @@
 
 import atexit
 import importlib
+import io
 import multiprocessing
 import os
 import runpy
@@ -18,24 +19,27 @@ import numpy as np
 import torch
 
 
+def opened(number, old):
+    """Returns a new stream of text; the old one may remember that it could seek."""
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    file = open(number, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    by_line = number == 2 and not unbuffered
+    return io.TextIOWrapper(
+        file, old.encoding, old.errors, line_buffering=by_line, write_through=unbuffered
+    )
+
+
 def take_surroundings(request):
     """Takes over streams, folder, environment, signals and seeds, as a new process has them."""
     for number, stream in enumerate((request["stdout"], request["stderr"]), start=1):
         os.dup2(stream.fileno(), number)
         stream.close()
     sys.stdin = os.fdopen(0)  # the empty input that multiprocessing gives
-    # New ones, because the old ones may remember that they could seek.
-    for number, name in enumerate(("stdout", "stderr"), start=1):
-        old = getattr(sys, name)
-        new = open(  # noqa: SIM115
-            number, "w", -1 if name == "stdout" else 1, encoding=old.encoding, errors=old.errors,
-            closefd=False,
-        )  # fmt: skip
-        setattr(sys, name, new)
-        setattr(sys, f"__{name}__", new)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.stdout = sys.__stdout__ = opened(1, sys.stdout)
+    sys.stderr = sys.__stderr__ = opened(2, sys.stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # The variable is read when torch is imported, which the server did with its own.

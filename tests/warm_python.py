@@ -20,13 +20,14 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-# What commands and examples import sooner or later; a library that is missing is passed over.
+# What commands and examples import sooner or later of the libraries that are always there. Those
+# of the extras are not among them, because programs may be told that they are missing.
 LIBRARIES = (
     "torch", "torch.distributed", "torch.profiler", "torch.utils.data", "numpy",
     "scipy.interpolate", "scipy.optimize", "scipy.sparse.linalg", "scipy.spatial", "scipy.stats",
     "sklearn.datasets", "sklearn.model_selection", "sklearn.neighbors", "sklearn.neural_network",
     "matplotlib.backends.backend_agg", "matplotlib.colorbar", "matplotlib.figure",
-    "mpl_toolkits.mplot3d", "PIL.Image", "PIL.PngImagePlugin", "ot", "tqdm.auto", "click",
+    "mpl_toolkits.mplot3d", "PIL.Image", "PIL.PngImagePlugin", "tqdm.auto", "click",
     "filelock", "sympy",
 )  # fmt: skip
 _CHILD = str(Path(__file__).with_name("warm_child.py"))

@@ -16,6 +16,8 @@ from flashpoint.bench.kernel_cache import FILE, LIMIT
 from flashpoint.bench.visit import END, LIMITS, NIGHTLY, PARTS, ROOT, START, UNMARKED, VERBS
 from flashpoint.diffusion import UserError
 
+from .. import warm_python
+
 SCRIPT = ROOT / "bench/gpu.sh"
 MEASURED = ("works", "race", "roofline", "operations", "speedrun", "gate", "study")
 
@@ -58,6 +60,19 @@ def test_an_unknown_verb_is_named_beside_those_there_are():
     done = run("chekc")
     assert done.returncode == 2
     assert "'chekc' is not one of 'check', 'tune', 'race', 'quality'" in done.stderr
+
+
+def test_a_wrong_verb_imports_no_benchmark():
+    code = (
+        "import sys\nfrom flashpoint.bench.__main__ import main\n"
+        "try:\n    main(['visit', 'chekc'])\n"
+        "finally:\n    print([name for name in sys.modules if name.startswith('flashpoint.')])\n"
+    )
+    done = warm_python.run(["-c", code])
+    assert done.returncode == 2
+    assert "'flashpoint.bench.visit'" in done.stdout
+    for heavy in ("bench.works", "bench.race", "bench.gate", "diffusion.public"):
+        assert f"'flashpoint.{heavy}'" not in done.stdout
 
 
 @pytest.mark.slow  # all stages
@@ -131,12 +146,12 @@ def test_a_verb_keeps_within_its_time(verb, commands):
 
 def test_the_clock_runs_from_the_start_of_the_process():
     code = (
-        "import time; time.sleep(1); from flashpoint.bench.visit import seconds_running\n"
+        "import time; time.sleep(0.5); from flashpoint.bench.visit import seconds_running\n"
         "print(seconds_running())"
     )
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 1 <= float(done.stdout) <= time.monotonic() - start + 0.02  # of clock ticks
+    done = warm_python.run(["-c", code])
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - start + 0.02  # of clock ticks
 
 
 def test_a_long_start_is_the_first_stages_loss(tmp_path):
@@ -186,8 +201,7 @@ def test_tests_of_the_script_are_there_and_need_nothing_that_a_bare_image_lacks(
     files = {f"tests/{file}" for file in (*PARTS, *visit.other_files(), *UNMARKED)}
     missing = "import sys; sys.modules |= dict.fromkeys(['ot', 'diffusers', 'safetensors', 'onnx'])"
     code = f"{missing}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "-q", "--collect-only", *sorted(files)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = warm_python.run(["-c", code, "-q", "--collect-only", *sorted(files)], cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
@@ -199,10 +213,8 @@ def test_a_stage_that_failed_is_in_the_exit_status(tmp_path):
         f"visit.sys.executable = {str(tmp_path / 'python')!r}\n"
         "visit.main(['tune', '--smoke'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env=environment(OUT=tmp_path / "out", TRITON_CACHE_DIR=tmp_path / "cache"),
-    )  # fmt: skip
+    variables = environment(OUT=tmp_path / "out", TRITON_CACHE_DIR=tmp_path / "cache")
+    done = warm_python.run(["-c", code], env=variables)
     assert done.returncode == 1, done.stderr
     assert "0 of 2 stages passed" in done.stdout
     assert "    it is broken" in done.stdout
