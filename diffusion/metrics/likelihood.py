@@ -9,9 +9,11 @@ from ...kernels.default_state import in_default_state
 from ..errors import UserError, check_integer
 from .bands import CHANCE, prediction_factor
 from .inputs import PointsLike, subset, two_sets
-from .pairwise import distances
+from .pairwise import by_product, distances
 
-_CHUNK = 2**24  # elements of a distance matrix held at once
+# Elements of a distance matrix that each thread works on at once: as many as stay in its cache.
+_CHUNK = 2**18
+_CHUNK_OF_PRODUCTS = 2**24  # where distances come from a matrix product, which reuses its rows
 
 
 @in_default_state
@@ -118,5 +120,6 @@ def kernel_nll(samples: PointsLike, data: PointsLike, temperature: float = 0.1) 
 
 def _log_kernel_sums(x: Tensor, y: Tensor, rate: float) -> Tensor:
     """Returns log sum_j exp(-rate |x_i - y_j|^2), [n], for each x [n, d] over all y [m, d]."""
-    parts = x.split(max(1, _CHUNK // len(y)))
+    chunk = _CHUNK_OF_PRODUCTS if by_product(y) else _CHUNK * torch.get_num_threads()
+    parts = x.split(max(1, chunk // len(y)))
     return torch.cat([distances(part, y).square_().mul_(-rate).logsumexp(dim=1) for part in parts])

@@ -17,7 +17,12 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
         x: float64 [n, d].
         y: float64 [m, d].
     """
-    if x.shape[1] <= _MOST_EXACT_DIM:
+    if not by_product(x):
         return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     centre = y.mean(dim=0)
     return torch.cdist(x - centre, y - centre, compute_mode="use_mm_for_euclid_dist")
+
+
+def by_product(x: Tensor) -> bool:
+    """Returns whether :func:`distances` takes a matrix product for points like x [n, d]."""
+    return x.shape[1] > _MOST_EXACT_DIM
