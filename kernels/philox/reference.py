@@ -65,9 +65,14 @@ def seed_tensor(seed: int | Tensor, device: torch.device | str = "cpu") -> Tenso
                 f"seed must be an int or an int64 tensor [M], got {seed.dtype} {list(seed.shape)}"
             )
         return seed.reshape(-1).to(device)
+    # This copies nothing to a GPU.
+    return torch.full((1,), _checked(seed), dtype=torch.int64, device=device)
+
+
+def _checked(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
-    return torch.full((1,), int(seed), dtype=torch.int64, device=device)  # copies nothing to a GPU
+    return int(seed)
 
 
 def seed_of_each(seed: int | Tensor, models: int, device: torch.device | str = "cpu") -> Tensor:
@@ -238,6 +243,5 @@ def child_seed(seed: int, part: int) -> int:
         seed: seed of the experiment, from 0 to 2**63 - 1.
         part: number of the part, from 0.
     """
-    words = random_words(seed_tensor(seed), Stream.SEED, 0, torch.tensor([part], device="cpu"), 2)
-    low, high = words[0, 0, :2].tolist()
+    low, high, *_ = words_of_one(_checked(seed), Stream.SEED, 0, int(part), 2)
     return low | (high & 0x7FFFFFFF) << 32
