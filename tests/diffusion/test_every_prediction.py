@@ -11,7 +11,9 @@ from flashpoint.diffusion.reverse_steps import timesteps
 from flashpoint.diffusion.sampling import METHODS, SampleConfig
 from flashpoint.diffusion.studies.few_steps import closed_curve, solve
 
-CURVE = closed_curve()  # of standard deviation 0.8 in each axis
+from .closed_forms import RoundMixture
+
+CURVE = RoundMixture.of(closed_curve())  # of standard deviation 0.8 in each axis
 DATA = CURVE.draw(600, 0)
 # Of the mean standard deviation of the axes and of the sliced Wasserstein distance, by number of
 # steps, as in test_every_schedule.py. The levels of flow and EDM go down to sigma = 0.002 in place

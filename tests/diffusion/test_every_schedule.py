@@ -10,7 +10,9 @@ from flashpoint.diffusion.reverse_steps import timesteps
 from flashpoint.diffusion.sampling import METHODS
 from flashpoint.diffusion.studies.few_steps import closed_curve, solve
 
-CURVE = closed_curve()  # of standard deviation 0.8 in each axis
+from .closed_forms import RoundMixture
+
+CURVE = RoundMixture.of(closed_curve())  # of standard deviation 0.8 in each axis
 DATA = CURVE.draw(600, 0)
 # Of the mean standard deviation of the axes and of the sliced Wasserstein distance, by number of
 # steps. Other draws of the data are within 0.03 of the first and at a distance of about 0.05.
@@ -30,6 +32,13 @@ def schedule_of(name, T):
 
 def noise_at_T(n=600):
     return torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("alpha_bar", [1e-12, 0.3, 0.9999])
+def test_the_best_denoiser_of_the_curve_is_that_of_any_mixture(alpha_bar):
+    x = DATA * alpha_bar**0.5 + noise_at_T() * (1 - alpha_bar) ** 0.5
+    want = closed_curve().optimal_noise(x, alpha_bar)
+    torch.testing.assert_close(CURVE.optimal_noise(x, alpha_bar), want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("error", [0.0, 0.03])

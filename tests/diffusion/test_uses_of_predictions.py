@@ -121,20 +121,25 @@ class ByClass:
         return output
 
 
+@cache
+def posteriors(process, prediction):
+    """Returns the classes' probabilities for X, [n, 2]."""
+    schedule = schedule_of(process, prediction)
+    classifier = DiffusionClassifier(ByClass(schedule), schedule, noises=3, device="cpu")
+    return classifier.predict_proba(X)
+
+
 @pytest.mark.parametrize(("process", "prediction"), CASES)
 def test_posteriors_are_those_of_the_components(process, prediction):
-    schedule = schedule_of(process, prediction)
     log_p = torch.distributions.MultivariateNormal(MIXTURE.means, MIXTURE.covariances).log_prob(
         X[:, None]
     )
     want = log_p.softmax(dim=1).numpy()
-    classifier = DiffusionClassifier(ByClass(schedule), schedule, noises=3, device="cpu")
-    found = classifier.predict_proba(X)
+    found = posteriors(process, prediction)
     assert np.abs(found - want).mean() < 0.02
     # The same noise leads to the same bound, whatever the network predicts.
-    other = schedule_of(process, "x0" if prediction == "v" else "v")
-    classifier = DiffusionClassifier(ByClass(other), other, noises=3, device="cpu")
-    np.testing.assert_allclose(classifier.predict_proba(X), found, atol=2e-3)
+    other = posteriors(process, "x0" if prediction == "v" else "v")
+    np.testing.assert_allclose(other, found, atol=2e-3)
 
 
 def test_a_bound_of_all_timesteps_holds_the_one_without_data():
