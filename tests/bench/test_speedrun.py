@@ -164,8 +164,9 @@ def test_the_closed_form_denoiser_passes_the_mixture_track():
     generator, sets = torch.Generator().manual_seed(0), []
     for label in track.battery.labels:
         x = torch.randn(track.battery.size, 2, generator=generator).double()  # x_T
+        best = component(label)
         for t, (of_x, of_eps, of_z, _) in zip(reversed(range(len(table))), table, strict=True):
-            eps = component(label).optimal_noise(x, track.schedule.alpha_bar[t].item())
+            eps = best.optimal_noise(x, track.schedule.alpha_bar[t].item())
             x = of_x * x + of_eps * eps + of_z * torch.randn(x.shape, generator=generator)
         sets.append(x)
     bands = read_calibration(speedrun.CALIBRATION, track)[0].bands
