@@ -14,7 +14,7 @@ from flashpoint.diffusion.commands import info
 from flashpoint.diffusion.experiment import Run
 from flashpoint.kernels import MLPShape, forms
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
          "--samples", "200", "--device", "cpu"]  # fmt: skip
@@ -346,7 +346,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path):
         (["data", "moons", "--out", tmp_path / "x.foo"], "x.foo must end in .png"),
         (["view", folder, "--out", tmp_path], "cannot be written: it is a folder"),
         (["interpolate", folder, "--pairs", 0], "--pairs must be at least 1, got 0"),
-        (["interpolate", folder, "--pairs", 2501], "--pairs must be from 1 to 2500, got 2501"),
+        (["interpolate", folder, "--pairs", 126], "--pairs must be from 1 to 125, got 126"),
         (["evaluate", tmp_path / "3d.npy"], "must have dimension 2"),
         (["evaluate", tmp_path / "3d.npy", "--label", 7], "--label must be from 0 to 4"),
     ]

@@ -15,7 +15,7 @@ from flashpoint.diffusion.report import _held_out_and_initial
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.settings import Settings
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 TOML = """
 data = "moons"

@@ -12,7 +12,7 @@ from flashpoint.diffusion.choices import EXPORTS
 from flashpoint.diffusion.compat import BlockMLP
 from flashpoint.diffusion.models import ConditionalMLP, class_table
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 SCHEDULE = Schedule(40, "cosine", time_feature="sinusoidal")
 FEATURES = SCHEDULE.time_features.shape[1]

@@ -25,36 +25,15 @@ from flashpoint.diffusion import (
     made_with,
     plots,
     report,
-    run_validation,
     saved_run,
-    states_points,
 )
-from flashpoint.diffusion.data import DATASETS
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.kernels.philox import child_seed
 
-from .helpers import flashpoint
+from .helpers import STATES, few_points, flashpoint  # noqa: F401
 
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
          "--samples", "60", "--device", "cpu"]  # fmt: skip
-STATES = states_points(250)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Fewer points, samples, steps and frames than a user gets."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_STEP_COUNTS", (2, 5, 900))
-        patch.setattr(report, "_SAMPLES_PER_COUNT", 40)
-        patch.setattr(report, "_PATH_STEPS", 8)
-        patch.setattr(report, "_FRAMES_SHOWN", 4)
-        patch.setattr(report, "_FRAME_SAMPLES", 50)
-        patch.setattr(saved_run, "_NUM_SAMPLES", 50)
-        patch.setattr(report, "_TRUE_POINTS", 200)
-        patch.setattr(plots.clouds, "_GRID", 20)
-        patch.setitem(DATASETS, "states", lambda: STATES)
-        patch.setattr(run_validation, "VALIDATION_SAMPLES", 50)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from flashpoint.diffusion import UserError, files, load
 from flashpoint.diffusion.locks import is_locked, lock_folder
 
 from .. import warm_python
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 SMALL = ("--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8", "--timesteps", 10,
          "--schedule", "cosine", "--samples", 20, "--device", "cpu")  # fmt: skip

@@ -17,7 +17,7 @@ from flashpoint.diffusion.sweeps.plan import plan_of
 from flashpoint.diffusion.sweeps.progress import SweepProgress, duration
 from flashpoint.diffusion.training import ManyTrainer
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 CPU = torch.device("cpu")
 MOONS = fd.dataset("moons")

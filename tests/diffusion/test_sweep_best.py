@@ -10,7 +10,7 @@ from flashpoint.diffusion import Points, UserError, load
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.sweeps import Sweep, SweepRun, SweepTable
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 METRIC = "sliced_wasserstein"
 FACTORS = {
