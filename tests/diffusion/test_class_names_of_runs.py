@@ -14,7 +14,7 @@ from flashpoint.diffusion.commands import classify
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.saved_run import SavedRun
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 NAMES = ("Setosa", "Versicolor", "Virginica")
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from flashpoint.diffusion import (
 from flashpoint.diffusion.checkpoints import load_mlp
 from flashpoint.diffusion.metrics.knn import fit_knn
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 
 def make_run(folder, model, time_feature="linspace"):

@@ -13,7 +13,7 @@ from flashpoint.diffusion.choices import LOGS
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.training import engine
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 from .test_interrupts import SMALL, a_signal_at
 
 RUN = ("train", *SMALL, "--checkpoint-every", 30)

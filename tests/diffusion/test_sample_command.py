@@ -10,7 +10,7 @@ from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, 
 from flashpoint.diffusion.sampling import METHODS
 from flashpoint.kernels import draw_prior
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 
 @pytest.fixture

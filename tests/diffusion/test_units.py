@@ -24,7 +24,7 @@ from flashpoint.diffusion import (
 from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.viewer.payload import make_payload
 
-from .helpers import flashpoint
+from .helpers import few_points, flashpoint  # noqa: F401
 
 UTM = Standardisation((500_000.0, 4_649_776.0), (100.0, 30.0))
 CPU = torch.device("cpu")
