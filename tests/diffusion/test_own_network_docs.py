@@ -7,6 +7,8 @@ import pytest
 
 from flashpoint.diffusion import UserError, sample
 
+from .helpers import few_points  # noqa: F401
+
 PAGE = Path(__file__).parents[2] / "docs/own_network.md"
 
 
