@@ -7,6 +7,13 @@ from click.testing import CliRunner
 
 from flashpoint.bench import study
 from flashpoint.bench.__main__ import main
+from flashpoint.diffusion.studies import protocols
+
+
+@pytest.fixture(autouse=True)
+def few_repeats(monkeypatch):
+    """Fewer draws behind each score than a study takes."""
+    monkeypatch.setattr(protocols, "_REPEATS", 2)
 
 
 def test_all_published_models_are_trained():

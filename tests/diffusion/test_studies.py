@@ -216,7 +216,7 @@ def test_accuracy_counts_samples_that_look_like_their_class():
     moons = data_of("moons", False)
     points = replace(moons, data=moons.data[:1000], labels=moons.labels[:1000])
     own = [points.of_class(label)[:300] for label in range(2)]
-    protocol = replace(BY_CLASS, samples=300)
+    protocol = replace(BY_CLASS, samples=300, size=20)
     assert measure(own, points, protocol)["accuracy"].value > 0.99
     assert measure(own[::-1], points, protocol)["accuracy"].value < 0.01
 
