@@ -16,8 +16,9 @@ from flashpoint.kernels import MLPShape, forms
 
 from .helpers import few_points, flashpoint  # noqa: F401
 
-SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "256",
+SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "64",
          "--samples", "200", "--device", "cpu"]  # fmt: skip
+NARROW = [*SMALL, "--hidden-layers", "8,8", "--classifier-hidden-layers", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_own_data_of_any_dimension(tmp_path, dim, labels):
     if labels:
         content["labels"] = np.arange(300) % 2
     np.savez(tmp_path / "own.npz", **content)
-    result = flashpoint("states", *SMALL, "--data", tmp_path / "own.npz", "--out", tmp_path / "r")
+    result = flashpoint("states", *NARROW, "--data", tmp_path / "own.npz", "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
     made = {path.name for path in (tmp_path / "r/outputs").iterdir()}
     guided = {"cond_gen_samples_0.pt", "cond_gen_samples_1.pt"} if labels else set()
@@ -98,7 +99,7 @@ def test_data_in_a_plane_is_trained_on_without_a_likelihood(tmp_path):
     data = np.random.default_rng(0).normal(size=(200, 3))
     data[:, 1] = 1
     np.savez(tmp_path / "flat.npz", data=data, labels=np.arange(200) % 2)
-    result = flashpoint("states", *SMALL, "--data", tmp_path / "flat.npz", "--out", tmp_path / "r")
+    result = flashpoint("states", *NARROW, "--data", tmp_path / "flat.npz", "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "r/metrics.json").read_text())["metrics"]["unconditional"]
     assert metrics["nll"] is None

@@ -221,7 +221,8 @@ def test_own_data_of_any_dimension(tmp_path, dim, labels):
         content["labels"] = np.arange(200) % 2
     data, folder = tmp_path / "own <data> | 1.npz", tmp_path / "run"
     np.savez(data, **content)
-    assert flashpoint("states", *SMALL, "--data", data, "--out", folder).exit_code == 0
+    narrow = (*SMALL, "--hidden-layers", "8,8", "--classifier-hidden-layers", "8")
+    assert flashpoint("states", *narrow, "--data", data, "--out", folder).exit_code == 0
     result = flashpoint("report", folder, "--data", data, "--real-draws", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
     text, page = read(folder)
