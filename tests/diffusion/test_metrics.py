@@ -11,10 +11,12 @@ from flashpoint.diffusion import (
     UserError,
     evaluate,
     kde_nll,
+    kernel_nll,
     nearest_distances,
     sliced_wasserstein,
     states_points,
 )
+from flashpoint.diffusion.metrics import kde_band, likelihood
 
 STATES = states_points()
 
@@ -26,6 +28,14 @@ def test_kde_nll_is_that_of_scipy(dim):
     samples = torch.randn(70, dim, generator=generator)
     want = -gaussian_kde(data.numpy().T).logpdf(samples.numpy().T).mean()
     assert kde_nll(samples, data) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 700])
+def test_blocks_of_a_distance_matrix_do_not_change_a_likelihood(chunk, monkeypatch):
+    x, data = torch.randn(70, 2), torch.randn(300, 2)
+    want = kde_nll(x, data), kernel_nll(x, data), kde_band(data, 50)
+    monkeypatch.setattr(likelihood, "_CHUNK", chunk)
+    assert (kde_nll(x, data), kernel_nll(x, data), kde_band(data, 50)) == want
 
 
 def test_kde_nll_names_what_it_cannot_do():
