@@ -77,3 +77,12 @@ def poisoned():
 def whole_figures(monkeypatch):
     """Lets figures be written as users get them, arranged and in all their pixels."""
     monkeypatch.setattr(quick_figures.Figure, "savefig", quick_figures.savefig)
+
+
+@pytest.fixture(scope="module")
+def few_points():
+    """Lets runs, reports and pages be small, where only what they do matters."""
+    from .diffusion.few_points import few_points  # here, because it imports all of the experiment
+
+    with few_points():
+        yield

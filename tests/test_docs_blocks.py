@@ -17,9 +17,10 @@ from click.testing import CliRunner
 import flashpoint.diffusion as fd
 from flashpoint.diffusion.cli import main
 
-from .diffusion.helpers import few_points  # noqa: F401
-
-pytestmark = pytest.mark.filterwarnings("error:the schedule leaves")  # other tests pass it over
+pytestmark = [
+    pytest.mark.filterwarnings("error:the schedule leaves"),  # other tests pass it over
+    pytest.mark.usefixtures("few_points"),
+]
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

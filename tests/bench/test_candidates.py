@@ -134,6 +134,7 @@ print(compile_candidate(90, TUNED["chain"], replace(shipped, out=64)))
 """
 
 
+@pytest.mark.slow  # compiles
 def test_bad_code_is_found_without_a_gpu():
     done = run_compiled("-c", NARROW)
     assert "chain_kernel" in done.stdout, done.stderr

@@ -82,6 +82,7 @@ def test_the_self_test_counts_what_the_gate_says(monkeypatch, tmp_path):
     assert "20% more rows: 2 alarms of 2" in done.output
 
 
+@pytest.mark.slow  # starts the gate
 def test_a_gate_that_breaks_ends_the_self_test(tmp_path):
     with pytest.raises(
         RuntimeError, match=r"^gate ended with 2: error: baseline .* cannot be read"

@@ -33,6 +33,7 @@ CPU, HOPPER = torch.device("cpu"), (9, 0)
 STEP, MANY, MOST, FEW, MORE, CHAIN, FREE, GUIDED, ADAMW = WORKS
 
 
+@pytest.mark.slow  # compiles
 def test_a_dry_search_says_what_is_left_and_leaves_it_compiled(tmp_path):
     done = run_compiled(
         "-m", "flashpoint.bench", "tune", "--dry", "--only", "chain", "--most", "1",

@@ -14,7 +14,9 @@ from flashpoint.diffusion.commands import classify
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.saved_run import SavedRun
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 NAMES = ("Setosa", "Versicolor", "Virginica")
 CPU = torch.device("cpu")

@@ -14,7 +14,9 @@ from flashpoint.diffusion.commands import info
 from flashpoint.diffusion.experiment import Run
 from flashpoint.kernels import MLPShape, forms
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ["--quick", "--steps", "60", "--classifier-steps", "20", "--batch-size", "64",
          "--samples", "200", "--device", "cpu"]  # fmt: skip

@@ -20,7 +20,9 @@ from flashpoint.diffusion import (
 from flashpoint.diffusion.checkpoints import load_mlp
 from flashpoint.diffusion.metrics.knn import fit_knn
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 
 def make_run(folder, model, time_feature="linspace"):

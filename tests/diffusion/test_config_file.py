@@ -15,7 +15,9 @@ from flashpoint.diffusion.report import _held_out_and_initial
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.settings import Settings
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 TOML = """
 data = "moons"

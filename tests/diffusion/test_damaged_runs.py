@@ -10,7 +10,9 @@ import torch
 
 from flashpoint.diffusion import MLP
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 TRAIN = ("train", "--recipe", "small", "--steps", 4, "--batch-size", 32, "--hidden-layers", "8,8",
          "--timesteps", 10, "--schedule", "cosine", "--samples", 20, "--p-uncond", 0.2,

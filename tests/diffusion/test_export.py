@@ -12,7 +12,9 @@ from flashpoint.diffusion.choices import EXPORTS
 from flashpoint.diffusion.compat import BlockMLP
 from flashpoint.diffusion.models import ConditionalMLP, class_table
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SCHEDULE = Schedule(40, "cosine", time_feature="sinusoidal")
 FEATURES = SCHEDULE.time_features.shape[1]

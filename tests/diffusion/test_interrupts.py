@@ -15,7 +15,9 @@ from flashpoint.diffusion import experiment
 from flashpoint.diffusion.interrupts import Stopped, deferred, exit_code, stoppable, word_for
 from flashpoint.diffusion.training import engine
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ("--data", "own.npy", "--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8",
          "--timesteps", 10, "--schedule", "cosine", "--samples", 20, "--device", "cpu",

@@ -7,7 +7,8 @@ import pytest
 
 from flashpoint.diffusion import UserError, sample
 
-from .helpers import few_points  # noqa: F401
+pytestmark = pytest.mark.usefixtures("few_points")
+
 
 PAGE = Path(__file__).parents[2] / "docs/own_network.md"
 

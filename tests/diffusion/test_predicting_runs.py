@@ -29,7 +29,9 @@ from flashpoint.diffusion.settings import Settings
 from flashpoint.diffusion.training import ManyTrainer, Task
 from flashpoint.kernels.philox import child_seed
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ("--recipe", "small", "--steps", 4, "--classifier-steps", 2, "--batch-size", 32,
          "--hidden-layers", "8,8", "--timesteps", 10, "--samples", 20,

@@ -14,7 +14,9 @@ from flashpoint.diffusion.sampling import METHODS
 from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.settings import Settings
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 FEW = ("--steps", 4, "--classifier-steps", 2, "--batch-size", 32, "--hidden-layers", "8,8",
        "--device", "cpu")  # fmt: skip

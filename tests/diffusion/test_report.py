@@ -30,7 +30,9 @@ from flashpoint.diffusion import (
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.kernels.philox import child_seed
 
-from .helpers import STATES, few_points, flashpoint  # noqa: F401
+from .helpers import STATES, flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ["--quick", "--steps", "30", "--classifier-steps", "10", "--batch-size", "128",
          "--samples", "60", "--device", "cpu"]  # fmt: skip

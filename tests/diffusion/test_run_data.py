@@ -9,7 +9,9 @@ import torch
 
 from flashpoint.diffusion import dataset
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ("--recipe", "small", "--steps", 4, "--classifier-steps", 2, "--batch-size", 32,
          "--hidden-layers", "8,8", "--timesteps", 10, "--schedule", "cosine", "--samples", 20,

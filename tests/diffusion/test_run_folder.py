@@ -15,7 +15,9 @@ from flashpoint.diffusion import UserError, files, load
 from flashpoint.diffusion.locks import is_locked, lock_folder
 
 from .. import warm_python
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 SMALL = ("--recipe", "small", "--batch-size", 32, "--hidden-layers", "8,8", "--timesteps", 10,
          "--schedule", "cosine", "--samples", 20, "--device", "cpu")  # fmt: skip

@@ -13,8 +13,10 @@ from flashpoint.diffusion.choices import LOGS
 from flashpoint.diffusion.experiment import Run, Settings
 from flashpoint.diffusion.training import engine
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
 from .test_interrupts import SMALL, a_signal_at
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 RUN = ("train", *SMALL, "--checkpoint-every", 30)
 

@@ -10,7 +10,9 @@ from flashpoint.diffusion import MLP, STATE_NAMES, Schedule, load, load_points, 
 from flashpoint.diffusion.sampling import METHODS
 from flashpoint.kernels import draw_prior
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from flashpoint.diffusion.sweeps.plan import plan_of
 from flashpoint.diffusion.sweeps.progress import SweepProgress, duration
 from flashpoint.diffusion.training import ManyTrainer
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 CPU = torch.device("cpu")
 MOONS = fd.dataset("moons")

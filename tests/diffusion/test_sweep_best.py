@@ -10,7 +10,9 @@ from flashpoint.diffusion import Points, UserError, load
 from flashpoint.diffusion.run_folder import RunFolder
 from flashpoint.diffusion.sweeps import Sweep, SweepRun, SweepTable
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 METRIC = "sliced_wasserstein"
 FACTORS = {

@@ -24,7 +24,9 @@ from flashpoint.diffusion import (
 from flashpoint.diffusion.saved_run import SavedRun
 from flashpoint.diffusion.viewer.payload import make_payload
 
-from .helpers import few_points, flashpoint  # noqa: F401
+from .helpers import flashpoint
+
+pytestmark = pytest.mark.usefixtures("few_points")
 
 UTM = Standardisation((500_000.0, 4_649_776.0), (100.0, 30.0))
 CPU = torch.device("cpu")
