@@ -27,6 +27,8 @@ PAGES = (
     "index", "data", "guidance", "saving", "resuming", "several_gpus", "whole_clouds",
     "interoperability", "kernels",
 )  # fmt: skip
+# Pages of which every block says why it is not run.
+NOT_RUN = ("compatibility", "concepts", "determinism", "gate")
 # Other pages with blocks, and the file that runs them.
 ELSEWHERE = {
     "logs": "diffusion/test_logs_docs.py",
@@ -40,8 +42,8 @@ BLOCK = re.compile(
 )
 # Everything else is run. A page may give one of these reasons and no other.
 REASONS = {
-    "installs": 2,
-    "minutes": 2,
+    "installs": 4,
+    "minutes": 5,
     "needs several GPUs": 2,
     "needs several machines": 1,
     "needs an export": 2,
@@ -109,23 +111,37 @@ def test_the_notebook_runs():
     assert names["x"][:, 1].mean() > 4_000_000  # in the file's units
 
 
+TEXTS = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+    *(ROOT / f"docs/{page}.md" for page in (*PAGES, *NOT_RUN)),
+]  # fmt: skip
+
+
 def test_few_blocks_are_not_run():
-    paths = [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES)]
-    found = [why for path in paths for _, _, why in blocks(path) if why is not None]
+    found = [why for path in TEXTS for _, _, why in blocks(path) if why is not None]
     assert {why: found.count(why) for why in found} == REASONS
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_commands_that_are_not_run_are_commands_with_such_options(path):
+    for kind, code, why in blocks(path):
+        lines = code.replace("\\\n", " ").splitlines() if kind == "sh" and why else []
+        for program, *arguments in (shlex.split(line, comments=True) or [""] for line in lines):
+            if program == "flashpoint":
+                main.commands[arguments[0]].make_context(arguments[0], arguments[1:])
 
 
 def test_no_page_has_blocks_that_no_test_runs():
     pages = {path.stem for path in (ROOT / "docs").glob("*.md") if blocks(path)}
-    assert pages == {*PAGES, *ELSEWHERE}
+    assert pages == {*PAGES, *NOT_RUN, *ELSEWHERE}
     for page, test in ELSEWHERE.items():
         assert f"docs/{page}.md" in (ROOT / "tests" / test).read_text(), test
 
 
 def test_every_block_has_a_kind():
-    """One without is output; a line that begins with a command would escape the tests."""
-    for path in [ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES)]:
+    """Commands in one without would escape the tests."""
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         text = COPIED.sub("", path.read_text())
         kinds = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
-        assert set(kinds) <= {"python", "sh", "text"}, path
+        assert set(kinds) <= {"python", "sh", "text", "json", "toml", "yaml"}, path
         assert kinds.count("python") + kinds.count("sh") == len(blocks(path)), path
