@@ -1,6 +1,7 @@
 """One set of tests for both machines: with CUDA on the GPU, without in Triton's interpreter."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ if not CUDA:
 
     quick_interpreter.install()
 MOST_PROCESSES = 8  # each takes a gigabyte
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that runs them in background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the number

@@ -23,7 +23,8 @@ class Callback(Protocol):
             settings: plain values by name. ``network`` is ``denoiser`` or ``classifier``,
                 ``first_step`` the number of steps done before, ``total_steps`` that of the recipe;
                 ``data``, ``points``, ``dim``, ``seed`` and ``device`` say what is trained, and
-                ``recipe/...`` and ``schedule/...`` are the fields of those two.
+                ``recipe/...`` and ``schedule/...`` are the fields of those two. For a network of
+                your own ``model`` is the name of its class.
         """
 
     def on_log(self, step: int, values: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..logs import Callback, CallbackError, check_callbacks
 from ..logs.callbacks import call
+from ..own_networks import is_own
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -20,6 +21,8 @@ _Exit = Callable[
     [type[BaseException] | None, BaseException | None, TracebackType | None], None
 ]  # of a context
 _EVERY = 50  # steps between two rows, as many as a CUDA graph holds
+# Fields of a recipe that a network of one's own does not follow.
+_OF_PERCEPTRONS = ("hidden_layers", "activation", "linear_input")
 
 
 class Reports:
@@ -149,6 +152,10 @@ def settings_of(trainer: "Trainer") -> dict[str, Any]:
     }
     for name, part in (("recipe", task.recipe), ("schedule", task.schedule)):
         settings |= _flat(asdict(part), f"{name}/")
+    if is_own(trainer.module):
+        settings["model"] = type(trainer.module).__name__
+        for name in _OF_PERCEPTRONS:
+            del settings[f"recipe/{name}"]
     return settings
 
 

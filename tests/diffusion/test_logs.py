@@ -73,6 +73,19 @@ def test_a_callback_hears_of_settings_losses_and_the_end():
     assert seconds == sorted(seconds)
 
 
+def test_settings_of_a_network_of_ones_own_name_it_and_no_layers():
+    class Mine(torch.nn.Linear):
+        def forward(self, x, t):
+            return super().forward(x) * t[:, None]
+
+    listener = Listener()
+    trainer(model=Mine(2, 2)).run(1, callbacks=[listener])
+    settings = listener.told[0][1]
+    assert settings["model"] == "Mine"
+    assert not {"recipe/hidden_layers", "recipe/activation"} & settings.keys()
+    assert settings["recipe/lr"] == RECIPE.lr
+
+
 def test_a_callback_can_take_gradients():
     class Slope(fd.Callback):
         def on_log(self, step, values):
