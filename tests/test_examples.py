@@ -102,6 +102,7 @@ def test_callbacks(tmp_path):
     assert [line.partition(",")[0] for line in table] == ["step", "50", "100", "120"]
 
 
+@pytest.mark.slow  # four processes start torch
 def test_torchrun(tmp_path):
     """Two ranks do what one does."""
     losses, weights = [], []

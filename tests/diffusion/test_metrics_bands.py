@@ -33,7 +33,10 @@ def scores(samples, points, seed, names):
         yield name, metric.score(*columns, draws)
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 1, 2])
+FAR = [pytest.param(ratio, marks=pytest.mark.slow) for ratio in (0.1, 2)]
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1, *FAR])
 def test_a_perfect_sampler_is_called_different_in_one_of_a_hundred_cases(ratio):
     alarms = dict.fromkeys(CALIBRATED, 0)
     for trial in range(TRIALS):

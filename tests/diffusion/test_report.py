@@ -99,7 +99,10 @@ def test_the_page_needs_nothing_else(run):
     assert not re.search(r"https?:|url\(|@import|<script|<link", (run / "report.html").read_text())
 
 
-@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+PDF = pytest.param("pdf", marks=pytest.mark.slow)  # each figure holds its fonts
+
+
+@pytest.mark.parametrize("suffix", ["svg", PDF])
 def test_figures_in_the_formats_of_papers(run, tmp_path, suffix):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
