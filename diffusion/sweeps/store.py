@@ -150,9 +150,9 @@ class SweepFolder:
     def save_network(self, model: SweepModel, training: Trained, network: nn.Module) -> None:
         """Keeps what came of a training, and the network unless the training failed."""
         file = self._network_file(model)
-        files.save_json(file.with_suffix(".json"), training._asdict())
         if not training.failed:
             files.save(file, network.state_dict())
+        files.save_json(file.with_suffix(".json"), training._asdict())  # says that all is there
 
     def load_network(self, model: SweepModel) -> nn.Module:
         """Returns a trained network."""
