@@ -172,6 +172,7 @@ def test_measured_data_sets_are_replaced_only_if_asked(tmp_path, monkeypatch):
     assert (tmp_path / "moons.json").read_text() != "{}"
 
 
+@pytest.mark.slow  # starts Python twice
 def test_pages_are_read_and_written_in_any_locale(tmp_path):
     variables = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code = (

@@ -197,6 +197,7 @@ def test_the_most_telling_tests_come_first(commands):
     assert stages[-1].spare  # the sanitizers
 
 
+@pytest.mark.slow  # imports all tests
 def test_tests_of_the_script_are_there_and_need_nothing_that_a_bare_image_lacks():
     files = {f"tests/{file}" for file in (*PARTS, *visit.other_files(), *UNMARKED)}
     missing = "import sys; sys.modules |= dict.fromkeys(['ot', 'diffusers', 'safetensors', 'onnx'])"

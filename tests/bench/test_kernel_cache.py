@@ -4,6 +4,8 @@ import json
 import os
 import re
 
+import pytest
+
 from flashpoint.bench.kernel_cache import FILE, kernels_in, pack, unpack
 
 from ..kernels.processes import run_compiled
@@ -83,6 +85,7 @@ def compiled_into(cache):
     return done.stdout
 
 
+@pytest.mark.slow  # compiles
 def test_triton_finds_what_was_carried_elsewhere(tmp_path):
     before, now = tmp_path / "before", tmp_path / "now"
     assert re.fullmatch(r"([1-9]\d*) kernels, \1 compiled now\n", compiled_into(before))

@@ -156,6 +156,7 @@ def test_tau_is_the_best_of_long_runs_and_their_spread(monkeypatch):
     assert calibrate_tau(TRACKS["states"](True), 3, CPU) == {"tau": None}
 
 
+@pytest.mark.slow
 def test_the_closed_form_denoiser_passes_the_mixture_track():
     track = mixture_track()
     table = reverse_table(

@@ -174,8 +174,9 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("environment", [
-    {"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"},
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    pytest.param({"PYTHONIOENCODING": "cp1252"}, marks=pytest.mark.slow),
+    pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_names_that_the_terminal_cannot_show_do_not_stop_a_command(own, environment):
     np.save("Łódź.npy", np.random.default_rng(0).normal(size=(60, 2)))

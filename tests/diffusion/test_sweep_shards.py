@@ -149,7 +149,7 @@ HOLDS = """
     ("held", "refused", "allowed", "message"),
     [
         ("1/3", ("1/3", None, "2/4"), "2/3", r"in use by"),
-        ("1/1", ("1/3", None), None, r"in use by"),
+        pytest.param("1/1", ("1/3", None), None, r"in use by", marks=pytest.mark.slow),
     ],
 )
 def test_what_another_process_does_is_not_done_twice(tmp_path, held, refused, allowed, message):
