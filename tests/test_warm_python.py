@@ -152,3 +152,17 @@ def test_a_program_may_start_processes_of_its_own(tmp_path):
     )
     done = warm_python.run(["script.py"], cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[2, 4]\n", "")
+
+
+def test_a_program_that_leaves_others_behind_ends_in_time(tmp_path):
+    code = (
+        "import subprocess, sys, time\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open('pid', 'w').write(str(other.pid))\n"
+        "time.sleep(600)\n"
+    )
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            warm_python.run(["-c", code], cwd=tmp_path, timeout=5)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

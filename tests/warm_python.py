@@ -8,14 +8,15 @@ and in which encoding, need a new Python.
 """
 
 import functools
+import io
 import json
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -129,17 +130,22 @@ class Popen:
     def communicate(self, timeout=None):
         """Waits for the end; returns all of its output and of its errors."""
         end = None if timeout is None else time.monotonic() + timeout
-        with ThreadPoolExecutor(2) as threads:
-            both = [threads.submit(stream.read) for stream in (self.stdout, self.stderr)]
-            try:
-                found = [
-                    one.result(None if end is None else end - time.monotonic()) for one in both
-                ]
-            except TimeoutError:
-                self.kill()
-                raise subprocess.TimeoutExpired(self.args, timeout) from None
+        found = [], []
+        readers = [
+            threading.Thread(target=lambda read, to: to.append(read()), args=each, daemon=True)
+            for each in zip((self.stdout.read, self.stderr.read), found, strict=True)
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if end is None else max(0, end - time.monotonic()))
+        if any(reader.is_alive() for reader in readers):
+            self.kill()
+            # Processes that it has started may hold its streams open for ever.
+            self.stdout, self.stderr = io.StringIO(), io.StringIO()
+            raise subprocess.TimeoutExpired(self.args, timeout)
         self.wait()
-        return found
+        return [text for (text,) in found]
 
 
 def run(arguments, cwd=None, env=None, timeout=None):

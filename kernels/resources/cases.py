@@ -1,7 +1,7 @@
 """The calls of operations whose kernels are compiled.
 
-A new kernel gets a call in :data:`CASES`. A slow test compiles all; :data:`MAIN`, and on sm_90
-:data:`HOPPER_MAIN`, are those to look at after each change.
+A new kernel gets a call in :data:`CASES`. A nightly test compiles all; a slow test, which each
+change must pass, those of :data:`MAIN`, and on sm_90 of :data:`HOPPER_MAIN`.
 """
 
 from collections.abc import Callable
