@@ -66,9 +66,27 @@ def test_registers_in_flight_of_a_chain_that_keeps_activations_in_registers(tmp_
 def test_training_and_sampling_on_every_chip():
     done = compile_offline("--main")
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("train fp16: train", "sample fp16: chain", "guided fp16: chain"):
-        assert f"hopper {name}_kernel" in done.stdout
+    for kernel in (
+        "train fp16: train", "sample fp16: chain", "guided fp16: chain", "drop-in fp16: forward",
+        "drop-in fp16: backward",
+    ):  # fmt: skip
+        assert f"hopper {kernel}_kernel" in done.stdout
     assert "HGMMA" in done.stdout
+
+
+@pytest.mark.slow
+def test_networks_of_other_sizes_on_hopper():
+    """A few that differ in the order of their products and in what their registers hold."""
+    chosen = [
+        "uneven: forward_kernel",
+        "width 64 tf32: forward_kernel",
+        "width 128 bf16: chain_kernel",
+        "width 256 gelu: forward_kernel",
+        "width 512 fp16: forward_kernel",
+    ]
+    done = compile_offline("--arch", "90", "--only", *chosen)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(chosen)} kernels compiled" in done.stdout
 
 
 @pytest.mark.nightly
